@@ -1,0 +1,48 @@
+"""What can go wrong, as one tree.
+
+EmoregError
+├── UserError (also a ValueError)   the input is wrong: the message names the rule, the value and the way out; exit code 2
+│   ├── ConfigError                 a configuration value, an override, a study file
+│   ├── ImageSetError               an image set that is missing, broken or laid out wrongly
+│   └── StorageError                a folder or a file that cannot be used
+└── Diverged                        a loss left the finite numbers; ends the trial as pruned, with the step
+"""
+
+from __future__ import annotations
+
+
+class EmoregError(Exception):
+    """Root of every error that emoreg raises on purpose."""
+
+
+class UserError(EmoregError, ValueError):
+    """Wrong input. The message names the rule, the value given and the way out."""
+
+
+class ConfigError(UserError):
+    """A configuration that breaks a rule."""
+
+
+class ImageSetError(UserError):
+    """An image set that cannot be read as asked."""
+
+
+class StorageError(UserError):
+    """A storage that cannot be used as asked."""
+
+
+class Diverged(EmoregError):
+    """A loss that is not finite.
+
+    Attributes:
+        stage: ``"pretraining"`` or ``"regulation"``.
+        step: the optimizer update (from 0, within the stage) whose loss was the first not finite.
+    """
+
+    def __init__(self, stage: str, step: int) -> None:
+        super().__init__(f"the loss of {stage} is not finite at step {step}")
+        self.stage = stage
+        self.step = step
+
+    def __reduce__(self) -> tuple[type[Diverged], tuple[str, int]]:
+        return (Diverged, (self.stage, self.step))

@@ -1,0 +1,1 @@
+"""Image sets: readers by name, prepared Arrow files, splits, batches on the device, augmentation."""

@@ -1,0 +1,53 @@
+"""An image set in memory: decoded, typed, fingerprinted; mapped from a prepared Arrow file, never copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+Targets = Int[np.ndarray, " N"] | Float[np.ndarray, "N T"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Images of one split. N images of side S, RGB; targets are class indices, or T real numbers for regression."""
+
+    images: UInt8[np.ndarray, "N S S 3"]
+    targets: Targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Int[np.ndarray, " M"]) -> Split:
+        """The images at ``indices``, copied."""
+        return Split(images=self.images[indices], targets=self.targets[indices])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSet:
+    """A prepared image set.
+
+    Attributes:
+        name: the reader's name.
+        class_names: names by class index; the names of the real-valued targets for regression.
+        regression: whether the targets are real numbers.
+        fingerprint: SHA-256 over pixels, targets and class names: equal exactly when what is learned from is equal.
+        train: the training split, whole (see ``cut_validation``).
+        test: the test split. Closed to everything but an explicit evaluation.
+        summary: what the reader met, e.g. ``{"converted from L": 3, "refused: truncated": 1}``.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    regression: bool
+    fingerprint: str
+    train: Split
+    test: Split
+    summary: dict[str, int]
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of a head for this set: number of classes, or of regression targets."""
+        return len(self.class_names)

@@ -1,0 +1,171 @@
+"""What trials and epochs did, as typed rows in Parquet: the product's only truth about results.
+
+``records/trials.parquet`` has one row a trial, ``records/epochs.parquet`` one row an epoch of a stage. The schemas are the
+dataclasses below: column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the
+schema's metadata holds ``emoreg.schema_version``. Both files are replaced whole and atomically: a reader never sees half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emoreg.errors import StorageError
+
+SCHEMA_VERSION = 1
+
+Stage = Literal["pretraining", "regulation"]
+Status = Literal["finished", "pruned", "failed"]
+Role = Literal["search", "control", "trial"]
+
+
+def _column(doc: str, **kwargs: Any) -> Any:
+    return field(metadata={"doc": doc}, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRecord:
+    """One pass over the data of one stage of one trial."""
+
+    identity: str = _column("trial identity")
+    stage: Stage = _column("pretraining or regulation")
+    epoch: int = _column("epochs of the stage completed, from 1")
+    step: int = _column("optimizer updates of the stage completed")
+    loss: float = _column("mean training loss over the epoch, augmented images")
+    accuracy: float | None = _column(
+        "training accuracy over the epoch, in [0, 1]; null for regression and mixed labels"
+    )
+    validation_loss: float | None = _column("loss on the validation split; null where there is none")
+    validation_accuracy: float | None = _column("accuracy on the validation split, in [0, 1]; null where there is none")
+    learning_rate: float = _column("learning rate of the epoch's last step")
+    images_per_second: float = _column("training images a second")
+    seconds: float = _column("wall time of the epoch, validation included, in seconds")
+    balance: float | None = _column("mean balance b on the validation split; null in pretraining")
+    balance_std: float | None = _column("standard deviation of b over validation images; 0 unless kind=dynamic")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One trial that ended, whichever way."""
+
+    identity: str = _column("hash of the resolved trial configuration, seed included")
+    role: Role = _column("search: proposed by the sampler; control: beside it; trial: run by `emoreg trial`")
+    number: int | None = _column("Optuna's trial number; null outside the search")
+    control: str = _column("none for regulation itself, else the control's name")
+    status: Status = _column("finished, pruned (stopped by the scheduler, or diverged) or failed")
+    reason: str | None = _column("why it was pruned or failed; null when finished")
+    seed: int = _column("seed of the trial")
+    backbone: str = _column("backbone of both encoders")
+    stimuli: str = _column("stimulus set that was pre-trained on")
+    task: str = _column("task set")
+    form: str = _column("form of regulation")
+    kind: str = _column("kind of balance")
+    balance: float = _column("balance b as configured")
+    pretraining_epochs: int = _column("pre-training length in epochs")
+    params: str = _column("JSON object of the sampled values by path; {} outside the search")
+    config: str = _column("JSON of the whole trial configuration as run, with its control applied")
+    accuracy: float | None = _column("validation accuracy of the last regulation epoch run, in [0, 1]")
+    loss: float | None = _column("validation loss of the last regulation epoch run")
+    final_balance: float | None = _column("mean balance b on the validation split at the end")
+    test_accuracy: float | None = _column("test accuracy in [0, 1]; null unless a test evaluation was asked for")
+    regulation_epochs: int = _column("regulation epochs run")
+    num_parameters: int | None = _column("parameters of the regulated network")
+    pretraining_seconds: float = _column(
+        "seconds spent on pre-training by this trial (0 when the experience was there)"
+    )
+    regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
+    device_seconds: float = _column("pretraining_seconds + regulation_seconds")
+    device: str = _column("name of the device")
+    started: str = _column("start of the last attempt, ISO 8601 UTC")
+    ended: str = _column("end, ISO 8601 UTC")
+
+
+Row = TypeVar("Row", EpochRecord, TrialRecord)
+
+_ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+def schema(row_type: type[EpochRecord] | type[TrialRecord]) -> pa.Schema:
+    """The Arrow schema of a row type: names, types, nullability and the meaning of each column."""
+    hints = get_type_hints(row_type)
+    columns = []
+    for item in dataclasses.fields(row_type):
+        hint = hints[item.name]
+        nullable = get_origin(hint) in (types.UnionType, typing.Union)
+        base = next(option for option in get_args(hint) if option is not type(None)) if nullable else hint
+        arrow = _ARROW_TYPES[str if get_origin(base) is Literal else base]
+        columns.append(pa.field(item.name, arrow, nullable=nullable, metadata={"doc": item.metadata["doc"]}))
+    return pa.schema(columns, metadata={"emoreg.schema_version": str(SCHEMA_VERSION)})
+
+
+class Records:
+    """The two tables of one study, in memory, with one writer.
+
+    Rows are keyed, trials by identity and epochs by (identity, stage, epoch); a later row replaces an earlier one, so that a
+    trial taken up again from its checkpoint never doubles an epoch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the records of the study in ``folder``, which may have none yet."""
+        self._folder = folder / "records"
+        self.trials: dict[str, TrialRecord] = {
+            row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)
+        }
+        self.epochs: dict[tuple[str, str, int], EpochRecord] = {
+            (row.identity, row.stage, row.epoch): row for row in _read(self._folder / "epochs.parquet", EpochRecord)
+        }
+
+    def add_epoch(self, row: EpochRecord) -> None:
+        """Keep an epoch's row until the next ``write``."""
+        self.epochs[row.identity, row.stage, row.epoch] = row
+
+    def add_trial(self, row: TrialRecord) -> None:
+        """Keep a trial's row and write everything."""
+        self.trials[row.identity] = row
+        self.write()
+
+    def write(self) -> None:
+        """Replace both files, epochs first: a trial that is recorded has its epochs."""
+        _write(self._folder / "epochs.parquet", EpochRecord, list(self.epochs.values()))
+        _write(self._folder / "trials.parquet", TrialRecord, list(self.trials.values()))
+
+
+def _read(path: Path, row_type: type[Row]) -> list[Row]:
+    if not path.exists():
+        return []
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"records must be Parquet, but {path} cannot be read ({error}): move it away and run the study again; trials "
+            "that have a checkpoint are not paid for twice"
+        ) from error
+    version = (table.schema.metadata or {}).get(b"emoreg.schema_version", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise StorageError(
+            f"records must have schema version {SCHEMA_VERSION}, but {path} has {version}: read it with the emoreg that "
+            "wrote it, or choose another storage"
+        )
+    return [cast("Row", row_type(**values)) for values in table.to_pylist()]
+
+
+def _write(path: Path, row_type: type[EpochRecord] | type[TrialRecord], rows: list[Any]) -> None:
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            pq.write_table(table, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

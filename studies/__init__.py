@@ -1,0 +1,1 @@
+"""The studies that emoreg ships, one a file: ``study() -> StudyConfig``."""
