@@ -382,9 +382,7 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         _positive("scheduler.grace_epochs", self.grace_epochs)
-        require(
-            self.reduction_factor >= 2, "scheduler.reduction_factor must be 2 or more", self.reduction_factor, "try 3"
-        )
+        require(self.reduction_factor >= 2, "scheduler.reduction_factor must be 2 or more", self.reduction_factor, "try 3")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -412,9 +410,7 @@ class ResourcesConfig:
         _positive("resources.cpus_per_trial", self.cpus_per_trial)
         _not_negative("resources.gpus_per_trial", self.gpus_per_trial)
         gpus = self.gpus_per_trial or 0.0
-        require(
-            gpus <= 1 or gpus == int(gpus), "resources.gpus_per_trial above 1 must be whole", gpus, "0.5, 1 or 2, say"
-        )
+        require(gpus <= 1 or gpus == int(gpus), "resources.gpus_per_trial above 1 must be whole", gpus, "0.5, 1 or 2, say")
         _positive("resources.max_concurrent", self.max_concurrent)
         _not_negative("resources.max_retries", self.max_retries)
 

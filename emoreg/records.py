@@ -40,9 +40,7 @@ class EpochRecord:
     epoch: int = _column("epochs of the stage completed, from 1")
     step: int = _column("optimizer updates of the stage completed")
     loss: float = _column("mean training loss over the epoch, augmented images")
-    accuracy: float | None = _column(
-        "training accuracy over the epoch, in [0, 1]; null for regression and mixed labels"
-    )
+    accuracy: float | None = _column("training accuracy over the epoch, in [0, 1]; null for regression and mixed labels")
     validation_loss: float | None = _column("loss on the validation split; null where there is none")
     validation_accuracy: float | None = _column("accuracy on the validation split, in [0, 1]; null where there is none")
     learning_rate: float = _column("learning rate of the epoch's last step")
@@ -78,9 +76,7 @@ class TrialRecord:
     test_accuracy: float | None = _column("test accuracy in [0, 1]; null unless a test evaluation was asked for")
     regulation_epochs: int = _column("regulation epochs run")
     num_parameters: int | None = _column("parameters of the regulated network")
-    pretraining_seconds: float = _column(
-        "seconds spent on pre-training by this trial (0 when the experience was there)"
-    )
+    pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
     device_seconds: float = _column("pretraining_seconds + regulation_seconds")
     device: str = _column("name of the device")
@@ -116,9 +112,7 @@ class Records:
     def __init__(self, folder: Path) -> None:
         """Open the records of the study in ``folder``, which may have none yet."""
         self._folder = folder / "records"
-        self.trials: dict[str, TrialRecord] = {
-            row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)
-        }
+        self.trials: dict[str, TrialRecord] = {row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)}
         self.epochs: dict[tuple[str, str, int], EpochRecord] = {
             (row.identity, row.stage, row.epoch): row for row in _read(self._folder / "epochs.parquet", EpochRecord)
         }
