@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from tyro.conf import Suppress
+
 from emoreg.errors import ConfigError
 
 Control = Literal["none", "plain", "emotional", "untrained", "shuffled", "neutral"]
@@ -81,7 +83,7 @@ class AugmentationConfig:
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation changes: factors from U(1 - s, 1 + s)."""
     random_erasing: float = 0.0
-    """Probability that a rectangle of an image is replaced by noise (Zhong et al. 2020)."""
+    """Probability that a rectangle of an image is replaced by a random colour (Zhong et al. 2020)."""
     mixup: float = 0.0
     """Alpha of MixUp's Beta distribution (Zhang et al. 2018). 0 for none."""
     cutmix: float = 0.0
@@ -425,7 +427,7 @@ class StudyConfig:
     """Folder (or file:// URI) that holds studies, experience and prepared image sets."""
     trial: TrialConfig = field(default_factory=TrialConfig)
     """Every setting of a trial that the search does not choose."""
-    search_space: Mapping[str, Distribution] = field(default_factory=dict)
+    search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
     """Distributions by path into the trial."""
     num_trials: int = 20
     """Trials that the sampler proposes; the controls come on top."""
@@ -517,6 +519,15 @@ class StudyConfig:
         for value in distribution.bounds():
             replace_paths(self.trial, {path: value})
 
+    def control_trials(self) -> list[TrialConfig]:
+        """The controls: each for every seed and backbone, seeds outermost, so that one seed is whole before the next."""
+        return [
+            dataclasses.replace(self.trial, backbone=backbone, control=control, seed=seed)
+            for seed in self.control_seeds
+            for backbone in self.backbones()
+            for control in self.controls
+        ]
+
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares: those searched, or the one that the trial has."""
         searched = self.search_space.get("backbone")
@@ -558,7 +569,8 @@ def replace_paths(config: TrialConfig, values: Mapping[str, Value]) -> TrialConf
     for path, value in values.items():
         read_path(config, path)
         _check_type(config, path, value)
-    return _replace(config, values)
+    changed: TrialConfig = _replace(config, values)
+    return changed
 
 
 def _replace(config: Any, values: Mapping[str, Value]) -> Any:

@@ -8,16 +8,20 @@ schema's metadata holds ``emoreg.schema_version``. Both files are replaced whole
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emoreg.config import TrialConfig, Value
 from emoreg.errors import StorageError
 
 SCHEMA_VERSION = 1
@@ -102,6 +106,79 @@ def schema(row_type: type[EpochRecord] | type[TrialRecord]) -> pa.Schema:
     return pa.schema(columns, metadata={"emoreg.schema_version": str(SCHEMA_VERSION)})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """What a finished trial came to. Accuracies lie in [0, 1]; times are in seconds, over all its attempts."""
+
+    identity: str
+    accuracy: float
+    loss: float
+    final_balance: float
+    test_accuracy: float | None
+    num_parameters: int
+    pretraining_seconds: float
+    regulation_seconds: float
+
+
+def trial_record(
+    config: TrialConfig,
+    *,
+    role: Role,
+    number: int | None,
+    params: Mapping[str, Value],
+    status: Status,
+    reason: str | None,
+    result: TrialResult | None,
+    epochs: list[EpochRecord],
+    device: str,
+    started: str,
+) -> TrialRecord:
+    """The row of a trial that ended now, from its result or, where it has none, from the epochs that it came to."""
+    applied = config.applied()
+    regulation = [row for row in epochs if row.stage == "regulation"]
+    pretraining_seconds = sum(row.seconds for row in epochs if row.stage == "pretraining")
+    regulation_seconds = sum(row.seconds for row in regulation)
+    last = regulation[-1] if regulation else None
+    if result is not None:
+        pretraining_seconds, regulation_seconds = result.pretraining_seconds, result.regulation_seconds
+    stimuli = applied.neutral if applied.control == "neutral" and applied.neutral is not None else applied.stimuli
+    return TrialRecord(
+        identity=config.identity,
+        role=role,
+        number=number,
+        control=applied.control,
+        status=status,
+        reason=reason,
+        seed=applied.seed,
+        backbone=applied.backbone,
+        stimuli=stimuli.name,
+        task=applied.task.name,
+        form=applied.regulation.form,
+        kind=applied.regulation.kind,
+        balance=applied.regulation.balance,
+        pretraining_epochs=applied.pretraining.epochs,
+        params=json.dumps(dict(params)),
+        config=json.dumps(dataclasses.asdict(applied)),
+        accuracy=result.accuracy if result is not None else last.validation_accuracy if last is not None else None,
+        loss=result.loss if result is not None else last.validation_loss if last is not None else None,
+        final_balance=result.final_balance if result is not None else last.balance if last is not None else None,
+        test_accuracy=result.test_accuracy if result is not None else None,
+        regulation_epochs=len(regulation),
+        num_parameters=result.num_parameters if result is not None else None,
+        pretraining_seconds=pretraining_seconds,
+        regulation_seconds=regulation_seconds,
+        device_seconds=pretraining_seconds + regulation_seconds,
+        device=device,
+        started=started,
+        ended=utc_now(),
+    )
+
+
+def utc_now() -> str:
+    """The time as the records write it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 class Records:
     """The two tables of one study, in memory, with one writer.
 
@@ -148,7 +225,7 @@ def _read(path: Path, row_type: type[Row]) -> list[Row]:
             f"records must have schema version {SCHEMA_VERSION}, but {path} has {version}: read it with the emoreg that "
             "wrote it, or choose another storage"
         )
-    return [cast("Row", row_type(**values)) for values in table.to_pylist()]
+    return [row_type(**values) for values in table.to_pylist()]
 
 
 def _write(path: Path, row_type: type[EpochRecord] | type[TrialRecord], rows: list[Any]) -> None:

@@ -1,0 +1,5 @@
+"""``python -m emoreg``."""
+
+from emoreg.cli import main
+
+main()

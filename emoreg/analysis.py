@@ -1,0 +1,112 @@
+"""From records to tables: the best configurations, and regulation beside its controls. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from emoreg.config import Objective
+from emoreg.records import TrialRecord
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over n seeds, with half the width of its 95 % confidence interval (Student's t); None for a single seed."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    def __str__(self) -> str:
+        """In percent: "71.2 ± 1.3", or "71.2" for a single seed."""
+        return f"{100 * self.mean:.1f}" + ("" if self.half_width is None else f" ± {100 * self.half_width:.1f}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlRow:
+    """One control of one backbone, on the study's fixed configuration: nothing here was selected.
+
+    Attributes:
+        control: ``none`` is regulation itself.
+        accuracy: validation accuracy over the seeds that finished.
+        gain: regulation minus this control, paired by seed; None for regulation itself, or without a common seed.
+    """
+
+    backbone: str
+    control: str
+    accuracy: Estimate
+    gain: Estimate | None
+
+
+def better(one: TrialRecord, other: TrialRecord, objective: Objective) -> bool:
+    """Whether ``one`` is better than ``other`` by the objective; a trial without the metric is never better."""
+    mine, its = getattr(one, objective.metric), getattr(other, objective.metric)
+    if mine is None or its is None:
+        return mine is not None and its is None
+    return bool(mine > its) if objective.mode == "max" else bool(mine < its)
+
+
+def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
+    """The best finished trial of the search for each backbone. Selected, so its metric flatters it."""
+    best: dict[str, TrialRecord] = {}
+    for record in records:
+        if record.role != "search" or record.status != "finished":
+            continue
+        if record.backbone not in best or better(record, best[record.backbone], objective):
+            best[record.backbone] = record
+    return best
+
+
+def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """The finished trials of the search that no other beats in one objective without losing in another."""
+    finished = [record for record in records if record.role == "search" and record.status == "finished"]
+
+    def dominates(one: TrialRecord, other: TrialRecord) -> bool:
+        return any(better(one, other, objective) for objective in objectives) and not any(
+            better(other, one, objective) for objective in objectives
+        )
+
+    return [record for record in finished if not any(dominates(other, record) for other in finished)]
+
+
+def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
+    """Regulation and each control by backbone, with what regulation gains over it."""
+    by_group: dict[tuple[str, str], dict[int, float]] = {}
+    for record in records:
+        if record.role == "control" and record.status == "finished" and record.accuracy is not None:
+            by_group.setdefault((record.backbone, record.control), {})[record.seed] = record.accuracy
+    rows = []
+    for (backbone, control), accuracies in by_group.items():
+        regulated = by_group.get((backbone, "none"), {})
+        gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
+        rows.append(
+            ControlRow(
+                backbone=backbone,
+                control=control,
+                accuracy=estimate(list(accuracies.values())),
+                gain=estimate(gains) if gains and control != "none" else None,
+            )
+        )
+    return rows
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of independent values with its 95 % confidence interval by Student's t.
+
+    Raises:
+        ValueError: for no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("a mean needs at least one value")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean=mean, half_width=None, n=1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    quantile = float(stats.t.ppf((1 + _CONFIDENCE) / 2, df=n - 1))
+    return Estimate(mean=mean, half_width=quantile * deviation / math.sqrt(n), n=n)

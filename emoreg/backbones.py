@@ -1,0 +1,132 @@
+"""timm models fitted to small images, as encoders: images in, one feature vector each out. The only module that knows timm.
+
+Legend: B images, S their side in pixels, D features.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from emoreg import torchvision_operators
+from emoreg.errors import ConfigError
+
+torchvision_operators.ensure()
+import timm  # noqa: E402
+from timm.models import ResNet  # noqa: E402
+from timm.optim import param_groups_weight_decay  # noqa: E402
+
+_ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
+_PATCHES_PER_SIDE = 8
+_LARGEST_WITHOUT_MAX_POOL = 64
+
+
+class Encoder(nn.Module):
+    """A timm model without its classifier.
+
+    Attributes:
+        width: D, the number of features.
+    """
+
+    def __init__(self, model: nn.Module, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        with torch.no_grad():
+            self.width = int(model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1])
+        model.train()
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """One feature vector for each image."""
+        features: Tensor = self.model(images)
+        return features
+
+
+def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
+    """Refuse a backbone that `create_encoder` could not make, without making it.
+
+    Raises:
+        ConfigError: for a name that timm does not have, a size that a ViT's patches do not divide, a weights file that is
+            not there.
+    """
+    timm_name = _ALIASES.get(name, name)
+    if not timm.is_model(timm_name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *_ALIASES], n=4, cutoff=0.5)
+        raise ConfigError(f"a backbone must be a timm model, but timm {timm.__version__} has no {name!r}: did you mean {near}?")
+    if _has_patches(timm_name) and image_size % _PATCHES_PER_SIDE:
+        raise ConfigError(
+            f"a ViT's patches have a side of image_size / {_PATCHES_PER_SIDE}, so image_size must be a multiple of "
+            f"{_PATCHES_PER_SIDE}, but it is {image_size}: choose 32, say"
+        )
+    if weights not in (None, "hub") and not Path(str(weights)).expanduser().is_file():
+        raise ConfigError(f"weights must be a file or 'hub', but {weights!r} is not there: correct the path")
+
+
+def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
+    """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
+
+    The ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family gets ``img_size`` and patches of
+    image_size / 8 (8 x 8 tokens). Every other family is taken as timm makes it, with ``img_size`` where it has one.
+
+    Raises:
+        ConfigError: where timm cannot make the model so, or weights do not fit or cannot be had.
+    """
+    check_backbone(name, image_size=image_size, weights=weights)
+    timm_name = _ALIASES.get(name, name)
+    options: dict[str, Any] = {"num_classes": 0}
+    if drop_path > 0:
+        options["drop_path_rate"] = drop_path
+    if _has_patches(timm_name):
+        options |= {"img_size": image_size, "patch_size": image_size // _PATCHES_PER_SIDE}
+    if weights is not None:
+        options["pretrained"] = True
+        if weights != "hub":
+            options["pretrained_cfg_overlay"] = {"file": str(Path(weights).expanduser())}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = timm.create_model(timm_name, **options)
+        except TypeError as error:
+            raise ConfigError(f"backbone {name!r} does not take the options {options}: {error}") from error
+        except (RuntimeError, OSError, ImportError) as error:
+            if weights is None:
+                raise
+            where = "timm's hub, which needs a network" if weights == "hub" else repr(weights)
+            raise ConfigError(
+                f"the weights of {name!r} were asked for from {where}, but they cannot be loaded ({error}): give a local "
+                "file made for this backbone, or leave weights out"
+            ) from error
+        if isinstance(model, ResNet):
+            _fit_resnet(model, image_size)
+        return Encoder(model, image_size)
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters: norms, biases, scalars and a ViT's tokens and positions do not decay."""
+    kept = {
+        f"{prefix}.model.{name}"
+        for prefix, encoder in module.named_modules()
+        if isinstance(encoder, Encoder) and hasattr(encoder.model, "no_weight_decay")
+        for name in encoder.model.no_weight_decay()  # type: ignore[operator]
+    }
+    groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=kept)
+    return [group for group in groups if group["params"]]
+
+
+def _has_patches(timm_name: str) -> bool:
+    return bool(timm.model_entrypoint(timm_name).__module__ == "timm.models.vision_transformer")
+
+
+def _fit_resnet(model: ResNet, image_size: int) -> None:
+    stem = model.conv1
+    if isinstance(stem, nn.Conv2d):
+        model.conv1 = nn.Conv2d(3, stem.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    else:  # the deep stem is made of 3x3 convolutions already; only its stride goes
+        stem[0].stride = (1, 1)
+    if image_size <= _LARGEST_WITHOUT_MAX_POOL:
+        model.maxpool = nn.Identity()

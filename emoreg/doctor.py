@@ -1,0 +1,139 @@
+"""What this machine has and lacks for emoreg: a verdict on each line, and a cure where one is needed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from emoreg.errors import UserError
+
+_LEAST_FREE_GIB = 5.0
+_STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line: ``ok``, ``note`` (works, with a limit) or ``bad`` (a study would fail)."""
+
+    verdict: Literal["ok", "note", "bad"]
+    what: str
+    found: str
+    cure: str = ""
+
+
+def examine(storage: Path) -> Iterator[Finding]:
+    """Look at Python, torch, the device, torchvision's operators, Ray, Optuna, storage and the image sets."""
+    python = platform.python_version()
+    fits = (3, 11) <= sys.version_info[:2] < (3, 13)
+    yield Finding(verdict="ok" if fits else "bad", what="Python", found=python, cure="" if fits else "use Python 3.11 or 3.12")
+    yield from _torch()
+    for package in ("timm", "ray", "optuna", "pyarrow", "tensorboard"):
+        yield _package(package)
+    yield _cores()
+    yield from _disk(storage)
+    yield from _image_sets()
+
+
+def print_findings(findings: Iterator[Finding], console: Console) -> int:
+    """Print a table of the findings; exit code 1 if one is bad."""
+    table = Table("", "what", "found", "cure")
+    all_findings = list(findings)
+    for finding in all_findings:
+        table.add_row(f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]", finding.what, finding.found, finding.cure)
+    console.print(table)
+    return 1 if any(finding.verdict == "bad" for finding in all_findings) else 0
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding(verdict="ok", what="torch", found=torch.__version__)
+    if torch.cuda.is_available():
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: trials compute in float32"
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        yield Finding(verdict="ok", what="device", found=f"{len(names)} x {names[0]}, {memory:.0f} GiB, {bf16}")
+    elif torch.version.cuda is not None:
+        yield Finding(
+            verdict="note",
+            what="device",
+            found=f"CPU only, though torch was built for CUDA {torch.version.cuda}",
+            cure="check `nvidia-smi` and the driver's version, or go on with the CPU",
+        )
+    else:
+        yield Finding(verdict="ok", what="device", found="CPU", cure="for a GPU, install a CUDA build of torch")
+    from emoreg import torchvision_operators
+
+    operators = torchvision_operators.ensure()
+    yield Finding(
+        verdict="ok",
+        what="torchvision",
+        found=f"{importlib.metadata.version('torchvision')}, operators {operators}",
+        cure=""
+        if operators == "compiled"
+        else "none needed: its compiled operators are for another torch build, and emoreg uses none of them",
+    )
+
+
+def _package(name: str) -> Finding:
+    try:
+        module = __import__(name)
+    except ImportError as error:
+        return Finding(verdict="bad", what=name, found=f"cannot be imported: {error}", cure="pip install -e . again")
+    return Finding(verdict="ok", what=name, found=module.__version__)
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    return Finding(verdict="ok", what="CPU", found=f"{cores} cores for this process of {os.cpu_count()}")
+
+
+def _disk(storage: Path) -> Iterator[Finding]:
+    from emoreg.preflight import check_storage
+
+    try:
+        check_storage(storage)
+    except UserError as error:
+        yield Finding(verdict="bad", what="storage", found=str(storage), cure=str(error))
+        return
+    for what, folder in (("storage", storage), ("shared memory", Path("/dev/shm"))):
+        if not folder.exists():
+            continue
+        free = shutil.disk_usage(folder).free / 2**30
+        enough = free >= (_LEAST_FREE_GIB if what == "storage" else 1.0)
+        yield Finding(
+            verdict="ok" if enough else "note",
+            what=what,
+            found=f"{folder}: {free:.1f} GiB free",
+            cure=""
+            if enough
+            else "free some space: checkpoints and image sets"
+            if what == "storage"
+            else "Ray's objects go to disk",
+        )
+
+
+def _image_sets() -> Iterator[Finding]:
+    from emoreg.config import ImageSetConfig
+    from emoreg.imagesets import check
+
+    for name in ("openmoji", "openmoji-objects", "digits"):
+        try:
+            check(ImageSetConfig(name=name))
+        except UserError as error:
+            yield Finding(verdict="note", what=f"images: {name}", found="not here", cure=str(error))
+        else:
+            yield Finding(verdict="ok", what=f"images: {name}", found="embedded")
+    yield Finding(
+        verdict="ok", what="images: others", found="given by path", cure="see `emoreg data list` for where to get them"
+    )

@@ -1,0 +1,142 @@
+"""Experiences: what pre-training leaves in an encoder, kept by content so that no trial pays for one twice.
+
+``<storage>/experience/<key>/<epochs>.ckpt`` is the emotional net after that many epochs. The key is the hash of all that
+decides its weights, except the length: pre-training's schedule does not know its end, so a longer experience continues a
+shorter one, and trials that differ in regulation or length share a trunk. One process at a time trains a trunk (a file lock);
+the others wait and then find it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from emoreg import checkpoint
+from emoreg.checkpoint import State
+from emoreg.config import TrialConfig
+from emoreg.errors import ConfigError
+from emoreg.imagesets.batches import Batches
+from emoreg.optimization import uses_bf16
+from emoreg.pretrain import EmotionalNet, pretrain
+from emoreg.records import EpochRecord
+
+_TRAINER_VERSION = 1  # raise it when the numbers of pre-training change: old snapshots are then left alone
+_SNAPSHOT_SECONDS = 60.0
+
+
+def experience_key(config: TrialConfig, fingerprint: str, device: torch.device) -> str:
+    """Sixteen hexadecimal digits that differ whenever the weights would.
+
+    Args:
+        config: the applied configuration.
+        fingerprint: of the stimuli that are trained on, which stands for their name and path.
+        device: its type decides what precision "auto" means.
+    """
+    pretraining = asdict(config.pretraining)
+    del pretraining["epochs"]
+    stimuli = asdict(config.stimuli)
+    del stimuli["name"], stimuli["path"]
+    decisive = {
+        "trainer": _TRAINER_VERSION,
+        "backbone": config.backbone,
+        "drop_path": config.drop_path,
+        "weights": _weights_digest(config.weights),
+        "image_size": config.image_size,
+        "stimuli": stimuli,
+        "fingerprint": fingerprint,
+        "pretraining": pretraining,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "bf16": uses_bf16(config, device),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def gain_experience(
+    config: TrialConfig,
+    net: EmotionalNet,
+    stimuli: Batches,
+    validation: Batches | None,
+    *,
+    regression: bool,
+    fingerprint: str,
+    storage: Path,
+    report: Callable[[EpochRecord], None],
+) -> float:
+    """Bring ``net`` to the state after ``config.pretraining.epochs`` epochs: loaded, continued or trained from the start.
+
+    Returns:
+        Seconds of pre-training that this trial paid for, over all its attempts: 0 where another trial had paid.
+
+    Raises:
+        Diverged: see ``pretrain``.
+    """
+    epochs = config.pretraining.epochs
+    if epochs == 0:
+        return 0.0
+    device = stimuli.device
+    folder = storage / "experience" / experience_key(config, fingerprint, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    paid: list[EpochRecord] = []
+    saved = time.monotonic()
+
+    def keep(state: State) -> None:
+        nonlocal saved
+        done = state["epochs"]
+        if done == epochs or done.bit_count() == 1 or time.monotonic() - saved > _SNAPSHOT_SECONDS:
+            checkpoint.save(folder / f"{done}.ckpt", {**state, "paid": [asdict(row) for row in paid]})
+            saved = time.monotonic()
+
+    def report_paid(row: EpochRecord) -> None:
+        paid.append(row)
+        report(row)
+
+    with FileLock(folder / ".lock"):
+        start = _longest(folder, epochs, device)
+        if start is not None:
+            # An earlier attempt of this very trial may have paid for some of it: its epochs are this trial's to report.
+            paid = [EpochRecord(**row) for row in start["paid"] if row["identity"] == config.identity]
+            for row in paid:
+                report(row)
+        if start is not None and start["epochs"] == epochs:
+            net.load_state_dict(start["net"])
+        else:
+            pretrain(
+                config,
+                net,
+                stimuli,
+                validation,
+                regression=regression,
+                start=start,
+                save=keep,
+                report=report_paid,
+            )
+    return sum(row.seconds for row in paid)
+
+
+def _longest(folder: Path, epochs: int, device: torch.device) -> State | None:
+    """The longest snapshot of at most ``epochs`` epochs that can be trusted."""
+    lengths = sorted((int(path.stem) for path in folder.glob("*.ckpt") if path.stem.isdigit()), reverse=True)
+    for length in lengths:
+        if length <= epochs:
+            state = checkpoint.load(folder / f"{length}.ckpt", device=device)
+            if state is not None:
+                return state
+    return None
+
+
+def _weights_digest(weights: str | None) -> str | None:
+    if weights is None or weights == "hub":
+        return weights
+    try:
+        with open(Path(weights).expanduser(), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"weights must be a readable file, but {weights!r} is not ({error}): correct the path") from error

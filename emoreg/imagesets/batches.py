@@ -1,0 +1,105 @@
+"""Training batches, selected and augmented on the device: no DataLoader, no worker processes, no per-image Python.
+
+What an epoch needs of randomness (its order, and one row of uniform numbers for each image) is drawn at its start from a
+CPU generator and moved to the device in one copy. So the same seed augments alike on CPU and GPU, a step costs the host
+nothing, and switching one augmentation on leaves the draws of the others as they were.
+
+Legend: N images in the set, B in a batch, S their side, C classes, T regression targets.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from emoreg.config import AugmentationConfig
+from emoreg.imagesets.augmentation import (
+    NUM_DRAWS,
+    color_jitter,
+    crop_and_flip,
+    mix,
+    normalize,
+    random_erasing,
+)
+
+if TYPE_CHECKING:
+    from emoreg.imagesets.imageset import Split
+
+_SHARE_OF_FREE_MEMORY = 0.5
+_EVALUATION_BATCH = 512
+
+Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
+Batch = tuple[Float[Tensor, "B 3 S S"], Targets]
+
+
+class Batches:
+    """The batches of one split on one device."""
+
+    def __init__(self, split: Split, *, device: torch.device) -> None:
+        """Move the split to ``device``, or pin it in host memory where it would take over half of the free device memory."""
+        self.device = device
+        with warnings.catch_warnings():  # the prepared file is mapped read-only, and nothing here writes to it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            self._images = _to_device(torch.as_tensor(split.images), device)
+            self._targets = torch.as_tensor(split.targets).to(device)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def num_steps(self, batch_size: int) -> int:
+        """Steps of an epoch: the last batch may be smaller, but a single image is left out (BatchNorm needs two)."""
+        full, rest = divmod(len(self), batch_size)
+        return full + (rest >= 2)
+
+    def epoch(
+        self, batch_size: int, augmentation: AugmentationConfig, num_classes: int | None, draws: torch.Generator
+    ) -> Iterator[Batch]:
+        """One pass in random order, augmented and normalised.
+
+        Args:
+            batch_size: B.
+            augmentation: what is done to the images.
+            num_classes: C, or None for regression targets, which are never mixed.
+            draws: a CPU generator; its state at the start decides the whole epoch.
+        """
+        order = torch.randperm(len(self), generator=draws)
+        uniform = torch.rand((len(self), NUM_DRAWS), generator=draws).to(self.device)
+        num_steps = self.num_steps(batch_size)
+        mix_seeds = torch.randint(2**62, (num_steps,), generator=draws).tolist()
+        selected, order_device = order.to(self._images.device), order.to(self.device)
+        for step in range(num_steps):
+            chunk = slice(step * batch_size, (step + 1) * batch_size)
+            u = uniform[chunk]
+            images = crop_and_flip(self._images, selected[chunk], u.to(self._images.device), augmentation)
+            pixels = images.to(self.device, non_blocking=True).float().div_(255)
+            pixels = random_erasing(color_jitter(pixels, u, augmentation), u, augmentation)
+            targets = self._targets[order_device[chunk]]
+            if num_classes is not None:
+                pixels, targets = mix(pixels, targets, num_classes, augmentation, mix_seeds[step])
+            yield normalize(pixels), targets
+
+    def evaluation(self) -> Iterator[Batch]:
+        """One pass in order, normalised and not augmented."""
+        for start in range(0, len(self), _EVALUATION_BATCH):
+            chunk = slice(start, start + _EVALUATION_BATCH)
+            images = self._images[chunk].permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+            yield normalize(images.float().div_(255)), self._targets[chunk]
+
+    def with_permuted_targets(self, draws: torch.Generator) -> Batches:
+        """The same images with their targets permuted once: the class counts stay, what the labels say does not."""
+        permuted = copy.copy(self)
+        permuted._targets = self._targets[torch.randperm(len(self), generator=draws).to(self.device)]
+        return permuted
+
+
+def _to_device(images: UInt8[Tensor, "N S S 3"], device: torch.device) -> UInt8[Tensor, "N S S 3"]:
+    if device.type != "cuda":
+        return images
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.to(device) if images.nbytes <= _SHARE_OF_FREE_MEMORY * free else images.pin_memory()

@@ -1,0 +1,112 @@
+"""One picture in, one square RGB image out: every mode, orientation and kind of damage that files come with."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Picture = bytes | Path | Image.Image
+"""An encoded image, the file that holds one, or an image already decoded."""
+
+Image.init()
+FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF") if name in Image.OPEN)
+"""Formats that are decoded, as far as this Pillow has them. It knows more, but some of those start programs (EPS)."""
+
+# What Pillow raises for files that are damaged, cut short, not images, or too large to be meant.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class Refused(Exception):
+    """A picture that cannot be used; the text is the reason, without the picture's name."""
+
+
+@contextmanager
+def strict_decoding() -> Iterator[None]:
+    """Inside, a decompression bomb is an error from Pillow's first limit on, and its remarks about metadata are dropped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def decode(picture: Picture, size: int) -> tuple[UInt8[np.ndarray, "S S 3"], list[str]]:
+    """The picture as ``size`` x ``size`` RGB, and what had to be done to it ("converted from L").
+
+    A picture that is not square is squeezed, so that nothing of the scene is cut away. Pictures of the right size keep their
+    pixels; the others go through Pillow's bicubic filter, which averages over its whole support when it makes smaller.
+
+    Raises:
+        Refused: when it cannot be decoded.
+    """
+    try:
+        if isinstance(picture, Image.Image):
+            return _fit(picture, size)
+        if (isinstance(picture, Path) and picture.stat().st_size == 0) or picture == b"":
+            raise Refused("empty file")
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as image:
+            image.draft(None, (2 * size, 2 * size))  # lets JPEG decode at a fraction of a large size
+            return _fit(image, size)
+    except _DAMAGE as error:
+        raise Refused(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "decompression bomb"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower()
+    if "truncated" in str(error).lower() or isinstance(error, EOFError):
+        return "truncated"
+    return f"damaged: {str(error).lower()}" if str(error) else "damaged"
+
+
+def _fit(image: Image.Image, size: int) -> tuple[UInt8[np.ndarray, "S S 3"], list[str]]:
+    notes = []
+    if getattr(image, "is_animated", False):  # only formats with frames have it
+        notes.append("first frame of an animation")
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        notes.append("turned upright by EXIF")
+    upright = ImageOps.exif_transpose(image)
+    rgb = _to_rgb(upright)
+    if rgb is not upright:
+        notes.append(f"converted from {image.mode}")
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(rgb), notes
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB over white. Sixteen bits a channel become eight by their upper byte's share (65535 -> 255), never by clipping."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
+            raise Refused("32-bit integers without a known range")
+        return Image.fromarray((values.astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise Refused("floating-point pixels without a known range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,186 @@
+"""What is checked before anything is paid for, and what identifies a study on disk. Starts no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from filelock import FileLock, Timeout
+
+import emoreg
+from emoreg.backbones import check_backbone
+from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
+from emoreg.errors import ConfigError, StorageError
+from emoreg.imagesets import check, load
+
+_PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
+_FIXED = ("trial", "search_space", "objectives")
+"""What may not change while a study keeps its name."""
+
+
+def local_storage(storage: str) -> Path:
+    """The folder that a storage names.
+
+    Raises:
+        StorageError: for a URI of a filesystem that emoreg cannot use yet.
+    """
+    parsed = urlparse(storage)
+    if parsed.scheme in ("", "file"):
+        return Path(parsed.path if parsed.scheme else storage).expanduser()
+    raise StorageError(
+        f"storage must be a local folder or a file:// URI for now, but it is {storage!r}: mount it, and give the folder"
+    )
+
+
+def study_folder(config: StudyConfig) -> Path:
+    """``<storage>/<study>``."""
+    return local_storage(config.storage) / config.name
+
+
+def check_study(config: StudyConfig) -> None:
+    """Refuse a study that could not run: unknown backbones, image sets that are not there, unusable storage, missing GPUs.
+
+    Raises:
+        UserError: naming the rule, the value and the way out.
+    """
+    for backbone in config.backbones():
+        check_trial(dataclasses.replace(config.trial, backbone=backbone))
+    for path, distribution in config.search_space.items():
+        if path in ("stimuli.name", "task.name", "neutral.name") and isinstance(distribution, Choice):
+            owner: ImageSetConfig = getattr(config.trial, path.partition(".")[0])
+            for name in distribution.values:
+                check(dataclasses.replace(owner, name=str(name)))
+    check_storage(local_storage(config.storage))
+    gpus = config.resources.gpus_per_trial
+    if gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"resources.gpus_per_trial asks for {gpus:g} GPUs, but torch {torch.__version__} sees none here: set it to 0 for "
+            "CPU, leave it out to take what there is, or see `emoreg doctor`"
+        )
+
+
+def check_trial(config: TrialConfig) -> None:
+    """Refuse a trial whose backbone or image sets cannot be had."""
+    check_backbone(config.backbone, image_size=config.image_size, weights=config.weights)
+    check(config.task)
+    check(config.stimuli)
+    if config.neutral is not None:
+        check(config.neutral)
+
+
+def check_storage(storage: Path) -> None:
+    """Refuse a storage that cannot be written, by writing to it."""
+    probe = storage / f".emoreg-{os.getpid()}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"emoreg")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"storage must be a folder that can be written, but {str(storage)!r} cannot ({error.strerror}): choose another "
+            "with --storage"
+        ) from error
+
+
+def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
+    """Decode the study's image sets once, before any trial, and return their fingerprints by role."""
+    trial, storage = config.trial, local_storage(config.storage)
+    sets = {"task": trial.task, "stimuli": trial.stimuli}
+    if "neutral" in config.controls and trial.neutral is not None:
+        sets["neutral"] = trial.neutral
+    return {role: load(image_set, image_size=trial.image_size, storage=storage).fingerprint for role, image_set in sets.items()}
+
+
+@contextmanager
+def only_driver(config: StudyConfig) -> Iterator[Path]:
+    """Hold the study's folder for one driver at a time.
+
+    Raises:
+        StorageError: where another process holds it.
+    """
+    folder = study_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StorageError(
+            f"a study has one driver at a time, but another process is running {str(folder)!r}: wait for it, or give this one "
+            "another --name"
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
+    """Write ``study.json``: what is run, on what, with which versions. A study goes on only as what it began.
+
+    Raises:
+        ConfigError: where the study on disk is another one, with the differences.
+    """
+    path = study_folder(config) / "study.json"
+    content: dict[str, Any] = {
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "fingerprints": fingerprints,
+        "versions": {"emoreg": emoreg.__version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "platform": platform.platform(),
+    }
+    if path.exists():
+        _refuse_changes(path, json.loads(path.read_text()), content)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    both = old["fingerprints"].keys() & new["fingerprints"].keys()  # the neutral set may join later, with its control
+    before, after = (
+        _flat(
+            {name: content["config"][name] for name in _FIXED}
+            | {"fingerprints": {name: content["fingerprints"][name] for name in both}}
+        )
+        for content in (old, new)
+    )
+    changed = [
+        f"  {name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            "a study goes on as what it began, but its configuration or its images have changed since "
+            f"{str(path)!r} was written:\n" + "\n".join(changed) + "\nGive the changed study another name (--name), or restore "
+            "the old values"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}.{name}").items()}
+    return {prefix.lstrip("."): json.dumps(value)}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that emoreg runs from, with ``+`` if it was changed; None outside one."""
+    folder = Path(emoreg.__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

