@@ -39,6 +39,8 @@ _Study = Annotated[
 ]
 _Config = Annotated[StudyConfig, arg(name="")]
 _Debug = Annotated[bool, arg(help="Show the traceback of an error.")]
+_Evaluate = Literal["validation", "test"]
+_Device = Literal["auto", "cpu", "cuda"]
 _Storage = Annotated[str, arg(help="Folder that holds prepared image sets.")]
 
 
@@ -65,10 +67,12 @@ def _dispatch(arguments: list[str]) -> int:
     config = (AvoidSubcommands,)
     if command in commands:
         prog = f"emoreg {command} {rest[0]}" if named else f"emoreg {command}"
-        return tyro.cli(commands[command], prog=prog, args=rest, config=config)
-    return tyro.extras.subcommand_cli_from_dict(
+        code: int = tyro.cli(commands[command], prog=prog, args=rest, config=config)
+        return code
+    tyro.extras.subcommand_cli_from_dict(  # shows the overview, or says which commands there are
         commands, prog="emoreg", description=_OVERVIEW, args=arguments or ["--help"], config=config
     )
+    raise AssertionError("a command that is not ours was run")
 
 
 def _overridden(arguments: Sequence[str]) -> set[str]:
@@ -97,8 +101,8 @@ def _commands(default: StudyConfig, overridden: set[str]) -> dict[str, Callable[
     def trial(
         study: _Study,
         config: _Config = default,
-        evaluate: Literal["validation", "test"] = "validation",
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        evaluate: _Evaluate = "validation",
+        device: _Device = "auto",
         debug: _Debug = False,
     ) -> int:
         """Run one trial of a study in this process, without Ray: the trial as configured, and under a debugger if you like.

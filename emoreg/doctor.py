@@ -17,7 +17,6 @@ from rich.table import Table
 
 from emoreg.errors import UserError
 
-_LEAST_FREE_GIB = 5.0
 _STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
@@ -106,20 +105,19 @@ def _disk(storage: Path) -> Iterator[Finding]:
     except UserError as error:
         yield Finding(verdict="bad", what="storage", found=str(storage), cure=str(error))
         return
-    for what, folder in (("storage", storage), ("shared memory", Path("/dev/shm"))):
+    for what, folder, least, use in (
+        ("storage", storage, 5.0, "checkpoints and image sets go there"),
+        ("shared memory", Path("/dev/shm"), 1.0, "what is missing Ray takes from the disk"),
+    ):
         if not folder.exists():
             continue
         free = shutil.disk_usage(folder).free / 2**30
-        enough = free >= (_LEAST_FREE_GIB if what == "storage" else 1.0)
+        enough = free >= least
         yield Finding(
             verdict="ok" if enough else "note",
             what=what,
             found=f"{folder}: {free:.1f} GiB free",
-            cure=""
-            if enough
-            else "free some space: checkpoints and image sets"
-            if what == "storage"
-            else "Ray's objects go to disk",
+            cure="" if enough else f"free some: {use}",
         )
 
 

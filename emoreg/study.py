@@ -79,6 +79,8 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     study = open_study(config, folder)
     searcher = OptunaSearcher(study, config, controls=config.control_trials(), records=records.trials)
     tensorboard.write_experiment(folder, config)
+    for record in records.trials.values():  # an earlier driver may have been killed between a record and its event
+        tensorboard.finish(folder, record)
     os.environ.update(_TUNE_SETTINGS)
     ray.init(
         address=address,
@@ -174,6 +176,10 @@ class _Driver(tune.Callback):
         self._records = records
         self._progress = progress
         self._started: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks into the experiment's folder, to restore from: emoreg never does.
+        return {}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._progress.tick()

@@ -39,9 +39,7 @@ def print_summary(config: StudyConfig, records: Records, folder: Path, console: 
         if max(row.accuracy.n for row in rows) < 2:
             console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.", highlight=False)
         else:
-            console.print(
-                "± is half of a 95 % confidence interval over seeds (Student's t; gains paired by seed).", highlight=False
-            )
+            console.print("±: 95 % confidence over seeds (Student's t; gains paired by seed).", highlight=False)
     console.print(f"records:      {folder / 'records'}", highlight=False, soft_wrap=True)
     console.print(f"TensorBoard:  tensorboard --logdir {folder / 'events'}", highlight=False, soft_wrap=True)
 
@@ -56,9 +54,7 @@ def _best_table(best: list[TrialRecord], title: str) -> Table:
             record.backbone,
             "" if record.accuracy is None else f"{100 * record.accuracy:.1f}",
             f"{record.device_seconds:.1f}",
-            "\n".join(
-                f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}" for path, value in params.items()
-            ),
+            "\n".join(f"{path} = {round(value, 4) if isinstance(value, float) else value}" for path, value in params.items()),
             record.identity,
         )
     return table

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +29,7 @@ from emoreg.config import (
     When,
 )
 from emoreg.errors import ConfigError, Diverged, StorageError
-from emoreg.records import EpochRecord, TrialRecord
+from emoreg.records import EpochRecord, Role, TrialRecord
 from emoreg.search_space import resolve
 from emoreg.searcher import (
     REGULATION_EPOCH,
@@ -105,7 +107,7 @@ def record(config: TrialConfig, status: Any = "finished", **changes: Any) -> Tri
     return TrialRecord(**{**fields, **changes})
 
 
-def epoch(number: int, accuracy: float, stage: Any = "regulation", num_epochs: int = 3) -> dict[str, Any]:
+def epoch(number: int, accuracy: float, stage: Any = "regulation", role: Any = "search") -> dict[str, Any]:
     row = EpochRecord(
         identity="",
         stage=stage,
@@ -121,7 +123,7 @@ def epoch(number: int, accuracy: float, stage: Any = "regulation", num_epochs: i
         balance=0.5,
         balance_std=0.0,
     )
-    return epoch_result(row, role="search", num_epochs=num_epochs)
+    return epoch_result(row, role=role, num_epochs=3)
 
 
 def finish(searcher: OptunaSearcher, trial_id: str, accuracy: float, *, loss: float = 0.5, device_seconds: float = 3.0) -> None:
@@ -147,6 +149,7 @@ def test_results_carry_the_metrics_and_what_schedulers_compare() -> None:
     assert first["metric/loss"] == 0.75
     assert (first["regulation_epoch"], first["epoch"], first["stage"]) == (1, 1, "regulation")
     assert "regulation_epoch" not in epoch(3, 0.25), "the last epoch is compared through the last result"
+    assert "regulation_epoch" not in epoch(1, 0.25, role="control"), "controls are not stopped"
     assert not {"metric/accuracy", "metric/loss", "regulation_epoch"} & epoch(1, 0.25, stage="pretraining").keys()
     assert last_result(role="search", epochs=3, accuracy=0.5, loss=1.0, device_seconds=9.0) == {
         "status": "finished",
@@ -494,6 +497,12 @@ def test_an_unusable_database_is_named_without_its_password(url: str, message: s
     assert "s3cret" not in str(caught.value)
 
 
+def test_what_tune_pickles_of_the_searcher_is_empty(storage: str | None, tmp_path: Path) -> None:
+    _, searcher = open_searcher(study_config(optuna_storage=storage), tmp_path)
+    suggested(searcher, "a")
+    assert vars(pickle.loads(pickle.dumps(searcher))) == {}
+
+
 def test_an_unreadable_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "optuna.journal").write_text("not\njson\n")
     with pytest.raises(StorageError, match=r"journal must be readable and writable, but .*optuna.journal is not"):
@@ -516,24 +525,26 @@ SCENARIO: dict[str, Distribution] = {"regulation.balance": Choice(tuple(ENDINGS)
 def quick_trainable(endings: Mapping[float, str]) -> Any:
     """A trainable of three epochs that needs neither torch nor optuna: all that it reports is built here."""
     reports = {}
-    for balance, ending in endings.items():
-        epochs = [epoch(number, balance * number / 3) for number in (1, 2, 3)]
-        last = last_result(role="search", epochs=3, accuracy=balance, loss=0.5, device_seconds=1.0)
+    roles: tuple[Role, ...] = ("search", "control")
+    for (balance, ending), role in itertools.product(endings.items(), roles):
+        epochs = [epoch(number, balance * number / 3, role=role) for number in (1, 2, 3)]
+        last = last_result(role=role, epochs=3, accuracy=balance, loss=0.5, device_seconds=1.0)
         if ending == "diverge":
             epochs = [{**epochs[0], "metric/accuracy": math.nan}]
             diverged = Diverged("regulation", 7)
-            last = last_result(role="search", epochs=1, accuracy=None, loss=None, device_seconds=1.0, diverged=diverged)
+            last = last_result(role=role, epochs=1, accuracy=None, loss=None, device_seconds=1.0, diverged=diverged)
         if ending == "not a number":
             last = {**last, "metric/accuracy": math.nan}
-        reports[balance] = [*epochs, last]
+        reports[balance, role] = [*epochs, last]
 
     def train(config: dict[str, Any]) -> None:
         from ray import tune
 
-        balance = config["trial"].regulation.balance if "trial" in config else config["regulation.balance"]
+        is_ours = "trial" in config
+        balance = config["trial"].regulation.balance if is_ours else config["regulation.balance"]
         if endings[balance] == "break":
             raise RuntimeError("the machine broke")
-        for report in reports[balance]:
+        for report in reports[balance, config["role"] if is_ours else "search"]:
             tune.report(report)
 
     return train
@@ -626,3 +637,17 @@ def test_in_tune_controls_orphans_and_several_objectives(ray_local: None, tmp_pa
     for orphan in orphans:
         assert study.trials[orphan["number"]].user_attrs["identity"] == orphan["trial"].identity
     assert len(controls) + len(values) <= num_run <= len(controls) + 12
+
+
+def test_in_tune_the_median_rule_bears_controls_and_diverged_trials(ray_local: None, tmp_path: Path) -> None:
+    from ray.tune.schedulers import MedianStoppingRule
+
+    endings = {0.9: "finish", 0.8: "finish", 0.3: "diverge", 0.85: "finish", 0.2: "finish", 0.01: "finish"}
+    config = study_config({"regulation.balance": Choice(tuple(endings)[:-1])}, sampler="grid", num_trials=5)
+    control = resolve(config.trial, {"regulation.balance": 0.01})
+    study, searcher = open_searcher(config, tmp_path, controls=(control,))
+    median = MedianStoppingRule(time_attr=REGULATION_EPOCH, metric=metric_key("accuracy"), mode="max", grace_period=1)
+    assert run_in_tune(searcher, tmp_path, endings, scheduler=median) == 6
+    assert states(study) == [COMPLETE, COMPLETE, PRUNED, COMPLETE, PRUNED]
+    assert "diverged_step" in study.trials[2].user_attrs
+    assert study.trials[4].user_attrs["reason"].startswith("stopped by the scheduler")

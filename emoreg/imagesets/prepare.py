@@ -148,7 +148,7 @@ def _prepare(contents: Contents, *, name: str, image_size: int, key: str, path: 
             shape = (len(targets), image_size, image_size, 3)
             splits.append(_Decoded(np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape), targets))
         _count_oddities(name, contents, splits, summary)
-        _write(scratch / path.name, contents, splits, dict(sorted(summary.items())), key)
+        _write(scratch / path.name, contents, splits, dict(sorted((+summary).items())), key)
         os.replace(scratch / path.name, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -142,10 +143,6 @@ def test_a_file_cut_anywhere_is_decoded_or_refused(cut: int) -> None:
     """Whatever Pillow raises for damage is turned into a refusal."""
     for image_format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
         data = encoded(Image.effect_noise((24, 24), 90).convert("RGB"), image_format)
-        with strict_decoding():
-            try:
-                pixels, _ = decode(data[: min(cut, len(data) - 1)], 8)
-            except Refused as refusal:
-                assert str(refusal)
-            else:
-                assert pixels.shape == (8, 8, 3)
+        with strict_decoding(), contextlib.suppress(Refused):
+            pixels, _ = decode(data[: min(cut, len(data) - 1)], 8)
+            assert pixels.shape == (8, 8, 3)

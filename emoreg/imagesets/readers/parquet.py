@@ -130,6 +130,8 @@ def find_shards(path: str, pattern: str = "") -> dict[str, Shards]:
         splits.setdefault("test", rest)
     if "train" in splits:
         splits.pop("all", None)
+    elif {"all", "test"} <= set(splits):
+        splits["train"] = splits.pop("all")
     return {split: Shards(filesystem, group) for split, group in splits.items()}
 
 
