@@ -6,6 +6,7 @@ Legend: B images, S their side in pixels, D features.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from emoreg import torchvision_operators
 from emoreg.errors import ConfigError
+from emoreg.seeding import global_stream
 
 torchvision_operators.ensure()
+import huggingface_hub  # noqa: E402
 import timm  # noqa: E402
 from timm.models import ResNet  # noqa: E402
 from timm.optim import param_groups_weight_decay  # noqa: E402
@@ -24,6 +27,7 @@ from timm.optim import param_groups_weight_decay  # noqa: E402
 _ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 _PATCHES_PER_SIDE = 8
 _LARGEST_WITHOUT_MAX_POOL = 64
+_HUB_SECONDS = 5.0
 
 
 class Encoder(nn.Module):
@@ -37,7 +41,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         with torch.no_grad():
-            self.width = int(model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1])
+            _, self.width = model.eval()(torch.zeros(1, 3, image_size, image_size)).shape
         model.train()
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
@@ -51,7 +55,7 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
 
     Raises:
         ConfigError: for a name that timm does not have, a size that a ViT's patches do not divide, a weights file that is
-            not there.
+            not there, a hub that cannot be reached.
     """
     timm_name = _ALIASES.get(name, name)
     if not timm.is_model(timm_name):
@@ -62,15 +66,17 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
             f"a ViT's patches have a side of image_size / {_PATCHES_PER_SIDE}, so image_size must be a multiple of "
             f"{_PATCHES_PER_SIDE}, but it is {image_size}: choose 32, say"
         )
-    if weights not in (None, "hub") and not Path(str(weights)).expanduser().is_file():
+    if weights == "hub":
+        _check_hub(timm_name)
+    elif weights is not None and not Path(weights).expanduser().is_file():
         raise ConfigError(f"weights must be a file or 'hub', but {weights!r} is not there: correct the path")
 
 
 def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
     """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
 
-    The ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family gets ``img_size`` and patches of
-    image_size / 8 (8 x 8 tokens). Every other family is taken as timm makes it, with ``img_size`` where it has one.
+    The ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family (DeiT too) gets ``img_size`` and
+    patches of image_size / 8 (8 x 8 tokens). Every other family is taken as timm makes it, with ``img_size`` where it has one.
 
     Raises:
         ConfigError: where timm cannot make the model so, or weights do not fit or cannot be had.
@@ -82,27 +88,65 @@ def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str
         options["drop_path_rate"] = drop_path
     if _has_patches(timm_name):
         options |= {"img_size": image_size, "patch_size": image_size // _PATCHES_PER_SIDE}
-    if weights is not None:
-        options["pretrained"] = True
-        if weights != "hub":
-            options["pretrained_cfg_overlay"] = {"file": str(Path(weights).expanduser())}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    elif timm.get_pretrained_cfg(timm_name).fixed_input_size:
+        options["img_size"] = image_size
+    with global_stream(seed):
         try:
             model = timm.create_model(timm_name, **options)
         except TypeError as error:
             raise ConfigError(f"backbone {name!r} does not take the options {options}: {error}") from error
-        except (RuntimeError, OSError, ImportError) as error:
-            if weights is None:
-                raise
-            where = "timm's hub, which needs a network" if weights == "hub" else repr(weights)
-            raise ConfigError(
-                f"the weights of {name!r} were asked for from {where}, but they cannot be loaded ({error}): give a local "
-                "file made for this backbone, or leave weights out"
-            ) from error
+        if weights is not None:
+            with global_stream(seed):
+                model = _with_weights(timm_name, options, weights, untrained=model)
         if isinstance(model, ResNet):
             _fit_resnet(model, image_size)
-        return Encoder(model, image_size)
+        try:
+            return Encoder(model, image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"backbone {name!r} must turn images of {image_size} px into one vector each, but it does not ({error}): "
+                "choose another image_size or backbone"
+            ) from error
+
+
+def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, untrained: nn.Module) -> nn.Module:
+    """The model with weights from a file or the hub.
+
+    timm leaves a layer as initialised where the weights have none of its name. So each is compared with ``untrained``, the
+    model from the same seed without weights: what is equal to the bit was not loaded.
+    """
+    overlay = {"file": str(Path(weights).expanduser()), "custom_load": False}
+    source = {} if weights == "hub" else {"pretrained_cfg_overlay": overlay}
+    try:
+        model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)
+    except Exception as error:  # a file can be wrong in more ways than there are names for
+        raise ConfigError(
+            f"weights must fit the backbone, but {weights!r} cannot be loaded into {timm_name!r} ({type(error).__name__}: "
+            f"{error}): give a file that timm's {timm_name!r} was saved to, or leave weights out"
+        ) from error
+    pairs = zip(untrained.named_parameters(), model.parameters(), strict=True)
+    left = [key for (key, before), after in pairs if before.dim() > 1 and before.any() and torch.equal(before, after)]
+    if left:
+        raise ConfigError(
+            f"weights must fit the backbone, but {weights!r} has none for {len(left)} layers of {timm_name!r}, "
+            f"{', '.join(left[:3])} among them: give a file that timm's {timm_name!r} was saved to, or leave weights out"
+        )
+    return model
+
+
+def _check_hub(timm_name: str) -> None:
+    """Refuse a hub that cannot be reached, at once: the download itself would try again for up to minutes."""
+    repository, filename = timm.get_pretrained_cfg(timm_name).hf_hub_id, "model.safetensors"
+    if repository is None:
+        raise ConfigError(f"weights='hub' needs weights on timm's hub, but {timm_name!r} has none there: leave weights out")
+    if huggingface_hub.try_to_load_from_cache(repository, filename) is None:
+        try:
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, filename), timeout=_HUB_SECONDS)
+        except Exception as error:  # the HTTP library's own, which changes with the hub's version
+            raise ConfigError(
+                f"weights='hub' needs timm's hub, but {repository!r} cannot be had from it ({error}): mend the network, give "
+                "a local file of weights, or leave weights out"
+            ) from error
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -118,7 +162,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def _has_patches(timm_name: str) -> bool:
-    return bool(timm.model_entrypoint(timm_name).__module__ == "timm.models.vision_transformer")
+    return timm.model_entrypoint(timm_name).__module__ in ("timm.models.vision_transformer", "timm.models.deit")
 
 
 def _fit_resnet(model: ResNet, image_size: int) -> None:

@@ -44,8 +44,8 @@ def save(path: Path, state: State) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path, *, device: torch.device | str = "cpu") -> State | None:
-    """The state in ``path``, or None where there is none.
+def load(path: Path) -> State | None:
+    """The state in ``path``, on the CPU, or None where there is none.
 
     A file that is torn, foreign, or of another version is set aside as ``NAME.bad`` with a warning, and counts as absent: the
     work that it held is done again rather than trusted.
@@ -58,7 +58,7 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> State | None:
     fault = _fault(header, body)
     if fault is None:
         try:
-            state: State = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+            state: State = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             fault = f"its body does not load ({error})"
         else:

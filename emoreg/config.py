@@ -282,7 +282,11 @@ class TrialConfig:
     @property
     def identity(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the applied configuration, seed included."""
-        text = json.dumps(dataclasses.asdict(self.applied()), sort_keys=True, separators=(",", ":"))
+        values = dict(leaves(self.applied()))
+        for path, value in values.items():
+            if isinstance(value, float) and value.is_integer():  # 1 and 1.0 are one setting
+                values[path] = int(value)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

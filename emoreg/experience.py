@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from emoreg import checkpoint
 from emoreg.checkpoint import State
-from emoreg.config import TrialConfig
+from emoreg.config import ImageSetConfig, TrialConfig
 from emoreg.errors import ConfigError
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import uses_bf16
@@ -31,25 +31,26 @@ _TRAINER_VERSION = 1  # raise it when the numbers of pre-training change: old sn
 _SNAPSHOT_SECONDS = 60.0
 
 
-def experience_key(config: TrialConfig, fingerprint: str, device: torch.device) -> str:
+def experience_key(config: TrialConfig, source: ImageSetConfig, fingerprint: str, device: torch.device) -> str:
     """Sixteen hexadecimal digits that differ whenever the weights would.
 
     Args:
         config: the applied configuration.
-        fingerprint: of the stimuli that are trained on, which stands for their name and path.
+        source: which images of the set are trained on: the stimuli, or the neutral set cut to their number.
+        fingerprint: of the whole set, which stands for its name, path and target.
         device: its type decides what precision "auto" means.
     """
     pretraining = asdict(config.pretraining)
     del pretraining["epochs"]
-    stimuli = asdict(config.stimuli)
-    del stimuli["name"], stimuli["path"]
+    images = asdict(source)
+    del images["name"], images["path"], images["target"]
     decisive = {
         "trainer": _TRAINER_VERSION,
         "backbone": config.backbone,
         "drop_path": config.drop_path,
         "weights": _weights_digest(config.weights),
         "image_size": config.image_size,
-        "stimuli": stimuli,
+        "images": images,
         "fingerprint": fingerprint,
         "pretraining": pretraining,
         "seed": config.seed,
@@ -66,6 +67,7 @@ def gain_experience(
     validation: Batches | None,
     *,
     regression: bool,
+    source: ImageSetConfig,
     fingerprint: str,
     storage: Path,
     report: Callable[[EpochRecord], None],
@@ -81,8 +83,7 @@ def gain_experience(
     epochs = config.pretraining.epochs
     if epochs == 0:
         return 0.0
-    device = stimuli.device
-    folder = storage / "experience" / experience_key(config, fingerprint, device)
+    folder = storage / "experience" / experience_key(config, source, fingerprint, stimuli.device)
     folder.mkdir(parents=True, exist_ok=True)
     paid: list[EpochRecord] = []
     saved = time.monotonic()
@@ -91,7 +92,8 @@ def gain_experience(
         nonlocal saved
         done = state["epochs"]
         if done == epochs or done.bit_count() == 1 or time.monotonic() - saved > _SNAPSHOT_SECONDS:
-            checkpoint.save(folder / f"{done}.ckpt", {**state, "paid": [asdict(row) for row in paid]})
+            # pretrain reports an epoch once it is safe, so the epoch of this state is not among those paid yet
+            checkpoint.save(folder / f"{done}.ckpt", {**state, "paid": [*map(asdict, paid), state["record"]]})
             saved = time.monotonic()
 
     def report_paid(row: EpochRecord) -> None:
@@ -99,7 +101,7 @@ def gain_experience(
         report(row)
 
     with FileLock(folder / ".lock"):
-        start = _longest(folder, epochs, device)
+        start = _longest(folder, epochs)
         if start is not None:
             # An earlier attempt of this very trial may have paid for some of it: its epochs are this trial's to report.
             paid = [EpochRecord(**row) for row in start["paid"] if row["identity"] == config.identity]
@@ -121,12 +123,12 @@ def gain_experience(
     return sum(row.seconds for row in paid)
 
 
-def _longest(folder: Path, epochs: int, device: torch.device) -> State | None:
+def _longest(folder: Path, epochs: int) -> State | None:
     """The longest snapshot of at most ``epochs`` epochs that can be trusted."""
     lengths = sorted((int(path.stem) for path in folder.glob("*.ckpt") if path.stem.isdigit()), reverse=True)
     for length in lengths:
         if length <= epochs:
-            state = checkpoint.load(folder / f"{length}.ckpt", device=device)
+            state = checkpoint.load(folder / f"{length}.ckpt")
             if state is not None:
                 return state
     return None

@@ -5,6 +5,7 @@ Legend: B batch, S side in pixels, O outputs of the emotion head (affect classes
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from emoreg.backbones import Encoder, create_encoder
 from emoreg.checkpoint import State
 from emoreg.config import TrialConfig
+from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import (
     EpochTotals,
@@ -27,7 +29,7 @@ from emoreg.optimization import (
     warmup_then_constant,
 )
 from emoreg.records import EpochRecord
-from emoreg.seeding import derive_seed, generator
+from emoreg.seeding import derive_seed, generator, global_stream
 
 _CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
@@ -38,8 +40,7 @@ class EmotionalNet(nn.Module):
     def __init__(self, encoder: Encoder, num_outputs: int, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with global_stream(seed):
             self.head = nn.Linear(encoder.width, num_outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -125,6 +126,8 @@ def pretrain(
         validation_loss, validation_accuracy = None, None
         if validation is not None:
             validation_loss, validation_accuracy = _evaluate(config, net, validation, regression=regression)
+            if not math.isfinite(validation_loss):  # the epoch's last update did it: the next one's loss would show it
+                raise Diverged("pretraining", step)
         record = EpochRecord(
             identity=config.identity,
             stage="pretraining",

@@ -5,6 +5,7 @@ Legend: B batch, S side in pixels, C classes of the task, N images of a split.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from emoreg.checkpoint import State
 from emoreg.config import TrialConfig
+from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import (
     EpochTotals,
@@ -104,6 +106,8 @@ def regulate(
         totals.check_finite()
         trained = time.perf_counter() - started
         held_out = evaluate(config, network, validation, num_classes=num_classes)
+        if not math.isfinite(held_out.loss):  # the epoch's last update did it: the next one's loss would show it
+            raise Diverged("regulation", step)
         record = EpochRecord(
             identity=config.identity,
             stage="regulation",

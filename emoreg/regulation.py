@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from emoreg.backbones import Encoder
 from emoreg.config import RegulationConfig
-from emoreg.seeding import derive_seed, generator
+from emoreg.seeding import derive_seed, generator, global_stream
 
 Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
@@ -163,7 +163,7 @@ class Regulation(nn.Module):
                 drawn = torch.rand((), generator=self._draws) if self.training else torch.tensor(0.5)
                 return drawn.to(some.device)
             case "fixed":
-                return torch.tensor(self.config.balance, device=some.device)
+                return torch.full((), self.config.balance, device=some.device)
 
     def _mix(self, z_n: Tensor | None, z_e: Tensor | None, balance: Tensor) -> Tensor:
         if z_n is None or z_e is None:
@@ -188,8 +188,7 @@ class Regulation(nn.Module):
 
 
 def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with global_stream(seed):
         return nn.Linear(inputs, outputs)
 
 

@@ -7,6 +7,8 @@ plain control never builds an emotional encoder) draws the same numbers from eve
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,3 +22,14 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on ``device`` for the stream ``names`` of ``seed``."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *names))
+
+
+@contextmanager
+def global_stream(seed: int) -> Iterator[None]:
+    """Within, torch's global CPU stream begins at ``seed``, for code that draws from nothing else; then it is as it was.
+
+    The streams of GPUs, which ``torch.manual_seed`` would set too, are left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

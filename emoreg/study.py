@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +19,14 @@ from typing import Any, Protocol
 import ray
 import torch
 from ray import tune
+from ray.tune import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from emoreg import tensorboard
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.devices import device_name
-from emoreg.errors import ConfigError, Diverged
+from emoreg.errors import ConfigError, Diverged, UserError
 from emoreg.preflight import study_folder
 from emoreg.records import EpochRecord, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.reporter import Event, Reporters
@@ -93,7 +97,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     try:
         resources = _resources(config)
         trainable = tune.with_resources(partial(_train, storage=storage, folder=folder), resources)
-        with tempfile.TemporaryDirectory(prefix="emoreg-") as scratch:  # Tune's own state: ours is in storage
+        with _own_errors(), tempfile.TemporaryDirectory(prefix="emoreg-") as scratch:  # Tune's own state: ours is in storage
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -115,6 +119,17 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     finally:
         records.write()
         ray.shutdown()
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Let an error of ours through that Tune wraps in its own."""
+    try:
+        yield
+    except TuneError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 def _train(assignment: dict[str, Any], *, storage: Path, folder: Path) -> None:
@@ -267,4 +282,8 @@ def _scheduler(config: StudyConfig) -> TrialScheduler:
                 reduction_factor=settings.reduction_factor,
             )
         case "median":
-            return MedianStoppingRule(**compared, grace_period=settings.grace_epochs)
+            return MedianStoppingRule(
+                **compared,
+                grace_period=settings.grace_epochs,
+                min_time_slice=math.inf,  # below it Tune pauses trials that have company
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,8 +60,14 @@ def run_trial(
     history = _History(reporter)
     with reproducible(config.deterministic):
         task = _load_task(config, storage)
-        train, held_out = (Batches(part, device=device) for part in _parts(task, config.task))
-        start = checkpoint.load(folder / CHECKPOINT, device=device)
+        parts = _parts(task, config.task)
+        if len(parts[1]) == 0:
+            raise ImageSetError(
+                f"a task needs validation images, but {config.task.validation_fraction:g} of the {len(task.train)} images of "
+                f"{task.name!r} is none: raise task.validation_fraction"
+            )
+        train, held_out = (Batches(part, device=device) for part in parts)
+        start = checkpoint.load(folder / CHECKPOINT)
         pretraining_seconds = 0.0
         for earlier in start["history"] if start is not None else ():
             history.report(EpochRecord(**earlier))
@@ -137,32 +143,36 @@ def _load_task(config: TrialConfig, storage: Path) -> ImageSet:
     return task
 
 
-def _load_stimuli(config: TrialConfig, storage: Path) -> tuple[ImageSet, Split, Split]:
-    """The images of stage 1 with their training and validation parts: the neutral ones for the neutral control.
-
-    The neutral set is cut to as many training images as the stimuli have, so that both encoders see equally many.
-    """
+def _load_stimuli(config: TrialConfig, storage: Path) -> tuple[ImageSet, ImageSetConfig]:
+    """The images of stage 1, and which of them: for the neutral control the neutral ones, as many as the stimuli."""
     stimuli = load(config.stimuli, image_size=config.image_size, storage=storage)
-    train, held_out = _parts(stimuli, config.stimuli)
     if config.control != "neutral":
-        augmentation = config.pretraining.augmentation
-        if stimuli.regression and (augmentation.mixup or augmentation.cutmix):
-            raise ConfigError(
-                f"MixUp and CutMix mix classes, but the target {config.stimuli.target!r} of {stimuli.name!r} is made of real "
-                "numbers: set pretraining.augmentation.mixup and cutmix to 0"
-            )
-        return stimuli, train, held_out
+        return stimuli, config.stimuli
     assert config.neutral is not None
+    num_images = len(_parts(stimuli, config.stimuli)[0])
     neutral = load(config.neutral, image_size=config.image_size, storage=storage)
-    cut = cut_validation(
-        neutral.train, config.neutral.validation_fraction, seed=config.neutral.split_seed, num_images=len(train)
-    )
-    if len(cut[0]) < len(train):
+    num_neutral = len(_parts(neutral, replace(config.neutral, num_images=None))[0])
+    if num_neutral < num_images:
         raise ImageSetError(
-            f"the neutral set needs as many training images as the stimuli, {len(train)}, but {neutral.name!r} has "
-            f"{len(cut[0])}: choose a larger one, or set stimuli.num_images"
+            f"the neutral set needs as many training images as the stimuli, {num_images}, but {neutral.name!r} has "
+            f"{num_neutral}: choose a larger one, or set stimuli.num_images"
         )
-    return neutral, *cut
+    return neutral, replace(config.neutral, num_images=num_images)
+
+
+def _check_regression(config: TrialConfig, stimuli: ImageSet) -> None:
+    """Refuse what has no meaning where the stimuli's targets are real numbers."""
+    augmentation = config.pretraining.augmentation
+    if config.pretraining.epochs and (augmentation.mixup or augmentation.cutmix):
+        raise ConfigError(
+            f"MixUp and CutMix mix classes, but the targets of {stimuli.name!r} are real numbers: set "
+            "pretraining.augmentation.mixup and cutmix to 0"
+        )
+    if config.regulation.form == "conditioned":
+        raise ConfigError(
+            f"form='conditioned' takes the softmax of emotion classes, but the targets of {stimuli.name!r} are real numbers: "
+            "choose a target with classes, or another form"
+        )
 
 
 def _parts(image_set: ImageSet, config: ImageSetConfig) -> tuple[Split, Split]:
@@ -174,10 +184,13 @@ def _experience(
     config: TrialConfig, history: _History, storage: Path, device: torch.device, *, trained: bool
 ) -> tuple[EmotionalNet, float]:
     """The emotional net with its experience, and the seconds paid for it; bare where a checkpoint holds its weights."""
-    stimuli, train, held_out = _load_stimuli(config, storage)
+    stimuli, source = _load_stimuli(config, storage)
+    if stimuli.regression:
+        _check_regression(config, stimuli)
     net = create_emotional_net(config, stimuli.num_outputs).to(device)
     if not trained:
         return net, 0.0
+    train, held_out = _parts(stimuli, source)
     batches = Batches(train, device=device)
     history.report(_sample("pretraining", batches, stimuli, config.pretraining.augmentation, config.seed))
     seconds = gain_experience(
@@ -186,6 +199,7 @@ def _experience(
         batches,
         Batches(held_out, device=device) if len(held_out) else None,
         regression=stimuli.regression,
+        source=source,
         fingerprint=stimuli.fingerprint,
         storage=storage,
         report=history.report,

@@ -9,6 +9,7 @@ The digits are an easy task and the budget is small: this study shows how emoreg
 from __future__ import annotations
 
 from emoreg.config import (
+    AugmentationConfig,
     Choice,
     Float,
     ImageSetConfig,
@@ -25,6 +26,7 @@ from emoreg.config import (
 
 def study() -> StudyConfig:
     """Twelve sampled trials over balance, pre-training length and backbone, with ASHA, and the controls of both backbones."""
+    augmentation = AugmentationConfig(crop_padding=1)
     return StudyConfig(
         name="quickstart",
         trial=TrialConfig(
@@ -33,8 +35,16 @@ def study() -> StudyConfig:
             stimuli=ImageSetConfig(name="openmoji", validation_fraction=0.0),
             neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
             task=ImageSetConfig(name="digits", num_images=500, validation_fraction=0.25),
-            pretraining=PretrainingConfig(epochs=4, batch_size=64, optimizer=OptimizerConfig(learning_rate=2e-3)),
-            regulation=RegulationConfig(balance=0.5, epochs=9, batch_size=64, optimizer=OptimizerConfig(learning_rate=2e-3)),
+            pretraining=PretrainingConfig(
+                epochs=4, batch_size=32, augmentation=augmentation, optimizer=OptimizerConfig(learning_rate=2e-3)
+            ),
+            regulation=RegulationConfig(
+                balance=0.5,
+                epochs=9,
+                batch_size=32,
+                augmentation=augmentation,
+                optimizer=OptimizerConfig(learning_rate=2e-3),
+            ),
         ),
         search_space={
             "backbone": Choice(("test_resnet", "test_vit")),

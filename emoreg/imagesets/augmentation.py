@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emoreg import torchvision_operators
 from emoreg.config import AugmentationConfig
+from emoreg.seeding import global_stream
 
 torchvision_operators.ensure()
 from torchvision.transforms import v2  # noqa: E402
@@ -29,7 +30,7 @@ NUM_DRAWS = 14
 _MEAN, _STD = 0.5, 0.25
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
-_GREY = (0.299, 0.587, 0.114)
+_GREY = (0.2989, 0.587, 0.114)  # torchvision's
 
 
 def normalize(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
@@ -109,8 +110,7 @@ def mix(
         choices.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
     if not choices:
         return images, targets
-    with torch.random.fork_rng(devices=[]):  # v2 draws from the global stream, which belongs to dropout
-        torch.manual_seed(seed)
+    with global_stream(seed):  # v2 draws from the global stream, which belongs to dropout
         mixed: tuple[Tensor, Tensor] = v2.RandomChoice(choices)(images, targets)
     return mixed
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -27,9 +26,7 @@ from emoreg.imagesets.augmentation import (
     normalize,
     random_erasing,
 )
-
-if TYPE_CHECKING:
-    from emoreg.imagesets.imageset import Split
+from emoreg.imagesets.imageset import Split
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _EVALUATION_BATCH = 512
@@ -42,7 +39,7 @@ class Batches:
     """The batches of one split on one device."""
 
     def __init__(self, split: Split, *, device: torch.device) -> None:
-        """Move the split to ``device``, or pin it in host memory where it would take over half of the free device memory."""
+        """Move the split to ``device``, or leave it on the host where it would take over half of the free device memory."""
         self.device = device
         with warnings.catch_warnings():  # the prepared file is mapped read-only, and nothing here writes to it
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
@@ -69,17 +66,18 @@ class Batches:
             draws: a CPU generator; its state at the start decides the whole epoch.
         """
         order = torch.randperm(len(self), generator=draws)
-        uniform = torch.rand((len(self), NUM_DRAWS), generator=draws).to(self.device)
+        uniform = torch.rand((len(self), NUM_DRAWS), generator=draws)
         num_steps = self.num_steps(batch_size)
         mix_seeds = torch.randint(2**62, (num_steps,), generator=draws).tolist()
-        selected, order_device = order.to(self._images.device), order.to(self.device)
+        # The images are on the device, or on the host where they did not fit.
+        selected, crops = order.to(self._images.device), uniform.to(self._images.device)
+        order, uniform = order.to(self.device), uniform.to(self.device)
         for step in range(num_steps):
             chunk = slice(step * batch_size, (step + 1) * batch_size)
-            u = uniform[chunk]
-            images = crop_and_flip(self._images, selected[chunk], u.to(self._images.device), augmentation)
-            pixels = images.to(self.device, non_blocking=True).float().div_(255)
+            images = crop_and_flip(self._images, selected[chunk], crops[chunk], augmentation)
+            pixels, u = self._pixels(images), uniform[chunk]
             pixels = random_erasing(color_jitter(pixels, u, augmentation), u, augmentation)
-            targets = self._targets[order_device[chunk]]
+            targets = self._targets[order[chunk]]
             if num_classes is not None:
                 pixels, targets = mix(pixels, targets, num_classes, augmentation, mix_seeds[step])
             yield normalize(pixels), targets
@@ -88,8 +86,7 @@ class Batches:
         """One pass in order, normalised and not augmented."""
         for start in range(0, len(self), _EVALUATION_BATCH):
             chunk = slice(start, start + _EVALUATION_BATCH)
-            images = self._images[chunk].permute(0, 3, 1, 2).to(self.device, non_blocking=True)
-            yield normalize(images.float().div_(255)), self._targets[chunk]
+            yield normalize(self._pixels(self._images[chunk].permute(0, 3, 1, 2))), self._targets[chunk]
 
     def with_permuted_targets(self, draws: torch.Generator) -> Batches:
         """The same images with their targets permuted once: the class counts stay, what the labels say does not."""
@@ -97,9 +94,14 @@ class Batches:
         permuted._targets = self._targets[torch.randperm(len(self), generator=draws).to(self.device)]
         return permuted
 
+    def _pixels(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        if images.device.type != self.device.type:
+            images = images.pin_memory().to(self.device, non_blocking=True)  # while the device computes the last batch
+        return images.float().div_(255)
+
 
 def _to_device(images: UInt8[Tensor, "N S S 3"], device: torch.device) -> UInt8[Tensor, "N S S 3"]:
     if device.type != "cuda":
         return images
     free, _ = torch.cuda.mem_get_info(device)
-    return images.to(device) if images.nbytes <= _SHARE_OF_FREE_MEMORY * free else images.pin_memory()
+    return images.to(device) if images.nbytes <= _SHARE_OF_FREE_MEMORY * free else images

@@ -33,7 +33,7 @@ from emoreg.imagesets.readers import check
 from emoreg.imagesets.readers.contents import Contents, Item, Request
 
 FORMAT_VERSION = "1"
-"""Raised when the same source would be decoded differently, or laid out differently in the prepared file."""
+"""Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
 
 REFUSED_SHARE = 0.01
 """Largest share of a split that may be unreadable or without a label; one image is always allowed."""
@@ -95,9 +95,7 @@ def _open(path: Path, name: str, key: str) -> ImageSet | None:
             if metadata.get(b"emoreg.key", b"").decode() != key or file.num_record_batches != 2:
                 return None
             train, test = (_split(file.get_batch(index)) for index in range(2))
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowInvalid, OSError):  # cut short, or no Arrow file
+    except (pa.ArrowInvalid, OSError):  # absent, cut short, or no Arrow file
         return None
     return ImageSet(
         name=name,

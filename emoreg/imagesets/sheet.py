@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from emoreg.imagesets.imageset import ImageSet, Split
 
 _TRAIN_COLUMNS, _TEST_COLUMNS = 10, 3
-_LARGE, _SMALL = 96, 48  # sides of a picture, for a few classes and for many
+_LARGE, _SMALL = 96, 64  # largest sides of a picture, for a few classes and for many
+_TEXT_HEIGHT = 48  # of the two lines beside a row
 _MANY_CLASSES = 20
 _MARGIN, _GAP, _LABELS = 48, 8, 280
 _INK, _MUTED, _LINE, _PAPER = "#1b1f24", "#667085", "#dfe3e8", "#ffffff"
@@ -30,30 +33,32 @@ def contact_sheet(image_set: ImageSet, path: Path) -> None:
     side = _LARGE if len(rows) <= _MANY_CLASSES else _SMALL
     shown = _shown_side(image_set.train, side)
     left_of_test = _MARGIN + _LABELS + _TRAIN_COLUMNS * (shown + _GAP) + 4 * _GAP
-    width = left_of_test + _TEST_COLUMNS * (shown + _GAP) - _GAP + _MARGIN
     title, plain, small = (ImageFont.load_default(size) for size in (40, 22, 18))
-    notes = _notes(image_set, characters=(width - 2 * _MARGIN) // 9)
-    top = _MARGIN + 148
-    height = top + len(rows) * (shown + _GAP) + (32 + 26 * len(notes) if notes else 0) + _MARGIN - _GAP
-
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
     pixels = image_set.train.images.shape[1]
     outputs = "with {} targets" if image_set.regression else "in {} classes"
-    draw.text((_MARGIN, _MARGIN), image_set.name, _INK, title, anchor="la")
     facts = (
         f"{len(image_set.train):,} train + {len(image_set.test):,} test images of {pixels} x {pixels} pixels "
         f"{outputs.format(image_set.num_outputs)}, fingerprint {image_set.fingerprint[:12]}"
     )
+    width_of_rows = left_of_test + _TEST_COLUMNS * (shown + _GAP) - _GAP
+    width = max(width_of_rows, _MARGIN + math.ceil(plain.getlength(facts))) + _MARGIN
+    row_height = max(shown, _TEXT_HEIGHT) + _GAP
+    notes = _notes(image_set, characters=(width - 2 * _MARGIN) // 9)
+    top = _MARGIN + 148
+    height = top + len(rows) * row_height + (32 + 26 * len(notes) if notes else 0) + _MARGIN - _GAP
+
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN), _drawable(image_set.name), _INK, title, anchor="la")
     draw.text((_MARGIN, _MARGIN + 56), facts, _MUTED, plain, anchor="la")
     draw.line((_MARGIN, _MARGIN + 104, width - _MARGIN, _MARGIN + 104), _LINE)
     draw.text((_MARGIN + _LABELS, top - 10), "train", _MUTED, small, anchor="ls")
     draw.text((left_of_test, top - 10), "test", _MUTED, small, anchor="ls")
 
     for number, (name, note, train, test) in enumerate(rows):
-        y = top + number * (shown + _GAP)
+        y = top + number * row_height
         middle = y + shown // 2
-        draw.text((_MARGIN, middle - 2), _fitting(name, plain, _LABELS - 24), _INK, plain, anchor="ls")
+        draw.text((_MARGIN, middle - 2), _fitting(_drawable(name), plain, _LABELS - 24), _INK, plain, anchor="ls")
         draw.text((_MARGIN, middle + 4), note, _MUTED, small, anchor="la")
         for left, split, chosen, columns in (
             (_MARGIN + _LABELS, image_set.train, train, _TRAIN_COLUMNS),
@@ -65,7 +70,7 @@ def contact_sheet(image_set: ImageSet, path: Path) -> None:
                 draw.rectangle((x - 1, y - 1, x + shown, y + shown), outline=_LINE)
 
     for number, line in enumerate(notes):
-        y = top + len(rows) * (shown + _GAP) + 24 + 26 * number
+        y = top + len(rows) * row_height + 24 + 26 * number
         draw.text((_MARGIN, y), line, _MUTED, small, anchor="la")
     sheet.save(path, "PNG")
 
@@ -113,4 +118,10 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 def _notes(image_set: ImageSet, characters: int) -> list[str]:
     text = [f"{what}: {count:,}" for what, count in image_set.summary.items()]
-    return [line for note in text for line in textwrap.wrap(note, characters)]
+    return [line for note in text for line in textwrap.wrap(_drawable(note), characters)]
+
+
+def _drawable(text: str) -> str:
+    """The text without accents, with ? for what is not ASCII: Pillow's own font has little else."""
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letters).encode("ascii", "replace").decode()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,9 @@ def test_rows_follow_the_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_classes", [2, 100])
 def test_any_size_and_number_of_classes(tmp_path: Path, size: int, num_classes: int) -> None:
     sheet = drawn(random_set(num_classes, size), tmp_path / "sheet.png")
-    assert sheet.shape[0] < 7000
-    assert (sheet[:, -24:] == 255).all()  # nothing runs over the margin
-    assert (sheet[-24:] == 255).all()
+    assert sheet.shape[0] < 8000
+    assert (sheet[:, -47:] == 255).all()  # nothing runs over the margin
+    assert (sheet[-40:] == 255).all()
 
 
 def test_regression_shows_the_extremes(tmp_path: Path) -> None:
@@ -74,6 +74,11 @@ def test_regression_shows_the_extremes(tmp_path: Path) -> None:
             assert contains(sheet, image_set.train.images[index].repeat(3, 0).repeat(3, 1))
 
 
-def test_a_real_set(tmp_path: Path, tree: Path, noise: Callable[..., Image.Image]) -> None:
-    image_set = load(ImageSetConfig(name="folder", path=str(tree)), image_size=32, storage=tmp_path)
-    assert drawn(image_set, tmp_path / "sheet.png").shape[2] == 3
+def test_names_that_the_font_lacks_are_written_plainly(tmp_path: Path, tree: Path) -> None:
+    (tree / "calm").rename(tree / "très calme 喜")
+    (tree / "wild" / "bröken.png").touch()
+    strange = load(ImageSetConfig(name="folder", path=str(tree)), image_size=32, storage=tmp_path)
+    plain = dataclasses.replace(
+        strange, class_names=("tres calme ?", "wild"), summary={"refused: empty file (wild/broken.png)": 1}
+    )
+    assert np.array_equal(drawn(strange, tmp_path / "strange.png"), drawn(plain, tmp_path / "plain.png"))

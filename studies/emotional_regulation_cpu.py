@@ -1,0 +1,59 @@
+"""The paper's design (arXiv:2606.13081; a reconstruction) at a budget for two CPU cores: a subset of CIFAR-10, tiny backbones.
+
+    emoreg run studies.emotional_regulation_cpu --name er-fer2013 --trial.stimuli.name fer2013 \
+        --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
+    emoreg run studies.emotional_regulation_cpu --name er-oasis --trial.stimuli.name oasis ...
+    emoreg run studies.emotional_regulation_cpu --name er-emoji --trial.stimuli.name emoji ...
+
+Hardware: 2 CPU cores, about 20 minutes for each stimulus set. Results: studies/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+from emoreg.config import (
+    AugmentationConfig,
+    Choice,
+    Float,
+    ImageSetConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+    RegulationConfig,
+    SchedulerConfig,
+    StudyConfig,
+    TrialConfig,
+)
+
+
+def study() -> StudyConfig:
+    """Eight sampled trials over balance, pre-training length and backbone, and the controls of both on three seeds."""
+    return StudyConfig(
+        name="emotional-regulation-cpu",
+        trial=TrialConfig(
+            backbone="test_resnet",
+            stimuli=ImageSetConfig(name="fer2013", num_images=500, validation_fraction=0.0),
+            neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
+            task=ImageSetConfig(name="cifar10", num_images=1000, validation_fraction=0.04),
+            pretraining=PretrainingConfig(
+                epochs=6,
+                batch_size=32,
+                optimizer=OptimizerConfig(learning_rate=2e-3),
+                augmentation=AugmentationConfig(crop_padding=2, flip=True),
+            ),
+            regulation=RegulationConfig(
+                balance=0.5,
+                epochs=8,
+                batch_size=32,
+                optimizer=OptimizerConfig(learning_rate=2e-3),
+                augmentation=AugmentationConfig(crop_padding=2, flip=True),
+            ),
+        ),
+        search_space={
+            "backbone": Choice(("test_resnet", "test_vit")),
+            "regulation.balance": Float(0.0, 1.0),
+            "pretraining.epochs": Choice((3, 6, 12)),
+        },
+        num_trials=8,
+        scheduler=SchedulerConfig(name="asha", grace_epochs=2, reduction_factor=3),
+        controls=("none", "plain", "emotional", "untrained", "shuffled", "neutral"),
+        control_seeds=(0, 1, 2),
+    )
