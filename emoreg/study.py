@@ -27,7 +27,7 @@ from emoreg import tensorboard
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.devices import device_name
 from emoreg.errors import ConfigError, Diverged, UserError
-from emoreg.preflight import study_folder
+from emoreg.preflight import local_storage, study_folder
 from emoreg.records import EpochRecord, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.reporter import Event, Reporters
 from emoreg.searcher import (
@@ -79,7 +79,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     Raises:
         ConfigError: for resources that the cluster will never have.
     """
-    storage, folder = Path(config.storage).resolve(), study_folder(config).resolve()
+    storage, folder = local_storage(config.storage).resolve(), study_folder(config).resolve()
     study = open_study(config, folder)
     searcher = OptunaSearcher(study, config, controls=config.control_trials(), records=records.trials)
     tensorboard.write_experiment(folder, config)

@@ -1,0 +1,185 @@
+"""Whole studies through the command line, on a real Ray, with real image sets: run, run again, extended, killed, broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from optuna.trial import TrialState
+
+STUDY = Path(__file__).with_name("tiny_study.py")
+VOLATILE = {"started", "ended", "pretraining_seconds", "regulation_seconds", "device_seconds"}
+
+
+def command(storage: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage), *overrides]
+
+
+def run(storage: Path, *overrides: str, code: int = 0) -> str:
+    done = subprocess.run(command(storage, *overrides), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def trials(storage: Path, name: str = "tiny") -> dict[str, dict[str, object]]:
+    rows = pq.read_table(storage / name / "records" / "trials.parquet").to_pylist()
+    by_identity = {row["identity"]: row for row in rows}
+    assert len(by_identity) == len(rows), "a trial is recorded twice"
+    return by_identity
+
+
+def settled(rows: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """What does not depend on the clock."""
+    return {identity: {k: v for k, v in row.items() if k not in VOLATILE} for identity, row in rows.items()}
+
+
+def optuna_states(storage: Path) -> list[TrialState]:
+    journal = optuna.storages.journal.JournalFileBackend(str(storage / "tiny" / "optuna.journal"))
+    study = optuna.load_study(study_name="tiny", storage=optuna.storages.JournalStorage(journal))
+    return [trial.state for trial in study.trials]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a study that ran undisturbed, one trial at a time, so that its sampler saw each before the next."""
+    storage = tmp_path_factory.mktemp("finished")
+    output = run(storage, "--resources.max-concurrent", "1")
+    assert "tensorboard --logdir" in output
+    return storage
+
+
+def test_what_is_left_on_disk(finished: Path) -> None:
+    folder = finished / "tiny"
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "events",
+        "optuna.journal",
+        "records",
+        "study.json",
+        "trials",
+    }
+    assert {path.name for path in finished.iterdir()} == {"experience", "imagesets", "tiny"}
+    rows = trials(finished)
+    assert sorted((row["role"], row["control"], row["status"]) for row in rows.values()) == [
+        ("control", "none", "finished"),
+        ("control", "plain", "finished"),
+        *[("search", "none", "finished")] * 3,
+    ]
+    epochs = pq.read_table(folder / "records" / "epochs.parquet").to_pylist()
+    for identity, row in rows.items():
+        own = [epoch for epoch in epochs if epoch["identity"] == identity and epoch["stage"] == "regulation"]
+        assert [epoch["epoch"] for epoch in own] == [1, 2, 3, 4]
+        assert own[-1]["validation_accuracy"] == row["accuracy"]
+        assert list((folder / "events" / identity).glob("events.out.tfevents.*"))
+    assert {path.name for path in (folder / "trials").iterdir()} == rows.keys()
+    assert optuna_states(finished) == [TrialState.COMPLETE] * 3
+    written = json.loads((folder / "study.json").read_text())
+    assert {"config", "versions", "git_commit", "device", "fingerprints"} <= written.keys()
+    assert written["config"]["trial"]["image_size"] == 8
+
+
+def test_experience_is_paid_for_once(finished: Path) -> None:
+    # One seed and one backbone: every trial that needs an experience, of 1 or 2 epochs, shares one trunk of 2.
+    epochs = pq.read_table(finished / "tiny" / "records" / "epochs.parquet").to_pylist()
+    paid = [epoch["epoch"] for epoch in epochs if epoch["stage"] == "pretraining"]
+    assert paid == [1, 2]
+    assert len(list((finished / "experience").iterdir())) == 1
+
+
+def test_run_again_runs_nothing_and_more_trials_extend(finished: Path) -> None:
+    before = trials(finished)
+    run(finished)
+    assert trials(finished) == before
+    run(finished, "--num-trials", "4", "--control-seeds", "0", "1")
+    after = trials(finished)
+    assert {identity: after[identity] for identity in before} == before
+    new = [row for identity, row in after.items() if identity not in before]
+    assert sorted((row["role"], row["seed"]) for row in new) == [("control", 1), ("control", 1), ("search", 0)]
+
+
+def test_a_changed_study_is_refused_under_the_same_name(finished: Path) -> None:
+    output = run(finished, "--trial.regulation.epochs", "5", code=2)
+    assert "trial.regulation.epochs: 4 -> 5" in output
+    assert "--name" in output
+    assert "Traceback" not in output
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the study ended before the moment came"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.02)  # between two looks at the condition
+
+
+def start(storage: Path, *overrides: str) -> subprocess.Popen[str]:
+    # Its own process group, so that a signal sent to it reaches nothing else.
+    return subprocess.Popen(
+        command(storage, "--resources.max-concurrent", "1", *overrides),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_killed_driver_run_again_ends_as_if_undisturbed(finished: Path, tmp_path: Path) -> None:
+    records = tmp_path / "tiny" / "records" / "trials.parquet"
+    process = start(tmp_path)
+    wait_for(lambda: records.exists() and pq.read_metadata(records).num_rows >= 3, process)
+    process.kill()
+    process.communicate()
+    killed = trials(tmp_path)
+    run(tmp_path, "--resources.max-concurrent", "1")
+    rows = trials(tmp_path)
+    assert {identity: rows[identity] for identity in killed} == killed, "a finished trial was run again"
+    assert sum(row["role"] == "search" for row in rows.values()) == 3
+    assert TrialState.RUNNING not in optuna_states(tmp_path)
+    undisturbed = settled(trials(finished))
+    for identity in rows.keys() & undisturbed.keys():
+        assert settled(rows)[identity] == undisturbed[identity]
+    assert len(rows.keys() & undisturbed.keys()) >= 3  # the controls, and what was proposed before the kill
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    records = tmp_path / "tiny" / "records" / "trials.parquet"
+    process = start(tmp_path)
+    wait_for(records.exists, process)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "run the same command again" in output
+    assert "Traceback" not in output
+    assert all(row["status"] == "finished" for row in trials(tmp_path).values())
+
+
+def test_a_diverged_trial_is_pruned_with_its_step_and_not_run_again(tmp_path: Path) -> None:
+    wild = ("--trial.regulation.optimizer.name", "sgd", "--trial.regulation.optimizer.learning-rate", "1e30")
+    wild = (*wild, "--trial.regulation.optimizer.gradient-clip", "None", "--num-trials", "1", "--controls", "plain")
+    run(tmp_path, *wild)
+    rows = trials(tmp_path)
+    assert {row["status"] for row in rows.values()} == {"pruned"}
+    assert all("not finite at step" in str(row["reason"]) for row in rows.values())
+    assert optuna_states(tmp_path) == [TrialState.PRUNED]
+
+
+def test_a_broken_trial_is_recorded_as_failed_with_the_reason(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"no weights at all")
+    overrides = ("--trial.weights", str(weights), "--num-trials", "1", "--controls", "--resources.max-retries", "0")
+    output = run(tmp_path, *overrides, code=1)
+    (row,) = trials(tmp_path).values()
+    assert (row["role"], row["status"]) == ("search", "failed")
+    assert "cannot be loaded" in str(row["reason"])
+    assert "cannot be loaded" in output
+    assert optuna_states(tmp_path) == [TrialState.FAIL]

@@ -1,0 +1,33 @@
+"""A study of seconds for the integration tests: real image sets, timm's tiny ResNet, deterministic."""
+
+from __future__ import annotations
+
+from emoreg.config import (
+    Choice,
+    Float,
+    ImageSetConfig,
+    Objective,
+    PretrainingConfig,
+    RegulationConfig,
+    StudyConfig,
+    TrialConfig,
+)
+
+
+def study() -> StudyConfig:
+    return StudyConfig(
+        name="tiny",
+        trial=TrialConfig(
+            backbone="test_resnet",
+            image_size=8,
+            stimuli=ImageSetConfig(name="openmoji", num_images=48, validation_fraction=0.0),
+            task=ImageSetConfig(name="digits", num_images=64, validation_fraction=0.05),
+            pretraining=PretrainingConfig(epochs=2, batch_size=16),
+            regulation=RegulationConfig(epochs=4, batch_size=16),
+            deterministic=True,
+        ),
+        search_space={"regulation.balance": Float(0.1, 0.9), "pretraining.epochs": Choice((1, 2))},
+        num_trials=3,
+        objectives=(Objective(),),
+        controls=("none", "plain"),
+    )
