@@ -129,13 +129,17 @@ class PretrainingConfig:
     epochs: int = 10
     """Passes over the stimuli. 0 leaves the emotional encoder as it was initialised."""
     batch_size: int = 128
+    """Stimuli in a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Stage 1's optimizer."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
     shuffle_labels: bool = False
     """Permute the labels of the stimuli once (the `shuffled` control)."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random changes of the stimuli."""
 
     def __post_init__(self) -> None:
         _not_negative("pretraining.epochs", self.epochs)
@@ -161,7 +165,9 @@ class RegulationConfig:
     epochs: int = 10
     """Passes over the task's training split."""
     batch_size: int = 128
+    """Task images in a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Stage 2's optimizer, of both encoders, their heads and the balance."""
     lr_schedule: Literal["cosine", "warmup_stable_decay"] = "cosine"
     """After warm-up: a half cosine to 0, or constant and then linear to 0 over the last `decay_fraction`."""
     warmup_fraction: float = 0.05
@@ -169,7 +175,9 @@ class RegulationConfig:
     decay_fraction: float = 0.2
     """Share of all steps that decays, for warmup_stable_decay."""
     label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random changes of the task's training images."""
 
     def __post_init__(self) -> None:
         _within("regulation.balance", self.balance, 0.0, 1.0)
@@ -221,10 +229,13 @@ class TrialConfig:
     task: ImageSetConfig = field(default_factory=_task_default)
     """The images of stage 2."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """Stage 1: the emotional encoder learns the stimuli."""
     regulation: RegulationConfig = field(default_factory=RegulationConfig)
+    """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Control = "none"
     """`none` is regulation as configured; the others are what it must beat."""
     seed: int = 0
+    """Decides initial weights, order of images, augmentation and random balances."""
     deterministic: bool = False
     """Same numbers to the bit on CPU, run after run; turns mixed precision off."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -368,7 +379,9 @@ class SamplerConfig:
     """Which Optuna sampler proposes the next trial."""
 
     name: Literal["tpe", "gp", "cmaes", "random", "grid", "qmc", "nsga2"] = "tpe"
+    """Model-based (tpe, gp, cmaes), evolutionary (nsga2), space-filling (random, qmc), or every combination (grid)."""
     seed: int = 0
+    """Seed of the proposals; the trials' own is trial.seed."""
     num_startup_trials: int = 10
     """Random trials before a model-based sampler (tpe, gp, cmaes) takes over."""
 
@@ -381,6 +394,7 @@ class SchedulerConfig:
     """Which Tune scheduler stops trials early. It compares regulation epochs with regulation epochs, never pre-training."""
 
     name: Literal["none", "asha", "median"] = "none"
+    """Stop none, the worse at each of ASHA's rungs, or those below the median of the others' running means."""
     grace_epochs: int = 1
     """Regulation epochs that every trial gets."""
     reduction_factor: int = 3
@@ -398,6 +412,7 @@ class Objective:
     metric: Literal["accuracy", "loss", "device_seconds"] = "accuracy"
     """Validation accuracy or loss of regulation's last epoch, or seconds of the device that the trial cost."""
     mode: Literal["max", "min"] = "max"
+    """Whether a large or a small value is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -405,6 +420,7 @@ class ResourcesConfig:
     """What one trial takes of a machine, and how many run at once."""
 
     cpus_per_trial: float = 1.0
+    """CPU cores a trial, which are also its threads on a CPU."""
     gpus_per_trial: float | None = None
     """GPUs a trial, fractions allowed. None: one where Ray has GPUs, none elsewhere. 0: CPU."""
     max_concurrent: int | None = None
@@ -436,13 +452,17 @@ class StudyConfig:
     num_trials: int = 20
     """Trials that the sampler proposes; the controls come on top."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """What proposes the trials."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """What stops trials early."""
     objectives: tuple[Objective, ...] = (Objective(),)
     """One, or several for a Pareto front."""
     controls: tuple[Control, ...] = ("none", "plain", "emotional", "untrained", "shuffled")
     """Run for every backbone and control seed, outside the sampler's history; `none` is the trial as configured."""
     control_seeds: tuple[int, ...] = (0,)
+    """Seeds of the controls: several give error bars."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What one trial takes of a machine."""
     optuna_storage: str | None = None
     """Where Optuna's history lives: None for a journal file in the study's folder, or an RDB URL such as sqlite:///x.db."""
 
