@@ -1,21 +1,28 @@
-"""The command line: ``emoreg run|trial|show|doctor|data``. tyro makes it from the configuration's own types.
+"""The command line: ``emoreg run|trial|show|doctor|data``. tyro makes the options from the configuration's own types.
 
 Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1 done
-with failed trials or a doctor's finding, 2 wrong input, 130 interrupted.
+with failed or diverged trials or a doctor's finding, 2 wrong input, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import AvoidSubcommands, Positional, arg
+from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
+import emoreg
 from emoreg.config import Float, ImageSetConfig, StudyConfig, leaves
 from emoreg.errors import ConfigError, UserError
 from emoreg.search_space import pin
@@ -23,80 +30,138 @@ from emoreg.study_file import load_study
 
 _STUDY_COMMANDS = ("run", "trial", "show")
 _OVERVIEW = """\
-Hyperparameter studies of emotional regulation: a network is pre-trained on affective stimuli, then its emotionally-influenced
-response is balanced against a plain one on the task. Does that help, and how much of it?
+Hyperparameter studies of emotional regulation: a network is pre-trained on
+affective stimuli, then its emotionally-influenced response is balanced against
+a plain one on the task. Does that help, and how much of it?
 
-  emoreg run studies.quickstart                     a whole study with its controls; run it again to go on
-  emoreg show studies.quickstart                    what that study would do, and what it would cost
-  emoreg trial studies.quickstart --trial.seed 1    one trial, in this process, without Ray
-  emoreg run STUDY --help                           every setting of that study, with its value
-  emoreg data list                                  the image sets, and where to get them
-  emoreg doctor                                     what this machine lacks, and the cure
+  emoreg run STUDY       run a study with its controls; run it again to go on
+  emoreg show STUDY      what that would do, and what it would cost
+  emoreg trial STUDY     one trial, in this process, without Ray
+  emoreg data list       the image sets, and where to get them
+  emoreg data show NAME  a contact sheet of one
+  emoreg doctor          what this machine lacks, and the cure
+
+STUDY is a module or a Python file with study(); emoreg ships studies.quickstart,
+studies.emotional_regulation and studies.emotional_regulation_cpu. Every setting
+of a study can be overridden by its dotted path:
+
+  emoreg run studies.quickstart --num-trials 4 --trial.regulation.epochs 5
+  emoreg run studies.quickstart --help    every setting, with the study's value
+  emoreg COMMAND --help                   the options of a command
+  emoreg --version
+
+Exit codes: 0 done; 1 done, with failed or diverged trials, or with something that
+`emoreg doctor` found; 2 wrong input; 130 interrupted.
 """
 
+_Command = Callable[[], int]
 _Study = Annotated[
     Positional[str], arg(metavar="STUDY", help="A module (studies.quickstart), or a path to a Python file with study().")
 ]
 _Config = Annotated[StudyConfig, arg(name="")]
-_Debug = Annotated[bool, arg(help="Show the traceback of an error.")]
+_Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
+_DryRun = FlagCreatePairsOff[bool]
 _Evaluate = Literal["validation", "test"]
 _Device = Literal["auto", "cpu", "cuda"]
-_Storage = Annotated[str, arg(help="Folder that holds prepared image sets.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that ``arguments`` (by default the program's own) name, and exit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _dispatch(arguments)
+        code = _parse(arguments)()
     except UserError as error:
         if "--debug" in arguments:
-            raise
-        print(f"emoreg: {error}", file=sys.stderr)
+            traceback.print_exception(error)
+        else:
+            print(f"emoreg: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("emoreg: interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _parse(arguments: list[str]) -> _Command:
+    """The command, ready to be called.
+
+    Raises:
+        UserError: for a study that cannot be had, or a setting that breaks a rule.
+        SystemExit: after tyro has shown help, or said what is wrong with an option.
+    """
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        return partial(_say, _OVERVIEW)
+    if command == "--version":
+        return partial(_say, f"emoreg {emoreg.__version__}\n")
     study = StudyConfig(search_space={"regulation.balance": Float(0.0, 1.0)})
     named = command in _STUDY_COMMANDS and rest[:1] and not rest[0].startswith("-")
     if named:
         study = load_study(rest[0])
-    commands = _commands(study, _overridden(rest))
-    config = (AvoidSubcommands,)
-    if command in commands:
-        prog = f"emoreg {command} {rest[0]}" if named else f"emoreg {command}"
-        code: int = tyro.cli(commands[command], prog=prog, args=rest, config=config)
-        return code
-    tyro.extras.subcommand_cli_from_dict(  # shows the overview, or says which commands there are
-        commands, prog="emoreg", description=_OVERVIEW, args=arguments or ["--help"], config=config
-    )
-    raise AssertionError("a command that is not ours was run")
+    commands = _commands(study, arguments)
+    if command not in commands:
+        raise ConfigError(f"a command must be one of {', '.join(commands)}, but it is {command!r}: see `emoreg --help`")
+    prog = f"emoreg {command} {rest[0]}" if named else f"emoreg {command}"
+    with _own_errors():
+        parsed: _Command = tyro.cli(commands[command], prog=prog, args=rest, config=(AvoidSubcommands,))
+    return parsed
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Let our errors through, which tyro takes for its own: it calls the configuration by names that no user knows."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        cause = end.__context__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
+    except BrokenPipeError:  # the reader of --help has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _say(text: str) -> int:
+    print(text, end="")
+    return 0
 
 
 def _overridden(arguments: Sequence[str]) -> set[str]:
-    """The paths into the trial that the command line sets: ``--trial.drop-path=0.1`` sets ``drop_path``."""
+    """The paths into the trial that the command line may set: ``--trial.drop-path=0.1`` sets ``drop_path``."""
     flags = (argument.partition("=")[0] for argument in arguments)
-    return {flag.removeprefix("--trial.").replace("-", "_") for flag in flags if flag.startswith("--trial.")}
+    paths = {flag.removeprefix("--trial.").replace("-", "_") for flag in flags if flag.startswith("--trial.")}
+    switched_off = {".".join((*owner, name.removeprefix("no_"))) for *owner, name in (path.split(".") for path in paths)}
+    return paths | switched_off
 
 
-def _commands(default: StudyConfig, overridden: set[str]) -> dict[str, Callable[..., int]]:
-    """The commands by name, whose options have the values of the study ``default``."""
+def _commands(default: StudyConfig, arguments: list[str]) -> dict[str, Callable[..., _Command]]:
+    """The commands by name, whose options have the values of the study ``default``. Called, each gives what is to be done."""
+    overridden = _overridden(arguments)
 
     def run(
-        study: _Study, config: _Config = default, dry_run: bool = False, address: str | None = None, debug: _Debug = False
-    ) -> int:
-        """Run a study on Ray: what is missing of it. Interrupt it, kill it, and run it again: finished trials stay finished.
+        study: _Study, config: _Config = default, dry_run: _DryRun = False, address: str | None = None, debug: _Debug = False
+    ) -> _Command:
+        """Run a study on Ray: what is missing of it.
 
-        Any setting can be overridden by its dotted path; a searched path that is set here leaves the search space.
+        Interrupt it, kill it, and run it again: finished trials stay finished.
+
+        Every setting can be overridden by its dotted path.
+
+        A searched path that is set here leaves the search space.
 
         Args:
             dry_run: Show what would run and what it would cost, like `emoreg show`.
             address: A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine.
         """
-        searched = _pinned(config, overridden)
-        return _show(study, searched) if dry_run else _run(study, searched, address)
+        if dry_run:
+            return partial(_show, study, config, overridden)
+        return partial(_run, config, overridden, address, f"emoreg {shlex.join(arguments)}")
 
     def trial(
         study: _Study,
@@ -104,53 +169,65 @@ def _commands(default: StudyConfig, overridden: set[str]) -> dict[str, Callable[
         evaluate: _Evaluate = "validation",
         device: _Device = "auto",
         debug: _Debug = False,
-    ) -> int:
-        """Run one trial of a study in this process, without Ray: the trial as configured, and under a debugger if you like.
+    ) -> _Command:
+        """Run one trial of a study in this process, without Ray.
+
+        The trial is the study's, as configured; nothing is searched.
+
+        It goes on from its last checkpoint, and works under a debugger.
 
         Args:
             evaluate: `test` opens the test split once at the end, and is recorded.
             device: Where to compute; `auto` takes the GPU where there is one.
         """
-        return _trial(study, config, evaluate, device)
+        return partial(_trial, config, evaluate, device)
 
-    def show(study: _Study, config: _Config = default, debug: _Debug = False) -> int:
-        """Show a study before it runs: its configuration, search space, number of trials, and an estimate of its cost."""
-        return _show(study, _pinned(config, overridden))
+    def show(study: _Study, config: _Config = default, debug: _Debug = False) -> _Command:
+        """Show a study before it runs.
 
-    def doctor(storage: _Storage = default.storage, debug: _Debug = False) -> int:
-        """Examine this machine: a verdict and, where something lacks, a cure on each line."""
-        from emoreg.doctor import examine, print_findings
+        Its configuration, search space, number of trials, and an estimate of its cost.
 
-        return print_findings(examine(Path(storage)), Console())
+        A few training steps are measured; image sets that are new are prepared.
+        """
+        return partial(_show, study, config, overridden)
+
+    def doctor(storage: str = default.storage, debug: _Debug = False) -> _Command:
+        """Examine this machine: a verdict and, where something lacks, a cure on each line.
+
+        Args:
+            storage: Folder that studies will write to.
+        """
+        return partial(_doctor, storage)
 
     def data(
         action: Annotated[
             Positional[Literal["list", "prepare", "show"]],
             arg(help="list: the readers. prepare: decode NAME once. show: write a contact sheet of NAME."),
         ],
-        name: Annotated[Positional[str | None], arg(metavar="NAME", help="The image set's reader.")] = None,
+        name: Annotated[Positional[str | None], arg(metavar="[NAME]", help="The image set's reader.")] = None,
         path: str | None = None,
         target: str | None = None,
         image_size: int = default.trial.image_size,
-        storage: _Storage = default.storage,
+        storage: str = default.storage,
         output: str | None = None,
         debug: _Debug = False,
-    ) -> int:
+    ) -> _Command:
         """List, prepare or look at image sets.
 
         Args:
             path: File or folder of the images, for readers that need one.
             target: What is learned, where the reader offers several.
             image_size: Side in pixels.
+            storage: Folder that holds prepared image sets.
             output: The contact sheet's file; NAME.png where left out.
         """
         if action == "list":
-            return _list_image_sets()
+            return _list_image_sets
         if name is None:
             raise ConfigError(f"emoreg data {action} needs the NAME of an image set, but there is none: see `emoreg data list`")
         config = ImageSetConfig(name=name, path=path, target=target)
         sheet = Path(output or f"{name}.png") if action == "show" else None
-        return _prepare_image_set(config, image_size, storage, sheet)
+        return partial(_prepare_image_set, config, image_size, storage, sheet)
 
     return {"run": run, "trial": trial, "show": show, "doctor": doctor, "data": data}
 
@@ -158,57 +235,70 @@ def _commands(default: StudyConfig, overridden: set[str]) -> dict[str, Callable[
 def _pinned(config: StudyConfig, overridden: set[str]) -> StudyConfig:
     """The study with what the command line sets taken out of its search space."""
     values = {path: value for path, value in leaves(config.trial) if path in overridden and path in config.search_space}
+    if not values:
+        return config
+    left = pin(config.search_space, values)
     for path, value in values.items():
         print(f"{path} is {value!r}, by the command line: it leaves the search space")
-    return dataclasses.replace(config, search_space=pin(config.search_space, values)) if values else config
+    for path in config.search_space.keys() - left.keys() - values.keys():
+        print(f"{path} leaves the search space with it")
+    return dataclasses.replace(config, search_space=left)
 
 
-def _run(study: str, config: StudyConfig, address: str | None) -> int:
-    from emoreg.preflight import check_study, only_driver, prepare_image_sets, write_study_file
+def _run(config: StudyConfig, overridden: set[str], address: str | None, command: str) -> int:
+    from emoreg.preflight import adopt_controls, check_study, only_driver, prepare_image_sets, write_study_file
     from emoreg.progress import StudyProgress
     from emoreg.records import Records
     from emoreg.summary import print_summary
 
-    console = Console()
+    config = _pinned(config, overridden)
+    console = Console(highlight=False)
     check_study(config)
     with only_driver(config) as folder:
         records = Records(folder)
-        console.print(f"study {config.name!r}: preparing image sets", highlight=False)
+        console.print(f"study {config.name!r}: preparing image sets")
         write_study_file(config, prepare_image_sets(config))
+        adopt_controls(config, records)
         from emoreg.study import run_study  # ray takes seconds to import: only when everything else holds
 
         progress = StudyProgress(config, records.trials, console)
-        console.print(f"study {config.name!r}: starting Ray", highlight=False)
+        console.print(f"study {config.name!r}: starting Ray")
         with progress.shown():
-            run_study(config, records, progress, address=address)
+            whole = run_study(config, records, progress, address=address)
         print_summary(config, records, folder, console)
-    if progress.num_missing:
-        console.print(
-            f"Interrupted with {progress.num_missing} trials to go. Go on with the same command: emoreg run {study} ..."
-        )
+        console.print(progress.closing_line(), soft_wrap=True)
+    if not whole:
+        console.print(f"Interrupted. Go on with the same command:\n  {command}", markup=False, soft_wrap=True)
         return 130
     return 1 if any(record.status == "failed" for record in records.trials.values()) else 0
 
 
-def _trial(
-    study: str, config: StudyConfig, evaluate: Literal["validation", "test"], device: Literal["auto", "cpu", "cuda"]
-) -> int:
+def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
+    from emoreg.devices import pick_device
     from emoreg.preflight import check_storage, check_trial, local_storage, only_driver
     from emoreg.single import run_single
 
+    chosen = pick_device(device)
     check_trial(config.trial)
     check_storage(local_storage(config.storage))
     with only_driver(config) as folder:
-        return run_single(config, folder, evaluate, device, Console())
+        return run_single(config, folder, evaluate, chosen, Console(highlight=False))
 
 
-def _show(study: str, config: StudyConfig) -> int:
+def _show(study: str, config: StudyConfig, overridden: set[str]) -> int:
     from emoreg.preflight import check_study
     from emoreg.summary import print_plan
 
+    config = _pinned(config, overridden)
     check_study(config)
-    print_plan(study, config, Console())
+    print_plan(study, config, Console(highlight=False))
     return 0
+
+
+def _doctor(storage: str) -> int:
+    from emoreg.doctor import examine, print_findings
+
+    return print_findings(examine(storage), Console(highlight=False))
 
 
 def _list_image_sets() -> int:
@@ -216,12 +306,19 @@ def _list_image_sets() -> int:
 
     from emoreg.imagesets import READERS
 
-    table = Table(show_lines=True)
-    for column in ("name", "for", "what", "where to get it", "layout of --path", "targets"):
-        table.add_column(column)
+    console = Console(highlight=False, markup=False)
     for name, reader in READERS.items():
-        table.add_row(name, reader.kind, reader.description, reader.source, reader.layout, ", ".join(reader.targets))
-    Console().print(table)
+        console.print(f"{name} ({reader.kind}): {reader.description}")
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(no_wrap=True)
+        for label, text in (
+            ("from", reader.source),
+            ("--path", reader.layout),
+            ("--target", ", ".join(reader.targets)),
+            ("licence", reader.licence),
+        ):
+            lines.add_row(f"  {label}", text)
+        console.print(lines)
     return 0
 
 
@@ -232,7 +329,7 @@ def _prepare_image_set(config: ImageSetConfig, image_size: int, storage: str, sh
     check(config)
     check_storage(local_storage(storage))
     image_set = load(config, image_size=image_size, storage=local_storage(storage))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"{image_set.name}: {len(image_set.train)} training and {len(image_set.test)} test images of {image_size} px, "
         f"fingerprint {image_set.fingerprint[:12]}"

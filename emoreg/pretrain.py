@@ -96,7 +96,7 @@ def pretrain(
     if start is not None:
         net.load_state_dict(start["net"])
         optimizer.load_state_dict(start["optimizer"])
-        draws.set_state(start["draws"])
+        draws.set_state(start["draws"].cpu())
         set_rng_state(start["rng"], device)
         epochs_done, step = start["epochs"], start["step"]
     if settings.shuffle_labels:

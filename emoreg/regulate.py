@@ -79,7 +79,7 @@ def regulate(
     epochs_done, step = 0, 0
     if start is not None:
         optimizer.load_state_dict(start["optimizer"])
-        draws.set_state(start["draws"])
+        draws.set_state(start["draws"].cpu())
         set_rng_state(start["rng"], device)
         epochs_done, step = start["epochs"], start["step"]
     num_steps = settings.epochs * task.num_steps(settings.batch_size)
@@ -152,11 +152,12 @@ def evaluate(config: TrialConfig, network: Regulation, split: Batches, *, num_cl
         predictions.append(response.logits.argmax(dim=1))
         balances.append(response.balance.float().expand(len(targets)))
         truths.append(targets)
-    truth, prediction = torch.cat(truths), torch.cat(predictions)
+    # On the CPU: counting is not deterministic on a GPU, and torch refuses it there in the deterministic mode.
+    truth, prediction = torch.cat(truths).cpu(), torch.cat(predictions).cpu()
     confusion = torch.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
     return Evaluation(
         loss=float(torch.stack(losses).sum()) / len(split),
         accuracy=float((truth == prediction).sum()) / len(split),
-        confusion=confusion.cpu(),
+        confusion=confusion,
         balance=torch.cat(balances),
     )

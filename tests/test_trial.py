@@ -17,6 +17,7 @@ from emoreg.errors import ConfigError, Diverged, ImageSetError
 from emoreg.imagesets import cut_validation, load
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import reproducible
+from emoreg.records import TrialResult
 from emoreg.reporter import BalanceSample, Confusion, ImagesSample
 from emoreg.seeding import derive_seed, generator
 from tests.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, experience_folders, run, tiny
@@ -137,25 +138,33 @@ def test_deterministic_is_the_same_to_the_bit_run_after_run(prepared: Path, tmp_
     assert equal(*networks)
 
 
+Outcome = tuple[TrialResult, Recorder, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
+def undisturbed(
+    request: pytest.FixtureRequest, prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrialConfig, Outcome]:
+    """A trial with everything random, run straight to its end."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    (storage / "imagesets").symlink_to(prepared / "imagesets")
+    config = replace_paths(TINY, {**RANDOM, "backbone": request.param, "pretraining.epochs": 3})
+    return config, run(config, storage)
+
+
 @pytest.mark.parametrize("stopped", [("pretraining", 1), ("pretraining", 3), ("regulation", 1), ("regulation", 2)])
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_a_killed_trial_goes_on_to_the_bit(
-    prepared: Path, tmp_path: Path, stopped: tuple[str, int], backbone: str
+    storage: Path, stopped: tuple[str, int], undisturbed: tuple[TrialConfig, Outcome]
 ) -> None:
-    config = replace_paths(TINY, {**RANDOM, "backbone": backbone, "pretraining.epochs": 3})
-    storages = [tmp_path / name for name in ("killed", "whole")]
-    for storage in storages:
-        storage.mkdir()
-        (storage / "imagesets").symlink_to(prepared / "imagesets")
+    config, (whole, straight, expected) = undisturbed
     with pytest.raises(Stop):
-        run(config, storages[0], Recorder(stopped), checkpoint_seconds=0)
-    again, recorder, network = run(config, storages[0])
-    whole, undisturbed, expected = run(config, storages[1])
+        run(config, storage, Recorder(stopped), checkpoint_seconds=0)
+    again, recorder, network = run(config, storage)
     assert equal(network, expected)
-    assert recorder.numbers() == undisturbed.numbers()  # every epoch once, in order
+    assert recorder.numbers() == straight.numbers()  # every epoch once, in order
     for name in ("identity", "accuracy", "loss", "final_balance", "num_parameters"):
         assert getattr(again, name) == getattr(whole, name)
-    for result, events in ((again, recorder), (whole, undisturbed)):
+    for result, events in ((again, recorder), (whole, straight)):
         assert result.pretraining_seconds == pytest.approx(sum(row.seconds for row in events.epochs("pretraining")))
         assert result.regulation_seconds == pytest.approx(sum(row.seconds for row in events.epochs("regulation")))
 
