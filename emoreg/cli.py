@@ -26,7 +26,7 @@ import emoreg
 from emoreg.config import Float, ImageSetConfig, StudyConfig, leaves
 from emoreg.errors import ConfigError, UserError
 from emoreg.search_space import pin
-from emoreg.study_file import load_study
+from emoreg.study_file import load_study, shipped_studies
 
 _STUDY_COMMANDS = ("run", "trial", "show")
 _OVERVIEW = """\
@@ -41,9 +41,9 @@ a plain one on the task. Does that help, and how much of it?
   emoreg data show NAME  a contact sheet of one
   emoreg doctor          what this machine lacks, and the cure
 
-STUDY is a module or a Python file with study(); emoreg ships studies.quickstart,
-studies.emotional_regulation and studies.emotional_regulation_cpu. Every setting
-of a study can be overridden by its dotted path:
+STUDY is a module or a Python file with study(). emoreg ships:
+  {studies}
+Every setting of a study can be overridden by its dotted path:
 
   emoreg run studies.quickstart --num-trials 4 --trial.regulation.epochs 5
   emoreg run studies.quickstart --help    every setting, with the study's value
@@ -91,7 +91,7 @@ def _parse(arguments: list[str]) -> _Command:
     """
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):
-        return partial(_say, _OVERVIEW)
+        return partial(_say, _OVERVIEW.format(studies="\n  ".join(shipped_studies())))
     if command == "--version":
         return partial(_say, f"emoreg {emoreg.__version__}\n")
     study = StudyConfig(search_space={"regulation.balance": Float(0.0, 1.0)})
@@ -265,10 +265,10 @@ def _run(config: StudyConfig, overridden: set[str], address: str | None, command
         console.print(f"study {config.name!r}: starting Ray")
         with progress.shown():
             whole = run_study(config, records, progress, address=address)
+        console.print(progress.closing_line(), markup=False, soft_wrap=True)
         print_summary(config, records, folder, console)
-        console.print(progress.closing_line(), soft_wrap=True)
     if not whole:
-        console.print(f"Interrupted. Go on with the same command:\n  {command}", markup=False, soft_wrap=True)
+        console.print(f"Interrupted: run the same command again to go on.\n  {command}", markup=False, soft_wrap=True)
         return 130
     return 1 if any(record.status == "failed" for record in records.trials.values()) else 0
 

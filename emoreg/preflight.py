@@ -22,6 +22,8 @@ from emoreg.backbones import check_backbone
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, StorageError
 from emoreg.imagesets import check, load
+from emoreg.records import Records
+from emoreg.trial import check_images
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
 _FIXED = ("trial", "search_space", "objectives")
@@ -93,12 +95,27 @@ def check_storage(storage: Path) -> None:
 
 
 def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
-    """Decode the study's image sets once, before any trial, and return their fingerprints by role."""
+    """Decode the study's image sets once, before any trial, and return their fingerprints by role.
+
+    Raises:
+        UserError: for a set that cannot be read, or not used as the study asks.
+    """
     trial, storage = config.trial, local_storage(config.storage)
     sets = {"task": trial.task, "stimuli": trial.stimuli}
     if "neutral" in config.controls and trial.neutral is not None:
         sets["neutral"] = trial.neutral
-    return {role: load(image_set, image_size=trial.image_size, storage=storage).fingerprint for role, image_set in sets.items()}
+    prints = {role: load(image_set, image_size=trial.image_size, storage=storage).fingerprint for role, image_set in sets.items()}
+    for control in ("none", *config.controls):
+        check_images(dataclasses.replace(trial, control=control), storage)
+    return prints
+
+
+def adopt_controls(config: StudyConfig, records: Records) -> None:
+    """Make controls of the study what `emoreg trial` ran before the study asked for it: it is not run again."""
+    wanted = {trial.identity for trial in config.control_trials()}
+    for record in list(records.trials.values()):
+        if record.role == "trial" and record.identity in wanted:
+            records.add_trial(dataclasses.replace(record, role="control"))
 
 
 @contextmanager

@@ -319,6 +319,7 @@ class OptunaSearcher(Searcher):
         self._runs: dict[str, _Run] = {}
         self._twins: dict[str, list[_Proposal]] = {}
         self._num_invalid_in_a_row = 0
+        self._is_exhausted = False
         trials = study.get_trials(deepcopy=False)
         self._num_proposed = sum(trial.state != TrialState.WAITING and _INVALID not in trial.user_attrs for trial in trials)
         self._grid: Iterator[dict[str, Value]] | None = None
@@ -357,7 +358,13 @@ class OptunaSearcher(Searcher):
                 self._runs[trial_id] = _Run(proposal.identity, proposal, dict(proposal.intermediate))
                 number = proposal.trial.number
                 return {"trial": proposal.config, "role": "search", "number": number, "params": proposal.params}
+        self._is_exhausted = True
         return str(Searcher.FINISHED)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial was handed out and has ended."""
+        return self._is_exhausted and not self._runs
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Pass a regulation epoch's metric on to Optuna, and remember a trial's own last result.

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from emoreg import tensorboard
 from emoreg.config import StudyConfig
-from emoreg.devices import DeviceChoice, device_name, pick_device
+from emoreg.devices import device_name
 from emoreg.errors import Diverged
 from emoreg.records import EpochRecord, Records, TrialResult, trial_record, utc_now
 from emoreg.reporter import Event, Reporters
 from emoreg.trial import EvaluatedSplit, run_trial
 
 
-def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, device: DeviceChoice, console: Console) -> int:
+def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, device: torch.device, console: Console) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
+
+    It computes with the threads that it would have in the study: the numbers are the same, and so is the pace.
 
     Returns:
         The exit code: 0, or 1 for a trial that diverged.
     """
-    trial, chosen, started = config.trial, pick_device(device), utc_now()
+    trial, started = config.trial, utc_now()
+    torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
     records = Records(folder)
     console.print(
-        f"trial {trial.identity}: {trial.backbone}, control {trial.control}, seed {trial.seed}, on {device_name(chosen)}",
+        f"trial {trial.identity}: {trial.backbone}, control {trial.control}, seed {trial.seed}, on {device_name(device)}",
         highlight=False,
     )
     lines = _Lines(config, records, console)
@@ -37,7 +42,7 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
                 Reporters(board, lines),
                 storage=folder.parent,
                 folder=folder / "trials" / trial.identity,
-                device=chosen,
+                device=device,
                 evaluate_on=evaluate_on,
             )
         except Diverged as diverged:
@@ -50,12 +55,12 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         # A trial of the study that is looked at again stays what it was in the study.
         role="trial" if earlier is None else earlier.role,
         number=None if earlier is None else earlier.number,
-        params={},
+        params={} if earlier is None else json.loads(earlier.params),
         status="pruned" if result is None else "finished",
         reason=reason,
         result=result,
         epochs=lines.epochs,
-        device=device_name(chosen),
+        device=device_name(device),
         started=started,
     )
     records.add_trial(record)
@@ -68,7 +73,8 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         console.print(
             f"test accuracy {result.test_accuracy:.4f} (the test split was opened, and the record says so)", highlight=False
         )
-    console.print(f"records: {folder / 'records'}   TensorBoard: tensorboard --logdir {folder / 'events'}", highlight=False)
+    console.print(f"records:      {folder / 'records'}", highlight=False, soft_wrap=True)
+    console.print(f"TensorBoard:  tensorboard --logdir {folder / 'events'}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -94,4 +100,5 @@ class _Lines:
             + ("" if event.balance is None else f"  balance {event.balance:.3f}")
             + f"  {event.images_per_second:,.0f} images/s  {event.seconds:.1f} s",
             highlight=False,
+            soft_wrap=True,
         )

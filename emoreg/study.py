@@ -67,7 +67,7 @@ class Progress(Protocol):
         """Time passed."""
 
 
-def run_study(config: StudyConfig, records: Records, progress: Progress, *, address: str | None = None) -> None:
+def run_study(config: StudyConfig, records: Records, progress: Progress, *, address: str | None = None) -> bool:
     """Run what is missing of a study, until all is there or the user interrupts.
 
     Args:
@@ -75,6 +75,9 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         records: of the study; written as trials end.
         progress: told what happens.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
+
+    Returns:
+        Whether the study is whole: not interrupted.
 
     Raises:
         ConfigError: for resources that the cluster will never have.
@@ -119,6 +122,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     finally:
         records.write()
         ray.shutdown()
+    return searcher.is_done
 
 
 @contextmanager

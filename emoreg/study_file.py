@@ -58,7 +58,7 @@ def _import(reference: str) -> ModuleType:
         if error.name is not None and not is_file and (reference == error.name or reference.startswith(f"{error.name}.")):
             raise ConfigError(
                 f"a study is a module or a Python file, but there is no module {reference!r}: emoreg ships "
-                f"{shipped_studies()}; a file is named by its path, with .py"
+                f"{', '.join(shipped_studies())}; a file is named by its path, with .py"
             ) from error
         raise ConfigError(f"the study {reference!r} cannot be imported: {_where(error)}") from error
     except SyntaxError as error:

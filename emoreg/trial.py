@@ -59,13 +59,7 @@ def run_trial(
     config = config.applied()
     history = _History(reporter)
     with reproducible(config.deterministic):
-        task = _load_task(config, storage)
-        parts = _parts(task, config.task)
-        if len(parts[1]) == 0:
-            raise ImageSetError(
-                f"a task needs validation images, but {config.task.validation_fraction:g} of the {len(task.train)} images of "
-                f"{task.name!r} is none: raise task.validation_fraction"
-            )
+        task, parts = _load_task(config, storage)
         train, held_out = (Batches(part, device=device) for part in parts)
         start = checkpoint.load(folder / CHECKPOINT)
         pretraining_seconds = 0.0
@@ -120,6 +114,19 @@ def run_trial(
     )
 
 
+def check_images(config: TrialConfig, storage: Path) -> None:
+    """Refuse a trial whose image sets cannot be used as it asks; prepares them where they are new.
+
+    Raises:
+        UserError: for a task without classes or validation images, or too few images.
+    """
+    config = config.applied()
+    _load_task(config, storage)
+    if needs_emotional(config.regulation):
+        stimuli, source = _load_stimuli(config, storage)
+        _parts(stimuli, source)
+
+
 class _History:
     """Passes events on and remembers the epochs, which checkpoints carry."""
 
@@ -133,19 +140,28 @@ class _History:
         self._reporter.report(event)
 
 
-def _load_task(config: TrialConfig, storage: Path) -> ImageSet:
+def _load_task(config: TrialConfig, storage: Path) -> tuple[ImageSet, tuple[Split, Split]]:
+    """The images of stage 2, and the training and validation parts of them."""
     task = load(config.task, image_size=config.image_size, storage=storage)
     if task.regression:
         raise ConfigError(
             f"a task is classified, but the target {config.task.target!r} of {task.name!r} is made of real numbers: "
             "choose a target with classes"
         )
-    return task
+    parts = _parts(task, config.task)
+    if len(parts[1]) == 0:
+        raise ImageSetError(
+            f"a task needs validation images, but {config.task.validation_fraction:g} of the {len(task.train)} images of "
+            f"{task.name!r} is none: raise task.validation_fraction"
+        )
+    return task, parts
 
 
 def _load_stimuli(config: TrialConfig, storage: Path) -> tuple[ImageSet, ImageSetConfig]:
     """The images of stage 1, and which of them: for the neutral control the neutral ones, as many as the stimuli."""
     stimuli = load(config.stimuli, image_size=config.image_size, storage=storage)
+    if stimuli.regression:
+        _check_regression(config, stimuli)
     if config.control != "neutral":
         return stimuli, config.stimuli
     assert config.neutral is not None
@@ -185,8 +201,6 @@ def _experience(
 ) -> tuple[EmotionalNet, float]:
     """The emotional net with its experience, and the seconds paid for it; bare where a checkpoint holds its weights."""
     stimuli, source = _load_stimuli(config, storage)
-    if stimuli.regression:
-        _check_regression(config, stimuli)
     net = create_emotional_net(config, stimuli.num_outputs).to(device)
     if not trained:
         return net, 0.0

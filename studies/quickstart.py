@@ -53,7 +53,7 @@ def study() -> StudyConfig:
             "drop_path": Float(0.0, 0.2, when=When("backbone", ("test_vit",))),
         },
         num_trials=12,
-        scheduler=SchedulerConfig(name="asha", grace_epochs=1, reduction_factor=3),
+        scheduler=SchedulerConfig(name="asha", grace_epochs=3, reduction_factor=3),
         controls=("none", "plain", "emotional", "untrained", "shuffled", "neutral"),
         resources=ResourcesConfig(cpus_per_trial=1),
     )
