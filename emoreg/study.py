@@ -48,6 +48,7 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }
+_ERROR = "error"
 _EPOCH_FIELDS = [item.name for item in dataclasses.fields(EpochRecord)]
 
 
@@ -171,6 +172,9 @@ def _train(assignment: dict[str, Any], *, storage: Path, folder: Path) -> None:
                 diverged=diverged,
             )
             ending: dict[str, Any] = {"reason": str(diverged)}
+        except Exception as error:  # Tune tells its callbacks that a trial broke, but not of what
+            tune.report({_ERROR: f"{type(error).__name__}: {error}"})
+            raise
         else:
             last = last_result(
                 role=role,
@@ -195,6 +199,7 @@ class _Driver(tune.Callback):
         self._records = records
         self._progress = progress
         self._started: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into the experiment's folder, to restore from: emoreg never does.
@@ -213,7 +218,9 @@ class _Driver(tune.Callback):
             row = EpochRecord(**{name: result[name] for name in _EPOCH_FIELDS})
             self._records.add_epoch(row)
             self._progress.epoch(row)
-        if result.get(STATUS) == "finished":
+        if _ERROR in result:
+            self._errors[trial.trial_id] = result[_ERROR]
+        elif result.get(STATUS) == "finished":
             self._end(trial, "finished", None, TrialResult(**result["result"]), result["device"])
         elif result.get(STATUS) == "diverged":
             self._end(trial, "pruned", result["reason"], None, result["device"])
@@ -221,8 +228,8 @@ class _Driver(tune.Callback):
             self._end(trial, "pruned", "stopped by the scheduler", None, result["device"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_error() if hasattr(trial, "get_error") else None
-        self._end(trial, "failed", _last_line(error), None, "unknown")
+        reason = self._errors.get(trial.trial_id, "its worker died")
+        self._end(trial, "failed", reason, None, "unknown")
 
     def _end(self, trial: Trial, status: Status, reason: str | None, result: TrialResult | None, device: str) -> None:
         assigned = trial.config
@@ -242,12 +249,6 @@ class _Driver(tune.Callback):
         self._records.add_trial(record)
         tensorboard.finish(self._folder, record)
         self._progress.ended(record)
-
-
-def _last_line(error: BaseException | None) -> str:
-    """What broke, in a line: the message that the worker's error ends with."""
-    lines = [line for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "the trial ended with an error"
 
 
 def _resources(config: StudyConfig) -> dict[str, float]:
