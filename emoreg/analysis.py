@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from emoreg.config import Objective
+from emoreg.config import CONTROLS, Objective
 from emoreg.records import TrialRecord
 
 _CONFIDENCE = 0.95
@@ -75,13 +75,15 @@ def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]
 
 
 def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
-    """Regulation and each control by backbone, with what regulation gains over it."""
+    """Regulation, then each control in the order of ``CONTROLS``, by backbone, with what regulation gains over it."""
     by_group: dict[tuple[str, str], dict[int, float]] = {}
     for record in records:
         if record.role == "control" and record.status == "finished" and record.accuracy is not None:
             by_group.setdefault((record.backbone, record.control), {})[record.seed] = record.accuracy
     rows = []
-    for (backbone, control), accuracies in by_group.items():
+    order = ("none", *CONTROLS)
+    for backbone, control in sorted(by_group, key=lambda group: (group[0], order.index(group[1]))):
+        accuracies = by_group[backbone, control]
         regulated = by_group.get((backbone, "none"), {})
         gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
         rows.append(

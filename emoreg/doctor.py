@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from emoreg.errors import UserError
 
@@ -30,8 +32,12 @@ class Finding:
     cure: str = ""
 
 
-def examine(storage: Path) -> Iterator[Finding]:
-    """Look at Python, torch, the device, torchvision's operators, Ray, Optuna, storage and the image sets."""
+def examine(storage: str) -> Iterator[Finding]:
+    """Look at Python, torch, the device, torchvision's operators, Ray, Optuna, storage and the image sets.
+
+    Args:
+        storage: the folder, or file:// URI, that studies will write to.
+    """
     python = platform.python_version()
     fits = (3, 11) <= sys.version_info[:2] < (3, 13)
     yield Finding(verdict="ok" if fits else "bad", what="Python", found=python, cure="" if fits else "use Python 3.11 or 3.12")
@@ -45,12 +51,17 @@ def examine(storage: Path) -> Iterator[Finding]:
 
 def print_findings(findings: Iterator[Finding], console: Console) -> int:
     """Print a table of the findings; exit code 1 if one is bad."""
-    table = Table("", "what", "found", "cure")
+    table = Table("", "what", "found", "cure", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.columns[1].no_wrap = True
     all_findings = list(findings)
     for finding in all_findings:
-        table.add_row(f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]", finding.what, finding.found, finding.cure)
+        table.add_row(
+            f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]", finding.what, Text(finding.found), Text(finding.cure)
+        )
     console.print(table)
-    return 1 if any(finding.verdict == "bad" for finding in all_findings) else 0
+    num_bad = sum(finding.verdict == "bad" for finding in all_findings)
+    console.print(f"{num_bad} of these would stop a study." if num_bad else "Nothing here would stop a study.")
+    return 1 if num_bad else 0
 
 
 def _torch() -> Iterator[Finding]:
@@ -97,26 +108,27 @@ def _cores() -> Finding:
     return Finding(verdict="ok", what="CPU", found=f"{cores} cores for this process of {os.cpu_count()}")
 
 
-def _disk(storage: Path) -> Iterator[Finding]:
-    from emoreg.preflight import check_storage
+def _disk(storage: str) -> Iterator[Finding]:
+    from emoreg.preflight import check_storage, local_storage
 
     try:
-        check_storage(storage)
+        folder = local_storage(storage)
+        check_storage(folder)
     except UserError as error:
-        yield Finding(verdict="bad", what="storage", found=str(storage), cure=str(error))
+        yield Finding(verdict="bad", what="storage", found=storage, cure=str(error))
         return
-    for what, folder, least, use in (
-        ("storage", storage, 5.0, "checkpoints and image sets go there"),
+    for what, place, least, use in (
+        ("storage", folder, 5.0, "checkpoints and image sets go there"),
         ("shared memory", Path("/dev/shm"), 1.0, "what is missing Ray takes from the disk"),
     ):
-        if not folder.exists():
+        if not place.exists():
             continue
-        free = shutil.disk_usage(folder).free / 2**30
+        free = shutil.disk_usage(place).free / 2**30
         enough = free >= least
         yield Finding(
             verdict="ok" if enough else "note",
             what=what,
-            found=f"{folder}: {free:.1f} GiB free",
+            found=f"{place}: {free:.1f} GiB free",
             cure="" if enough else f"free some: {use}",
         )
 

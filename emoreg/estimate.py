@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import time
@@ -16,10 +17,12 @@ import numpy as np
 import torch
 
 from emoreg.config import StudyConfig, TrialConfig
+from emoreg.errors import ConfigError
 from emoreg.imagesets import ImageSet, Split, cut_validation, load
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import autocast, build_optimizer
 from emoreg.pretrain import create_emotional_net, emotion_loss
+from emoreg.progress import num_searched
 from emoreg.regulation import needs_emotional, needs_plain
 from emoreg.search_space import resolve, suggest
 
@@ -33,7 +36,7 @@ class Cost:
     """An upper estimate: nothing shared, nothing stopped early.
 
     Attributes:
-        num_search: trials that the sampler proposes.
+        num_search: trials that the sampler proposes at most.
         num_controls: controls beside them.
         device_seconds: of all trials together.
         concurrency: trials at once on this machine.
@@ -53,7 +56,13 @@ class Cost:
 
 
 def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> Cost:
-    """Measure each backbone's step and add up what the trials would take on ``device``; prepares the image sets."""
+    """Measure each backbone's step and add up what the trials would take on ``device``; prepares the image sets.
+
+    The trials of the search cost what the mean of uniformly drawn ones costs.
+
+    Raises:
+        ConfigError: for a search space in which no configuration is valid.
+    """
     load_set = partial(load, image_size=config.trial.image_size, storage=storage)
     stimuli, task = load_set(config.trial.stimuli), load_set(config.trial.task)
     threads = torch.get_num_threads()
@@ -67,18 +76,33 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     finally:
         torch.set_num_threads(threads)
     seconds = partial(_trial_seconds, stimuli=stimuli, task=task, speed=speed)
-    uniform = _Uniform(random.Random(config.sampler.seed))
-    sampled = [
-        seconds(resolve(config.trial, suggest(config.search_space, config.trial, uniform))) for _ in range(_SAMPLED_CONFIGS)
-    ]
+    sampled = [seconds(trial) for trial in _sampled(config)]
+    num_search = num_searched(config)
     controls = {trial.identity: trial for trial in config.control_trials()}
     return Cost(
-        num_search=config.num_trials,
+        num_search=num_search,
         num_controls=len(controls),
-        device_seconds=config.num_trials * sum(sampled) / len(sampled) + sum(map(seconds, controls.values())),
+        device_seconds=num_search * sum(sampled) / len(sampled) + sum(map(seconds, controls.values())),
         concurrency=_concurrency(config, device),
         seconds_per_image=speed,
     )
+
+
+def _sampled(config: StudyConfig) -> list[TrialConfig]:
+    uniform = _Uniform(random.Random(config.sampler.seed))
+    trials = []
+    refusal = ""
+    for _ in range(_SAMPLED_CONFIGS):
+        try:
+            trials.append(resolve(config.trial, suggest(config.search_space, config.trial, uniform)))
+        except ConfigError as error:  # values that break a rule together: the search leaves them out too
+            refusal = str(error)
+    if not trials:
+        raise ConfigError(
+            f"a search space must hold valid configurations, but {_SAMPLED_CONFIGS} draws were not, the last by {refusal}: "
+            "narrow the ranges, or add a When"
+        )
+    return trials
 
 
 def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, speed: dict[str, float]) -> float:
@@ -129,15 +153,15 @@ def _concurrency(config: StudyConfig, device: torch.device) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Uniform:
-    """Uniform values for a search space: a ``Suggester``."""
+    """Values for a search space, uniform or uniform in the logarithm: a ``Suggester``. Steps between reals do not matter."""
 
     draws: random.Random
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
-        return self.draws.uniform(low, high)
+        return math.exp(self.draws.uniform(math.log(low), math.log(high))) if log else self.draws.uniform(low, high)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return self.draws.randrange(low, high + 1, step)
+        return round(self.suggest_float(name, low, high, log=True)) if log else self.draws.randrange(low, high + 1, step)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         return self.draws.choice(list(choices))

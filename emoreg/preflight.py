@@ -104,7 +104,9 @@ def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
     sets = {"task": trial.task, "stimuli": trial.stimuli}
     if "neutral" in config.controls and trial.neutral is not None:
         sets["neutral"] = trial.neutral
-    prints = {role: load(image_set, image_size=trial.image_size, storage=storage).fingerprint for role, image_set in sets.items()}
+    prints = {
+        role: load(image_set, image_size=trial.image_size, storage=storage).fingerprint for role, image_set in sets.items()
+    }
     for control in ("none", *config.controls):
         check_images(dataclasses.replace(trial, control=control), storage)
     return prints

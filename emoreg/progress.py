@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from emoreg.analysis import better
-from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.records import EpochRecord, Role, TrialRecord
+from emoreg.search_space import size
 
 _LOG_SECONDS = 20.0
 _REFRESH_PER_SECOND = 4
@@ -33,19 +35,25 @@ class StudyProgress:
     """Counts what happens in a study and shows it. A ``study.Progress``.
 
     In a terminal: one table, rewritten in place. Elsewhere: a line when a trial is the best so far, and every 20 seconds.
+    Failed trials are told at once. Rich draws the table from a thread of its own, so what changes is copied before it is read.
     """
 
     def __init__(self, config: StudyConfig, records: dict[str, TrialRecord], console: Console) -> None:
         """Begin from the trials that earlier runs of the study have recorded."""
         self._config = config
         self._console = console
-        self._ended = {identity: record for identity, record in records.items() if record.role != "trial"}
+        controls = {trial.identity for trial in config.control_trials()}
+        self._ended = {
+            identity: record
+            for identity, record in records.items()
+            if record.status != "failed" and (record.role == "search" or identity in controls)
+        }
         self._num_before = len(self._ended)
         self._running: dict[str, _Running] = {}
         self._best: TrialRecord | None = None
         for record in self._ended.values():
             self._consider(record)
-        self._total = config.num_trials + len({trial.identity for trial in config.control_trials()})
+        self._total = num_searched(config) + len(controls)
         self._start = time.monotonic()
         self._last_line = self._start
         self._live: Live | None = None
@@ -56,7 +64,9 @@ class StudyProgress:
         if not self._console.is_terminal:
             yield
             return
-        with Live(console=self._console, refresh_per_second=_REFRESH_PER_SECOND, get_renderable=self._table) as self._live:
+        with Live(
+            console=self._console, refresh_per_second=_REFRESH_PER_SECOND, get_renderable=self._table, transient=True
+        ) as self._live:
             yield
         self._live = None
 
@@ -74,6 +84,9 @@ class StudyProgress:
         """A trial ended."""
         self._running.pop(record.identity, None)
         self._ended[record.identity] = record
+        if record.status == "failed":
+            text = f"failed: trial {record.identity}, {record.backbone}: {record.reason}"
+            self._console.print(text, style="red", markup=False, soft_wrap=True)
         if self._consider(record) and self._live is None:
             self._print_line()
 
@@ -82,10 +95,16 @@ class StudyProgress:
         if self._live is None and time.monotonic() - self._last_line >= _LOG_SECONDS:
             self._print_line()
 
-    @property
-    def num_missing(self) -> int:
-        """Trials that have not ended."""
-        return self._total - len(self._ended)
+    def closing_line(self) -> str:
+        """What there is in the end: "18 trials: 15 finished, 3 pruned, in 4 min. Device time: 7 min, 2 min to pre-train"."""
+        records = list(self._ended.values())
+        now = len(records) - self._num_before
+        taken = duration(time.monotonic() - self._start)
+        this_run = f"in {taken}" if not self._num_before else f"{now} of them now, in {taken}" if now else "none was missing"
+        device = duration(sum(record.device_seconds for record in records))
+        pretraining = duration(sum(record.pretraining_seconds for record in records))
+        trials = "1 trial" if len(records) == 1 else f"{len(records)} trials"
+        return f"{trials}: {self._by_status()}, {this_run}. Device time: {device}, {pretraining} to pre-train."
 
     def _consider(self, record: TrialRecord) -> bool:
         if record.role != "search" or record.status != "finished":
@@ -98,53 +117,84 @@ class StudyProgress:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         running = "; ".join(_describe(trial) for trial in self._running.values())
-        self._console.print(f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}", soft_wrap=True)
+        text = f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}"
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _counts(self) -> str:
-        by_status = {
-            status: sum(record.status == status for record in self._ended.values())
-            for status in ("finished", "pruned", "failed")
-        }
-        counted = ", ".join(f"{count} {status}" for status, count in by_status.items() if count or status == "finished")
-        return f"{len(self._ended)}/{self._total} trials: {counted}, {len(self._running)} running, {self._time_left()}"
+        return (
+            f"{len(self._ended)}/{self._total} trials: {self._by_status()}, {len(self._running)} running, {self._time_left()}"
+        )
+
+    def _by_status(self) -> str:
+        statuses = [record.status for record in list(self._ended.values())]
+        counts = {status: statuses.count(status) for status in ("finished", "pruned", "failed")}
+        return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "finished")
 
     def _best_text(self) -> str:
         if self._best is None:
             return "no searched trial has finished yet"
         metric = self._config.objectives[0].metric
-        return f"best {metric} {getattr(self._best, metric):.4g}: {self._best.params}"
+        params = ", ".join(format_params(self._best))
+        return f"best {metric} {getattr(self._best, metric):.4g}: {self._best.backbone}{f', {params}' if params else ''}"
 
     def _time_left(self) -> str:
         done = len(self._ended) - self._num_before
         if done == 0:
             return "time left: not known yet"
-        left = (time.monotonic() - self._start) / done * (self._total - len(self._ended))
+        left = (time.monotonic() - self._start) / done * max(0, self._total - len(self._ended))
         return f"about {duration(left)} left"
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy"):
             table.add_column(column, justify="right" if column in ("balance", "epoch", "accuracy") else "left")
-        for identity, trial in self._running.items():
-            total = trial.config.pretraining.epochs if trial.stage == "pretraining" else trial.config.regulation.epochs
+        for identity, trial in list(self._running.items()):
             table.add_row(
                 identity,
                 _role(trial),
                 trial.config.backbone,
                 f"{trial.config.regulation.balance:.3f}",
                 trial.stage,
-                f"{trial.epoch}/{total}",
+                _epoch(trial),
                 "" if trial.accuracy is None else f"{trial.accuracy:.3f}",
             )
         return Group(Text(self._counts(), style="bold"), Text(self._best_text(), style="green"), table)
 
 
 def _role(trial: _Running) -> str:
-    return "search" if trial.role == "search" else "as configured" if trial.config.control == "none" else trial.config.control
+    return "search" if trial.role == "search" else control_name(trial.config.control)
+
+
+def _epoch(trial: _Running) -> str:
+    if trial.epoch == 0:
+        return ""
+    total = trial.config.pretraining.epochs if trial.stage == "pretraining" else trial.config.regulation.epochs
+    return f"{trial.epoch}/{total}"
 
 
 def _describe(trial: _Running) -> str:
-    return f"{_role(trial)} {trial.config.backbone} {trial.stage} {trial.epoch}"
+    return f"{_role(trial)} {trial.config.backbone} {trial.stage} {_epoch(trial)}".rstrip()
+
+
+def num_searched(config: StudyConfig) -> int:
+    """Trials that the sampler will propose at most: a grid ends with its last combination."""
+    combinations = size(config.search_space, config.trial) if config.sampler.name == "grid" else None
+    return config.num_trials if combinations is None else min(config.num_trials, combinations)
+
+
+def control_name(control: str) -> str:
+    """What a reader calls a control."""
+    return "regulation" if control == "none" else control
+
+
+def format_params(record: TrialRecord) -> list[str]:
+    """The sampled values but the backbone, which stands beside them: ["regulation.balance 0.422"]."""
+    params: dict[str, Value] = json.loads(record.params)
+    return [
+        f"{path} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for path, value in params.items()
+        if path != "backbone"
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -213,8 +213,8 @@ def _read(path: Path, row_type: type[Row]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
             f"records must be Parquet, but {path} cannot be read ({error}): move it away and run the study again; trials "
             "that have a checkpoint are not paid for twice"
@@ -234,7 +234,7 @@ def _write(path: Path, row_type: type[EpochRecord] | type[TrialRecord], rows: li
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            pq.write_table(table, stream)
+            pq.write_table(table, stream, write_page_checksum=True)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

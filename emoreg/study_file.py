@@ -44,15 +44,18 @@ def _import(reference: str) -> ModuleType:
     is_file = reference.endswith(".py") or "/" in reference
     if is_file and not path.is_file():
         raise ConfigError(f"a study is a module or a Python file, but there is no file {reference!r}: correct the path")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # modules of the user's own, as `python -m` would find them
+    # Modules of the user's own are found as `python FILE` and `python -m MODULE` would find them.
+    beside = str(path.resolve().parent if is_file else Path.cwd())
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
     try:
         if not is_file:
             return importlib.import_module(reference)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"emoreg_study_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses of the file look themselves up there
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and not is_file and (reference == error.name or reference.startswith(f"{error.name}.")):

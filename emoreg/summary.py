@@ -2,92 +2,137 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from emoreg.analysis import best_by_backbone, control_rows, pareto_front
-from emoreg.config import StudyConfig, leaves
+from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front
+from emoreg.config import Objective, StudyConfig, leaves
+from emoreg.progress import control_name, duration, format_params
 from emoreg.records import Records, TrialRecord
-
-_CONTROL_NAMES = {"none": "regulation (as configured)"}
 
 
 def print_summary(config: StudyConfig, records: Records, folder: Path, console: Console) -> None:
     """The answer: best configurations by backbone, regulation beside its controls, and where everything lies."""
     trials = list(records.trials.values())
-    objective = config.objectives[0]
+    best = best_by_backbone(trials, config.objectives[0])
     if len(config.objectives) == 1:
-        best = list(best_by_backbone(trials, objective).values())
-        title = f"Best of the search, by backbone: selected on {objective.metric}, so they flatter themselves"
+        shown = [best[backbone] for backbone in config.backbones() if backbone in best]
+        title = f"Best of the search by backbone, selected on {config.objectives[0].metric}"
     else:
-        best = pareto_front(trials, config.objectives)
+        shown = pareto_front(trials, config.objectives)
         title = f"Pareto front of the search in {' and '.join(item.metric for item in config.objectives)}"
-    console.print(_best_table(best, title))
-    rows = control_rows(trials)
+    console.print()
+    if shown:
+        console.print(_best_table(shown, title))
+    else:
+        console.print("No trial of the search has finished.")
+    order = config.backbones()
+    rows = sorted(control_rows(trials), key=lambda row: order.index(row.backbone) if row.backbone in order else len(order))
+    console.print()
     if rows:
-        table = Table(title="Regulation beside its controls: one fixed configuration, nothing selected", title_justify="left")
-        for column in ("backbone", "trial", "validation accuracy, %", "regulation gains, points", "seeds"):
-            table.add_column(column, justify="left" if column in ("backbone", "trial") else "right")
-        for row in rows:
-            gain = "" if row.gain is None else (f"+{row.gain}" if row.gain.mean >= 0 else str(row.gain))
-            name = _CONTROL_NAMES.get(row.control, row.control)
-            table.add_row(row.backbone, name, str(row.accuracy), gain, str(row.accuracy.n))
-        console.print(table)
-        if max(row.accuracy.n for row in rows) < 2:
-            console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.", highlight=False)
-        else:
-            console.print("±: 95 % confidence over seeds (Student's t; gains paired by seed).", highlight=False)
-    console.print(f"records:      {folder / 'records'}", highlight=False, soft_wrap=True)
-    console.print(f"TensorBoard:  tensorboard --logdir {folder / 'events'}", highlight=False, soft_wrap=True)
+        _print_controls(rows, best if len(config.objectives) == 1 else {}, console)
+        console.print()
+    for record in trials:
+        if record.status == "failed":
+            console.print(f"failed: trial {record.identity}: {record.reason}", style="red", markup=False, soft_wrap=True)
+    console.print(f"records:      {folder / 'records'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"TensorBoard:  tensorboard --logdir {folder / 'events'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
 
 
 def _best_table(best: list[TrialRecord], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("backbone", "validation accuracy, %", "device seconds", "parameters", "trial"):
-        table.add_column(column, justify="right" if column in ("validation accuracy, %", "device seconds") else "left")
+    accuracy, seconds = "validation\naccuracy, %", "device\nseconds"
+    table = _table(title, "backbone", accuracy, seconds, "parameters", "trial", right=(accuracy, seconds))
     for record in best:
-        params = {path: value for path, value in json.loads(record.params).items() if path != "backbone"}
         table.add_row(
             record.backbone,
             "" if record.accuracy is None else f"{100 * record.accuracy:.1f}",
             f"{record.device_seconds:.1f}",
-            "\n".join(f"{path} = {round(value, 4) if isinstance(value, float) else value}" for path, value in params.items()),
+            Text("\n".join(format_params(record))),
             record.identity,
         )
     return table
 
 
+def _print_controls(rows: list[ControlRow], best: Mapping[str, TrialRecord], console: Console) -> None:
+    accuracy, gain = "validation\naccuracy, %", "regulation\ngains, points"
+    title = "Regulation as configured, beside its controls"
+    table = _table(title, "backbone", "trial", accuracy, gain, "seeds", right=(accuracy, gain, "seeds"))
+    for index, row in enumerate(rows):
+        gained = "" if row.gain is None else (f"+{row.gain}" if row.gain.mean >= 0 else str(row.gain))
+        last = index + 1 == len(rows) or rows[index + 1].backbone != row.backbone
+        found = best.get(row.backbone)
+        table.add_row(row.backbone, control_name(row.control), str(row.accuracy), gained, str(row.accuracy.n))
+        if last and found is not None and found.accuracy is not None:
+            table.add_row(row.backbone, "best of the search", f"{100 * found.accuracy:.1f}", "", "1")
+        if last:
+            table.add_section()
+    console.print(table)
+    if best:
+        console.print("best of the search: selected, so its accuracy flatters it; the others were not.")
+    if max(row.accuracy.n for row in rows) < 2:
+        console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.", highlight=False)
+    else:
+        console.print("±: 95 % confidence over seeds (Student's t; gains paired by seed).", highlight=False)
+
+
 def print_plan(study: str, config: StudyConfig, console: Console) -> None:
-    """The plan: the resolved configuration, the search space, how many trials, and what they would cost at most."""
+    """The plan: the resolved configuration, the search space, how many trials, and what they would cost at most.
+
+    Raises:
+        UserError: for image sets that cannot be used as the study asks.
+    """
     from emoreg.devices import device_name, pick_device
     from emoreg.estimate import estimate_cost
     from emoreg.preflight import local_storage, prepare_image_sets
-    from emoreg.progress import duration
     from emoreg.search_space import describe, size
 
-    settings = Table("setting", "value", title=f"Study {config.name!r} ({study})", title_justify="left")
-    for path, value in leaves(config):
-        if path not in ("search_space",):
-            settings.add_row(path, str(value))
-    console.print(settings)
-    space = Table("path", "distribution", "only where", title="Search space", title_justify="left")
-    for row in describe(config.search_space):
-        space.add_row(*row)
-    console.print(space)
-    combinations = size(config.search_space, config.trial)
     fingerprints = prepare_image_sets(config)
     device = pick_device("cpu" if config.resources.gpus_per_trial == 0 else "auto")
     cost = estimate_cost(config, device, local_storage(config.storage))
-    lines = {
+    settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
+    settings.columns[0].no_wrap = True
+    for path, value in leaves(config):
+        if path != "search_space":
+            searched = path.removeprefix("trial.") in config.search_space
+            settings.add_row(path, Text(_as_text(value) + (" (searched)" if searched else "")))
+    console.print(settings)
+    console.print()
+    space = _table("Search space", "path", "distribution", "only where")
+    space.columns[0].no_wrap = True
+    for row in describe(config.search_space):
+        space.add_row(*map(Text, row))
+    console.print(space)
+    console.print()
+    combinations = size(config.search_space, config.trial)
+    plan = Table.grid(padding=(0, 2))
+    for name, text in {
         "image sets": ", ".join(f"{role} {fingerprint[:12]}" for role, fingerprint in fingerprints.items()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
-        "cost": f"{duration(cost.device_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting at most: "
-        "nothing shared, nothing stopped early",
-        "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items()),
-    }
-    for name, text in lines.items():
-        console.print(f"{name + ':':<14}{text}", highlight=False)
+        "cost": f"{duration(cost.device_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, at most: "
+        "no pre-training shared, nothing stopped early",
+        "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items())
+        + " for a training step of one encoder",
+    }.items():
+        plan.add_row(name, Text(text))
+    console.print(plan)
+
+
+def _as_text(value: Any) -> str:
+    """A setting's value as the command line would take it."""
+    if isinstance(value, Objective):
+        return f"{value.metric} {value.mode}"
+    return " ".join(map(_as_text, value)) if isinstance(value, tuple) else str(value)

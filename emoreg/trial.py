@@ -124,6 +124,8 @@ def check_images(config: TrialConfig, storage: Path) -> None:
     _load_task(config, storage)
     if needs_emotional(config.regulation):
         stimuli, source = _load_stimuli(config, storage)
+        if stimuli.regression:
+            _check_regression(config, stimuli)
         _parts(stimuli, source)
 
 
@@ -160,8 +162,6 @@ def _load_task(config: TrialConfig, storage: Path) -> tuple[ImageSet, tuple[Spli
 def _load_stimuli(config: TrialConfig, storage: Path) -> tuple[ImageSet, ImageSetConfig]:
     """The images of stage 1, and which of them: for the neutral control the neutral ones, as many as the stimuli."""
     stimuli = load(config.stimuli, image_size=config.image_size, storage=storage)
-    if stimuli.regression:
-        _check_regression(config, stimuli)
     if config.control != "neutral":
         return stimuli, config.stimuli
     assert config.neutral is not None
@@ -201,6 +201,8 @@ def _experience(
 ) -> tuple[EmotionalNet, float]:
     """The emotional net with its experience, and the seconds paid for it; bare where a checkpoint holds its weights."""
     stimuli, source = _load_stimuli(config, storage)
+    if stimuli.regression:
+        _check_regression(config, stimuli)
     net = create_emotional_net(config, stimuli.num_outputs).to(device)
     if not trained:
         return net, 0.0

@@ -36,7 +36,7 @@ def test_resnets_see_small_images_whole(name: str, width: int, millions: float) 
     # Published sizes of the CIFAR variants without their classifier.
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
     sides: list[int] = []
-    encoder.model.layer4.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))  # type: ignore[operator,union-attr]
+    encoder.model.layer4.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))  # type: ignore[union-attr]
     assert encoder.eval()(images()).shape == (2, width)
     assert sides == [4]  # 32 px over three halvings
 
@@ -99,7 +99,7 @@ def test_drop_path_drops_while_training_alone() -> None:
     assert not torch.equal(encoder(images()), encoder(images()))
     encoder.eval()
     assert torch.equal(encoder(images()), encoder(images()))
-    with pytest.raises(ConfigError, match="'vgg11' does not take the options .*drop_path_rate"):
+    with pytest.raises(ConfigError, match=r"'vgg11' does not take the options .*drop_path_rate"):
         create("vgg11", drop_path=0.5)
 
 
@@ -191,7 +191,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.Monkey
         monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
         monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
     started = time.monotonic()
-    with pytest.raises(ConfigError, match="weights='hub' needs timm's hub, but 'timm/.*: mend the network"):
+    with pytest.raises(ConfigError, match=r"weights='hub' needs timm's hub, but 'timm/.*: mend the network"):
         create("test_resnet", weights="hub")
     assert time.monotonic() - started < 10
 

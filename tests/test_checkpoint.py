@@ -13,7 +13,7 @@ import torch
 
 from emoreg import checkpoint
 
-STATE = {"weights": torch.arange(6.0).reshape(2, 3), "step": 3, "name": "x", "nested": {"list": [1, 2.5, None]}}
+STATE: dict[str, Any] = {"weights": torch.arange(6.0).reshape(2, 3), "step": 3, "name": "x", "nested": {"list": [1, 2.5, None]}}
 
 
 @pytest.fixture

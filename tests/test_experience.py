@@ -152,15 +152,16 @@ def _trial(storage: Path, balance: float, barrier: Barrier | None, epochs: multi
 
 
 def test_two_processes_at_once_train_once_and_a_dead_one_holds_nobody_up(storage: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    dead = spawn.Process(target=_trial, args=(storage, 0.1, None, None))
+    server = multiprocessing.get_context("forkserver")  # torch is imported once for the three of them
+    server.set_forkserver_preload(["tests.trials"])
+    dead = server.Process(target=_trial, args=(storage, 0.1, None, None))
     dead.start()
     dead.join(120)
     assert dead.exitcode == 9
     assert [path.name for path in (storage / "experience").glob("*/*.ckpt")] == ["1.ckpt"]
 
-    barrier, epochs = spawn.Barrier(2), spawn.Queue()
-    processes = [spawn.Process(target=_trial, args=(storage, balance, barrier, epochs)) for balance in (0.5, 0.8)]
+    barrier, epochs = server.Barrier(2), server.Queue()
+    processes = [server.Process(target=_trial, args=(storage, balance, barrier, epochs)) for balance in (0.5, 0.8)]
     for process in processes:
         process.start()
     found = sorted(epochs.get(timeout=120) for _ in processes)

@@ -125,7 +125,8 @@ def test_the_golden_loss_trace(storage: Path) -> None:
 
 
 def test_deterministic_is_the_same_to_the_bit_run_after_run(prepared: Path, tmp_path: Path) -> None:
-    numbers, networks = [], []
+    numbers: list[list[dict[str, Any]]] = []
+    networks: list[dict[str, Tensor]] = []
     for name in ("first", "second"):
         storage = tmp_path / name
         storage.mkdir()
@@ -251,7 +252,7 @@ def test_the_neutral_control_sees_as_many_images_as_the_stimuli(storage: Path, m
     neutral = ImageSetConfig(name="digits", split_seed=5, validation_fraction=0.0)
     config = dataclasses.replace(TINY, neutral=neutral, control="neutral")
     seen = []
-    real = trial.gain_experience
+    real = trial.gain_experience  # type: ignore[attr-defined]
 
     def look(config: Any, net: Any, stimuli: Batches, *args: Any, **kwargs: Any) -> float:
         seen.append(len(stimuli))
@@ -326,3 +327,28 @@ def test_a_torn_checkpoint_costs_time_and_nothing_else(storage: Path) -> None:
 def test_a_task_without_validation_images_is_refused(storage: Path) -> None:
     with pytest.raises(ImageSetError, match=r"0\.0001 of the 14\d\d images of 'digits' is none: raise"):
         run(tiny(task__validation_fraction=0.0001), storage)
+
+
+@pytest.fixture
+def real_valued() -> ImageSetConfig:
+    """Stimuli whose targets are valence and arousal."""
+    folder = Path(__file__).parents[1] / ".." / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the data of {folder} are not on this machine")
+    return ImageSetConfig(name="oasis", path=str(folder), target="regression", num_images=64)
+
+
+def test_real_valued_stimuli_pretrain_too(storage: Path, real_valued: ImageSetConfig) -> None:
+    config = dataclasses.replace(tiny(regulation__epochs=1), stimuli=real_valued)
+    _, recorder, _ = run(config, storage)
+    (row,) = recorder.epochs("pretraining")
+    assert row.accuracy is None
+    assert row.validation_loss is not None
+    for path, value, message in (
+        ("pretraining.augmentation.mixup", 0.4, "MixUp and CutMix mix classes"),
+        ("regulation.form", "conditioned", "form='conditioned' takes the softmax of emotion classes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(replace_paths(config, {path: value}), storage)
+    with pytest.raises(ConfigError, match="a task is classified"):
+        run(dataclasses.replace(config, task=real_valued), storage)

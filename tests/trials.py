@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from emoreg import checkpoint
 from emoreg.backbones import Encoder
-from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig, replace_paths
+from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig, Value, replace_paths
 from emoreg.imagesets import Split
 from emoreg.imagesets.batches import Batches
 from emoreg.records import EpochRecord, TrialResult
@@ -32,7 +32,7 @@ TINY = TrialConfig(
 )
 
 # Everything random at once: what a checkpoint must carry.
-RANDOM = {
+RANDOM: dict[str, Value] = {
     "drop_path": 0.2,
     "regulation.kind": "random",
     **{

@@ -52,7 +52,9 @@ def test_cropping_and_flipping_are_those_of_one_image_at_a_time(size: int, paddi
 def test_every_offset_and_both_sides_are_drawn_alike() -> None:
     row = torch.arange(8, dtype=torch.uint8)
     images = row[None, :, None, None].expand(1, 8, 8, 3).contiguous()
-    tops = crop_and_flip(images, torch.zeros(9000, dtype=torch.long), draws(9000), AugmentationConfig(crop_padding=1))[:, 0, :, 0]
+    tops = crop_and_flip(images, torch.zeros(9000, dtype=torch.long), draws(9000), AugmentationConfig(crop_padding=1))[
+        :, 0, :, 0
+    ]
     # offset -1 reflects row 1 to the top, 0 leaves row 0 there, +1 brings row 1 there and reflects row 6 to the bottom
     assert {tuple(top.tolist()) for top in tops} == {(1, *range(7)), tuple(range(8)), (*range(1, 8), 6)}
     assert 2700 < (tops[:, 0] == 0).sum() < 3300

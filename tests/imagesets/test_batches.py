@@ -62,8 +62,7 @@ def test_an_augmentation_leaves_the_draws_of_the_others_as_they_were() -> None:
     few, more, mixed = AugmentationConfig(flip=True), AugmentationConfig(flip=True, random_erasing=1.0), EVERYTHING
     streams = [draws() for _ in range(3)]
     epochs = [
-        list(split.epoch(50, augmentation, 3, stream))
-        for augmentation, stream in zip((few, more, mixed), streams, strict=True)
+        list(split.epoch(50, augmentation, 3, stream)) for augmentation, stream in zip((few, more, mixed), streams, strict=True)
     ]
     states = [stream.get_state() for stream in streams]
     assert torch.equal(states[0], states[1])

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from emoreg.config import Choice, ImageSetConfig, ResourcesConfig, StudyConfig, replace_paths
+from emoreg.errors import ConfigError, ImageSetError, StorageError
+from emoreg.preflight import (
+    adopt_controls,
+    check_storage,
+    check_study,
+    local_storage,
+    only_driver,
+    prepare_image_sets,
+    study_folder,
+    write_study_file,
+)
+from emoreg.records import Records
+from tests.studies import ended, tiny_study
+from tests.trials import TINY
+
+PRINTS = {"task": "abc", "stimuli": "def"}
+
+
+@pytest.fixture
+def study(storage: Path) -> StudyConfig:
+    return tiny_study(storage=str(storage))
+
+
+def changed(study: StudyConfig, **paths: Any) -> StudyConfig:
+    return dataclasses.replace(study, trial=replace_paths(study.trial, {k.replace("__", "."): v for k, v in paths.items()}))
+
+
+@pytest.mark.parametrize(
+    ("storage", "folder"),
+    [("runs", Path("runs")), ("file:///a/b", Path("/a/b")), ("~/runs", Path.home() / "runs"), ("/a b", Path("/a b"))],
+)
+def test_local_storage(storage: str, folder: Path) -> None:
+    assert local_storage(storage) == folder
+
+
+@pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://bucket", "hdfs://host/runs"])
+def test_a_remote_storage_is_refused(storage: str) -> None:
+    with pytest.raises(StorageError, match=f"must be a local folder or a file:// URI.*{storage}.*mount it"):
+        local_storage(storage)
+
+
+def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"folder that can be written, but .*file.* choose another with --storage"):
+        check_storage(tmp_path / "file" / "runs")
+    check_storage(tmp_path / "new" / "runs")
+    assert list((tmp_path / "new" / "runs").iterdir()) == []
+
+
+def test_a_good_study_passes(study: StudyConfig) -> None:
+    check_study(study)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"search_space": {"backbone": Choice(("test_resnet", "test_vti"))}}, ConfigError, "no 'test_vti': did you mean"),
+        ({"search_space": {"stimuli.name": Choice(("openmoji", "emojo"))}}, ImageSetError, "none called 'emojo'"),
+        ({"storage": "s3://bucket"}, StorageError, "s3://bucket"),
+        pytest.param(
+            {"resources": ResourcesConfig(gpus_per_trial=1)},
+            ConfigError,
+            "asks for 1 GPUs.* sees none here: set it to 0",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_a_study_that_could_not_run_is_refused(
+    study: StudyConfig, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        check_study(dataclasses.replace(study, **changes))
+
+
+@pytest.fixture
+def one_class(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        (tmp_path / "images" / split / "joy").mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / split / "joy" / "1.png")
+    return tmp_path / "images"
+
+
+def test_faults_of_image_sets_are_found(study: StudyConfig, one_class: Path) -> None:
+    with pytest.raises(ImageSetError, match=r"two classes or more.*\['joy'\]"):
+        prepare_image_sets(changed(study, stimuli__name="folder", stimuli__path=str(one_class)))
+    with pytest.raises(ImageSetError, match=r"num_images must lie between 10 .*but it is 99999"):
+        prepare_image_sets(changed(study, task__num_images=99999))
+    with pytest.raises(ImageSetError, match=r"num_images must lie between 10 .*but it is 99999"):
+        prepare_image_sets(changed(study, stimuli__num_images=99999))
+    with pytest.raises(ImageSetError, match="a task needs validation images"):
+        prepare_image_sets(changed(study, task__validation_fraction=1e-5))
+
+
+def test_a_neutral_set_must_be_as_large_as_the_stimuli(study: StudyConfig) -> None:
+    neutral = ImageSetConfig(name="digits", validation_fraction=0.99)
+    with_neutral = dataclasses.replace(
+        study, trial=dataclasses.replace(TINY, neutral=neutral), controls=("none", "plain", "neutral")
+    )
+    with pytest.raises(ImageSetError, match=r"as many training images as the stimuli, 64, but 'digits' has"):
+        prepare_image_sets(with_neutral)
+
+
+def test_prepared_sets_are_known_by_their_fingerprints(study: StudyConfig) -> None:
+    prints = prepare_image_sets(study)
+    assert prints.keys() == {"task", "stimuli"}
+    assert all(len(text) == 64 for text in prints.values())
+    assert prepare_image_sets(study) == prints
+
+
+def test_one_driver_at_a_time(study: StudyConfig) -> None:
+    with only_driver(study) as folder:
+        assert folder == study_folder(study)
+        with pytest.raises(StorageError, match=r"another process is running .*--name"):
+            only_driver(study).__enter__()
+    with only_driver(study):
+        pass
+
+
+def test_the_study_file_says_what_was_run(study: StudyConfig) -> None:
+    study_folder(study).mkdir()
+    write_study_file(study, PRINTS)
+    content = json.loads((study_folder(study) / "study.json").read_text())
+    assert content["config"]["trial"]["backbone"] == "test_resnet"
+    assert content["fingerprints"] == PRINTS
+    assert {"emoreg", "python", "torch", "ray", "optuna"} <= content["versions"].keys()
+    assert content["device"]
+    assert content["platform"]
+    assert not list(study_folder(study).glob("*.tmp"))
+
+
+def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig) -> None:
+    study_folder(study).mkdir()
+    write_study_file(study, PRINTS)
+    before = (study_folder(study) / "study.json").read_text()
+    for other, prints, difference in (
+        (changed(study, regulation__epochs=7), PRINTS, r"trial\.regulation\.epochs: 2 -> 7"),
+        (study, PRINTS | {"task": "xyz"}, r'fingerprints\.task: "abc" -> "xyz"'),
+        (
+            dataclasses.replace(study, search_space={"regulation.balance": Choice((0.1, 0.5))}),
+            PRINTS,
+            r"search_space\.regulation\.balance\.low: 0\.1 -> absent",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=difference) as caught:
+            write_study_file(other, prints)
+        assert "another name (--name)" in str(caught.value)
+    assert (study_folder(study) / "study.json").read_text() == before
+
+
+def test_a_study_may_grow(study: StudyConfig) -> None:
+    study_folder(study).mkdir()
+    write_study_file(study, PRINTS)
+    larger = dataclasses.replace(
+        study, num_trials=50, control_seeds=(0, 1), controls=("none",), resources=ResourcesConfig(max_concurrent=1)
+    )
+    write_study_file(larger, PRINTS | {"neutral": "ghi"})
+    assert json.loads((study_folder(study) / "study.json").read_text())["config"]["num_trials"] == 50
+
+
+def test_a_trial_that_was_run_alone_becomes_the_control_that_the_study_asks_for(study: StudyConfig) -> None:
+    records = Records(study_folder(study))
+    other = replace_paths(TINY, {"seed": 5})
+    for config in (TINY, other):
+        records.add_trial(ended(config, role="trial"))
+    adopt_controls(study, records)
+    again = Records(study_folder(study)).trials
+    assert {identity: record.role for identity, record in again.items()} == {TINY.identity: "control", other.identity: "trial"}

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emoreg.checkpoint import State
+from emoreg.config import RegulationConfig, TrialConfig, replace_paths
+from emoreg.errors import Diverged
+from emoreg.imagesets.batches import Batches
+from emoreg.records import EpochRecord
+from emoreg.regulate import evaluate, regulate
+from emoreg.regulation import Regulation, needs_emotional, needs_plain
+from emoreg.reporter import BalanceSample, Event
+from tests.trials import CPU, linear_encoder, noise_batches, noise_split
+
+CONFIG = TrialConfig(image_size=8, regulation=RegulationConfig(epochs=2, batch_size=4), deterministic=True)
+
+
+def network_of(config: TrialConfig) -> Regulation:
+    torch.manual_seed(0)
+    return Regulation(
+        config.regulation,
+        plain=linear_encoder(5, seed=1) if needs_plain(config.regulation) else None,
+        emotional=linear_encoder(5, seed=2) if needs_emotional(config.regulation) else None,
+        emotion_head=torch.nn.Linear(5, 4),
+        num_classes=3,
+        seed=0,
+    )
+
+
+def learn(config: TrialConfig, task: Batches, validation: Batches) -> tuple[Regulation, list[tuple[State, bool]], list[Event]]:
+    network = network_of(config)
+    states: list[tuple[State, bool]] = []
+    events: list[Event] = []
+
+    def save(state: State, last: bool) -> None:
+        states.append((copy.deepcopy(state), last))  # it holds the living weights
+
+    regulate(config, network, task, validation, num_classes=3, start=None, save=save, report=events.append)
+    return network, states, events
+
+
+class Poisoned(Batches):
+    """Batches whose images turn to NaN at a step; counts the steps taken."""
+
+    at, taken = 0, 0
+
+    def epoch(self, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in super().epoch(*args):
+            bad = self.taken >= self.at
+            self.taken += 1
+            yield (images * float("nan") if bad else images), targets
+
+
+@pytest.mark.parametrize("at", [0, 7, 49, 50, 120])
+def test_divergence_names_the_exact_step_at_most_fifty_later(at: int) -> None:
+    task = Poisoned(noise_split(400), device=CPU)  # 100 steps an epoch
+    task.at = at
+    with pytest.raises(Diverged) as caught:
+        learn(CONFIG, task, noise_batches(8))
+    assert (caught.value.stage, caught.value.step) == ("regulation", at)
+    assert task.taken <= at + 50
+
+
+def test_a_last_update_that_breaks_the_weights_diverges_too() -> None:
+    config = replace_paths(
+        CONFIG,
+        {
+            "regulation.epochs": 1,
+            "regulation.batch_size": 20,
+            "regulation.optimizer.name": "sgd",
+            "regulation.optimizer.learning_rate": 1e38,
+            "regulation.optimizer.gradient_clip": 1e30,
+        },
+    )
+    with pytest.raises(Diverged) as caught:
+        learn(config, noise_batches(20), noise_batches(8))
+    assert (caught.value.stage, caught.value.step) == ("regulation", 1)
+
+
+def test_a_huge_learning_rate_diverges_where_the_loss_first_did() -> None:
+    config = replace_paths(
+        CONFIG,
+        {"regulation.optimizer.name": "sgd", "regulation.optimizer.learning_rate": 1e12, "regulation.warmup_fraction": 0.0},
+    )
+    task = noise_batches(400)
+    losses: list[bool] = []
+
+    class Watched(Regulation):
+        def loss(self, *args: Any) -> Tensor:
+            value = super().loss(*args)
+            losses.append(bool(value.isfinite()))
+            return value
+
+    network = network_of(config)
+    network.__class__ = Watched
+    with pytest.raises(Diverged) as caught:
+        regulate(
+            config,
+            network,
+            task,
+            noise_batches(8),
+            num_classes=3,
+            start=None,
+            save=lambda state, last: None,
+            report=lambda event: None,
+        )
+    assert caught.value.step == losses.index(False) > 0
+    assert len(losses) <= caught.value.step + 50
+
+
+def test_records_say_what_happened() -> None:
+    config = replace_paths(CONFIG, {"regulation.kind": "learnable", "regulation.balance": 0.3})
+    network, states, events = learn(config, noise_batches(22), noise_batches(9, seed=1))
+    rows = [event for event in events if isinstance(event, EpochRecord)]
+    assert events == rows  # no balance by image
+    assert [(row.stage, row.epoch, row.step) for row in rows] == [("regulation", 1, 6), ("regulation", 2, 12)]
+    assert [(state["epochs"], last) for state, last in states] == [(1, False), (2, True)]
+    assert [state["record"] for state, _ in states] == [dataclasses.asdict(row) for row in rows]
+    assert rows[0].learning_rate > rows[1].learning_rate > 0
+    assert rows[1].balance == pytest.approx(float(torch.sigmoid(network.raw_balance.detach())))
+    assert rows[1].balance != pytest.approx(0.3, abs=1e-5)
+    assert rows[1].balance_std == 0.0
+    assert all(row.identity == config.identity and row.images_per_second > 0 for row in rows)
+
+
+def test_a_dynamic_balance_is_reported_by_image() -> None:
+    config = replace_paths(CONFIG, {"regulation.kind": "dynamic"})
+    _, _, events = learn(config, noise_batches(22), noise_batches(9, seed=1))
+    assert [type(event) for event in events] == [EpochRecord, BalanceSample] * 2
+    row, sample = events[2:]
+    assert isinstance(row, EpochRecord)
+    assert isinstance(sample, BalanceSample)
+    assert sample.epoch == 2
+    assert row.balance_std is not None
+    assert row.balance_std == pytest.approx(float(sample.balance.std(correction=0))) != 0
+
+
+def test_the_network_learns() -> None:
+    """Classes that the mean colour tells apart are told apart."""
+    split = noise_split(90)
+    bright = split.images // 4 + (split.targets * 64).astype("uint8")[:, None, None, None]
+    task = Batches(dataclasses.replace(split, images=bright), device=CPU)
+    config = replace_paths(CONFIG, {"regulation.epochs": 15, "regulation.optimizer.learning_rate": 0.02})
+    _, _, events = learn(config, task, task)
+    last = events[-1]
+    assert isinstance(last, EpochRecord)
+    assert last.validation_accuracy is not None
+    assert last.validation_accuracy > 0.95
+
+
+def test_evaluation_counts_every_image_without_smoothing_and_changes_nothing() -> None:
+    config = replace_paths(CONFIG, {"regulation.label_smoothing": 0.3})
+    network, split = network_of(config), noise_batches(1100)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    found = evaluate(config, network, split, num_classes=3)
+    logits, targets = [], []
+    with torch.no_grad():
+        for images, labels in split.evaluation():
+            logits.append(network.eval()(images).logits)
+            targets.append(labels)
+    z, y = torch.cat(logits), torch.cat(targets)
+    assert found.loss == pytest.approx(float(F.cross_entropy(z, y)), rel=1e-5)
+    assert found.accuracy == float((z.argmax(1) == y).double().mean())
+    for true in range(3):
+        for predicted in range(3):
+            assert found.confusion[true, predicted] == ((y == true) & (z.argmax(1) == predicted)).sum()
+    assert found.balance.tolist() == [0.5] * 1100
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("clip", [0.01, None])
+def test_the_gradient_is_clipped(clip: float | None) -> None:
+    config = replace_paths(
+        CONFIG,
+        {
+            "regulation.epochs": 1,
+            "regulation.batch_size": 20,
+            "regulation.warmup_fraction": 0.0,
+            "regulation.optimizer.name": "sgd",
+            "regulation.optimizer.momentum": 0.0,
+            "regulation.optimizer.weight_decay": 0.0,
+            "regulation.optimizer.learning_rate": 1.0,
+        },
+    )
+    optimizer = dataclasses.replace(config.regulation.optimizer, gradient_clip=clip)
+    config = dataclasses.replace(config, regulation=dataclasses.replace(config.regulation, optimizer=optimizer))
+    before = list(network_of(config).parameters())
+    network, _, _ = learn(config, noise_batches(20), noise_batches(8))
+    moves = [(a - b).detach().flatten() for a, b in zip(network.parameters(), before, strict=True)]
+    norm = float(torch.cat(moves).norm())
+    if clip is None:
+        assert norm > 0.02
+    else:
+        assert norm == pytest.approx(clip, rel=1e-3)

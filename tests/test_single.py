@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from emoreg.config import ResourcesConfig, StudyConfig
+from emoreg.records import Records, TrialRecord
+from emoreg.single import run_single
+from tests.studies import ended, tiny_study
+from tests.trials import CPU, TINY, tiny
+
+VOLATILE = {"started", "ended"}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def study(storage: Path) -> StudyConfig:
+    return tiny_study(storage=str(storage))
+
+
+def single(study: StudyConfig, evaluate_on: Any = "validation", code: int = 0) -> tuple[TrialRecord, str]:
+    folder = Path(study.storage) / study.name
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    assert run_single(study, folder, evaluate_on, CPU, console) == code
+    assert isinstance(console.file, io.StringIO)
+    return Records(folder).trials[study.trial.identity], console.file.getvalue()
+
+
+def settled(record: TrialRecord) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(record).items() if name not in VOLATILE}
+
+
+def test_a_trial_is_told_and_recorded(study: StudyConfig) -> None:
+    record, text = single(study)
+    assert (record.role, record.number, record.status, record.params) == ("trial", None, "finished", "{}")
+    assert record.test_accuracy is None
+    lines = text.splitlines()
+    assert lines[0] == f"trial {TINY.identity}: test_resnet, control none, seed 0, on CPU"
+    assert [line.split()[:2] for line in lines[1:4]] == [["pretraining", "1/1"], ["regulation", "1/2"], ["regulation", "2/2"]]
+    assert lines[4] == f"validation accuracy {record.accuracy:.4f}, balance 0.500"
+    assert lines[6] == f"TensorBoard:  tensorboard --logdir {Path(study.storage) / 'tiny' / 'events'}"
+    epochs = Records(Path(study.storage) / "tiny").epochs
+    assert list(epochs) == [
+        (TINY.identity, stage, n) for stage, n in (("pretraining", 1), ("regulation", 1), ("regulation", 2))
+    ]
+
+
+def test_a_finished_trial_is_looked_at_again_and_not_trained_again(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = single(study)
+
+    def train_again(*_: object, **__: object) -> None:
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(torch.Tensor, "backward", train_again)
+    again, text = single(study)
+    assert settled(again) == settled(first), "the seconds too: nothing was paid for"
+    assert "regulation   2/2" in text
+    tested, text = single(study, "test")
+    assert tested.test_accuracy is not None
+    assert settled(dataclasses.replace(tested, test_accuracy=None)) == settled(first)
+    assert f"test accuracy {tested.test_accuracy:.4f} (the test split was opened, and the record says so)" in text
+
+
+def test_a_trial_of_the_study_stays_what_it_was(study: StudyConfig) -> None:
+    params = {"regulation.balance": 0.5}
+    Records(Path(study.storage) / "tiny").add_trial(ended(TINY, role="search", number=7, params=params))
+    record, _ = single(study)
+    assert (record.role, record.number, record.params) == ("search", 7, '{"regulation.balance": 0.5}')
+
+
+def test_a_diverged_trial_is_pruned_with_the_step(study: StudyConfig) -> None:
+    wild = tiny(regulation__optimizer__name="sgd", regulation__optimizer__learning_rate=1e30)
+    wild = dataclasses.replace(
+        wild,
+        regulation=dataclasses.replace(
+            wild.regulation, optimizer=dataclasses.replace(wild.regulation.optimizer, gradient_clip=None)
+        ),
+    )
+    record, text = single(dataclasses.replace(study, trial=wild), code=1)
+    assert record.status == "pruned"
+    assert record.reason is not None
+    assert "not finite at step" in record.reason
+    assert f"pruned: {record.reason}" in text
+
+
+def test_it_computes_with_the_threads_of_the_study(study: StudyConfig) -> None:
+    torch.set_num_threads(1)
+    single(dataclasses.replace(study, resources=ResourcesConfig(cpus_per_trial=2)))
+    assert torch.get_num_threads() == 2
