@@ -25,7 +25,7 @@ from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 import emoreg
 from emoreg.config import Float, ImageSetConfig, StudyConfig, leaves
 from emoreg.errors import ConfigError, UserError
-from emoreg.search_space import pin
+from emoreg.search_space import SearchSpace, pin
 from emoreg.study_file import load_study, shipped_studies
 
 _STUDY_COMMANDS = ("run", "trial", "show")
@@ -98,7 +98,10 @@ def _parse(arguments: list[str]) -> _Command:
     named = command in _STUDY_COMMANDS and rest[:1] and not rest[0].startswith("-")
     if named:
         study = load_study(rest[0])
-    commands = _commands(study, arguments)
+    space = study.search_space
+    if named and command != "trial":  # what is set is checked without the ranges that it replaces
+        study = _without(study, _overridden(rest))
+    commands = _commands(study, space, arguments)
     if command not in commands:
         raise ConfigError(f"a command must be one of {', '.join(commands)}, but it is {command!r}: see `emoreg --help`")
     prog = f"emoreg {command} {rest[0]}" if named else f"emoreg {command}"
@@ -140,8 +143,23 @@ def _overridden(arguments: Sequence[str]) -> set[str]:
     return paths | switched_off
 
 
-def _commands(default: StudyConfig, arguments: list[str]) -> dict[str, Callable[..., _Command]]:
-    """The commands by name, whose options have the values of the study ``default``. Called, each gives what is to be done."""
+def _without(study: StudyConfig, paths: set[str]) -> StudyConfig:
+    """The study without the paths in its search space, and without conditions on them."""
+    left = {
+        path: dataclasses.replace(distribution, when=None)
+        if distribution.when and distribution.when.path in paths
+        else distribution
+        for path, distribution in study.search_space.items()
+        if path not in paths
+    }
+    return dataclasses.replace(study, search_space=left)
+
+
+def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) -> dict[str, Callable[..., _Command]]:
+    """The commands by name, whose options have the values of the study ``default``. Called, each gives what is to be done.
+
+    ``space`` is the whole search space, before the command line set anything.
+    """
     overridden = _overridden(arguments)
 
     def run(
@@ -160,8 +178,8 @@ def _commands(default: StudyConfig, arguments: list[str]) -> dict[str, Callable[
             address: A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine.
         """
         if dry_run:
-            return partial(_show, study, config, overridden)
-        return partial(_run, config, overridden, address, f"emoreg {shlex.join(arguments)}")
+            return partial(_show, study, config, space, overridden)
+        return partial(_run, config, space, overridden, address, f"emoreg {shlex.join(arguments)}")
 
     def trial(
         study: _Study,
@@ -189,7 +207,7 @@ def _commands(default: StudyConfig, arguments: list[str]) -> dict[str, Callable[
 
         A few training steps are measured; image sets that are new are prepared.
         """
-        return partial(_show, study, config, overridden)
+        return partial(_show, study, config, space, overridden)
 
     def doctor(storage: str = default.storage, debug: _Debug = False) -> _Command:
         """Examine this machine: a verdict and, where something lacks, a cure on each line.
@@ -232,26 +250,24 @@ def _commands(default: StudyConfig, arguments: list[str]) -> dict[str, Callable[
     return {"run": run, "trial": trial, "show": show, "doctor": doctor, "data": data}
 
 
-def _pinned(config: StudyConfig, overridden: set[str]) -> StudyConfig:
-    """The study with what the command line sets taken out of its search space."""
-    values = {path: value for path, value in leaves(config.trial) if path in overridden and path in config.search_space}
-    if not values:
-        return config
-    left = pin(config.search_space, values)
+def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> StudyConfig:
+    """The study with the search space that the command line leaves of ``space``; says what it takes out."""
+    values = {path: value for path, value in leaves(config.trial) if path in overridden and path in space}
+    left = pin(space, values)
     for path, value in values.items():
         print(f"{path} is {value!r}, by the command line: it leaves the search space")
-    for path in config.search_space.keys() - left.keys() - values.keys():
+    for path in space.keys() - left.keys() - values.keys():
         print(f"{path} leaves the search space with it")
     return dataclasses.replace(config, search_space=left)
 
 
-def _run(config: StudyConfig, overridden: set[str], address: str | None, command: str) -> int:
+def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address: str | None, command: str) -> int:
     from emoreg.preflight import adopt_controls, check_study, only_driver, prepare_image_sets, write_study_file
     from emoreg.progress import StudyProgress
     from emoreg.records import Records
     from emoreg.summary import print_summary
 
-    config = _pinned(config, overridden)
+    config = _pinned(config, space, overridden)
     console = Console(highlight=False)
     check_study(config)
     with only_driver(config) as folder:
@@ -285,11 +301,11 @@ def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
         return run_single(config, folder, evaluate, chosen, Console(highlight=False))
 
 
-def _show(study: str, config: StudyConfig, overridden: set[str]) -> int:
+def _show(study: str, config: StudyConfig, space: SearchSpace, overridden: set[str]) -> int:
     from emoreg.preflight import check_study
     from emoreg.summary import print_plan
 
-    config = _pinned(config, overridden)
+    config = _pinned(config, space, overridden)
     check_study(config)
     print_plan(study, config, Console(highlight=False))
     return 0

@@ -280,7 +280,7 @@ class TrialConfig:
         match self.control:
             case "plain" | "emotional":
                 balance, epochs = (0.0, 0) if self.control == "plain" else (1.0, self.pretraining.epochs)
-                regulation = replace(self.regulation, form="output", kind="fixed", balance=balance)
+                regulation = replace(self.regulation, form="output", kind="fixed", balance=balance, freeze_emotional=False)
                 pretraining = replace(self.pretraining, epochs=epochs)
                 return replace(self, regulation=regulation, pretraining=pretraining)
             case "untrained":

@@ -14,7 +14,7 @@ import json
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,6 +299,7 @@ class OptunaSearcher(Searcher):
         *,
         controls: Sequence[TrialConfig] = (),
         records: Mapping[str, TrialRecord],
+        on_repeat: Callable[[str, int, Mapping[str, Value]], None] = lambda identity, number, params: None,
     ) -> None:
         """Take up what the storage holds.
 
@@ -307,6 +308,8 @@ class OptunaSearcher(Searcher):
             config: the study's configuration.
             controls: run first, outside Optuna's history, unless recorded as finished or pruned.
             records: trials that ended, by identity; read anew at each proposal.
+            on_repeat: told the identity, number and values of a proposal that a recorded trial, a control's perhaps, stands
+                for, before Optuna is.
 
         Raises:
             ConfigError: for a grid over a ``Float`` without a step.
@@ -315,6 +318,7 @@ class OptunaSearcher(Searcher):
         self._study = study
         self._config = config
         self._records = records
+        self._on_repeat = on_repeat
         self._controls = deque(controls)
         self._runs: dict[str, _Run] = {}
         self._twins: dict[str, list[_Proposal]] = {}
@@ -391,6 +395,9 @@ class OptunaSearcher(Searcher):
             return
         outcome = self._outcome(run, error)
         twins = self._twins.pop(run.identity, [])
+        for twin in twins:
+            if self._is_recorded(twin.identity):
+                self._on_repeat(twin.identity, twin.trial.number, twin.params)
         for proposal in [run.proposal, *twins] if run.proposal is not None else twins:
             self._tell(proposal, outcome)
 
@@ -447,6 +454,7 @@ class OptunaSearcher(Searcher):
         if not self._is_recorded(proposal.identity):
             return False
         record = self._records[proposal.identity]
+        self._on_repeat(proposal.identity, proposal.trial.number, proposal.params)
         metrics = {objective.metric: getattr(record, objective.metric) for objective in self._config.objectives}
         if record.status == "finished":
             outcome = _finished(self._config.objectives, metrics)

@@ -6,11 +6,12 @@ Every trial is ``run_trial``; Ray and Optuna stand around it. The driver alone w
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from emoreg import tensorboard
-from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.devices import device_name
 from emoreg.errors import ConfigError, Diverged, UserError
 from emoreg.preflight import local_storage, study_folder
@@ -85,7 +86,13 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     """
     storage, folder = local_storage(config.storage).resolve(), study_folder(config).resolve()
     study = open_study(config, folder)
-    searcher = OptunaSearcher(study, config, controls=config.control_trials(), records=records.trials)
+    searcher = OptunaSearcher(
+        study,
+        config,
+        controls=config.control_trials(),
+        records=records.trials,
+        on_repeat=partial(_number, records),
+    )
     tensorboard.write_experiment(folder, config)
     for record in records.trials.values():  # an earlier driver may have been killed between a record and its event
         tensorboard.finish(folder, record)
@@ -124,6 +131,13 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         records.write()
         ray.shutdown()
     return searcher.is_done
+
+
+def _number(records: Records, identity: str, number: int, params: Mapping[str, Value]) -> None:
+    """Make a trial that ran as a control a part of the search too, which proposed the same configuration."""
+    record = records.trials[identity]
+    if record.number is None:
+        records.add_trial(dataclasses.replace(record, number=number, params=json.dumps(dict(params))))
 
 
 @contextmanager

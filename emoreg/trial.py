@@ -67,7 +67,7 @@ def run_trial(
             history.report(EpochRecord(**earlier))
         experience = None
         if needs_emotional(config.regulation):
-            experience, pretraining_seconds = _experience(config, history, storage, device, trained=start is None)
+            experience, pretraining_seconds = _experience(config, history, storage, device, bare=start is not None)
         if start is not None:
             pretraining_seconds = start["pretraining_seconds"]
         network = _network(config, experience, task.num_outputs).to(device)
@@ -197,14 +197,14 @@ def _parts(image_set: ImageSet, config: ImageSetConfig) -> tuple[Split, Split]:
 
 
 def _experience(
-    config: TrialConfig, history: _History, storage: Path, device: torch.device, *, trained: bool
+    config: TrialConfig, history: _History, storage: Path, device: torch.device, *, bare: bool
 ) -> tuple[EmotionalNet, float]:
     """The emotional net with its experience, and the seconds paid for it; bare where a checkpoint holds its weights."""
     stimuli, source = _load_stimuli(config, storage)
     if stimuli.regression:
         _check_regression(config, stimuli)
     net = create_emotional_net(config, stimuli.num_outputs).to(device)
-    if not trained:
+    if bare:
         return net, 0.0
     train, held_out = _parts(stimuli, source)
     batches = Batches(train, device=device)

@@ -78,13 +78,14 @@ def paths() -> set[str]:
 def test_help_explains_every_setting(command: str, capsys: Output) -> None:
     code, out, _ = emoreg_(capsys, command, "studies.quickstart", "--help")
     assert code == 0
-    options = dict(re.findall(r"│ (--[\w.-]+)[^│]*│\n((?:│   .*\n)*)", out))
+    # With a box around it or without; a switch has a second name, which may stand in a second line.
+    option = r"^[│ ] ?(--[a-z][\w.-]*).*\n(?:[│ ] ?--[\w.]+\.no-.*\n)?((?:[│ ] {5}.*\n)*)"
+    options = dict(re.findall(option, out, re.MULTILINE))
     skipped = {"objectives"}  # shown as objectives:0 and so on
     for path in paths() - skipped:
         assert f"--{path.replace('_', '-')}" in options, path
-    for option, text in options.items():
-        if option != "-h":
-            assert words(re.sub(r"\(default: .*", "", text, flags=re.DOTALL)), f"{option} says nothing of itself"
+    for name, text in options.items():
+        assert words(re.sub(r"\(default: .*", "", text, flags=re.DOTALL)), f"{name} says nothing of itself"
     assert "tyro" not in out
     assert "config" not in out.split("trial options")[0].replace("configured", "").replace("configuration", "")
     assert all(len(line) <= 80 for line in out.splitlines())
@@ -115,7 +116,7 @@ def one_class(tmp_path: Path) -> Path:
 
 
 BAD_OVERRIDES = [
-    ("--trial.backbone resnt18", "must be a timm model .*'resnt18': did you mean .*resnet18"),
+    ("--trial.backbone resnt18", "must be a timm model, .*'resnt18': did you mean .*resnet18"),
     ("--trial.regulation.balance 1.5", r"regulation\.balance must lie in \[0, 1\], but it is 1\.5: choose a number"),
     ("--trial.drop-path=1", r"drop_path must lie in \[0, 1\), but it is 1\.0: choose a number"),
     ("--num-trials 0", "num_trials must be above 0, but it is 0: give a positive number"),
@@ -313,6 +314,31 @@ def test_a_searched_path_that_is_set_leaves_the_search_space(
         assert f"{gone} leaves the search space with it\n" in out
     assert settings[f"trial.{path}"] == str(value)
     assert load_study(tiny).search_space.keys() - space.keys() == {path} | also_gone
+
+
+def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Path, storage: Path, capsys: Output) -> None:
+    path = tmp_path / "wide.py"
+    path.write_text(
+        "from emoreg.config import *\nfrom tests.studies import tiny_study\ndef study():\n    return tiny_study("
+        "search_space={'regulation.balance': Float(0.0, 1.0), 'regulation.epochs': Int(1, 3), 'drop_path': Float(0.0, 0.1)})\n"
+    )
+    overrides = "--trial.regulation.kind learnable --trial.regulation.balance 0.5 --scheduler.name asha"
+    _, space, _ = show(capsys, str(path), storage, *overrides.split(), "--trial.regulation.epochs", "2")
+    assert {"regulation.balance", "regulation.epochs"}.isdisjoint(space)
+    code, _, err = emoreg_(capsys, "show", str(path), *overrides.split())
+    assert code == 2
+    assert "regulation.epochs cannot be searched beside it" in err
+
+
+def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Path, capsys: Output) -> None:
+    path = tmp_path / "one.py"
+    path.write_text(
+        "from emoreg.config import *\nfrom tests.studies import tiny_study\n"
+        "def study():\n    return tiny_study(search_space={'drop_path': Float(0.0, 0.5)})\n"
+    )
+    code, out, _ = emoreg_(capsys, "trial", str(path), "--storage", str(storage), "--trial.drop-path", "0.1")
+    assert code == 0
+    assert "validation accuracy" in out
 
 
 def test_a_path_that_is_not_searched_is_only_set(tiny: str, storage: Path, capsys: Output) -> None:

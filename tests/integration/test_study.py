@@ -183,3 +183,31 @@ def test_a_broken_trial_is_recorded_as_failed_with_the_reason(tmp_path: Path) ->
     assert "cannot be loaded" in str(row["reason"])
     assert "cannot be loaded" in output
     assert optuna_states(tmp_path) == [TrialState.FAIL]
+
+
+def test_a_grid_point_that_a_control_ran_is_not_run_twice_and_counts_in_both(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.py"
+    grid.write_text(
+        "import dataclasses\n"
+        "from emoreg.config import Choice, SamplerConfig\n"
+        "from tests.integration import tiny_study\n"
+        "def study():\n"
+        "    space = {'regulation.balance': Choice((0.25, 0.5))}\n"
+        "    return dataclasses.replace(\n"
+        "        tiny_study.study(), search_space=space, sampler=SamplerConfig(name='grid'), controls=('none',))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "emoreg", "run", str(grid), "--storage", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = trials(tmp_path).values()
+    assert sorted((row["balance"], row["role"], row["number"] is None) for row in rows) == [
+        (0.25, "search", False),
+        (0.5, "control", False),
+    ]
+    assert optuna_states(tmp_path) == [TrialState.COMPLETE] * 2
