@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 import emoreg
 from emoreg.backbones import check_backbone
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
-from emoreg.errors import ConfigError, StorageError
+from emoreg.errors import ConfigError, ImageSetError, StorageError
 from emoreg.imagesets import check, load
 from emoreg.records import Records
 from emoreg.trial import check_images
@@ -60,8 +60,9 @@ def check_study(config: StudyConfig) -> None:
     for path, distribution in config.search_space.items():
         if path in ("stimuli.name", "task.name", "neutral.name") and isinstance(distribution, Choice):
             owner: ImageSetConfig = getattr(config.trial, path.partition(".")[0])
-            for name in distribution.values:
-                check(dataclasses.replace(owner, name=str(name)))
+            with _naming(path.partition(".")[0]):
+                for name in distribution.values:
+                    check(dataclasses.replace(owner, name=str(name)))
     check_storage(local_storage(config.storage))
     gpus = config.resources.gpus_per_trial
     if gpus and not torch.cuda.is_available():
@@ -74,10 +75,19 @@ def check_study(config: StudyConfig) -> None:
 def check_trial(config: TrialConfig) -> None:
     """Refuse a trial whose backbone or image sets cannot be had."""
     check_backbone(config.backbone, image_size=config.image_size, weights=config.weights)
-    check(config.task)
-    check(config.stimuli)
-    if config.neutral is not None:
-        check(config.neutral)
+    for role, image_set in (("task", config.task), ("stimuli", config.stimuli), ("neutral", config.neutral)):
+        if image_set is not None:
+            with _naming(role):
+                check(image_set)
+
+
+@contextmanager
+def _naming(role: str) -> Iterator[None]:
+    """Let an error of an image set say which of the trial's it is: its path on the command line."""
+    try:
+        yield
+    except ImageSetError as error:
+        raise ImageSetError(f"trial.{role}: {error}") from error
 
 
 def check_storage(storage: Path) -> None:
@@ -104,9 +114,10 @@ def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
     sets = {"task": trial.task, "stimuli": trial.stimuli}
     if "neutral" in config.controls and trial.neutral is not None:
         sets["neutral"] = trial.neutral
-    prints = {
-        role: load(image_set, image_size=trial.image_size, storage=storage).fingerprint for role, image_set in sets.items()
-    }
+    prints = {}
+    for role, image_set in sets.items():
+        with _naming(role):
+            prints[role] = load(image_set, image_size=trial.image_size, storage=storage).fingerprint
     for control in ("none", *config.controls):
         check_images(dataclasses.replace(trial, control=control), storage)
     return prints
