@@ -55,7 +55,7 @@ def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> di
     """The best finished trial of the search for each backbone. Selected, so its metric flatters it."""
     best: dict[str, TrialRecord] = {}
     for record in records:
-        if record.role != "search" or record.status != "finished":
+        if record.number is None or record.status != "finished":
             continue
         if record.backbone not in best or better(record, best[record.backbone], objective):
             best[record.backbone] = record
@@ -64,7 +64,7 @@ def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> di
 
 def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """The finished trials of the search that no other beats in one objective without losing in another."""
-    finished = [record for record in records if record.role == "search" and record.status == "finished"]
+    finished = [record for record in records if record.number is not None and record.status == "finished"]
 
     def dominates(one: TrialRecord, other: TrialRecord) -> bool:
         return any(better(one, other, objective) for objective in objectives) and not any(

@@ -107,7 +107,7 @@ class StudyProgress:
         return f"{trials}: {self._by_status()}, {this_run}. Device time: {device}, {pretraining} to pre-train."
 
     def _consider(self, record: TrialRecord) -> bool:
-        if record.role != "search" or record.status != "finished":
+        if record.number is None or record.status != "finished":
             return False
         if self._best is None or better(record, self._best, self._config.objectives[0]):
             self._best = record

@@ -366,6 +366,12 @@ class OptunaSearcher(Searcher):
         return str(Searcher.FINISHED)
 
     @property
+    def has_work(self) -> bool:
+        """Whether a trial may be missing: a control, one that an interrupted driver left, or a proposal."""
+        missing = any(not self._is_recorded(control.identity) for control in self._controls)
+        return missing or bool(self._orphans) or self._num_proposed < self._config.num_trials
+
+    @property
     def is_done(self) -> bool:
         """Whether every trial was handed out and has ended."""
         return self._is_exhausted and not self._runs

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ _TUNE_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }
 _ERROR = "error"
+_ANSWER_SECONDS = 5.0
 _EPOCH_FIELDS = [item.name for item in dataclasses.fields(EpochRecord)]
 
 
@@ -96,15 +98,9 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
     tensorboard.write_experiment(folder, config)
     for record in records.trials.values():  # an earlier driver may have been killed between a record and its event
         tensorboard.finish(folder, record)
-    os.environ.update(_TUNE_SETTINGS)
-    ray.init(
-        address=address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": _TUNE_SETTINGS},
-    )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    if not searcher.has_work:
+        return True
+    _start_ray(address)
     try:
         resources = _resources(config)
         trainable = tune.with_resources(partial(_train, storage=storage, folder=folder), resources)
@@ -131,6 +127,34 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         records.write()
         ray.shutdown()
     return searcher.is_done
+
+
+def _start_ray(address: str | None) -> None:
+    """Start Ray here, or join the cluster at ``address``.
+
+    Raises:
+        ConfigError: for a cluster that does not answer, for which Ray would wait minutes.
+    """
+    os.environ.update(_TUNE_SETTINGS)
+    try:
+        if address is not None and address != "auto":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        ray.init(
+            address=address,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _TUNE_SETTINGS},
+        )
+    except (OSError, ValueError) as error:
+        if address is None:
+            raise
+        raise ConfigError(
+            f"--address must be HOST:PORT of a running Ray cluster, or 'auto', but {address!r} does not answer ({error}): start "
+            "one with `ray start --head`, or leave --address out"
+        ) from error
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
 def _number(records: Records, identity: str, number: int, params: Mapping[str, Value]) -> None:
