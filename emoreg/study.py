@@ -151,8 +151,8 @@ def _start_ray(address: str | None) -> None:
         if address is None:
             raise
         raise ConfigError(
-            f"--address must be HOST:PORT of a running Ray cluster, or 'auto', but {address!r} does not answer ({error}): start "
-            "one with `ray start --head`, or leave --address out"
+            f"--address must be HOST:PORT of a running Ray cluster, or 'auto', but {address!r} does not answer ({error}): "
+            "start one with `ray start --head`, or leave --address out"
         ) from error
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
