@@ -1,7 +1,7 @@
 """The command line: ``emoreg run|trial|show|doctor|data``. tyro makes the options from the configuration's own types.
 
-Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1 done
-with failed or diverged trials or a doctor's finding, 2 wrong input, 130 interrupted.
+Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1
+with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ Hyperparameter studies of emotional regulation: a network is pre-trained on
 affective stimuli, then its emotionally-influenced response is balanced against
 a plain one on the task. Does that help, and how much of it?
 
-  emoreg run STUDY       run a study with its controls; run it again to go on
-  emoreg show STUDY      what that would do, and what it would cost
-  emoreg trial STUDY     one trial, in this process, without Ray
-  emoreg data list       the image sets, and where to get them
-  emoreg data show NAME  a contact sheet of one
-  emoreg doctor          what this machine lacks, and the cure
+  emoreg run STUDY          run a study with its controls; run it again to go on
+  emoreg show STUDY         what that would do, and what it would cost
+  emoreg trial STUDY        one trial, in this process, without Ray
+  emoreg data list          the image sets, and where to get them
+  emoreg data prepare NAME  decode one, once for all studies of a storage
+  emoreg data show NAME     a contact sheet of one
+  emoreg doctor             what this machine lacks, and the cure
 
 STUDY is a module or a Python file with study(). emoreg ships:
   {studies}
@@ -50,8 +51,8 @@ Every setting of a study can be overridden by its dotted path:
   emoreg COMMAND --help                   the options of a command
   emoreg --version
 
-Exit codes: 0 done; 1 done, with failed or diverged trials, or with something that
-`emoreg doctor` found; 2 wrong input; 130 interrupted.
+Exit codes: 0 done; 1 with failed trials, one that diverged under `emoreg trial`,
+or a finding of `emoreg doctor`; 2 wrong input; 130 interrupted.
 """
 
 _Command = Callable[[], int]
@@ -269,7 +270,7 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
 
     config = _pinned(config, space, overridden)
     console = Console(highlight=False)
-    check_study(config)
+    check_study(config, address=address)
     with only_driver(config) as folder:
         records = Records(folder)
         console.print(f"study {config.name!r}: preparing image sets")

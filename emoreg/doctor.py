@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -46,7 +47,7 @@ def examine(storage: str) -> Iterator[Finding]:
         yield _package(package)
     yield _cores()
     yield from _disk(storage)
-    yield from _image_sets()
+    yield from _image_sets(storage)
 
 
 def print_findings(findings: Iterator[Finding], console: Console) -> int:
@@ -133,9 +134,10 @@ def _disk(storage: str) -> Iterator[Finding]:
         )
 
 
-def _image_sets() -> Iterator[Finding]:
+def _image_sets(storage: str) -> Iterator[Finding]:
     from emoreg.config import ImageSetConfig
     from emoreg.imagesets import check
+    from emoreg.preflight import local_storage
 
     for name in ("openmoji", "openmoji-objects", "digits"):
         try:
@@ -144,6 +146,10 @@ def _image_sets() -> Iterator[Finding]:
             yield Finding(verdict="note", what=f"images: {name}", found="not here", cure=str(error))
         else:
             yield Finding(verdict="ok", what=f"images: {name}", found="embedded")
+    with contextlib.suppress(UserError):  # a storage that cannot be used has been told of
+        # openmoji-32px-0123456789ab.arrow
+        prepared = sorted({path.stem.rpartition("-")[0] for path in (local_storage(storage) / "imagesets").glob("*.arrow")})
+        yield Finding(verdict="ok", what="images: prepared", found=", ".join(prepared) or "none in this storage yet")
     yield Finding(
         verdict="ok", what="images: others", found="given by path", cure="see `emoreg data list` for where to get them"
     )

@@ -49,8 +49,12 @@ def study_folder(config: StudyConfig) -> Path:
     return local_storage(config.storage) / config.name
 
 
-def check_study(config: StudyConfig) -> None:
+def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     """Refuse a study that could not run: unknown backbones, image sets that are not there, unusable storage, missing GPUs.
+
+    Args:
+        config: the study.
+        address: of the Ray cluster that it will run on, whose GPUs are not known before it is joined; None for this machine.
 
     Raises:
         UserError: naming the rule, the value and the way out.
@@ -65,7 +69,7 @@ def check_study(config: StudyConfig) -> None:
                     check(dataclasses.replace(owner, name=str(name)))
     check_storage(local_storage(config.storage))
     gpus = config.resources.gpus_per_trial
-    if gpus and not torch.cuda.is_available():
+    if gpus and address is None and not torch.cuda.is_available():
         raise ConfigError(
             f"resources.gpus_per_trial asks for {gpus:g} GPUs, but torch {torch.__version__} sees none here: set it to 0 for "
             "CPU, leave it out to take what there is, or see `emoreg doctor`"

@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emoreg.backbones import Encoder, create_encoder
@@ -43,8 +44,8 @@ class EmotionalNet(nn.Module):
         with global_stream(seed):
             self.head = nn.Linear(encoder.width, num_outputs)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, O]: emotion logits, or estimated valence and arousal."""
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B O"]:
+        """Emotion logits, or estimated valence and arousal."""
         scores: Tensor = self.head(self.encoder(images))
         return scores.float()
 
@@ -157,8 +158,14 @@ def pretrain(
         report(record)
 
 
-def emotion_loss(scores: Tensor, targets: Tensor, *, regression: bool, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy [B, O] x [B] (or [B, O]) -> [], or mean squared error for regression."""
+def emotion_loss(
+    scores: Float[Tensor, "B O"],
+    targets: Int[Tensor, " B"] | Float[Tensor, "B O"],
+    *,
+    regression: bool,
+    label_smoothing: float,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy with class indices or probabilities, or mean squared error for regression."""
     if regression:
         return F.mse_loss(scores, targets)
     return F.cross_entropy(scores, targets, label_smoothing=label_smoothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         device=device_name(device),
         started=started,
     )
+    if earlier is not None and record.test_accuracy is None:  # what was opened once is not forgotten
+        record = dataclasses.replace(record, test_accuracy=earlier.test_accuracy)
     records.add_trial(record)
     tensorboard.finish(folder, record)
     if result is None:

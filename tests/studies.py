@@ -71,7 +71,7 @@ def ended(
     return trial_record(
         config,
         role=role,
-        number=number,
+        number=0 if role == "search" and number is None else number,
         params=params or {},
         status=status,
         reason=reason,

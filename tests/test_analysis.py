@@ -69,6 +69,7 @@ def test_best_is_among_finished_searched_trials_of_each_backbone() -> None:
         ended(tiny(seed=4), accuracy=0.9, role="trial"),
         ended(tiny(seed=5), status="pruned"),
         ended(vit, accuracy=0.2),
+        ended(replace(vit, seed=6), accuracy=0.1, role="control", number=3),  # a control that the search proposed too
     ]
     assert {name: record.accuracy for name, record in best_by_backbone(records, ACCURACY).items()} == {
         "test_resnet": 0.7,

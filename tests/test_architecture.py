@@ -75,6 +75,12 @@ def test_what_reads_results_needs_no_torch(name: str) -> None:
             assert module.removeprefix("emoreg.") in {"config", "records", "errors", "search_space"}
 
 
+def test_the_map_in_the_readme_names_every_module() -> None:
+    text = (PACKAGE.parent / "README.md").read_text()
+    rooms = {name.partition(".")[0] for name in MODULES} - {"__init__", "__main__"}
+    assert not [room for room in rooms if f"{room}.py`" not in text and f"emoreg/{room}/`" not in text]
+
+
 def test_settings_are_read_by_the_command_line_alone() -> None:
     readers = {name for name, path in MODULES.items() if "argv" in path.read_text()}
     assert readers <= {"cli"}

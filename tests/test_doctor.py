@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from emoreg.config import ImageSetConfig
 from emoreg.doctor import Finding, examine, print_findings
+from emoreg.imagesets import load
 
 WHAT = [
     *("Python", "torch", "device", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "CPU"),
     *("storage", "shared memory"),
-    *("images: openmoji", "images: openmoji-objects", "images: digits", "images: others"),
+    *("images: openmoji", "images: openmoji-objects", "images: digits", "images: prepared", "images: others"),
 ]
 
 
@@ -33,6 +35,15 @@ def test_every_line_is_there_with_a_verdict(tmp_path: Path) -> None:
     assert "Nothing here would stop a study." in text
     assert all(what in text for what in expected)
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_prepared_image_sets_are_named(tmp_path: Path) -> None:
+    def found() -> str:
+        return next(finding.found for finding in examine(str(tmp_path)) if finding.what == "images: prepared")
+
+    assert found() == "none in this storage yet"
+    load(ImageSetConfig(name="digits"), image_size=8, storage=tmp_path)
+    assert found() == "digits-8px"
 
 
 @pytest.mark.parametrize("storage", ["{tmp}/file/runs", "s3://bucket/runs"])

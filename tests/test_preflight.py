@@ -59,8 +59,18 @@ def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(t
     assert list((tmp_path / "new" / "runs").iterdir()) == []
 
 
-def test_a_good_study_passes(study: StudyConfig) -> None:
+def test_a_good_study_passes_and_leaves_nothing_behind(study: StudyConfig) -> None:
+    before = sorted(Path(study.storage).iterdir())
     check_study(study)
+    assert sorted(Path(study.storage).iterdir()) == before
+
+
+def test_the_gpus_of_a_cluster_are_not_looked_for_here(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_gpus = dataclasses.replace(study, resources=ResourcesConfig(gpus_per_trial=0.5))
+    check_study(on_gpus, address="auto")
+    with pytest.raises(ConfigError, match=r"asks for 0\.5 GPUs"):
+        check_study(on_gpus)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,9 @@ def test_a_finished_trial_is_looked_at_again_and_not_trained_again(study: StudyC
     assert tested.test_accuracy is not None
     assert settled(dataclasses.replace(tested, test_accuracy=None)) == settled(first)
     assert f"test accuracy {tested.test_accuracy:.4f} (the test split was opened, and the record says so)" in text
+    once_more, text = single(study)
+    assert settled(once_more) == settled(tested), "it goes on saying so"
+    assert "test accuracy" not in text
 
 
 def test_a_trial_of_the_study_stays_what_it_was(study: StudyConfig) -> None:

@@ -29,6 +29,15 @@ def test_shipped_studies_load(name: str) -> None:
     assert study.control_trials()
 
 
+def test_the_study_in_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (text,) = (block for block in blocks if "def study" in block)
+    path = tmp_path / "mine_of_the_readme.py"
+    path.write_text(text)
+    assert load_study(str(path)).name == "mine"
+
+
 def test_every_study_says_how_it_is_run() -> None:
     assert shipped_studies() == sorted(f"studies.{path.stem}" for path in (ROOT / "studies").glob("[a-z]*.py"))
     for name in shipped_studies():

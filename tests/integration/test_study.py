@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
+from tests.integration.test_tensorboard_server import metrics_of, session_groups, tensorboard, wait_until
+
 STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "regulation_seconds", "device_seconds"}
 
@@ -85,6 +87,28 @@ def test_what_is_left_on_disk(finished: Path) -> None:
     written = json.loads((folder / "study.json").read_text())
     assert {"config", "versions", "git_commit", "device", "fingerprints"} <= written.keys()
     assert written["config"]["trial"]["image_size"] == 8
+
+
+def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
+    rows = trials(finished)
+    with tensorboard(finished / "tiny" / "events") as server:
+
+        def tags() -> dict[str, list[str]]:
+            read: dict[str, list[str]] = server.json("data/plugin/scalars/tags")
+            return read
+
+        wait_until(lambda: all("trial/outcome" in tags().get(run, ()) for run in rows), "how every trial ended")
+        groups = session_groups(server)
+        assert groups.keys() == rows.keys()
+        images = server.json("data/plugin/images/tags")
+        for run, row in rows.items():
+            curve = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/validation_accuracy")
+            assert [step for _, step, _ in curve] == [1, 2, 3, 4]
+            assert curve[-1][2] == pytest.approx(row["accuracy"])
+            assert groups[run]["sessions"][0]["status"] == "STATUS_SUCCESS"
+            assert metrics_of(groups[run])["regulation/validation_accuracy"] == pytest.approx(row["accuracy"])
+            assert groups[run]["hparams"]["regulation.balance"] == pytest.approx(row["balance"])
+            assert {"samples/regulation", "trial/confusion_validation"} <= images[run].keys()
 
 
 def test_experience_is_paid_for_once(finished: Path) -> None:

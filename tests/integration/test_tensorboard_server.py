@@ -165,7 +165,7 @@ def _read_all(server: Server) -> bool:
     return len(running) == TRIALS["running"].epochs and "description" in experiment
 
 
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"TensorBoard did not show within a minute: {what}"
@@ -212,7 +212,7 @@ def reader(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def server(reader: str, events: Path) -> Iterator[Server]:
     with tensorboard(events, reader) as started:
-        _wait_until(lambda: _read_all(started), "every run to its end")
+        wait_until(lambda: _read_all(started), "every run to its end")
         yield started
 
 
@@ -220,15 +220,20 @@ def _identity(name: str) -> str:
     return TRIALS[name].config.identity
 
 
-def _groups(server: Server) -> dict[str, Any]:
+def session_groups(server: Server) -> dict[str, Any]:
+    """The rows of the HParams page by run."""
     statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
     body = {"experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 100}
     groups = server.post("data/plugin/hparams/session_groups", body).get("sessionGroups", [])
+    return {group["name"]: group for group in groups}
+
+
+def _groups(server: Server) -> dict[str, Any]:
     names = {_identity(name): name for name in TRIALS}
-    return {names[group["name"]]: group for group in groups}
+    return {names[identity]: group for identity, group in session_groups(server).items()}
 
 
-def _metrics(group: Any) -> dict[str, Any]:
+def metrics_of(group: Any) -> dict[str, Any]:
     return {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
 
 
@@ -273,11 +278,11 @@ def test_hparams_have_a_row_a_trial_with_status_and_metrics(server: Server) -> N
         "running": "STATUS_UNKNOWN",
         "failed": "STATUS_FAILURE",
     }
-    outcomes = {name: _metrics(group).get("trial/outcome") for name, group in groups.items()}
+    outcomes = {name: metrics_of(group).get("trial/outcome") for name, group in groups.items()}
     expected = {None: None, "finished": 1, "pruned": 0, "failed": -1}
     assert outcomes == {name: expected[trial.status] for name, trial in TRIALS.items()}
     for name, trial in TRIALS.items():
-        metrics = _metrics(groups[name])
+        metrics = metrics_of(groups[name])
         if trial.epochs > 0:
             assert metrics["regulation/validation_accuracy"] == _accuracy(trial, trial.epochs)
             assert ("regulation/validation_loss" in metrics) == (name != "diverged"), (
@@ -309,14 +314,14 @@ def test_a_running_trial_is_seen_to_go_on_and_to_end(reader: str, tmp_path: Path
 
             def shown(metric: str) -> Any:
                 groups = _groups(server)
-                return _metrics(groups["good"]).get(metric) if groups else None
+                return metrics_of(groups["good"]).get(metric) if groups else None
 
-            _wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 1), "the first epoch")
+            wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 1), "the first epoch")
             assert shown("trial/outcome") is None
             reporter.report(_epoch(trial, "regulation", 2))
-            _wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 2), "the second epoch")
+            wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 2), "the second epoch")
             finish(tmp_path, ended(trial.config, trial.params, "failed", "the node died"))
-            _wait_until(lambda: shown("trial/outcome") == -1, "the end")
+            wait_until(lambda: shown("trial/outcome") == -1, "the end")
             assert _groups(server)["good"]["sessions"][0]["status"] == "STATUS_FAILURE"
 
 
