@@ -27,6 +27,9 @@ Value = str | int | float | bool
 """A value that a search may choose."""
 
 
+_PASSWORD = re.compile(r"(?<=://)([^:/@]*:).*(?=@)")
+
+
 def require(condition: bool, rule: str, value: object, cure: str) -> None:
     """Raise a ``ConfigError`` that names the rule, the value given and the way out, unless ``condition`` holds."""
     if not condition:
@@ -551,6 +554,11 @@ class StudyConfig:
             for backbone in self.backbones()
             for control in self.controls
         ]
+
+    def without_password(self) -> StudyConfig:
+        """The study as it may be written down and shown: a password in ``optuna_storage`` is hidden."""
+        url = self.optuna_storage
+        return self if url is None else dataclasses.replace(self, optuna_storage=_PASSWORD.sub(r"\1***", url))
 
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares: those searched, or the one that the trial has."""

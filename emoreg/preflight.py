@@ -166,7 +166,7 @@ def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
     """
     path = study_folder(config) / "study.json"
     content: dict[str, Any] = {
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
         "fingerprints": fingerprints,
         "versions": {"emoreg": emoreg.__version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},

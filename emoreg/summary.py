@@ -104,7 +104,7 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     cost = estimate_cost(config, device, local_storage(config.storage))
     settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
     settings.columns[0].no_wrap = True
-    for path, value in leaves(config):
+    for path, value in leaves(config.without_password()):
         if path != "search_space":
             searched = path.removeprefix("trial.") in config.search_space
             settings.add_row(path, Text(_as_text(value) + (" (searched)" if searched else "")))

@@ -148,6 +148,9 @@ def test_the_study_file_says_what_was_run(study: StudyConfig) -> None:
     assert content["device"]
     assert content["platform"]
     assert not list(study_folder(study).glob("*.tmp"))
+    write_study_file(dataclasses.replace(study, optuna_storage="postgresql://me:pass@word@host:5432/db"), PRINTS)
+    content = json.loads((study_folder(study) / "study.json").read_text())
+    assert content["config"]["optuna_storage"] == "postgresql://me:***@host:5432/db"
 
 
 def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig) -> None:
