@@ -417,6 +417,14 @@ class Objective:
     mode: Literal["max", "min"] = "max"
     """Whether a large or a small value is better."""
 
+    def __post_init__(self) -> None:
+        require(
+            self.metric == "accuracy" or self.mode == "min",
+            f"the objective {self.metric} is better where it is small",
+            self.mode,
+            "set mode='min'",
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:

@@ -109,6 +109,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     ),
     (study, {"objectives": ()}, "a study needs an objective"),
     (study, {"objectives": (Objective(), Objective(mode="min"))}, "objectives must differ"),
+    (Objective, {"metric": "loss"}, "objective loss is better where it is small, but it is 'max': set mode='min'"),
     (
         study,
         {"objectives": (Objective(), Objective(metric="loss", mode="min")), "scheduler": SchedulerConfig(name="asha")},
