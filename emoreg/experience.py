@@ -71,42 +71,43 @@ def gain_experience(
     fingerprint: str,
     storage: Path,
     report: Callable[[EpochRecord], None],
-) -> float:
+) -> tuple[float, float]:
     """Bring ``net`` to the state after ``config.pretraining.epochs`` epochs: loaded, continued or trained from the start.
 
     Returns:
-        Seconds of pre-training that this trial paid for, over all its attempts: 0 where another trial had paid.
+        Seconds of pre-training that this trial paid for, over all its attempts, 0 where another trial had paid; and the
+        seconds that the whole experience cost, whoever paid.
 
     Raises:
         Diverged: see ``pretrain``.
     """
     epochs = config.pretraining.epochs
     if epochs == 0:
-        return 0.0
+        return 0.0, 0.0
     folder = storage / "experience" / experience_key(config, source, fingerprint, stimuli.device)
     folder.mkdir(parents=True, exist_ok=True)
-    paid: list[EpochRecord] = []
+    history: list[EpochRecord] = []
     saved = time.monotonic()
 
     def keep(state: State) -> None:
         nonlocal saved
         done = state["epochs"]
         if done == epochs or done.bit_count() == 1 or time.monotonic() - saved > _SNAPSHOT_SECONDS:
-            # pretrain reports an epoch once it is safe, so the epoch of this state is not among those paid yet
-            checkpoint.save(folder / f"{done}.ckpt", {**state, "paid": [*map(asdict, paid), state["record"]]})
+            # pretrain reports an epoch once it is safe, so the epoch of this state is not in the history yet
+            checkpoint.save(folder / f"{done}.ckpt", {**state, "history": [*map(asdict, history), state["record"]]})
             saved = time.monotonic()
 
-    def report_paid(row: EpochRecord) -> None:
-        paid.append(row)
+    def remember(row: EpochRecord) -> None:
+        history.append(row)
         report(row)
 
     with FileLock(folder / ".lock"):
         start = _longest(folder, epochs)
         if start is not None:
-            # An earlier attempt of this very trial may have paid for some of it: its epochs are this trial's to report.
-            paid = [EpochRecord(**row) for row in start["paid"] if row["identity"] == config.identity]
-            for row in paid:
-                report(row)
+            history = [EpochRecord(**row) for row in start["history"]]
+            for row in history:
+                if row.identity == config.identity:  # paid for by an earlier attempt of this very trial
+                    report(row)
         if start is not None and start["epochs"] == epochs:
             net.load_state_dict(start["net"])
         else:
@@ -118,9 +119,10 @@ def gain_experience(
                 regression=regression,
                 start=start,
                 save=keep,
-                report=report_paid,
+                report=remember,
             )
-    return sum(row.seconds for row in paid)
+    paid = sum(row.seconds for row in history if row.identity == config.identity)
+    return paid, sum(row.seconds for row in history)
 
 
 def _longest(folder: Path, epochs: int) -> State | None:

@@ -20,6 +20,8 @@ from emoreg.config import OptimizerConfig, RegulationConfig, TrialConfig
 from emoreg.errors import Diverged
 from emoreg.records import Stage
 
+CHECK_EVERY = 50
+"""Steps between two looks at the losses, each of which waits for the device."""
 _ADAM_BETA2 = 0.999
 
 

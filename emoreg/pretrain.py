@@ -21,6 +21,7 @@ from emoreg.config import TrialConfig
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import (
+    CHECK_EVERY,
     EpochTotals,
     autocast,
     build_optimizer,
@@ -31,8 +32,6 @@ from emoreg.optimization import (
 )
 from emoreg.records import EpochRecord
 from emoreg.seeding import derive_seed, generator, global_stream
-
-_CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
 
 class EmotionalNet(nn.Module):
@@ -120,7 +119,7 @@ def pretrain(
             optimizer.step()
             totals.add(loss, targets, None if regression else scores)
             step += 1
-            if step % _CHECK_EVERY == 0:
+            if step % CHECK_EVERY == 0:
                 totals.check_finite()
         totals.check_finite()
         trained = time.perf_counter() - started

@@ -101,7 +101,7 @@ class StudyProgress:
         now = len(records) - self._num_before
         taken = duration(time.monotonic() - self._start)
         this_run = f"in {taken}" if not self._num_before else f"{now} of them now, in {taken}" if now else "none was missing"
-        device = duration(sum(record.device_seconds for record in records))
+        device = duration(sum(record.pretraining_seconds + record.regulation_seconds for record in records))
         pretraining = duration(sum(record.pretraining_seconds for record in records))
         trials = "1 trial" if len(records) == 1 else f"{len(records)} trials"
         return f"{trials}: {self._by_status()}, {this_run}. Device time: {device}, {pretraining} to pre-train."

@@ -81,8 +81,9 @@ class TrialRecord:
     regulation_epochs: int = _column("regulation epochs run")
     num_parameters: int | None = _column("parameters of the regulated network")
     pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
+    experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null unless it finished")
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
-    device_seconds: float = _column("pretraining_seconds + regulation_seconds")
+    device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
     device: str = _column("name of the device")
     started: str = _column("start of the last attempt, ISO 8601 UTC")
     ended: str = _column("end, ISO 8601 UTC")
@@ -117,6 +118,7 @@ class TrialResult:
     test_accuracy: float | None
     num_parameters: int
     pretraining_seconds: float
+    experience_seconds: float
     regulation_seconds: float
 
 
@@ -166,8 +168,9 @@ def trial_record(
         regulation_epochs=len(regulation),
         num_parameters=result.num_parameters if result is not None else None,
         pretraining_seconds=pretraining_seconds,
+        experience_seconds=result.experience_seconds if result is not None else None,
         regulation_seconds=regulation_seconds,
-        device_seconds=pretraining_seconds + regulation_seconds,
+        device_seconds=(result.experience_seconds if result is not None else pretraining_seconds) + regulation_seconds,
         device=device,
         started=started,
         ended=utc_now(),

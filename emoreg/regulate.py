@@ -20,6 +20,7 @@ from emoreg.config import TrialConfig
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import (
+    CHECK_EVERY,
     EpochTotals,
     autocast,
     build_optimizer,
@@ -32,8 +33,6 @@ from emoreg.records import EpochRecord
 from emoreg.regulation import Regulation
 from emoreg.reporter import BalanceSample, Event
 from emoreg.seeding import derive_seed, generator
-
-_CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +100,7 @@ def regulate(
             optimizer.step()
             totals.add(loss, targets, response.logits)
             step += 1
-            if step % _CHECK_EVERY == 0:
+            if step % CHECK_EVERY == 0:
                 totals.check_finite()
         totals.check_finite()
         trained = time.perf_counter() - started

@@ -219,7 +219,7 @@ def _train(assignment: dict[str, Any], *, storage: Path, folder: Path) -> None:
                 epochs=config.regulation.epochs,
                 accuracy=result.accuracy,
                 loss=result.loss,
-                device_seconds=result.pretraining_seconds + result.regulation_seconds,
+                device_seconds=result.experience_seconds + result.regulation_seconds,
             )
             ending = {"result": dataclasses.asdict(result)}
     tune.report({**last, **ending, "device": device_name(device)})
@@ -282,7 +282,7 @@ class _Driver(tune.Callback):
             result=result,
             epochs=[row for key, row in self._records.epochs.items() if key[0] == config.identity],
             device=device,
-            started=self._started[trial.trial_id],
+            started=self._started.get(trial.trial_id, utc_now()),  # an actor that never came up never started
         )
         self._records.add_trial(record)
         tensorboard.finish(self._folder, record)

@@ -62,14 +62,16 @@ def run_trial(
         task, parts = _load_task(config, storage)
         train, held_out = (Batches(part, device=device) for part in parts)
         start = checkpoint.load(folder / CHECKPOINT)
-        pretraining_seconds = 0.0
+        pretraining_seconds, experience_seconds = 0.0, 0.0
         for earlier in start["history"] if start is not None else ():
             history.report(EpochRecord(**earlier))
         experience = None
         if needs_emotional(config.regulation):
-            experience, pretraining_seconds = _experience(config, history, storage, device, bare=start is not None)
+            experience, pretraining_seconds, experience_seconds = _experience(
+                config, history, storage, device, bare=start is not None
+            )
         if start is not None:
-            pretraining_seconds = start["pretraining_seconds"]
+            pretraining_seconds, experience_seconds = start["pretraining_seconds"], start["experience_seconds"]
         network = _network(config, experience, task.num_outputs).to(device)
         if start is not None:
             network.load_state_dict(start["network"])
@@ -81,7 +83,8 @@ def run_trial(
             nonlocal saved
             if last or time.monotonic() - saved >= checkpoint_seconds:
                 past = [asdict(row) for row in history.epochs] + [state["record"]]
-                state = {**state, "history": past, "pretraining_seconds": pretraining_seconds}
+                seconds = {"pretraining_seconds": pretraining_seconds, "experience_seconds": experience_seconds}
+                state = {**state, **seconds, "history": past}
                 checkpoint.save(folder / CHECKPOINT, state)
                 saved = time.monotonic()
 
@@ -110,6 +113,7 @@ def run_trial(
         test_accuracy=test_accuracy,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         pretraining_seconds=pretraining_seconds,
+        experience_seconds=experience_seconds,
         regulation_seconds=sum(row.seconds for row in history.epochs if row.stage == "regulation"),
     )
 
@@ -198,18 +202,18 @@ def _parts(image_set: ImageSet, config: ImageSetConfig) -> tuple[Split, Split]:
 
 def _experience(
     config: TrialConfig, history: _History, storage: Path, device: torch.device, *, bare: bool
-) -> tuple[EmotionalNet, float]:
-    """The emotional net with its experience, and the seconds paid for it; bare where a checkpoint holds its weights."""
+) -> tuple[EmotionalNet, float, float]:
+    """The emotional net with its experience, and the seconds paid and cost; bare where a checkpoint holds its weights."""
     stimuli, source = _load_stimuli(config, storage)
     if stimuli.regression:
         _check_regression(config, stimuli)
     net = create_emotional_net(config, stimuli.num_outputs).to(device)
     if bare:
-        return net, 0.0
+        return net, 0.0, 0.0
     train, held_out = _parts(stimuli, source)
     batches = Batches(train, device=device)
     history.report(_sample("pretraining", batches, stimuli, config.pretraining.augmentation, config.seed))
-    seconds = gain_experience(
+    paid, cost = gain_experience(
         config,
         net,
         batches,
@@ -220,7 +224,7 @@ def _experience(
         storage=storage,
         report=history.report,
     )
-    return net, seconds
+    return net, paid, cost
 
 
 def _network(config: TrialConfig, experience: EmotionalNet | None, num_classes: int) -> Regulation:

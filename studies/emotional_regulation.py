@@ -36,7 +36,6 @@ def study() -> StudyConfig:
         trial=TrialConfig(
             backbone="resnet18",
             stimuli=ImageSetConfig(name="fer2013", validation_fraction=0.1),
-            neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
             task=ImageSetConfig(name="cifar10", validation_fraction=0.1),
             pretraining=PretrainingConfig(
                 epochs=20,

@@ -66,6 +66,7 @@ def ended(
         test_accuracy=None,
         num_parameters=1000,
         pretraining_seconds=seconds / 4,
+        experience_seconds=seconds / 4,
         regulation_seconds=3 * seconds / 4,
     )
     return trial_record(

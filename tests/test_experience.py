@@ -129,8 +129,11 @@ def test_a_killed_trial_reports_what_it_paid_for_and_no_other_trial_does(storage
     _, others, _ = run(other, storage)
     assert [row.epoch for row in others.epochs("pretraining")] == [3]
     result, again, _ = run(config, storage)
-    assert again.epochs("pretraining") == []  # the third epoch was the other's, and so is the snapshot
-    assert result.pretraining_seconds == 0
+    own = again.epochs("pretraining")
+    assert [row.epoch for row in own] == [1, 2]  # the third epoch was the other's
+    assert result.pretraining_seconds == sum(row.seconds for row in own)
+    third = others.epochs("pretraining")[0].seconds
+    assert result.experience_seconds == pytest.approx(result.pretraining_seconds + third)
 
 
 class _Killed:

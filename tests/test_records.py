@@ -228,6 +228,7 @@ def test_the_row_of_a_finished_trial_comes_from_its_result() -> None:
         test_accuracy=0.7,
         num_parameters=10,
         pretraining_seconds=1.0,
+        experience_seconds=4.0,
         regulation_seconds=2.0,
     )
     row = trial_record(
@@ -243,7 +244,7 @@ def test_the_row_of_a_finished_trial_comes_from_its_result() -> None:
         started="2026-01-01T00:00:00.000+00:00",
     )
     assert (row.identity, row.accuracy, row.test_accuracy, row.num_parameters) == (neutral.identity, 0.75, 0.7, 10)
-    assert (row.device_seconds, row.stimuli, row.regulation_epochs) == (3.0, "openmoji-objects", 0)
+    assert (row.device_seconds, row.stimuli, row.regulation_epochs) == (6.0, "openmoji-objects", 0)
     assert row.ended > row.started
 
 

@@ -79,6 +79,7 @@ def ended(config: TrialConfig, params: dict[str, Value], status: Status, reason:
         regulation_epochs=3,
         num_parameters=1000,
         pretraining_seconds=2.0,
+        experience_seconds=0.0,
         regulation_seconds=4.5,
         device_seconds=6.5,
         device="cpu",

@@ -455,6 +455,7 @@ class TestCifar:
     def test_offline_it_says_what_to_fetch_and_where_to_put_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
+        monkeypatch.setattr("urllib.request._opener", None)  # urllib keeps the proxies of its first request for ever
         for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: refused at once
         monkeypatch.delenv("no_proxy", raising=False)

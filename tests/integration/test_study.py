@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from tests.integration.test_tensorboard_server import metrics_of, session_groups, tensorboard, wait_until
 
 STUDY = Path(__file__).with_name("tiny_study.py")
-VOLATILE = {"started", "ended", "pretraining_seconds", "regulation_seconds", "device_seconds"}
+VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
 
 
 def command(storage: Path, *overrides: str) -> list[str]:
