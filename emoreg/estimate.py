@@ -22,9 +22,8 @@ from emoreg.imagesets import ImageSet, Split, cut_validation, load
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import autocast, build_optimizer
 from emoreg.pretrain import create_emotional_net, emotion_loss
-from emoreg.progress import num_searched
 from emoreg.regulation import needs_emotional, needs_plain
-from emoreg.search_space import resolve, suggest
+from emoreg.search_space import num_searched, resolve, suggest
 
 _TIMED_STEPS = 3
 _SAMPLED_CONFIGS = 64

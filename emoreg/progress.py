@@ -16,7 +16,7 @@ from rich.text import Text
 from emoreg.analysis import better
 from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.records import EpochRecord, Role, TrialRecord
-from emoreg.search_space import size
+from emoreg.search_space import num_searched
 
 _LOG_SECONDS = 20.0
 _REFRESH_PER_SECOND = 4
@@ -174,12 +174,6 @@ def _epoch(trial: _Running) -> str:
 
 def _describe(trial: _Running) -> str:
     return f"{_role(trial)} {trial.config.backbone} {trial.stage} {_epoch(trial)}".rstrip()
-
-
-def num_searched(config: StudyConfig) -> int:
-    """Trials that the sampler will propose at most: a grid ends with its last combination."""
-    combinations = size(config.search_space, config.trial) if config.sampler.name == "grid" else None
-    return config.num_trials if combinations is None else min(config.num_trials, combinations)
 
 
 def control_name(control: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
-from emoreg.config import Choice, Distribution, Float, Int, TrialConfig, Value, read_path, replace_paths
+from emoreg.config import Choice, Distribution, Float, Int, StudyConfig, TrialConfig, Value, read_path, replace_paths
 from emoreg.errors import ConfigError
 
 SearchSpace = Mapping[str, Distribution]
@@ -171,3 +171,9 @@ def pin(space: SearchSpace, values: Mapping[str, Value]) -> dict[str, Distributi
         settled = when is not None and when.path in values
         pinned[path] = dataclasses.replace(distribution, when=None) if settled else distribution
     return pinned
+
+
+def num_searched(config: StudyConfig) -> int:
+    """Trials that the sampler will propose at most: a grid ends with its last combination."""
+    combinations = size(config.search_space, config.trial) if config.sampler.name == "grid" else None
+    return config.num_trials if combinations is None else min(config.num_trials, combinations)

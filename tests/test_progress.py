@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
-from emoreg.progress import StudyProgress, duration, num_searched
+from emoreg.progress import StudyProgress, duration
 from emoreg.records import EpochRecord, TrialRecord
+from emoreg.search_space import num_searched
 from tests.studies import ended, tiny_study
 from tests.trials import TINY, tiny
 

@@ -13,26 +13,26 @@ from PIL import Image, ImageDraw, ImageFont
 
 from emoreg.imagesets.imageset import ImageSet, Split
 
-_TRAIN_COLUMNS, _TEST_COLUMNS = 10, 3
+_COLUMNS = 12
 _LARGE, _SMALL = 96, 64  # largest sides of a picture, for a few classes and for many
 _TEXT_HEIGHT = 48  # of the two lines beside a row
 _MANY_CLASSES = 20
 _MARGIN, _GAP, _LABELS = 48, 8, 280
 _INK, _MUTED, _LINE, _PAPER = "#1b1f24", "#667085", "#dfe3e8", "#ffffff"
 
-_Row = tuple[str, str, Int[np.ndarray, " N"], Int[np.ndarray, " M"]]
-"""Title, note, and the indices of the training and the test images that belong in the row."""
+_Row = tuple[str, str, Int[np.ndarray, " N"]]
+"""Title, note, and the indices of the training images that belong in the row."""
 
 
 def contact_sheet(image_set: ImageSet, path: Path) -> None:
-    """Write a PNG with a row for each class: training images, then test images, evenly picked in the order of the set.
+    """Write a PNG with a row for each class: training images, evenly picked in the order of the set, and counts.
 
-    For regression, the rows are the lowest and the highest of each target.
+    For regression, the rows are the lowest and the highest of each target. Test images are counted and not shown: nobody
+    should come to know them by accident.
     """
     rows = _regression_rows(image_set) if image_set.regression else _class_rows(image_set)
     side = _LARGE if len(rows) <= _MANY_CLASSES else _SMALL
     shown = _shown_side(image_set.train, side)
-    left_of_test = _MARGIN + _LABELS + _TRAIN_COLUMNS * (shown + _GAP) + 4 * _GAP
     title, plain, small = (ImageFont.load_default(size) for size in (40, 22, 18))
     pixels = image_set.train.images.shape[1]
     outputs = "with {} targets" if image_set.regression else "in {} classes"
@@ -40,7 +40,7 @@ def contact_sheet(image_set: ImageSet, path: Path) -> None:
         f"{len(image_set.train):,} train + {len(image_set.test):,} test images of {pixels} x {pixels} pixels "
         f"{outputs.format(image_set.num_outputs)}, fingerprint {image_set.fingerprint[:12]}"
     )
-    width_of_rows = left_of_test + _TEST_COLUMNS * (shown + _GAP) - _GAP
+    width_of_rows = _MARGIN + _LABELS + _COLUMNS * (shown + _GAP) - _GAP
     width = max(width_of_rows, _MARGIN + math.ceil(plain.getlength(facts))) + _MARGIN
     row_height = max(shown, _TEXT_HEIGHT) + _GAP
     notes = _notes(image_set, characters=(width - 2 * _MARGIN) // 9)
@@ -52,22 +52,17 @@ def contact_sheet(image_set: ImageSet, path: Path) -> None:
     draw.text((_MARGIN, _MARGIN), _drawable(image_set.name), _INK, title, anchor="la")
     draw.text((_MARGIN, _MARGIN + 56), facts, _MUTED, plain, anchor="la")
     draw.line((_MARGIN, _MARGIN + 104, width - _MARGIN, _MARGIN + 104), _LINE)
-    draw.text((_MARGIN + _LABELS, top - 10), "train", _MUTED, small, anchor="ls")
-    draw.text((left_of_test, top - 10), "test", _MUTED, small, anchor="ls")
+    draw.text((_MARGIN + _LABELS, top - 10), "training images", _MUTED, small, anchor="ls")
 
-    for number, (name, note, train, test) in enumerate(rows):
+    for number, (name, note, indices) in enumerate(rows):
         y = top + number * row_height
         middle = y + shown // 2
         draw.text((_MARGIN, middle - 2), _fitting(_drawable(name), plain, _LABELS - 24), _INK, plain, anchor="ls")
         draw.text((_MARGIN, middle + 4), note, _MUTED, small, anchor="la")
-        for left, split, chosen, columns in (
-            (_MARGIN + _LABELS, image_set.train, train, _TRAIN_COLUMNS),
-            (left_of_test, image_set.test, test, _TEST_COLUMNS),
-        ):
-            for column, index in enumerate(_evenly(chosen, columns)):
-                x = left + column * (shown + _GAP)
-                sheet.paste(_picture(split.images[index], shown), (x, y))
-                draw.rectangle((x - 1, y - 1, x + shown, y + shown), outline=_LINE)
+        for column, index in enumerate(_evenly(indices, _COLUMNS)):
+            x = _MARGIN + _LABELS + column * (shown + _GAP)
+            sheet.paste(_picture(image_set.train.images[index], shown), (x, y))
+            draw.rectangle((x - 1, y - 1, x + shown, y + shown), outline=_LINE)
 
     for number, line in enumerate(notes):
         y = top + len(rows) * row_height + 24 + 26 * number
@@ -79,17 +74,17 @@ def _class_rows(image_set: ImageSet) -> list[_Row]:
     rows: list[_Row] = []
     for index, name in enumerate(image_set.class_names):
         train, test = (np.flatnonzero(split.targets == index) for split in (image_set.train, image_set.test))
-        rows.append((name, f"{len(train):,} + {len(test):,}", train, test))
+        rows.append((name, f"{len(train):,} train + {len(test):,} test", train))
     return rows
 
 
 def _regression_rows(image_set: ImageSet) -> list[_Row]:
     rows: list[_Row] = []
     for column, name in enumerate(image_set.class_names):
-        train, test = (np.argsort(split.targets[:, column], kind="stable") for split in (image_set.train, image_set.test))
-        low, high = image_set.train.targets[train[[0, -1]], column]
-        rows.append((f"{name}, lowest", f"from {low:.2f}", train[:_TRAIN_COLUMNS], test[:_TEST_COLUMNS]))
-        rows.append((f"{name}, highest", f"to {high:.2f}", train[::-1][:_TRAIN_COLUMNS], test[::-1][:_TEST_COLUMNS]))
+        order = np.argsort(image_set.train.targets[:, column], kind="stable")
+        low, high = image_set.train.targets[order[[0, -1]], column]
+        rows.append((f"{name}, lowest", f"from {low:.2f}", order[:_COLUMNS]))
+        rows.append((f"{name}, highest", f"to {high:.2f}", order[::-1][:_COLUMNS]))
     return rows
 
 

@@ -14,9 +14,14 @@ from pathlib import Path
 import optuna
 import pyarrow.parquet as pq
 import pytest
+import torch
 from optuna.trial import TrialState
 
+from emoreg.config import replace_paths
+from emoreg.trial import run_trial
+from tests.integration import tiny_study
 from tests.integration.test_tensorboard_server import metrics_of, session_groups, tensorboard, wait_until
+from tests.trials import Recorder
 
 STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
@@ -109,6 +114,19 @@ def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
             assert metrics_of(groups[run])["regulation/validation_accuracy"] == pytest.approx(row["accuracy"])
             assert groups[run]["hparams"]["regulation.balance"] == pytest.approx(row["balance"])
             assert {"samples/regulation", "trial/confusion_validation"} <= images[run].keys()
+
+
+def test_a_trial_in_a_used_worker_equals_the_same_trial_alone(finished: Path, tmp_path: Path) -> None:
+    # One worker ran all the trials, one after the other: the last one found a process that had been used.
+    row = max(trials(finished).values(), key=lambda row: str(row["ended"]))
+    config = replace_paths(tiny_study.study().trial, json.loads(str(row["params"])))
+    assert config.identity == row["identity"]
+    alone = Recorder()
+    result = run_trial(config, alone, storage=tmp_path, folder=tmp_path / "alone", device=torch.device("cpu"))
+    assert (result.accuracy, result.loss) == (row["accuracy"], row["loss"])
+    epochs = pq.read_table(finished / "tiny" / "records" / "epochs.parquet").to_pylist()
+    ran = [epoch["loss"] for epoch in epochs if epoch["identity"] == row["identity"] and epoch["stage"] == "regulation"]
+    assert alone.losses("regulation") == ran
 
 
 def test_experience_is_paid_for_once(finished: Path) -> None:
