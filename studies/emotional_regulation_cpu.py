@@ -5,7 +5,8 @@
     emoreg run studies.emotional_regulation_cpu --name er-oasis --trial.stimuli.name oasis ...
     emoreg run studies.emotional_regulation_cpu --name er-emoji --trial.stimuli.name emoji ...
 
-Hardware: 2 CPU cores, 20 minutes for each stimulus set by `emoreg show`, twice that beside other work. Results: studies/RESULTS.md.
+Hardware: 2 CPU cores, 20 minutes for each stimulus set by `emoreg show`, twice that beside other work.
+Results: studies/RESULTS.md.
 """
 
 from __future__ import annotations
