@@ -32,7 +32,7 @@ def study() -> StudyConfig:
         trial=TrialConfig(
             backbone="test_resnet",
             image_size=16,
-            stimuli=ImageSetConfig(name="openmoji", validation_fraction=0.0),
+            stimuli=ImageSetConfig(name="openmoji", num_images=600, validation_fraction=0.0),
             neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
             task=ImageSetConfig(name="digits", num_images=500, validation_fraction=0.25),
             pretraining=PretrainingConfig(
