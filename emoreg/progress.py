@@ -61,7 +61,7 @@ class StudyProgress:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show progress while the context is open."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:  # a dumb one cannot rewrite lines
             yield
             return
         with Live(

@@ -88,12 +88,17 @@ def test_a_failed_trial_is_told_at_once_with_its_reason_as_it_is() -> None:
     assert text(console) == f"failed: trial {TINY.identity}, test_resnet: KeyError: [red]\n"
 
 
-def test_a_terminal_shows_a_table_in_place() -> None:
+@pytest.mark.parametrize("terminal", ["dumb", "xterm-256color"])
+def test_a_terminal_shows_a_table_in_place(monkeypatch: pytest.MonkeyPatch, terminal: str) -> None:
+    monkeypatch.setenv("TERM", terminal)
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     shown = progress(console)
     with shown.shown():
         shown.started(TINY.identity, TINY, "control")
         shown.epoch(epoch(TINY.identity, "regulation", 1))
+        if terminal == "dumb":
+            assert shown._live is None, "it cannot rewrite lines, so it is told line by line"
+            return
         console.print(shown._live.get_renderable())  # type: ignore[union-attr]
         shown.ended(ended(tiny(seed=3), accuracy=0.75))
     assert f"{TINY.identity}  regulation  test_resnet    0.500  regulation    1/2     0.500" in text(console)

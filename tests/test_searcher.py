@@ -98,6 +98,7 @@ def record(config: TrialConfig, status: Any = "finished", **changes: Any) -> Tri
         "regulation_epochs": 2,
         "num_parameters": 1,
         "pretraining_seconds": 1.0,
+        "experience_seconds": 0.0,
         "regulation_seconds": 2.0,
         "device_seconds": 3.0,
         "device": "cpu",
