@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +24,7 @@ install_import_hook(
         "emoreg.imagesets.batches",
         "emoreg.imagesets.imageset",
         "emoreg.imagesets.splits",
+        "emoreg.memory",
         "emoreg.optimization",
         "emoreg.pretrain",
         "emoreg.regulate",
@@ -56,3 +62,34 @@ def ray_local() -> Iterator[None]:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a real S3 endpoint: moto's server, in a process of its own."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = ""
+        while not (address := re.search(r"http://(127\.0\.0\.1:\d+)", said)):
+            line = server.stderr.readline()
+            assert line, said
+            said += line
+        rest = threading.Thread(target=server.stderr.read)  # a full pipe would hold it up
+        rest.start()
+        yield address[1]
+        server.terminate()
+        rest.join()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The URI of an empty folder in S3."""
+    from pyarrow import fs
+
+    s3 = fs.S3FileSystem(
+        access_key="key", secret_key="secret", endpoint_override=s3_server, scheme="http", allow_bucket_creation=True
+    )
+    folder = f"emoreg/store{secrets.token_hex(4)}"
+    s3.create_dir("emoreg")
+    return f"s3://key:secret@{folder}?endpoint_override={s3_server}&scheme=http&region=us-east-1"
