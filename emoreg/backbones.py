@@ -6,13 +6,15 @@ Legend: B images, S their side in pixels, D features.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from emoreg import torchvision_operators
 from emoreg.errors import ConfigError
@@ -159,6 +161,40 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     }
     groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=kept)
     return [group for group in groups if group["params"]]
+
+
+def batch_statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics that a forward pass updates now: of every BatchNorm in training, which looks at a whole batch."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
+
+
+def recompute_activations(module: nn.Module) -> bool:
+    """Have the encoders in ``module`` compute activations again in the backward pass rather than keep them; False if none can.
+
+    The backward pass belongs within ``hold_statistics``.
+    """
+    able = False
+    for encoder in module.modules():
+        if isinstance(encoder, Encoder):
+            with suppress(AttributeError, AssertionError):  # how models say that they cannot
+                encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
+                able = True
+    return able
+
+
+@contextmanager
+def hold_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in training still looks at the batch, but leaves its running statistics as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, num_batches_tracked) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, num_batches_tracked
 
 
 def _has_patches(timm_name: str) -> bool:

@@ -124,9 +124,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainingConfig:
-    """Stage 1: the emotional encoder learns the stimuli. Warm-up, then a constant learning rate.
+    """Stage 1: the emotional encoder learns the stimuli. Warm-up, then a constant learning rate, or a half cosine.
 
-    The learning rate at step t never depends on ``epochs``, so a longer pre-training continues a shorter one.
+    Under the constant one the rate at step t never depends on ``epochs``, so a longer pre-training continues a shorter one.
     """
 
     epochs: int = 10
@@ -135,6 +135,8 @@ class PretrainingConfig:
     """Stimuli in a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Stage 1's optimizer."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or a half cosine to 0, which knows the length: lengths then share no pre-training."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     label_smoothing: float = 0.0
@@ -436,8 +438,16 @@ class ResourcesConfig:
     """GPUs a trial, fractions allowed. None: one where Ray has GPUs, none elsewhere. 0: CPU."""
     max_concurrent: int | None = None
     """Most trials at once. None: as many as fit."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a trial: the most that a killed one does again."""
     max_retries: int = 2
     """How often a trial broken by the machine goes on from its last checkpoint before it counts as failed."""
+    retry_seconds: float = 5.0
+    """Pause before the first retry of a trial; each further one doubles it."""
+    max_failures: int = 3
+    """Trials that a fault in code, not the machine, may break before the study stops."""
+    grace_seconds: float = 25.0
+    """What trials have to save their state after SIGTERM, as Slurm, Kubernetes and spot instances send it."""
 
     def __post_init__(self) -> None:
         _positive("resources.cpus_per_trial", self.cpus_per_trial)
@@ -445,7 +455,26 @@ class ResourcesConfig:
         gpus = self.gpus_per_trial or 0.0
         require(gpus <= 1 or gpus == int(gpus), "resources.gpus_per_trial above 1 must be whole", gpus, "0.5, 1 or 2, say")
         _positive("resources.max_concurrent", self.max_concurrent)
+        _not_negative("resources.checkpoint_seconds", self.checkpoint_seconds)
         _not_negative("resources.max_retries", self.max_retries)
+        _not_negative("resources.retry_seconds", self.retry_seconds)
+        _positive("resources.max_failures", self.max_failures)
+        _positive("resources.grace_seconds", self.grace_seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperienceConfig:
+    """Where pre-trained encoders are kept, so that no trial pays for one twice."""
+
+    uri: str | None = None
+    """Folder or URI (file://, s3://, gs://) of the store. None: `experience` in the study's storage."""
+    budget_gib: float | None = 50.0
+    """Most disk that the store may take: the least recently used goes first, never what a running study needs. None: no end."""
+    share: bool = True
+    """Whether trials share pre-training. False: each pays for its own, which must give the same numbers."""
+
+    def __post_init__(self) -> None:
+        _positive("experience.budget_gib", self.budget_gib)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -474,6 +503,10 @@ class StudyConfig:
     """Seeds of the controls: several give error bars."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """What one trial takes of a machine."""
+    experience: ExperienceConfig = field(default_factory=ExperienceConfig)
+    """Where pre-trained encoders are kept."""
+    warm_start_from: tuple[str, ...] = ()
+    """Studies whose recorded trials the sampler learns from first: names in the same storage, or folders."""
     optuna_storage: str | None = None
     """Where Optuna's history lives: None for a journal file in the study's folder, or an RDB URL such as sqlite:///x.db."""
 
@@ -564,9 +597,12 @@ class StudyConfig:
         ]
 
     def without_password(self) -> StudyConfig:
-        """The study as it may be written down and shown: a password in ``optuna_storage`` is hidden."""
-        url = self.optuna_storage
-        return self if url is None else dataclasses.replace(self, optuna_storage=_PASSWORD.sub(r"\1***", url))
+        """The study as it may be written down and shown: passwords in ``optuna_storage`` and ``experience.uri`` are hidden."""
+        url, uri = self.optuna_storage, self.experience.uri
+        experience = dataclasses.replace(self.experience, uri=None if uri is None else _PASSWORD.sub(r"\1***", uri))
+        return dataclasses.replace(
+            self, optuna_storage=None if url is None else _PASSWORD.sub(r"\1***", url), experience=experience
+        )
 
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares: those searched, or the one that the trial has."""

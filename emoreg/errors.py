@@ -5,7 +5,8 @@ EmoregError
 │   ├── ConfigError                 a configuration value, an override, a study file
 │   ├── ImageSetError               an image set that is missing, broken or laid out wrongly
 │   └── StorageError                a folder or a file that cannot be used
-└── Diverged                        a loss left the finite numbers; ends the trial as pruned, with the step
+├── Diverged                        a loss left the finite numbers; ends the trial as pruned, with the step
+└── Interrupted                     the trial was asked to stop, and has saved all it did
 """
 
 from __future__ import annotations
@@ -46,3 +47,7 @@ class Diverged(EmoregError):
 
     def __reduce__(self) -> tuple[type[Diverged], tuple[str, int]]:
         return (Diverged, (self.stage, self.step))
+
+
+class Interrupted(EmoregError):
+    """A trial that was asked to stop has saved its state: run again, it goes on from there, to the bit on CPU."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from emoreg.backbones import decay_groups
-from emoreg.config import OptimizerConfig, RegulationConfig, TrialConfig
+from emoreg.checkpoint import State
+from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.errors import Diverged
 from emoreg.records import Stage
 
@@ -35,9 +36,30 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
             return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-def warmup_then_constant(step: int, warmup_steps: int) -> float:
-    """Linear to 1 over ``warmup_steps``, then 1. Knows nothing of the total length: pre-training can always be continued."""
-    return min(1.0, (step + 1) / (warmup_steps + 1))
+def pretraining_schedule(step: int, num_steps: int, config: PretrainingConfig) -> float:
+    """Linear warm-up, then 1, which knows nothing of the total length, or a half cosine to 0, which does."""
+    warmup = config.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    match config.lr_schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            return _half_cosine(step - warmup, num_steps - warmup)
+
+
+def length_dependence(config: PretrainingConfig) -> str | None:
+    """Why a longer pre-training cannot continue a shorter one, or None where it can: looked up in the schedule itself."""
+    shortest = config.warmup_steps + 100
+    for step in sorted({*range(0, shortest, max(1, shortest // 100)), shortest - 1}):
+        for longer in (shortest + 1, 2 * shortest, 16 * shortest):
+            short, long = (pretraining_schedule(step, num_steps, config) for num_steps in (shortest, longer))
+            if short != long:
+                return (
+                    f"pretraining.lr_schedule={config.lr_schedule!r} depends on the total length (its factor at step {step} is "
+                    f"{short:.6g} of {shortest} steps and {long:.6g} of {longer} steps), so lengths cannot share a trunk"
+                )
+    return None
 
 
 def regulation_schedule(step: int, num_steps: int, config: RegulationConfig) -> float:
@@ -47,10 +69,14 @@ def regulation_schedule(step: int, num_steps: int, config: RegulationConfig) -> 
         return (step + 1) / (warmup + 1)
     match config.lr_schedule:
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+            return _half_cosine(step - warmup, num_steps - warmup)
         case "warmup_stable_decay":
             decay = max(1, round(config.decay_fraction * num_steps))
             return min(1.0, (num_steps - step) / decay)
+
+
+def _half_cosine(step: int, num_steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * step / max(1, num_steps)))
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
@@ -125,6 +151,18 @@ class EpochTotals:
         self.sizes.append(len(targets))
         if prediction is not None and targets.dim() == 1:
             self.correct.append((prediction.argmax(dim=1) == targets).sum())
+
+    def state(self) -> State:
+        """The sums so far, for a checkpoint in mid-epoch. Waits for the device."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
+        correct = torch.stack(self.correct).cpu() if self.correct else torch.empty(0, dtype=torch.int64)
+        return {"losses": losses, "sizes": list(self.sizes), "correct": correct}
+
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Take the sums up where ``state`` left them."""
+        self.losses = list(state["losses"].to(device).unbind())
+        self.sizes = list(state["sizes"])
+        self.correct = list(state["correct"].to(device).unbind())
 
     def check_finite(self) -> None:
         """Raise Diverged, naming the step, if a loss is not finite. Waits for the device: call it now and then."""

@@ -16,19 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emoreg.backbones import Encoder, create_encoder
-from emoreg.checkpoint import State
+from emoreg.checkpoint import Keeper, State
 from emoreg.config import TrialConfig
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
+from emoreg.memory import MicroBatches
 from emoreg.optimization import (
     CHECK_EVERY,
     EpochTotals,
     autocast,
     build_optimizer,
+    pretraining_schedule,
     rng_state,
     set_learning_rate,
     set_rng_state,
-    warmup_then_constant,
 )
 from emoreg.records import EpochRecord
 from emoreg.seeding import derive_seed, generator, global_stream
@@ -69,9 +70,9 @@ def pretrain(
     *,
     regression: bool,
     start: State | None,
-    save: Callable[[State], None],
+    keeper: Keeper,
     report: Callable[[EpochRecord], None],
-) -> None:
+) -> int | None:
     """Train ``net`` on the stimuli until ``config.pretraining.epochs`` epochs are done, on the device of ``stimuli``.
 
     Args:
@@ -80,81 +81,105 @@ def pretrain(
         stimuli: training images; their labels are permuted here if the configuration says so.
         validation: held-out stimuli, or None.
         regression: targets are real numbers, and the loss is their mean squared error.
-        start: state of an earlier epoch to continue from, bit for bit, or None for the beginning.
-        save: called with the state after every epoch.
+        start: what ``keeper`` was given earlier, to continue from there, bit for bit, or None for the beginning.
+        keeper: given the state after every epoch, before it is reported, and after the steps for which it asks.
         report: called with the record of every epoch.
+
+    Returns:
+        Images that fitted in memory at once, where a whole batch did not; else None.
 
     Raises:
         Diverged: with the step, as soon as a loss that is not finite is seen.
+        Interrupted: by the keeper.
     """
     settings, device = config.pretraining, stimuli.device
     num_classes = None if regression else net.head.out_features
+    num_steps = settings.epochs * stimuli.num_steps(settings.batch_size)
     optimizer = build_optimizer(net, settings.optimizer)
+    micro_batches, looks = MicroBatches(net), MicroBatches(net)
     draws = generator(config.seed, "pretraining batches")
     torch.manual_seed(derive_seed(config.seed, "pretraining"))  # dropout and stochastic depth
-    epochs_done, step = 0, 0
+    epochs, step = 0, 0
+    steps, seconds, totals = 0, 0.0, EpochTotals("pretraining", first_step=0)  # of the epoch in progress, so far
     if start is not None:
         net.load_state_dict(start["net"])
         optimizer.load_state_dict(start["optimizer"])
         draws.set_state(start["draws"].cpu())
         set_rng_state(start["rng"], device)
-        epochs_done, step = start["epochs"], start["step"]
+        epochs, step, steps, seconds = start["epochs"], start["step"], start["steps"], start["seconds"]
+        totals = EpochTotals("pretraining", first_step=step - steps)
+        totals.load_state(start["totals"], device)
+        micro_batches.size = start["micro_batch_size"]
     if settings.shuffle_labels:
         stimuli = stimuli.with_permuted_targets(generator(config.seed, "shuffled labels"))
 
-    for epoch in range(epochs_done + 1, settings.epochs + 1):
-        started = time.perf_counter()
-        totals = EpochTotals("pretraining", first_step=step)
+    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(config, device):
+            scores = net(images)
+        return emotion_loss(scores, targets, regression=regression, label_smoothing=settings.label_smoothing), scores
+
+    def state() -> State:
+        return {
+            "net": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "draws": epoch_draws,
+            "rng": rng_state(device),
+            "epochs": epochs,
+            "step": step,
+            "steps": steps,
+            "seconds": seconds,
+            "totals": totals.state(),
+            "micro_batch_size": micro_batches.size,
+        }
+
+    while epochs < settings.epochs:
+        started = time.perf_counter() - seconds
+        epoch_draws = draws.get_state()  # all that the epoch draws of its batches follows from it
         net.train()
-        for images, targets in stimuli.epoch(settings.batch_size, settings.augmentation, num_classes, draws):
-            learning_rate = settings.optimizer.learning_rate * warmup_then_constant(step, settings.warmup_steps)
+        for images, targets in stimuli.epoch(settings.batch_size, settings.augmentation, num_classes, draws, first=steps):
+            learning_rate = settings.optimizer.learning_rate * pretraining_schedule(step, num_steps, settings)
             set_learning_rate(optimizer, learning_rate)
-            with autocast(config, device):
-                scores = net(images)
-            loss = emotion_loss(scores, targets, regression=regression, label_smoothing=settings.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
+            loss, scores = micro_batches.backward(forward, optimizer, images, targets)
             if settings.optimizer.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), settings.optimizer.gradient_clip)
             optimizer.step()
             totals.add(loss, targets, None if regression else scores)
             step += 1
+            steps += 1
             if step % CHECK_EVERY == 0:
                 totals.check_finite()
+            if keeper.due():
+                totals.check_finite()
+                seconds = time.perf_counter() - started
+                keeper.keep(state())
         totals.check_finite()
         trained = time.perf_counter() - started
         validation_loss, validation_accuracy = None, None
         if validation is not None:
-            validation_loss, validation_accuracy = _evaluate(config, net, validation, regression=regression)
+            validation_loss, validation_accuracy = _evaluate(config, net, validation, looks, regression=regression)
             if not math.isfinite(validation_loss):  # the epoch's last update did it: the next one's loss would show it
                 raise Diverged("pretraining", step)
+        epochs += 1
         record = EpochRecord(
             identity=config.identity,
             stage="pretraining",
-            epoch=epoch,
+            epoch=epochs,
             step=step,
             loss=totals.loss,
             accuracy=totals.accuracy,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            learning_rate=learning_rate,
+            learning_rate=optimizer.param_groups[0]["lr"],
             images_per_second=totals.num_images / trained,
             seconds=time.perf_counter() - started,
             balance=None,
             balance_std=None,
         )
-        save(
-            {
-                "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "draws": draws.get_state(),
-                "rng": rng_state(device),
-                "epochs": epoch,
-                "step": step,
-                "record": asdict(record),
-            }
-        )
+        steps, seconds, totals = 0, 0.0, EpochTotals("pretraining", first_step=step)
+        epoch_draws = draws.get_state()
+        keeper.keep({**state(), "record": asdict(record)})
         report(record)
+    return micro_batches.size
 
 
 def emotion_loss(
@@ -171,13 +196,20 @@ def emotion_loss(
 
 
 @torch.no_grad()
-def _evaluate(config: TrialConfig, net: EmotionalNet, split: Batches, *, regression: bool) -> tuple[float, float | None]:
+def _evaluate(
+    config: TrialConfig, net: EmotionalNet, split: Batches, micro_batches: MicroBatches, *, regression: bool
+) -> tuple[float, float | None]:
     """Loss and, for classes, accuracy over a split."""
-    net.eval()
-    totals = EpochTotals("pretraining", first_step=0)
-    for images, targets in split.evaluation():
+
+    def look(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         with autocast(config, split.device):
             scores = net(images)
         loss = emotion_loss(scores, targets, regression=regression, label_smoothing=0.0)
-        totals.add(loss, targets, None if regression else scores)
+        return loss, targets, None if regression else scores
+
+    net.eval()
+    totals = EpochTotals("pretraining", first_step=0)
+    for images, targets in split.evaluation():
+        for loss, its_targets, scores in micro_batches.evaluate(look, images, targets):
+            totals.add(loss, its_targets, scores)
     return totals.loss, totals.accuracy

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from emoreg.checkpoint import State
+from emoreg.checkpoint import Keeper, State
 from emoreg.config import TrialConfig
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
+from emoreg.memory import MicroBatches
 from emoreg.optimization import (
     CHECK_EVERY,
     EpochTotals,
@@ -53,9 +54,10 @@ def regulate(
     *,
     num_classes: int,
     start: State | None,
-    save: Callable[[State, bool], None],
+    micro_batch_size: int | None = None,
+    keeper: Keeper,
     report: Callable[[Event], None],
-) -> None:
+) -> int | None:
     """Train ``network`` on the task until ``config.regulation.epochs`` epochs are done, on the device of ``task``.
 
     Args:
@@ -64,93 +66,135 @@ def regulate(
         task: the training part of the train split.
         validation: the part held out; looked at after every epoch.
         num_classes: C.
-        start: state of an earlier epoch to continue from, bit for bit, or None for the beginning.
-        save: called with the state after every epoch, and whether it was the last.
+        start: what ``keeper`` was given earlier, to continue from there, bit for bit, or None for the beginning.
+        micro_batch_size: images that fit in memory at once, where pre-training found that out; ``start`` knows it too.
+        keeper: given the state after every epoch, before it is reported, and after the steps for which it asks.
         report: called with the record of every epoch, and the balance by image where it depends on the image.
+
+    Returns:
+        Images that fitted in memory at once, where a whole batch did not; else None.
 
     Raises:
         Diverged: with the step, as soon as a loss that is not finite is seen.
+        Interrupted: by the keeper.
     """
     settings, device = config.regulation, task.device
+    num_steps = settings.epochs * task.num_steps(settings.batch_size)
     optimizer = build_optimizer(network, settings.optimizer)
+    micro_batches, looks = MicroBatches(network, micro_batch_size), MicroBatches(network)
     draws = generator(config.seed, "task batches")
     torch.manual_seed(derive_seed(config.seed, "regulation"))  # dropout and stochastic depth
-    epochs_done, step = 0, 0
+    epochs, step = 0, 0
+    steps, seconds, totals = 0, 0.0, EpochTotals("regulation", first_step=0)  # of the epoch in progress, so far
     if start is not None:
+        network.load_state_dict(start["network"])
         optimizer.load_state_dict(start["optimizer"])
         draws.set_state(start["draws"].cpu())
         set_rng_state(start["rng"], device)
-        epochs_done, step = start["epochs"], start["step"]
-    num_steps = settings.epochs * task.num_steps(settings.batch_size)
+        epochs, step, steps, seconds = start["epochs"], start["step"], start["steps"], start["seconds"]
+        totals = EpochTotals("regulation", first_step=step - steps)
+        totals.load_state(start["totals"], device)
+        micro_batches.size = start["micro_batch_size"]
 
-    for epoch in range(epochs_done + 1, settings.epochs + 1):
-        started = time.perf_counter()
-        totals = EpochTotals("regulation", first_step=step)
+    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(config, device):
+            response = network(images)
+        return network.loss(response, targets, settings.label_smoothing), response.logits
+
+    def state() -> State:
+        return {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "draws": epoch_draws,
+            "rng": rng_state(device),
+            "epochs": epochs,
+            "step": step,
+            "steps": steps,
+            "seconds": seconds,
+            "totals": totals.state(),
+            "micro_batch_size": micro_batches.size,
+        }
+
+    while epochs < settings.epochs:
+        started = time.perf_counter() - seconds
+        epoch_draws = draws.get_state()  # all that the epoch draws of its batches follows from it
         network.train()
-        for images, targets in task.epoch(settings.batch_size, settings.augmentation, num_classes, draws):
+        for images, targets in task.epoch(settings.batch_size, settings.augmentation, num_classes, draws, first=steps):
             learning_rate = settings.optimizer.learning_rate * regulation_schedule(step, num_steps, settings)
             set_learning_rate(optimizer, learning_rate)
-            with autocast(config, device):
-                response = network(images)
-            loss = network.loss(response, targets, settings.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
+            network.draw_balance()
+            loss, logits = micro_batches.backward(forward, optimizer, images, targets)
             if settings.optimizer.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.optimizer.gradient_clip)
             optimizer.step()
-            totals.add(loss, targets, response.logits)
+            totals.add(loss, targets, logits)
             step += 1
+            steps += 1
             if step % CHECK_EVERY == 0:
                 totals.check_finite()
+            if keeper.due():
+                totals.check_finite()
+                seconds = time.perf_counter() - started
+                keeper.keep(state())
         totals.check_finite()
         trained = time.perf_counter() - started
-        held_out = evaluate(config, network, validation, num_classes=num_classes)
+        held_out = evaluate(config, network, validation, num_classes=num_classes, micro_batches=looks)
         if not math.isfinite(held_out.loss):  # the epoch's last update did it: the next one's loss would show it
             raise Diverged("regulation", step)
+        epochs += 1
         record = EpochRecord(
             identity=config.identity,
             stage="regulation",
-            epoch=epoch,
+            epoch=epochs,
             step=step,
             loss=totals.loss,
             accuracy=totals.accuracy,
             validation_loss=held_out.loss,
             validation_accuracy=held_out.accuracy,
-            learning_rate=learning_rate,
+            learning_rate=optimizer.param_groups[0]["lr"],
             images_per_second=totals.num_images / trained,
             seconds=time.perf_counter() - started,
             balance=float(held_out.balance.mean()),
             balance_std=float(held_out.balance.std(correction=0)),
         )
-        save(
-            {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "draws": draws.get_state(),
-                "rng": rng_state(device),
-                "epochs": epoch,
-                "step": step,
-                "record": asdict(record),
-            },
-            epoch == settings.epochs,
-        )
+        steps, seconds, totals = 0, 0.0, EpochTotals("regulation", first_step=step)
+        epoch_draws = draws.get_state()
+        keeper.keep({**state(), "record": asdict(record)})
         report(record)
         if settings.kind == "dynamic":
-            report(BalanceSample(epoch=epoch, balance=held_out.balance.cpu()))
+            report(BalanceSample(epoch=epochs, balance=held_out.balance.cpu()))
+    return micro_batches.size
 
 
 @torch.no_grad()
-def evaluate(config: TrialConfig, network: Regulation, split: Batches, *, num_classes: int) -> Evaluation:
-    """Run the network over a split, in evaluation mode and without augmentation."""
-    network.eval()
-    losses, predictions, balances, truths = [], [], [], []
-    for images, targets in split.evaluation():
+def evaluate(
+    config: TrialConfig, network: Regulation, split: Batches, *, num_classes: int, micro_batches: MicroBatches | None = None
+) -> Evaluation:
+    """Run the network over a split, in evaluation mode and without augmentation.
+
+    Args:
+        config: the applied configuration.
+        network: on the device of ``split``.
+        split: at least one image.
+        num_classes: C.
+        micro_batches: knows from an earlier evaluation what fits in memory.
+    """
+
+    def look(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(config, split.device):
             response = network(images)
-        losses.append(F.cross_entropy(response.logits, targets, reduction="sum").double())
-        predictions.append(response.logits.argmax(dim=1))
-        balances.append(response.balance.float().expand(len(targets)))
+        loss = F.cross_entropy(response.logits, targets, reduction="sum").double()
+        return loss, response.logits.argmax(dim=1), response.balance.float().expand(len(targets))
+
+    network.eval()
+    micro_batches = micro_batches if micro_batches is not None else MicroBatches(network)
+    losses, predictions, balances, truths = [], [], [], []
+    for images, targets in split.evaluation():
         truths.append(targets)
+        for loss, prediction, balance in micro_batches.evaluate(look, images, targets):
+            losses.append(loss)
+            predictions.append(prediction)
+            balances.append(balance)
     # On the CPU: counting is not deterministic on a GPU, and torch refuses it there in the deterministic mode.
     truth, prediction = torch.cat(truths).cpu(), torch.cat(predictions).cpu()
     confusion = torch.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)

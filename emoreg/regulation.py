@@ -101,6 +101,7 @@ class Regulation(nn.Module):
             emotional.requires_grad_(False)
 
         self._draws = generator(seed, "balance")
+        self._drawn = torch.tensor(0.5)
         if config.kind in ("learnable", "random_learnable"):
             start = config.balance if config.kind == "learnable" else _open_uniform(self._draws)
             self.raw_balance = nn.Parameter(torch.tensor(_logit(start)))
@@ -122,6 +123,11 @@ class Regulation(nn.Module):
         if self.emotional is not None and self.emotion_frozen:
             self.emotional.eval()
         return self
+
+    def draw_balance(self) -> None:
+        """Draw the balance that a batch is trained with, for kind=random: to be called once for each, whole or in parts."""
+        if self.config.kind == "random":
+            self._drawn = torch.rand((), generator=self._draws)
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Response:
         """The balanced response to a batch. Responses are mixed in float32 under autocast too."""
@@ -160,8 +166,7 @@ class Regulation(nn.Module):
                 assert g is not None
                 return torch.sigmoid(self.balance_of(torch.cat([f, g], dim=1)).float()).squeeze(1)
             case "random":
-                drawn = torch.rand((), generator=self._draws) if self.training else torch.tensor(0.5)
-                return drawn.to(some.device)
+                return (self._drawn if self.training else torch.tensor(0.5)).to(some.device)
             case "fixed":
                 return torch.full((), self.config.balance, device=some.device)
 

@@ -40,7 +40,18 @@ class Confusion:
     class_names: tuple[str, ...]
 
 
-Event = EpochRecord | ImagesSample | BalanceSample | Confusion
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experienced:
+    """The emotional encoder has its experience, and the store holds it: trials that wait for it can go on.
+
+    Attributes:
+        epochs: its length.
+    """
+
+    epochs: int
+
+
+Event = EpochRecord | Experienced | ImagesSample | BalanceSample | Confusion
 
 
 class Reporter(Protocol):

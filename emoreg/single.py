@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -12,9 +13,12 @@ from rich.console import Console
 from emoreg import tensorboard
 from emoreg.config import StudyConfig
 from emoreg.devices import device_name
-from emoreg.errors import Diverged
+from emoreg.errors import Diverged, Interrupted
+from emoreg.experience import ExperienceStore
+from emoreg.preflight import store_uri
 from emoreg.records import EpochRecord, Records, TrialResult, trial_record, utc_now
 from emoreg.reporter import Event, Reporters
+from emoreg.signals import stop_on_signals
 from emoreg.trial import EvaluatedSplit, run_trial
 
 
@@ -23,8 +27,13 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
 
     It computes with the threads that it would have in the study: the numbers are the same, and so is the pace.
 
+    The first SIGINT (Ctrl-C) or SIGTERM lets it finish its step and save; the second ends it at once.
+
     Returns:
-        The exit code: 0, or 1 for a trial that diverged.
+        The exit code: 0, 1 for a trial that diverged, or 130 for one that was interrupted and has saved what it did.
+
+    Raises:
+        KeyboardInterrupt: at the second signal.
     """
     trial, started = config.trial, utc_now()
     torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
@@ -34,18 +43,31 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         highlight=False,
     )
     lines = _Lines(config, records, console)
+    store = ExperienceStore(store_uri(config), user=config.name, share=config.experience.share)
+    store.sweep()
+    signals: list[int] = []
+
+    def ask(number: int) -> None:
+        signals.append(number)
+        os.write(2, b"emoreg: stopping as soon as it is saved; once more to leave at once\n")  # print is not for handlers
+
     result: TrialResult | None = None
     reason: str | None = None
-    with tensorboard.TensorBoardReporter(folder, trial, {}) as board:
+    with tensorboard.TensorBoardReporter(folder, trial, {}) as board, stop_on_signals(ask):
         try:
             result = run_trial(
                 trial,
                 Reporters(board, lines),
                 storage=folder.parent,
+                store=store,
                 folder=folder / "trials" / trial.identity,
                 device=device,
                 evaluate_on=evaluate_on,
+                interrupted=lambda: bool(signals),
             )
+        except Interrupted:
+            console.print("interrupted, and saved: run the same command again to go on from here", highlight=False)
+            return 130
         except Diverged as diverged:
             reason = str(diverged)
         finally:

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from emoreg.config import Choice, StudyConfig, TrialConfig, Value, read_path
 from emoreg.records import EpochRecord, Status, TrialRecord
-from emoreg.reporter import BalanceSample, Confusion, Event, ImagesSample
+from emoreg.reporter import BalanceSample, Confusion, Event, Experienced, ImagesSample
 
 COMPARED: Mapping[str, str] = {
     "backbone": "backbone",
@@ -139,6 +139,8 @@ class TensorBoardReporter:
             case Confusion():
                 picture = confusion_matrix(event.counts, event.class_names)
                 self._file.write(self._epoch, _image(f"trial/confusion_{event.split}", picture))
+            case Experienced():
+                pass
             case _:
                 assert_never(event)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,9 @@ from emoreg import checkpoint
 from emoreg.backbones import create_encoder
 from emoreg.checkpoint import State
 from emoreg.config import AugmentationConfig, ImageSetConfig, TrialConfig
-from emoreg.errors import ConfigError, ImageSetError
-from emoreg.experience import gain_experience
+from emoreg.errors import ConfigError, ImageSetError, Interrupted
+from emoreg.experience import ExperienceStore, Gained, gain_experience
+from emoreg.files import sweep
 from emoreg.imagesets import ImageSet, Split, cut_validation, load
 from emoreg.imagesets.augmentation import denormalize
 from emoreg.imagesets.batches import Batches
@@ -23,7 +25,7 @@ from emoreg.pretrain import EmotionalNet, create_emotional_net
 from emoreg.records import EpochRecord, Stage, TrialResult
 from emoreg.regulate import evaluate, regulate
 from emoreg.regulation import Regulation, needs_emotional, needs_plain
-from emoreg.reporter import Confusion, Event, ImagesSample, Reporter
+from emoreg.reporter import Confusion, Event, Experienced, ImagesSample, Reporter
 from emoreg.seeding import derive_seed, generator
 
 CHECKPOINT = "trial.ckpt"
@@ -36,24 +38,29 @@ def run_trial(
     reporter: Reporter,
     *,
     storage: Path,
+    store: ExperienceStore,
     folder: Path,
     device: torch.device,
     evaluate_on: EvaluatedSplit = "validation",
     checkpoint_seconds: float = 30.0,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> TrialResult:
     """Run a trial to its end, from its last checkpoint where it has one.
 
     Args:
         config: the trial; its control is applied here.
         reporter: told every epoch in order, those of an earlier attempt included; it may raise to stop the trial.
-        storage: holds the prepared image sets and the experience.
+        storage: holds the prepared image sets.
+        store: holds the experience.
         folder: the trial's own, for its checkpoint.
         device: where to compute.
         evaluate_on: "test" opens the test split, once, at the end.
-        checkpoint_seconds: least time between two checkpoints; the end always makes one.
+        checkpoint_seconds: least time between two checkpoints, in mid-epoch too; the end always makes one.
+        interrupted: asked after every step, and while waiting for an experience, whether to stop.
 
     Raises:
         Diverged: a loss was not finite.
+        Interrupted: ``interrupted`` said so, and all that was done is saved.
         UserError: an image set, a backbone or weights that cannot be had.
     """
     config = config.applied()
@@ -61,43 +68,46 @@ def run_trial(
     with reproducible(config.deterministic):
         task, parts = _load_task(config, storage)
         train, held_out = (Batches(part, device=device) for part in parts)
+        sweep(folder)
         start = checkpoint.load(folder / CHECKPOINT)
-        pretraining_seconds, experience_seconds = 0.0, 0.0
-        for earlier in start["history"] if start is not None else ():
-            history.report(EpochRecord(**earlier))
+        gained = Gained(paid_seconds=0.0, cost_seconds=0.0, waiting_seconds=0.0)
+        if start is not None:
+            gained = Gained(start["pretraining_seconds"], start["experience_seconds"], waiting_seconds=0.0)
+            for earlier in start["history"]:
+                history.report(EpochRecord(**earlier))
         experience = None
         if needs_emotional(config.regulation):
-            experience, pretraining_seconds, experience_seconds = _experience(
-                config, history, storage, device, bare=start is not None
-            )
-        if start is not None:
-            pretraining_seconds, experience_seconds = start["pretraining_seconds"], start["experience_seconds"]
+            stimuli, source = _load_stimuli(config, storage)
+            if stimuli.regression:
+                _check_regression(config, stimuli)
+            experience = create_emotional_net(config, stimuli.num_outputs).to(device)
+            if start is None:  # otherwise the checkpoint holds its weights, and more
+                gained = _gain(config, experience, stimuli, source, history, store, checkpoint_seconds, interrupted)
+            if config.pretraining.epochs:
+                history.report(Experienced(epochs=config.pretraining.epochs))
         network = _network(config, experience, task.num_outputs).to(device)
-        if start is not None:
-            network.load_state_dict(start["network"])
         history.report(_sample("regulation", train, task, config.regulation.augmentation, config.seed))
-
-        saved = time.monotonic()
-
-        def save(state: State, last: bool) -> None:
-            nonlocal saved
-            if last or time.monotonic() - saved >= checkpoint_seconds:
-                past = [asdict(row) for row in history.epochs] + [state["record"]]
-                seconds = {"pretraining_seconds": pretraining_seconds, "experience_seconds": experience_seconds}
-                state = {**state, **seconds, "history": past}
-                checkpoint.save(folder / CHECKPOINT, state)
-                saved = time.monotonic()
-
-        regulate(
-            config,
-            network,
-            train,
-            held_out,
-            num_classes=task.num_outputs,
-            start=start,
-            save=save,
-            report=history.report,
-        )
+        with checkpoint.Writer() as writer:
+            keeper = _Keeper(
+                path=folder / CHECKPOINT,
+                writer=writer,
+                config=config,
+                history=history,
+                gained=gained,
+                checkpoint_seconds=checkpoint_seconds,
+                interrupted=interrupted,
+            )
+            micro_batch_size = regulate(
+                config,
+                network,
+                train,
+                held_out,
+                num_classes=task.num_outputs,
+                start=start,
+                micro_batch_size=gained.micro_batch_size,
+                keeper=keeper,
+                report=history.report,
+            )
         result = evaluate(config, network, held_out, num_classes=task.num_outputs)
         history.report(Confusion(split="validation", counts=result.confusion, class_names=task.class_names))
         test_accuracy = None
@@ -112,9 +122,11 @@ def run_trial(
         final_balance=float(result.balance.mean()),
         test_accuracy=test_accuracy,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        pretraining_seconds=pretraining_seconds,
-        experience_seconds=experience_seconds,
+        pretraining_seconds=gained.paid_seconds,
+        experience_seconds=gained.cost_seconds,
         regulation_seconds=sum(row.seconds for row in history.epochs if row.stage == "regulation"),
+        waiting_seconds=gained.waiting_seconds,
+        micro_batch_size=micro_batch_size,
     )
 
 
@@ -144,6 +156,37 @@ class _History:
         if isinstance(event, EpochRecord):
             self.epochs.append(event)
         self._reporter.report(event)
+
+
+@dataclass(kw_only=True)
+class _Keeper:
+    """Writes the checkpoint of regulation in the background, and with it what a resumed trial reports first."""
+
+    path: Path
+    writer: checkpoint.Writer
+    config: TrialConfig
+    history: _History
+    gained: Gained
+    checkpoint_seconds: float
+    interrupted: Callable[[], bool]
+    saved: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        return self.interrupted() or time.monotonic() - self.saved >= self.checkpoint_seconds
+
+    def keep(self, state: State) -> None:
+        last = state["epochs"] == self.config.regulation.epochs
+        if not (last or self.due()):
+            return
+        rows = [asdict(row) for row in self.history.epochs]
+        if "record" in state:  # an epoch is reported, and so in the history, once it is kept
+            rows.append(state["record"])
+        seconds = {"pretraining_seconds": self.gained.paid_seconds, "experience_seconds": self.gained.cost_seconds}
+        self.writer.save(self.path, {**state, **seconds, "history": rows})
+        self.saved = time.monotonic()
+        if self.interrupted() and not last:
+            self.writer.flush()
+            raise Interrupted(f"trial {self.config.identity} was asked to stop, and all it did is saved: run again, it goes on")
 
 
 def _load_task(config: TrialConfig, storage: Path) -> tuple[ImageSet, tuple[Split, Split]]:
@@ -200,31 +243,33 @@ def _parts(image_set: ImageSet, config: ImageSetConfig) -> tuple[Split, Split]:
     return cut_validation(image_set.train, config.validation_fraction, seed=config.split_seed, num_images=config.num_images)
 
 
-def _experience(
-    config: TrialConfig, history: _History, storage: Path, device: torch.device, *, bare: bool
-) -> tuple[EmotionalNet, float, float]:
-    """The emotional net with its experience, and the seconds paid and cost; bare where a checkpoint holds its weights."""
-    stimuli, source = _load_stimuli(config, storage)
-    if stimuli.regression:
-        _check_regression(config, stimuli)
-    net = create_emotional_net(config, stimuli.num_outputs).to(device)
-    if bare:
-        return net, 0.0, 0.0
+def _gain(
+    config: TrialConfig,
+    net: EmotionalNet,
+    stimuli: ImageSet,
+    source: ImageSetConfig,
+    history: _History,
+    store: ExperienceStore,
+    checkpoint_seconds: float,
+    interrupted: Callable[[], bool],
+) -> Gained:
+    """Give the emotional net its experience."""
     train, held_out = _parts(stimuli, source)
-    batches = Batches(train, device=device)
+    batches = Batches(train, device=next(net.parameters()).device)
     history.report(_sample("pretraining", batches, stimuli, config.pretraining.augmentation, config.seed))
-    paid, cost = gain_experience(
+    return gain_experience(
         config,
         net,
         batches,
-        Batches(held_out, device=device) if len(held_out) else None,
+        Batches(held_out, device=batches.device) if len(held_out) else None,
         regression=stimuli.regression,
         source=source,
         fingerprint=stimuli.fingerprint,
-        storage=storage,
+        store=store,
         report=history.report,
+        checkpoint_seconds=checkpoint_seconds,
+        interrupted=interrupted,
     )
-    return net, paid, cost
 
 
 def _network(config: TrialConfig, experience: EmotionalNet | None, num_classes: int) -> Regulation:

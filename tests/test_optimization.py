@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from emoreg import optimization
 from emoreg.backbones import create_encoder
-from emoreg.config import OptimizerConfig, RegulationConfig, TrialConfig
+from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.errors import Diverged
 from emoreg.optimization import (
     EpochTotals,
     autocast,
     build_optimizer,
+    length_dependence,
+    pretraining_schedule,
     regulation_schedule,
     reproducible,
     set_learning_rate,
     uses_bf16,
-    warmup_then_constant,
 )
 from emoreg.pretrain import EmotionalNet
 from emoreg.regulation import Regulation
@@ -78,8 +81,38 @@ def test_optimizers_are_what_they_are_called() -> None:
 
 
 def test_pretraining_warms_up_and_stays_without_knowing_the_end() -> None:
-    assert [warmup_then_constant(step, 4) for step in range(7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
-    assert warmup_then_constant(0, 0) == 1
+    config = PretrainingConfig(warmup_steps=4)
+    for num_steps in (3, 7, 100):
+        factors = [pretraining_schedule(step, num_steps, config) for step in range(7)]
+        assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+    assert pretraining_schedule(0, 7, dataclasses.replace(config, warmup_steps=0)) == 1
+    assert length_dependence(config) is None
+    assert length_dependence(dataclasses.replace(config, warmup_steps=100_000)) is None
+
+
+def test_pretraining_s_cosine_ends_near_nothing_and_is_found_to_know_the_length() -> None:
+    config = PretrainingConfig(lr_schedule="cosine", warmup_steps=10)
+    factors = [pretraining_schedule(step, 110, config) for step in range(110)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert (factors[10], factors[60]) == (1, pytest.approx(0.5))
+    assert 0 < factors[-1] < 1e-3
+    reason = length_dependence(config)
+    assert reason is not None
+    assert re.fullmatch(
+        r"pretraining\.lr_schedule='cosine' depends on the total length \(its factor at step 11 is 0\.99\d+ of 110 steps and "
+        r"0\.99\d+ of 111 steps\), so lengths cannot share a trunk",
+        reason,
+    )
+    assert length_dependence(dataclasses.replace(config, warmup_steps=100_000)) is not None
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 5000])
+def test_a_schedule_that_minds_its_length_at_the_end_alone_is_found_too(warmup: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_step_is_slow(step: int, num_steps: int, config: PretrainingConfig) -> float:
+        return 0.5 if step == num_steps - 1 else 1.0
+
+    monkeypatch.setattr(optimization, "pretraining_schedule", last_step_is_slow)
+    assert length_dependence(PretrainingConfig(warmup_steps=warmup)) is not None
 
 
 def test_the_cosine_warms_up_and_ends_near_nothing() -> None:

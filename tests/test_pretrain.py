@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import copy
 import dataclasses
+import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from emoreg.checkpoint import State
+from emoreg.checkpoint import Keeper, State
 from emoreg.config import ImageSetConfig, PretrainingConfig, TrialConfig, Value, replace_paths
-from emoreg.errors import Diverged
+from emoreg.errors import Diverged, Interrupted
 from emoreg.imagesets import Split
 from emoreg.imagesets.batches import Batches
 from emoreg.pretrain import EmotionalNet, create_emotional_net, emotion_loss, pretrain
 from emoreg.records import EpochRecord
-from tests.trials import CPU, linear_encoder, noise_batches, noise_split, tiny
+from tests.trials import (
+    CPU,
+    RANDOM,
+    TINY,
+    States,
+    StopEveryStep,
+    equal,
+    linear_encoder,
+    noise_batches,
+    noise_split,
+    same,
+    timeless,
+    tiny,
+)
 
 CONFIG = TrialConfig(
     image_size=8, pretraining=PretrainingConfig(epochs=2, batch_size=4, warmup_steps=3), deterministic=True, precision="auto"
@@ -28,19 +42,10 @@ def teach(
     config: TrialConfig, stimuli: Batches, validation: Batches | None = None, *, outputs: int = 3, regression: bool = False
 ) -> tuple[EmotionalNet, list[State], list[EpochRecord]]:
     net = EmotionalNet(linear_encoder(5, seed=1), outputs, seed=2)
-    states: list[State] = []
+    keeper = States()
     rows: list[EpochRecord] = []
-    pretrain(
-        config,
-        net,
-        stimuli,
-        validation,
-        regression=regression,
-        start=None,
-        save=lambda state: states.append(copy.deepcopy(state)),  # it holds the living weights
-        report=rows.append,
-    )
-    return net, states, rows
+    pretrain(config, net, stimuli, validation, regression=regression, start=None, keeper=keeper, report=rows.append)
+    return net, keeper.states, rows
 
 
 class Poisoned(Batches):
@@ -48,8 +53,8 @@ class Poisoned(Batches):
 
     at, taken = 0, 0
 
-    def epoch(self, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in super().epoch(*args):
+    def epoch(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in super().epoch(*args, **kwargs):
             bad = self.taken >= self.at
             self.taken += 1
             yield (images * float("nan") if bad else images), targets
@@ -64,7 +69,7 @@ def poisoned(num_images: int, at: int) -> Poisoned:
 @pytest.mark.parametrize("at", [0, 7, 49, 50, 120])
 def test_divergence_names_the_exact_step_at_most_fifty_later(at: int) -> None:
     stimuli = poisoned(400, at)  # 100 steps an epoch
-    states: list[State] = []
+    keeper = States()
     with pytest.raises(Diverged) as caught:
         pretrain(
             CONFIG,
@@ -73,12 +78,12 @@ def test_divergence_names_the_exact_step_at_most_fifty_later(at: int) -> None:
             None,
             regression=False,
             start=None,
-            save=states.append,
+            keeper=keeper,
             report=lambda row: None,
         )
     assert (caught.value.stage, caught.value.step) == ("pretraining", at)
     assert stimuli.taken <= at + 50
-    assert len(states) == at // 100  # no state of the epoch that diverged
+    assert len(keeper.states) == at // 100  # no state of the epoch that diverged
 
 
 def test_a_last_update_that_breaks_the_weights_diverges_too() -> None:
@@ -97,7 +102,7 @@ def test_records_say_what_happened() -> None:
     _, states, rows = teach(CONFIG, noise_batches(22), noise_batches(9, seed=1))
     assert [(row.stage, row.epoch, row.step) for row in rows] == [("pretraining", 1, 6), ("pretraining", 2, 12)]
     assert [state["epochs"] for state in states] == [1, 2]
-    assert states[-1]["record"] == dataclasses.asdict(rows[-1])
+    assert states[-1]["record"] == asdict(rows[-1])
     assert rows[0].learning_rate == rows[1].learning_rate == 1e-3  # after warm-up, constant
     assert all(row.identity == CONFIG.identity and row.balance is None and row.balance_std is None for row in rows)
     assert all(row.seconds > 0 and row.images_per_second > 0 for row in rows)
@@ -105,6 +110,14 @@ def test_records_say_what_happened() -> None:
     assert rows[0].accuracy is not None
     assert 0 <= rows[0].accuracy <= 1
     assert teach(CONFIG, noise_batches(22))[2][0].validation_loss is None
+
+
+def test_a_cosine_spans_the_whole_length() -> None:
+    cosine = replace_paths(CONFIG, {"pretraining.lr_schedule": "cosine", "pretraining.epochs": 4})
+    _, _, rows = teach(cosine, noise_batches(22))  # 6 steps an epoch, of which 3 warm up
+    assert [row.learning_rate for row in rows] == pytest.approx(
+        [1e-3 * 0.5 * (1 + math.cos(math.pi * (step - 3) / 21)) for step in (5, 11, 17, 23)]
+    )
 
 
 def test_the_learning_rate_of_a_step_does_not_know_the_length() -> None:
@@ -130,9 +143,46 @@ def test_shuffled_labels_change_the_training_and_a_resume_finds_them_again() -> 
     again = EmotionalNet(linear_encoder(5, seed=1), 3, seed=2)
     first = teach(replace_paths(shuffled, {"pretraining.epochs": 1}), stimuli)[1][0]
     later: list[EpochRecord] = []
-    pretrain(shuffled, again, stimuli, None, regression=False, start=first, save=lambda state: None, report=later.append)
+    pretrain(shuffled, again, stimuli, None, regression=False, start=first, keeper=States(), report=later.append)
     assert [row.loss for row in later] == [rows[1].loss]
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_a_stop_after_any_step_goes_on_to_the_bit(backbone: str) -> None:
+    config = replace_paths(TINY, {**RANDOM, "backbone": backbone, "pretraining.epochs": 2})
+    stimuli, validation = noise_batches(70, size=16), noise_batches(9, size=16, seed=1)
+
+    def train(start: State | None, keeper: Keeper, rows: list[EpochRecord]) -> EmotionalNet:
+        net = create_emotional_net(config, 3)
+        torch.manual_seed(12345)  # what an earlier stage left does not matter
+        pretrain(config, net, stimuli, validation, regression=False, start=start, keeper=keeper, report=rows.append)
+        return net
+
+    straight, rows = States(every_step=True), list[EpochRecord]()
+    expected = train(None, straight, rows)
+    assert [(state["epochs"], state["steps"]) for state in straight.states] == [
+        (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)
+    ]  # fmt: skip
+    for number, state in enumerate(straight.states):
+        again, later = States(every_step=True), list[EpochRecord]()
+        assert equal(train(state, again, later).state_dict(), expected.state_dict())
+        assert same(again.states, straight.states[number + 1 :])  # the optimizer, the streams and the totals too
+        assert [timeless(asdict(row)) for row in later] == [timeless(asdict(row)) for row in rows[state["epochs"] :]]
+        assert all(row.seconds > state["seconds"] for row in later[:1])  # those before the stop count
+
+    state, steps = None, 0
+    while True:  # stopped after every step
+        keeper = StopEveryStep()
+        try:
+            net = train(state, keeper, [])
+        except Interrupted:
+            state, steps = keeper.state, steps + 1
+        else:
+            break
+    assert steps == len(straight.states)
+    assert equal(net.state_dict(), expected.state_dict())
+    assert same(state, straight.states[-1])
 
 
 def test_regression_learns_real_targets() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -10,15 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emoreg.checkpoint import State
+from emoreg.backbones import create_encoder
+from emoreg.checkpoint import Keeper, State
 from emoreg.config import RegulationConfig, TrialConfig, replace_paths
-from emoreg.errors import Diverged
+from emoreg.errors import Diverged, Interrupted
 from emoreg.imagesets.batches import Batches
 from emoreg.records import EpochRecord
 from emoreg.regulate import evaluate, regulate
 from emoreg.regulation import Regulation, needs_emotional, needs_plain
 from emoreg.reporter import BalanceSample, Event
-from tests.trials import CPU, linear_encoder, noise_batches, noise_split
+from tests.trials import (
+    CPU,
+    RANDOM,
+    TINY,
+    States,
+    StopEveryStep,
+    equal,
+    linear_encoder,
+    noise_batches,
+    noise_split,
+    same,
+    timeless,
+)
 
 CONFIG = TrialConfig(image_size=8, regulation=RegulationConfig(epochs=2, batch_size=4), deterministic=True)
 
@@ -35,16 +47,12 @@ def network_of(config: TrialConfig) -> Regulation:
     )
 
 
-def learn(config: TrialConfig, task: Batches, validation: Batches) -> tuple[Regulation, list[tuple[State, bool]], list[Event]]:
+def learn(config: TrialConfig, task: Batches, validation: Batches) -> tuple[Regulation, list[State], list[Event]]:
     network = network_of(config)
-    states: list[tuple[State, bool]] = []
+    keeper = States()
     events: list[Event] = []
-
-    def save(state: State, last: bool) -> None:
-        states.append((copy.deepcopy(state), last))  # it holds the living weights
-
-    regulate(config, network, task, validation, num_classes=3, start=None, save=save, report=events.append)
-    return network, states, events
+    regulate(config, network, task, validation, num_classes=3, start=None, keeper=keeper, report=events.append)
+    return network, keeper.states, events
 
 
 class Poisoned(Batches):
@@ -52,8 +60,8 @@ class Poisoned(Batches):
 
     at, taken = 0, 0
 
-    def epoch(self, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in super().epoch(*args):
+    def epoch(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in super().epoch(*args, **kwargs):
             bad = self.taken >= self.at
             self.taken += 1
             yield (images * float("nan") if bad else images), targets
@@ -109,7 +117,7 @@ def test_a_huge_learning_rate_diverges_where_the_loss_first_did() -> None:
             noise_batches(8),
             num_classes=3,
             start=None,
-            save=lambda state, last: None,
+            keeper=States(),
             report=lambda event: None,
         )
     assert caught.value.step == losses.index(False) > 0
@@ -122,13 +130,57 @@ def test_records_say_what_happened() -> None:
     rows = [event for event in events if isinstance(event, EpochRecord)]
     assert events == rows  # no balance by image
     assert [(row.stage, row.epoch, row.step) for row in rows] == [("regulation", 1, 6), ("regulation", 2, 12)]
-    assert [(state["epochs"], last) for state, last in states] == [(1, False), (2, True)]
-    assert [state["record"] for state, _ in states] == [dataclasses.asdict(row) for row in rows]
+    assert [(state["epochs"], state["steps"]) for state in states] == [(1, 0), (2, 0)]
+    assert [state["record"] for state in states] == [dataclasses.asdict(row) for row in rows]
     assert rows[0].learning_rate > rows[1].learning_rate > 0
     assert rows[1].balance == pytest.approx(float(torch.sigmoid(network.raw_balance.detach())))
     assert rows[1].balance != pytest.approx(0.3, abs=1e-5)
     assert rows[1].balance_std == 0.0
     assert all(row.identity == config.identity and row.images_per_second > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("backbone", "kind"), [("test_resnet", "dynamic"), ("test_vit", "random")])
+def test_a_stop_after_any_step_goes_on_to_the_bit(backbone: str, kind: str) -> None:
+    config = replace_paths(TINY, {**RANDOM, "backbone": backbone, "regulation.kind": kind})
+    task, validation = noise_batches(70, size=16), noise_batches(9, size=16, seed=1)
+
+    def train(start: State | None, keeper: Keeper, rows: list[Event]) -> Regulation:
+        plain, emotional = (
+            create_encoder(backbone, image_size=16, drop_path=config.drop_path, weights=None, seed=seed) for seed in (1, 2)
+        )
+        network = Regulation(
+            config.regulation, plain=plain, emotional=emotional, emotion_head=None, num_classes=3, seed=config.seed
+        )
+        torch.manual_seed(12345)  # what an earlier stage left does not matter
+        regulate(config, network, task, validation, num_classes=3, start=start, keeper=keeper, report=rows.append)
+        return network
+
+    def numbers(events: list[Event]) -> list[dict[str, Any]]:
+        return [timeless(dataclasses.asdict(event)) for event in events if isinstance(event, EpochRecord)]
+
+    straight, rows = States(every_step=True), list[Event]()
+    expected = train(None, straight, rows)
+    assert [(state["epochs"], state["steps"]) for state in straight.states] == [
+        (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)
+    ]  # fmt: skip
+    for number, state in enumerate(straight.states):
+        again, later = States(every_step=True), list[Event]()
+        assert equal(train(state, again, later).state_dict(), expected.state_dict())
+        assert same(again.states, straight.states[number + 1 :])  # the optimizer, the streams and the totals too
+        assert numbers(later) == numbers(rows)[state["epochs"] :]
+
+    state, steps = None, 0
+    while True:  # stopped after every step
+        keeper = StopEveryStep()
+        try:
+            network = train(state, keeper, [])
+        except Interrupted:
+            state, steps = keeper.state, steps + 1
+        else:
+            break
+    assert steps == len(straight.states)
+    assert equal(network.state_dict(), expected.state_dict())
+    assert same(state, straight.states[-1])
 
 
 def test_a_dynamic_balance_is_reported_by_image() -> None:

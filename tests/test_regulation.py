@@ -184,7 +184,14 @@ def test_a_dynamic_balance_is_of_each_image_and_mixes_each_by_its_own(images: Te
 
 def test_a_random_balance_differs_by_batch_and_is_its_mean_at_evaluation(images: Tensor) -> None:
     network = build(kind="random").train()
-    drawn = torch.stack([network(images).balance for _ in range(200)])
+
+    def draw(network: Regulation) -> Tensor:
+        network.draw_balance()
+        balance = network(images).balance
+        assert torch.equal(balance, network(images[:2]).balance)  # a batch in parts has one balance
+        return balance
+
+    drawn = torch.stack([draw(network) for _ in range(200)])
     assert len(drawn.unique()) > 190
     assert 0.4 < drawn.mean() < 0.6
     assert (drawn.min() < 0.1) & (drawn.max() > 0.9)
@@ -199,9 +206,12 @@ def test_a_random_balance_differs_by_batch_and_is_its_mean_at_evaluation(images:
 def test_the_state_carries_the_stream_of_a_random_balance(images: Tensor) -> None:
     first, second = build(kind="random", seed=1).train(), build(kind="random", seed=2).train()
     for _ in range(3):
-        first(images)
+        first.draw_balance()
     second.load_state_dict(first.state_dict())
-    assert [float(first(images).balance) for _ in range(5)] == [float(second(images).balance) for _ in range(5)]
+    for _ in range(5):
+        first.draw_balance()
+        second.draw_balance()
+        assert first(images).balance == second(images).balance
 
 
 def test_heads_depend_on_the_seed_and_not_on_what_else_is_built() -> None:

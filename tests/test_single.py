@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from emoreg.config import ResourcesConfig, StudyConfig
+from emoreg import checkpoint
+from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig
 from emoreg.records import Records, TrialRecord
 from emoreg.single import run_single
+from emoreg.trial import CHECKPOINT
 from tests.studies import ended, tiny_study
-from tests.trials import CPU, TINY, tiny
+from tests.trials import CPU, TINY, same, timeless, tiny
 
 VOLATILE = {"started", "ended"}
 
@@ -97,6 +102,52 @@ def test_a_diverged_trial_is_pruned_with_the_step(study: StudyConfig) -> None:
     assert record.reason is not None
     assert "not finite at step" in record.reason
     assert f"pruned: {record.reason}" in text
+
+
+SLOW = tiny(regulation__epochs=1, regulation__batch_size=2, task__num_images=240)  # 120 steps in its only epoch
+
+
+def slow_study(storage: str, name: str = "tiny") -> StudyConfig:
+    return tiny_study(storage=storage, name=name, trial=SLOW, experience=ExperienceConfig(share=False))
+
+
+def in_a_process(storage: str) -> int:
+    """What ``emoreg trial`` does."""
+    study = slow_study(storage)
+    return run_single(study, Path(storage) / study.name, "validation", CPU, Console(width=80, highlight=False))
+
+
+def test_a_signal_in_mid_epoch_saves_and_the_same_command_goes_on_to_the_bit(storage: Path) -> None:
+    whole, _ = single(slow_study(str(storage), name="whole"))
+    program = "import sys; from tests.test_single import in_a_process; sys.exit(in_a_process(sys.argv[1]))"
+    path = storage / "tiny" / "trials" / SLOW.identity / CHECKPOINT
+    steps = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(storage)],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            while "pretraining   1/1" not in (line := process.stdout.readline()):
+                assert line, "it ended too soon"
+            process.send_signal(number)
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        assert "stopping as soon as it is saved; once more to leave at once" in err
+        assert out.splitlines()[-1] == "interrupted, and saved: run the same command again to go on from here"
+        state = checkpoint.load(path)
+        assert state is not None
+        assert state["epochs"] == 0
+        assert steps < state["steps"] < 120
+        steps = state["steps"]
+        assert not Records(storage / "tiny").trials
+    record, _ = single(slow_study(str(storage)))
+    assert timeless(settled(record)) == timeless(settled(whole))
+    assert same(checkpoint.load(path), checkpoint.load(storage / "whole" / "trials" / SLOW.identity / CHECKPOINT))
+    assert not list(storage.rglob("*.tmp"))
 
 
 def test_it_computes_with_the_threads_of_the_study(study: StudyConfig) -> None:

@@ -18,7 +18,7 @@ from tensorboard.util import tensor_util
 
 from emoreg.config import Choice, Float, Int, PretrainingConfig, RegulationConfig, StudyConfig, TrialConfig, Value
 from emoreg.records import EpochRecord, Stage, Status, TrialRecord
-from emoreg.reporter import BalanceSample, Confusion, ImagesSample
+from emoreg.reporter import BalanceSample, Confusion, Experienced, ImagesSample
 from emoreg.tensorboard import (
     COMPARED,
     METRICS,
@@ -81,7 +81,11 @@ def ended(config: TrialConfig, params: dict[str, Value], status: Status, reason:
         pretraining_seconds=2.0,
         experience_seconds=0.0,
         regulation_seconds=4.5,
+        waiting_seconds=0.0,
         device_seconds=6.5,
+        micro_batch_size=None,
+        attempts=1,
+        log_tail=None,
         device="cpu",
         started="2026-11-21T10:00:00+00:00",
         ended="2026-11-21T10:05:00+00:00",
@@ -111,6 +115,7 @@ def test_epochs_become_scalars_of_both_stages(tmp_path: Path) -> None:
     with TensorBoardReporter(tmp_path, CONFIG, PARAMS) as reporter:
         for number in (1, 2, 3):
             reporter.report(epoch(number, "pretraining"))
+        reporter.report(Experienced(epochs=2))
         for number in (1, 2):
             reporter.report(epoch(number))
     run = run_of(tmp_path)

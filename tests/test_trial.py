@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from emoreg import checkpoint, trial
 from emoreg.backbones import Encoder, create_encoder
+from emoreg.checkpoint import State
 from emoreg.config import CONTROLS, Control, ImageSetConfig, TrialConfig, replace_paths
-from emoreg.errors import ConfigError, Diverged, ImageSetError
+from emoreg.errors import ConfigError, Diverged, ImageSetError, Interrupted
 from emoreg.imagesets import cut_validation, load
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import reproducible
 from emoreg.records import TrialResult
-from emoreg.reporter import BalanceSample, Confusion, ImagesSample
+from emoreg.reporter import BalanceSample, Confusion, Experienced, ImagesSample
 from emoreg.seeding import derive_seed, generator
-from tests.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, experience_folders, run, tiny
+from emoreg.trial import CHECKPOINT
+from tests.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, experience_folders, run, same, timeless, tiny
 
 
 def task_batches(config: TrialConfig, storage: Path) -> Batches:
@@ -86,6 +89,7 @@ def test_balance_zero_is_the_plain_backbone_to_the_bit_and_costs_no_more(storage
     assert result.num_parameters == sum(p.numel() for p in parameters)
     assert not any("emotional" in key for key in network)
     assert recorder.epochs("pretraining") == []
+    assert not any(isinstance(event, Experienced) for event in recorder.events)
     assert not (storage / "experience").exists()
     assert result.final_balance == 0.0
     both, _, _ = run(tiny(pretraining__epochs=0, regulation__epochs=1), storage)
@@ -145,19 +149,20 @@ Outcome = tuple[TrialResult, Recorder, dict[str, Tensor]]
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
 def undisturbed(
     request: pytest.FixtureRequest, prepared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrialConfig, Outcome]:
+) -> tuple[TrialConfig, Outcome, list[State | None]]:
     """A trial with everything random, run straight to its end."""
     storage = tmp_path_factory.mktemp("undisturbed")
     (storage / "imagesets").symlink_to(prepared / "imagesets")
     config = replace_paths(TINY, {**RANDOM, "backbone": request.param, "pretraining.epochs": 3})
-    return config, run(config, storage)
+    outcome = run(config, storage)
+    return config, outcome, final_states(config, storage)
 
 
 @pytest.mark.parametrize("stopped", [("pretraining", 1), ("pretraining", 3), ("regulation", 1), ("regulation", 2)])
 def test_a_killed_trial_goes_on_to_the_bit(
-    storage: Path, stopped: tuple[str, int], undisturbed: tuple[TrialConfig, Outcome]
+    storage: Path, stopped: tuple[str, int], undisturbed: tuple[TrialConfig, Outcome, list[State | None]]
 ) -> None:
-    config, (whole, straight, expected) = undisturbed
+    config, (whole, straight, expected), _ = undisturbed
     with pytest.raises(Stop):
         run(config, storage, Recorder(stopped), checkpoint_seconds=0)
     again, recorder, network = run(config, storage)
@@ -168,6 +173,43 @@ def test_a_killed_trial_goes_on_to_the_bit(
     for result, events in ((again, recorder), (whole, straight)):
         assert result.pretraining_seconds == pytest.approx(sum(row.seconds for row in events.epochs("pretraining")))
         assert result.regulation_seconds == pytest.approx(sum(row.seconds for row in events.epochs("regulation")))
+
+
+def place(config: TrialConfig, storage: Path) -> tuple[str, int, int]:
+    """How far the states on disk are: stage, epochs, and steps of the next one."""
+    state = checkpoint.load(storage / config.identity / CHECKPOINT)
+    if state is not None:
+        return "regulation", state["epochs"], state["steps"]
+    names = [path.stem.split("+") for path in (storage / "experience").glob("*/*") if path.suffix in (".ckpt", ".partial")]
+    epochs, steps = max((int(name[0]), int(name[1]) if len(name) > 1 else 0) for name in names)
+    return "pretraining", epochs, steps
+
+
+def final_states(config: TrialConfig, storage: Path) -> list[State | None]:
+    """What the stages left on disk at their ends."""
+    (folder,) = experience_folders(storage)
+    experience = storage / "experience" / folder / f"{config.pretraining.epochs}.ckpt"
+    return [checkpoint.load(path) for path in (experience, storage / config.identity / CHECKPOINT)]
+
+
+def test_a_trial_stopped_after_every_step_goes_on_to_the_bit(
+    storage: Path, undisturbed: tuple[TrialConfig, Outcome, list[State | None]]
+) -> None:
+    config, (whole, straight, expected), states = undisturbed
+    places = []
+    while True:
+        with contextlib.suppress(Interrupted):
+            again, recorder, network = run(config, storage, interrupted=lambda: True)
+            break
+        places.append(place(config, storage))
+    pretraining = [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0)]
+    regulation = [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert places == [("pretraining", *at) for at in pretraining] + [("regulation", *at) for at in regulation]
+    assert equal(network, expected)
+    assert recorder.numbers() == straight.numbers()
+    assert timeless(dataclasses.asdict(again)) == timeless(dataclasses.asdict(whole))
+    assert same(final_states(config, storage), states)  # the optimizers and all streams
+    assert not list(storage.rglob("*.tmp"))
 
 
 def test_a_finished_trial_is_not_trained_again(storage: Path) -> None:
@@ -187,12 +229,14 @@ def test_events_come_in_order_and_the_test_split_stays_shut(storage: Path) -> No
     assert kinds == [
         ("ImagesSample", "pretraining"),
         ("EpochRecord", "pretraining"),
+        ("Experienced", None),
         ("ImagesSample", "regulation"),
         ("EpochRecord", "regulation"),
         ("BalanceSample", None),
         ("Confusion", "validation"),
     ]
-    sample, balance, confusion = recorder.events[0], recorder.events[4], recorder.events[5]
+    sample, balance, confusion = recorder.events[0], recorder.events[5], recorder.events[6]
+    assert recorder.events[2] == Experienced(epochs=1)
     assert isinstance(sample, ImagesSample)
     assert sample.images.dtype == torch.uint8
     assert len(sample.captions) == len(sample.images) == 32
@@ -301,7 +345,7 @@ def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str)
     assert float(network["raw_balance"]) != 0.0
 
 
-def test_divergence_ends_a_trial_without_a_checkpoint(storage: Path) -> None:
+def test_divergence_leaves_no_checkpoint_from_after_it(storage: Path) -> None:
     config = replace_paths(
         TINY,
         {"regulation.optimizer.name": "sgd", "regulation.optimizer.learning_rate": 1e30, "pretraining.epochs": 0},
@@ -310,7 +354,13 @@ def test_divergence_ends_a_trial_without_a_checkpoint(storage: Path) -> None:
         run(config, storage, checkpoint_seconds=0)
     assert caught.value.stage == "regulation"
     assert 1 <= caught.value.step <= 6
-    assert not (storage / config.identity / "trial.ckpt").exists()
+    state = checkpoint.load(storage / config.identity / "trial.ckpt")
+    assert state is not None
+    assert state["step"] == caught.value.step
+    assert state["totals"]["losses"].isfinite().all()
+    with pytest.raises(Diverged) as again:
+        run(config, storage)
+    assert again.value.step == caught.value.step
 
 
 def test_a_torn_checkpoint_costs_time_and_nothing_else(storage: Path) -> None:

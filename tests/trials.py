@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from torch import Tensor, nn
 
 from emoreg import checkpoint
 from emoreg.backbones import Encoder
+from emoreg.checkpoint import State
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig, Value, replace_paths
+from emoreg.errors import Interrupted
+from emoreg.experience import ExperienceStore
 from emoreg.imagesets import Split
 from emoreg.imagesets.batches import Batches
 from emoreg.records import EpochRecord, TrialResult
@@ -47,6 +52,33 @@ class Stop(Exception):
     """What a reporter raises to end a trial."""
 
 
+class States:
+    """A keeper that takes a copy of what it is given: after every epoch, and after every step that it is asked to."""
+
+    def __init__(self, *, every_step: bool = False) -> None:
+        self.states: list[State] = []
+        self._every_step = every_step
+
+    def due(self) -> bool:
+        return self._every_step
+
+    def keep(self, state: State) -> None:
+        self.states.append(copy.deepcopy(state))  # it holds the living weights
+
+
+class StopEveryStep:
+    """A keeper that ends the loop after every step, and after every epoch, with its state."""
+
+    state: State | None = None
+
+    def due(self) -> bool:
+        return True
+
+    def keep(self, state: State) -> None:
+        self.state = copy.deepcopy(state)
+        raise Interrupted
+
+
 class Recorder:
     """Keeps the events; raises after the epoch ``stop_at`` = (stage, epoch)."""
 
@@ -67,8 +99,12 @@ class Recorder:
 
     def numbers(self) -> list[dict[str, Any]]:
         """The epochs without what a clock says."""
-        rows = [asdict(event) for event in self.events if isinstance(event, EpochRecord)]
-        return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+        return [timeless(asdict(event)) for event in self.events if isinstance(event, EpochRecord)]
+
+
+def timeless(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A record or a state without what a clock says."""
+    return {key: value for key, value in row.items() if "second" not in str(key)}
 
 
 def tiny(**paths: Any) -> TrialConfig:
@@ -82,19 +118,32 @@ def run(
     """Run a trial; its result, its events and the weights at its end."""
     recorder = recorder if recorder is not None else Recorder()
     folder = folder if folder is not None else storage / config.identity
-    result = run_trial(config, recorder, storage=storage, folder=folder, device=CPU, **kwargs)
+    store = ExperienceStore(str(storage / "experience"))
+    result = run_trial(config, recorder, storage=storage, store=store, folder=folder, device=CPU, **kwargs)
     state = checkpoint.load(folder / CHECKPOINT)
     assert state is not None
     return result, recorder, state["network"]
 
 
 def experience_folders(storage: Path) -> set[str]:
-    return {path.name for path in (storage / "experience").iterdir()}
+    return {path.parent.name for path in (storage / "experience").glob("*/*.ckpt")}
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two states are the same to the bit."""
     return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two states, however nested, are the same to the bit, but for what a clock says."""
+    if isinstance(first, dict):
+        first, second = timeless(first), timeless(second)
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    return bool(first == second)
 
 
 def linear_encoder(width: int, seed: int, image_size: int = 8) -> Encoder:

@@ -23,7 +23,14 @@ _AUGMENTATION = {
     "mixup": 0.3,
     "cutmix": 0.5,
 }
-_PRETRAINING = {"epochs": 11, "batch_size": 64, "warmup_steps": 5, "label_smoothing": 0.1, "shuffle_labels": True}
+_PRETRAINING = {
+    "epochs": 11,
+    "batch_size": 64,
+    "lr_schedule": "cosine",
+    "warmup_steps": 5,
+    "label_smoothing": 0.1,
+    "shuffle_labels": True,
+}
 _REGULATION = {
     "form": "loss",
     "kind": "learnable",

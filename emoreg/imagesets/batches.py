@@ -55,7 +55,13 @@ class Batches:
         return full + (rest >= 2)
 
     def epoch(
-        self, batch_size: int, augmentation: AugmentationConfig, num_classes: int | None, draws: torch.Generator
+        self,
+        batch_size: int,
+        augmentation: AugmentationConfig,
+        num_classes: int | None,
+        draws: torch.Generator,
+        *,
+        first: int = 0,
     ) -> Iterator[Batch]:
         """One pass in random order, augmented and normalised.
 
@@ -64,6 +70,7 @@ class Batches:
             augmentation: what is done to the images.
             num_classes: C, or None for regression targets, which are never mixed.
             draws: a CPU generator; its state at the start decides the whole epoch.
+            first: the step to begin at: the batches before it are left out, and the others are as they would have been.
         """
         order = torch.randperm(len(self), generator=draws)
         uniform = torch.rand((len(self), NUM_DRAWS), generator=draws)
@@ -72,7 +79,7 @@ class Batches:
         # The images are on the device, or on the host where they did not fit.
         selected, crops = order.to(self._images.device), uniform.to(self._images.device)
         order, uniform = order.to(self.device), uniform.to(self.device)
-        for step in range(num_steps):
+        for step in range(first, num_steps):
             chunk = slice(step * batch_size, (step + 1) * batch_size)
             images = crop_and_flip(self._images, selected[chunk], crops[chunk], augmentation)
             pixels, u = self._pixels(images), uniform[chunk]

@@ -57,6 +57,17 @@ def test_an_epoch_is_the_same_to_the_bit_from_the_same_state() -> None:
         assert torch.equal(targets, again)
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_an_epoch_begun_at_a_step_goes_on_as_the_whole_one(first: int) -> None:
+    split, whole, part = noise_batches(40), draws(), draws()
+    expected = list(split.epoch(16, EVERYTHING, 3, whole))[first:]
+    found = list(split.epoch(16, EVERYTHING, 3, part, first=first))
+    assert len(found) == 3 - first
+    for batch, same in zip(found, expected, strict=True):
+        assert all(map(torch.equal, batch, same))
+    assert torch.equal(whole.get_state(), part.get_state())
+
+
 def test_an_augmentation_leaves_the_draws_of_the_others_as_they_were() -> None:
     split = noise_batches(200, size=16)
     few, more, mixed = AugmentationConfig(flip=True), AugmentationConfig(flip=True, random_erasing=1.0), EVERYTHING
