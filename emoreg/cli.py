@@ -1,4 +1,4 @@
-"""The command line: ``emoreg run|trial|show|doctor|data``. tyro makes the options from the configuration's own types.
+"""The command line: ``emoreg run|trial|show|experience|doctor|data``. tyro makes the options from the configuration's types.
 
 Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1
 with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ from rich.console import Console
 from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
 import emoreg
-from emoreg.config import Float, ImageSetConfig, StudyConfig, leaves
+from emoreg.config import Float, ImageSetConfig, StudyConfig, leaves, require
 from emoreg.errors import ConfigError, UserError
 from emoreg.search_space import SearchSpace, pin
 from emoreg.study_file import load_study, shipped_studies
@@ -37,6 +38,8 @@ a plain one on the task. Does that help, and how much of it?
   emoreg run STUDY          run a study with its controls; run it again to go on
   emoreg show STUDY         what that would do, and what it would cost
   emoreg trial STUDY        one trial, in this process, without Ray
+  emoreg experience list    what the experience store holds, and what it saved
+  emoreg experience prune   remove of it what was not used for longest
   emoreg data list          the image sets, and where to get them
   emoreg data prepare NAME  decode one, once for all studies of a storage
   emoreg data show NAME     a contact sheet of one
@@ -210,6 +213,38 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         """
         return partial(_show, study, config, space, overridden)
 
+    def experience(
+        action: Annotated[
+            Positional[Literal["list", "prune"]],
+            arg(help="list: what the store holds, who used it, what it saved. prune: remove the least recently used."),
+        ],
+        storage: str = default.storage,
+        uri: str | None = None,
+        budget_gib: float | None = None,
+        dry_run: _DryRun = False,
+        debug: _Debug = False,
+    ) -> _Command:
+        """List or prune the experience store.
+
+        Pruning never removes what a running study needs.
+
+        Args:
+            storage: Folder of the studies, whose `experience` is the store.
+            uri: Folder or URI (file://, s3://, gs://) of the store, where it is another one.
+            budget_gib: What prune may leave.
+            dry_run: Only say what prune would remove.
+        """
+        if action == "list":
+            return partial(_list_experience, storage, uri)
+        require(
+            budget_gib is not None and 0 <= budget_gib < math.inf,
+            "emoreg experience prune needs --budget-gib, what it may leave, from 0 upwards",
+            budget_gib,
+            "give it, e.g. --budget-gib 20",
+        )
+        assert budget_gib is not None
+        return partial(_prune_experience, storage, uri, budget_gib, dry_run)
+
     def doctor(storage: str = default.storage, debug: _Debug = False) -> _Command:
         """Examine this machine: a verdict and, where something lacks, a cure on each line.
 
@@ -248,7 +283,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         sheet = Path(output or f"{name}.png") if action == "show" else None
         return partial(_prepare_image_set, config, image_size, storage, sheet)
 
-    return {"run": run, "trial": trial, "show": show, "doctor": doctor, "data": data}
+    return {"run": run, "trial": trial, "show": show, "experience": experience, "doctor": doctor, "data": data}
 
 
 def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> StudyConfig:
@@ -263,6 +298,7 @@ def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> St
 
 
 def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address: str | None, command: str) -> int:
+    from emoreg.optimization import length_dependence
     from emoreg.preflight import adopt_controls, check_study, only_driver, prepare_image_sets, write_study_file
     from emoreg.progress import StudyProgress
     from emoreg.records import Records
@@ -271,6 +307,9 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
     config = _pinned(config, space, overridden)
     console = Console(highlight=False)
     check_study(config, address=address)
+    reason = length_dependence(config.trial.pretraining)
+    if reason is not None:
+        console.print(reason, style="yellow", markup=False, soft_wrap=True)
     with only_driver(config) as folder:
         records = Records(folder)
         console.print(f"study {config.name!r}: preparing image sets")
@@ -281,12 +320,22 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
         progress = StudyProgress(config, records.trials, console)
         console.print(f"study {config.name!r}: starting Ray")
         with progress.shown():
-            whole = run_study(config, records, progress, address=address)
+            end = run_study(config, records, progress, address=address)
         console.print(progress.closing_line(), markup=False, soft_wrap=True)
         print_summary(config, records, folder, console)
-    if not whole:
+    if end == "interrupted":
         console.print(f"Interrupted: run the same command again to go on.\n  {command}", markup=False, soft_wrap=True)
         return 130
+    if end == "broken":
+        last = max((record for record in records.trials.values() if record.status == "failed"), key=lambda row: row.ended)
+        console.print(f"The last fault, in trial {last.identity}:\n{last.log_tail}", markup=False, soft_wrap=True)
+        console.print(
+            f"Stopped: a fault in code broke {config.resources.max_failures} trials (resources.max_failures). Mend it and "
+            f"run the same command again to go on.\n  {command}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 1
     return 1 if any(record.status == "failed" for record in records.trials.values()) else 0
 
 
@@ -310,6 +359,24 @@ def _show(study: str, config: StudyConfig, space: SearchSpace, overridden: set[s
     check_study(config)
     print_plan(study, config, Console(highlight=False))
     return 0
+
+
+def _list_experience(storage: str, uri: str | None) -> int:
+    from emoreg.inventory import print_inventory
+
+    print_inventory(_experience_uri(storage, uri), Console(highlight=False))
+    return 0
+
+
+def _prune_experience(storage: str, uri: str | None, budget_gib: float, dry_run: bool) -> int:
+    from emoreg.inventory import print_pruning
+
+    print_pruning(_experience_uri(storage, uri), budget_gib, Console(highlight=False), dry_run=dry_run)
+    return 0
+
+
+def _experience_uri(storage: str, uri: str | None) -> str:
+    return uri or f"{storage.rstrip('/')}/experience"
 
 
 def _doctor(storage: str) -> int:

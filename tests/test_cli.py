@@ -164,7 +164,7 @@ def test_a_bad_setting_is_one_message_and_code_2(
 BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
-        "a command must be one of run, trial, show, doctor, data, but it is 'runn': see `emoreg --help`",
+        "a command must be one of run, trial, show, experience, doctor, data, but it is 'runn': see `emoreg --help`",
     ),
     ("run", "Missing from emoreg run: STUDY"),
     ("run nowhere.py", "no file 'nowhere.py': correct the path"),
