@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -21,6 +22,9 @@ import emoreg
 from emoreg.backbones import check_backbone
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, ImageSetError, StorageError
+from emoreg.experience import TRAINER_VERSION
+from emoreg.files import Files
+from emoreg.history import check_warm_start
 from emoreg.imagesets import check, load
 from emoreg.records import Records
 from emoreg.trial import check_images
@@ -28,6 +32,7 @@ from emoreg.trial import check_images
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
 _FIXED = ("trial", "search_space", "objectives")
 """What may not change while a study keeps its name."""
+_REGULATION_VERSION = 1  # raise it when the numbers of regulation change: studies begun before are then not gone on with
 
 
 def local_storage(storage: str) -> Path:
@@ -49,6 +54,16 @@ def study_folder(config: StudyConfig) -> Path:
     return local_storage(config.storage) / config.name
 
 
+def store_uri(config: StudyConfig) -> str:
+    """Where the study's experiences are kept."""
+    return config.experience.uri or str(local_storage(config.storage).resolve() / "experience")
+
+
+def named_study(config: StudyConfig, name: str) -> Path:
+    """The folder of another study: of this name in the same storage, or the folder itself."""
+    return Path(name).expanduser() if os.sep in name else local_storage(config.storage) / name
+
+
 def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     """Refuse a study that could not run: unknown backbones, image sets that are not there, unusable storage, missing GPUs.
 
@@ -68,6 +83,9 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
                 for name in distribution.values:
                     check(dataclasses.replace(owner, name=str(name)))
     check_storage(local_storage(config.storage))
+    if config.experience.uri is not None:
+        Files(config.experience.uri).check()
+    check_warm_start(config, partial(named_study, config))
     gpus = config.resources.gpus_per_trial
     if gpus and address is None and not torch.cuda.is_available():
         raise ConfigError(
@@ -161,6 +179,8 @@ def only_driver(config: StudyConfig) -> Iterator[Path]:
 def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
     """Write ``study.json``: what is run, on what, with which versions. A study goes on only as what it began.
 
+    Not compared are the versions of packages; what changes emoreg's own numbers counts as ``trainer``.
+
     Raises:
         ConfigError: where the study on disk is another one, with the differences.
     """
@@ -168,6 +188,7 @@ def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
     content: dict[str, Any] = {
         "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
         "fingerprints": fingerprints,
+        "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
         "versions": {"emoreg": emoreg.__version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),
@@ -187,6 +208,7 @@ def _refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
         _flat(
             {name: content["config"][name] for name in _FIXED}
             | {"fingerprints": {name: content["fingerprints"][name] for name in both}}
+            | {"trainer": content.get("trainer", {"pretraining": 1, "regulation": 1})}  # versions before there was the key
         )
         for content in (old, new)
     )
@@ -197,9 +219,12 @@ def _refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     ]
     if changed:
         raise ConfigError(
-            "a study goes on as what it began, but its configuration or its images have changed since "
-            f"{str(path)!r} was written:\n" + "\n".join(changed) + "\nGive the changed study another name (--name), or restore "
-            "the old values"
+            "a study goes on as what it began, but its configuration, its images or its trainer have changed since "
+            f"{str(path)!r} was written:\n"
+            + "\n".join(changed)
+            + "\nGive the changed study another name, and let it learn from "
+            f"this one where the search space still fits (--name NEW --warm-start-from {path.parent.name}), or restore the old "
+            "values"
         )
 
 

@@ -68,6 +68,8 @@ def ended(
         pretraining_seconds=seconds / 4,
         experience_seconds=seconds / 4,
         regulation_seconds=3 * seconds / 4,
+        waiting_seconds=0.0,
+        micro_batch_size=None,
     )
     return trial_record(
         config,

@@ -168,8 +168,38 @@ def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig) -> 
     ):
         with pytest.raises(ConfigError, match=difference) as caught:
             write_study_file(other, prints)
-        assert "another name (--name)" in str(caught.value)
+        assert "(--name NEW --warm-start-from tiny)" in str(caught.value)
     assert (study_folder(study) / "study.json").read_text() == before
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "regulation"])
+def test_a_changed_trainer_is_refused(stage: str, study: StudyConfig) -> None:
+    study_folder(study).mkdir()
+    write_study_file(study, PRINTS)
+    path = study_folder(study) / "study.json"
+    content = json.loads(path.read_text())
+    assert content["trainer"].keys() == {"pretraining", "regulation"}
+    content["trainer"][stage] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=rf"trainer\.{stage}: 0 -> 1"):
+        write_study_file(study, PRINTS)
+
+
+def test_a_study_file_from_before_trainers_had_versions_is_of_the_first(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_folder(study).mkdir()
+    write_study_file(study, PRINTS)
+    path = study_folder(study) / "study.json"
+    content = json.loads(path.read_text())
+    del content["trainer"]
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("emoreg.preflight.TRAINER_VERSION", 7)
+    with pytest.raises(ConfigError, match=r"trainer\.pretraining: 1 -> 7"):
+        write_study_file(study, PRINTS)
+    monkeypatch.undo()
+    write_study_file(study, PRINTS)
+    assert json.loads(path.read_text())["trainer"] == {"pretraining": 1, "regulation": 1}
 
 
 def test_a_study_may_grow(study: StudyConfig) -> None:
