@@ -111,6 +111,13 @@ def describe(space: SearchSpace) -> list[tuple[str, str, str]]:
     return rows
 
 
+def lengths(config: StudyConfig) -> frozenset[int]:
+    """Every length of pre-training, in epochs, that a trial of the study may have."""
+    searched = config.search_space.get("pretraining.epochs")
+    values = () if searched is None else _values(searched) or ()
+    return frozenset({config.trial.pretraining.epochs, *map(int, values)})
+
+
 def _is_active(distribution: Distribution, params: Mapping[str, Value], base: TrialConfig) -> bool:
     when = distribution.when
     if when is None:

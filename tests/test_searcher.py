@@ -19,27 +19,32 @@ from optuna.trial import TrialState
 from emoreg.config import (
     Choice,
     Distribution,
+    ExperienceConfig,
     Float,
     Int,
     Objective,
+    ResourcesConfig,
     SamplerConfig,
     SchedulerConfig,
     StudyConfig,
     TrialConfig,
     When,
 )
-from emoreg.errors import ConfigError, Diverged, StorageError
-from emoreg.records import EpochRecord, Role, TrialRecord
-from emoreg.search_space import resolve
-from emoreg.searcher import (
+from emoreg.errors import ConfigError, Diverged
+from emoreg.history import open_study, reconcile
+from emoreg.messages import (
+    EXPERIENCED,
+    FAULT,
     REGULATION_EPOCH,
     STATUS,
-    OptunaSearcher,
     epoch_result,
     last_result,
     metric_key,
-    open_study,
+    unfinished_result,
 )
+from emoreg.records import EpochRecord, Role, TrialRecord
+from emoreg.search_space import resolve
+from emoreg.searcher import OptunaSearcher
 
 COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
     TrialState.COMPLETE,
@@ -61,9 +66,14 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
 def study_config(
     space: Mapping[str, Distribution] = BALANCE, *, sampler: Any = "random", seed: int = 0, **kwargs: Any
 ) -> StudyConfig:
-    return StudyConfig(
-        search_space=space, sampler=SamplerConfig(name=sampler, seed=seed, num_startup_trials=3), **{"num_trials": 4, **kwargs}
-    )
+    """A study whose trials neither wait for each other's pre-training nor come again, but where a test asks for it."""
+    settings = {
+        "num_trials": 4,
+        "experience": ExperienceConfig(share=False),
+        "resources": ResourcesConfig(max_retries=0),
+        **kwargs,
+    }
+    return StudyConfig(search_space=space, sampler=SamplerConfig(name=sampler, seed=seed, num_startup_trials=3), **settings)
 
 
 def open_searcher(
@@ -100,7 +110,11 @@ def record(config: TrialConfig, status: Any = "finished", **changes: Any) -> Tri
         "pretraining_seconds": 1.0,
         "experience_seconds": 0.0,
         "regulation_seconds": 2.0,
+        "waiting_seconds": 0.0,
         "device_seconds": 3.0,
+        "micro_batch_size": None,
+        "attempts": 1,
+        "log_tail": None,
         "device": "cpu",
         "started": "",
         "ended": "",
@@ -178,7 +192,7 @@ def test_tells_every_ending_as_it_was(storage: str | None, tmp_path: Path) -> No
     config = study_config(optuna_storage=storage, num_trials=6, scheduler=SchedulerConfig(name="asha"))
     study, searcher = open_searcher(config, tmp_path)
     given = [suggested(searcher, str(number)) for number in range(6)]
-    assert searcher.suggest("more") == "FINISHED"
+    assert searcher.suggest("more") is None  # one of them may be broken and come again
     assert [(entry["number"], entry["role"]) for entry in given] == [(number, "search") for number in range(6)]
     for entry in given:
         assert entry["trial"].regulation.balance == entry["params"]["regulation.balance"]
@@ -204,7 +218,7 @@ def test_tells_every_ending_as_it_was(storage: str | None, tmp_path: Path) -> No
     assert {entry["seed"] for entry in attributes} == {0}
     assert attributes[1]["reason"] == "stopped by the scheduler asha"
     assert (attributes[2]["diverged_stage"], attributes[2]["diverged_step"]) == ("regulation", 7)
-    assert attributes[3]["reason"].startswith("broken on every attempt")
+    assert attributes[3]["reason"].startswith("broken by the machine on every attempt")
     assert "not a finite number" in attributes[4]["reason"]
 
 
@@ -240,9 +254,9 @@ def test_goes_on_where_the_last_driver_stopped(storage: str | None, tmp_path: Pa
     after.on_trial_result("x", epoch(1, 0.25))
     finish(after, "x", 0.625)
     rest = [suggested(after, str(number)) for number in range(2)]
-    assert after.suggest("more") == "FINISHED"
     for number in range(2):
         finish(after, str(number), 0.5)
+    assert after.suggest("more") == "FINISHED"
     assert [(trial.number, trial.value) for trial in study.trials] == [(0, 0.5), (1, 0.625), (2, 0.75), (3, 0.5), (4, 0.5)]
     balances = [entry["params"]["regulation.balance"] for entry in (first, second, third, *rest)]
     assert len(set(balances)) == 5, "a search taken up again must not propose the same points"
@@ -260,22 +274,6 @@ def test_a_driver_killed_between_ask_and_the_last_parameter_leaves_nothing_runni
     assert given["params"]["regulation.balance"] == balance
     finish(searcher, "a", 0.5)
     assert states(study) == [COMPLETE]
-
-
-def test_a_journal_torn_by_a_kill_is_read_on(tmp_path: Path) -> None:
-    config = study_config()
-    _, searcher = open_searcher(config, tmp_path)
-    suggested(searcher, "0")
-    finish(searcher, "0", 0.5)
-    journal = tmp_path / "optuna.journal"
-    whole = journal.read_bytes()
-    for cut in range(whole.rstrip(b"\n").rfind(b"\n") + 2, len(whole), 25):  # within the last line: the tell
-        journal.write_bytes(whole[:cut])
-        study, searcher = open_searcher(config, tmp_path)
-        assert states(study) == [RUNNING]
-        suggested(searcher, "0")
-        finish(searcher, "0", 0.5)
-        assert states(open_study(config, tmp_path)) == [COMPLETE]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -332,20 +330,6 @@ def test_every_sampler_proposes_valid_configurations(sampler: str, tmp_path: Pat
     assert capfd.readouterr().err == ""
 
 
-def test_sampler_names_and_their_startup_trials(tmp_path: Path) -> None:
-    samplers = {name: open_study(study_config(sampler=name), tmp_path / name).sampler for name in SAMPLERS}
-    assert {name: type(sampler).__name__ for name, sampler in samplers.items()} == {
-        "tpe": "TPESampler",
-        "gp": "GPSampler",
-        "cmaes": "CmaEsSampler",
-        "random": "RandomSampler",
-        "grid": "RandomSampler",
-        "qmc": "QMCSampler",
-        "nsga2": "NSGAIISampler",
-    }
-    assert [vars(samplers[name])["_n_startup_trials"] for name in ("tpe", "gp", "cmaes")] == [3, 3, 3]
-
-
 def test_grid_runs_each_combination_once_over_several_drivers(storage: str | None, tmp_path: Path) -> None:
     seen = []
     for num_trials in (5, 5, 100, 100):
@@ -386,7 +370,7 @@ def test_a_twin_of_a_running_trial_ends_as_that_one(ending: str, tmp_path: Path)
     config = study_config({"regulation.balance": Choice((0.5,))}, num_trials=3)
     study, searcher = open_searcher(config, tmp_path)
     assert suggested(searcher, "a")["number"] == 0
-    assert searcher.suggest("b") == "FINISHED"
+    assert searcher.suggest("b") is None
     assert states(study) == [RUNNING] * 3
     searcher.on_trial_result("a", epoch(1, 0.25))
     if ending == "finished":
@@ -404,10 +388,10 @@ def test_controls_come_first_and_stay_outside_the_history(tmp_path: Path) -> Non
     plain, untrained = (TrialConfig(control=control) for control in ("plain", "untrained"))
     records = {untrained.identity: record(untrained)}
     study, searcher = open_searcher(config, tmp_path, records, controls=(same, plain, plain, untrained))
-    assert suggested(searcher, "a") == {"trial": same, "role": "control", "number": None, "params": {}}
+    assert suggested(searcher, "a") == {"trial": same, "role": "control", "number": None, "params": {}, "attempt": 1}
     assert suggested(searcher, "b")["trial"] == plain
     assert len(study.trials) == 0
-    assert searcher.suggest("c") == "FINISHED"
+    assert searcher.suggest("c") is None
     assert states(study) == [RUNNING], "the search's only point is running as a control"
     finish(searcher, "b", 0.25)
     assert states(study) == [RUNNING]
@@ -421,9 +405,105 @@ def test_invalid_proposals_fail_with_the_rule_and_do_not_count(tmp_path: Path) -
     study, searcher = open_searcher(study_config(space, sampler="grid", num_trials=4), tmp_path)
     numbers = [suggested(searcher, str(number))["number"] for number in range(3)]
     assert numbers == [1, 2, 3]
-    assert searcher.suggest("more") == "FINISHED"
+    assert searcher.suggest("more") is None
     assert study.trials[0].state == FAIL
     assert "deterministic turns mixed precision off" in study.trials[0].user_attrs["invalid"]
+
+
+def test_trials_that_would_wait_for_an_experience_are_held_back_and_others_go_first(tmp_path: Path) -> None:
+    # Two trunks, one a batch size; the control's length is the trial's own, 10.
+    space: dict[str, Distribution] = {
+        "pretraining.epochs": Choice((2, 4)),
+        "pretraining.batch_size": Choice((32, 64)),
+        **BALANCE,
+    }
+    config = study_config(space, num_trials=40, experience=ExperienceConfig())
+    study, searcher = open_searcher(config, tmp_path, controls=(config.trial, TrialConfig(control="plain")))
+    searcher.lookahead = 3
+    assert suggested(searcher, "control")["trial"] == config.trial
+    assert suggested(searcher, "plain")["trial"].control == "plain"  # needs no experience
+    trainers = [suggested(searcher, name)["trial"].pretraining.batch_size for name in "01"]
+    assert sorted(trainers) == [32, 64], "each trunk has one trainer"
+    assert searcher.suggest("x") is None
+    assert searcher.num_waiting == 3
+    asked = len(study.trials)
+    assert searcher.suggest("x") is None
+    assert len(study.trials) == asked, "Optuna is asked for no more than may wait"
+    searcher.on_trial_result("0", epoch(4, 0.0, stage="pretraining"))
+    searcher.on_trial_result("1", epoch(4, 0.0, stage="pretraining"))
+    assert all(isinstance(searcher.suggest(f"go {number}"), dict) for number in range(20)), "the experiences are there"
+    assert searcher.num_waiting == 0
+
+
+def test_an_experience_that_is_there_already_lets_the_others_go(tmp_path: Path) -> None:
+    config = study_config(num_trials=3, experience=ExperienceConfig())
+    _, searcher = open_searcher(config, tmp_path)
+    suggested(searcher, "a")
+    assert searcher.suggest("b") is None
+    searcher.on_trial_result("a", {EXPERIENCED: config.trial.pretraining.epochs})
+    suggested(searcher, "b")
+    suggested(searcher, "c")
+
+
+def test_a_trial_that_the_machine_broke_comes_again_after_a_pause_and_then_fails(tmp_path: Path) -> None:
+    config = study_config(num_trials=1, resources=ResourcesConfig(max_retries=2, retry_seconds=10.0))
+    now = 0.0
+    study = open_study(config, tmp_path)
+    searcher = OptunaSearcher(study, config, records={}, clock=lambda: now)
+    first = suggested(searcher, "a")
+    for attempt, pause in ((2, 10.0), (3, 20.0)):
+        searcher.on_trial_complete("a", error=True)
+        assert searcher.is_retried("a")
+        now += pause - 0.1
+        assert searcher.suggest("a") is None
+        now += 0.1
+        assert suggested(searcher, "a") == {**first, "attempt": attempt}
+        searcher._retried.clear()
+    assert states(study) == [RUNNING]
+    searcher.on_trial_complete("a", error=True)
+    assert not searcher.is_retried("a")
+    assert searcher.suggest("a") == "FINISHED"
+    assert states(study) == [FAIL]
+
+
+def test_a_fault_in_code_fails_at_once(tmp_path: Path) -> None:
+    config = study_config(num_trials=1, resources=ResourcesConfig(max_retries=5))
+    study, searcher = open_searcher(config, tmp_path)
+    suggested(searcher, "a")
+    searcher.on_trial_complete("a", {**unfinished_result("broken"), FAULT: "TypeError: no"})
+    assert searcher.suggest("b") == "FINISHED"
+    assert states(study) == [FAIL]
+    assert study.trials[0].user_attrs["reason"] == "TypeError: no"
+
+
+def test_a_study_told_to_stop_hands_out_no_more_and_goes_on_the_next_time(tmp_path: Path) -> None:
+    config = study_config(num_trials=3)
+    is_stopping = False
+    study = open_study(config, tmp_path)
+    searcher = OptunaSearcher(study, config, records={}, is_stopping=lambda: is_stopping)
+    left = suggested(searcher, "a")
+    is_stopping = True
+    assert searcher.suggest("b") == "FINISHED"
+    searcher.on_trial_complete("a", unfinished_result("interrupted"))
+    assert not searcher.is_done
+    assert states(study) == [RUNNING]
+    _, after = open_searcher(config, tmp_path)
+    assert suggested(after, "x") == left
+    assert [suggested(after, name)["number"] for name in "yz"] == [1, 2]
+
+
+def test_what_optuna_knows_and_the_records_do_not_is_run_again_and_not_told_again(tmp_path: Path) -> None:
+    config = study_config(num_trials=1)
+    study, before = open_searcher(config, tmp_path)
+    given = suggested(before, "a")
+    finish(before, "a", 0.5)
+    reruns = reconcile(study, config, {}).reruns
+    searcher = OptunaSearcher(study, config, records={}, reruns=reruns)
+    assert searcher.has_work
+    assert suggested(searcher, "b") == given
+    finish(searcher, "b", 0.25)
+    assert searcher.suggest("c") == "FINISHED"
+    assert [(trial.state, trial.value) for trial in study.trials] == [(COMPLETE, 0.5)]
 
 
 def test_a_space_without_a_valid_configuration_is_refused(tmp_path: Path) -> None:
@@ -466,56 +546,10 @@ def test_a_user_s_enqueued_trial_goes_first(tmp_path: Path) -> None:
     assert suggested(searcher, "a")["params"] == {"regulation.balance": 0.125}
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"objectives": (Objective(metric="loss", mode="min"),)}, r"keeps its objectives.*\('accuracy', 'max'\)"),
-        ({"space": {"regulation.balance": Choice((0.1, 0.2))}}, "keeps its kind of parameter regulation.balance"),
-        ({"space": {"regulation.balance": Float(0.1, 0.9, log=True)}}, "keeps its kind of parameter regulation.balance"),
-    ],
-)
-def test_another_search_under_the_same_name_is_refused(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
-    _, searcher = open_searcher(study_config(), tmp_path)
-    suggested(searcher, "a")
-    with pytest.raises(StorageError, match=message):
-        open_study(study_config(**changed), tmp_path)
-    narrower = study_config({"regulation.balance": Float(0.5, 0.75), "drop_path": Float(0.0, 0.5)})
-    assert len(open_study(narrower, tmp_path).trials) == 1
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nonsense", "is no database URL"),
-        ("postgresql://me:s3cret@host:port/x", "is no database URL"),
-        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
-        ("nosuchsql://me:s3cret@host/x", r"nosuchsql://me:\*\*\*@host/x is not \(its driver is not installed\): install"),
-    ],
-)
-def test_an_unusable_database_is_named_without_its_password(url: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=message) as caught:
-        open_study(study_config(optuna_storage=url), tmp_path)
-    assert "s3cret" not in str(caught.value)
-
-
 def test_what_tune_pickles_of_the_searcher_is_empty(storage: str | None, tmp_path: Path) -> None:
     _, searcher = open_searcher(study_config(optuna_storage=storage), tmp_path)
     suggested(searcher, "a")
     assert vars(pickle.loads(pickle.dumps(searcher))) == {}
-
-
-def test_an_unreadable_journal_is_named(tmp_path: Path) -> None:
-    (tmp_path / "optuna.journal").write_text("not\njson\n")
-    with pytest.raises(StorageError, match=r"journal must be readable and writable, but .*optuna.journal is not"):
-        open_study(study_config(), tmp_path)
-
-
-def test_opening_leaves_optuna_s_verbosity_alone_and_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = optuna.logging.get_verbosity()
-    open_study(study_config(), tmp_path)
-    open_study(study_config(), tmp_path)
-    assert optuna.logging.get_verbosity() == before
-    assert capfd.readouterr().err == ""
 
 
 # What a trial does inside Tune, by its balance. The order and the accuracies make ASHA stop the second one at its first rung.
