@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from emoreg.config import CONTROLS, Objective
-from emoreg.records import TrialRecord
+from emoreg.records import RunRecord, TrialRecord
 
 _CONFIDENCE = 0.95
 
@@ -41,6 +41,40 @@ class ControlRow:
     control: str
     accuracy: Estimate
     gain: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperienceLedger:
+    """What pre-training cost the trials of a study, in seconds of the device.
+
+    Attributes:
+        paid: spent by the trials themselves.
+        reused: of the experience that they took from the store instead, paid for by other trials, of any study.
+    """
+
+    paid: float
+    reused: float
+
+    @property
+    def saved(self) -> float:
+        """Share of all pre-training that was not paid for again, in [0, 1]; 0 where there was none."""
+        return self.reused / (self.paid + self.reused) if self.reused else 0.0
+
+
+def experience_ledger(records: Iterable[TrialRecord]) -> ExperienceLedger:
+    """Add up the trials' pre-training."""
+    rows = list(records)
+    return ExperienceLedger(
+        paid=math.fsum(row.pretraining_seconds for row in rows),
+        reused=math.fsum(max(0.0, (row.experience_seconds or 0.0) - row.pretraining_seconds) for row in rows),
+    )
+
+
+def waiting_share(runs: Iterable[RunRecord]) -> float:
+    """Share of the slots' time that went into waiting for an experience which another trial was training, in [0, 1]."""
+    rows = list(runs)
+    total = math.fsum(row.slot_seconds for row in rows)
+    return math.fsum(row.waiting_slot_seconds for row in rows) / total if total else 0.0
 
 
 def better(one: TrialRecord, other: TrialRecord, objective: Objective) -> bool:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from emoreg.analysis import better
+from emoreg.analysis import better, experience_ledger
 from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.records import EpochRecord, Role, TrialRecord
 from emoreg.search_space import num_searched
@@ -50,6 +50,7 @@ class StudyProgress:
         }
         self._num_before = len(self._ended)
         self._running: dict[str, _Running] = {}
+        self._num_waiting = 0
         self._best: TrialRecord | None = None
         for record in self._ended.values():
             self._consider(record)
@@ -90,8 +91,26 @@ class StudyProgress:
         if self._consider(record) and self._live is None:
             self._print_line()
 
-    def tick(self) -> None:
+    def retried(self, identity: str, reason: str) -> None:
+        """The machine broke a trial, which will go on from its checkpoint."""
+        self._running.pop(identity, None)
+        self.say(f"broken, and begun again soon from its checkpoint: trial {identity}: {reason}")
+
+    def stopping(self) -> None:
+        """The study was told to stop: running trials save."""
+        self.say("Stopping: running trials finish their step and save. Press Ctrl-C again to leave at once.")
+
+    def saved(self, identity: str) -> None:
+        """A trial has saved, because the study is to stop."""
+        self._running.pop(identity, None)
+
+    def say(self, sentence: str) -> None:
+        """Something that a user should know."""
+        self._console.print(sentence, style="yellow", markup=False, soft_wrap=True)
+
+    def tick(self, num_waiting: int) -> None:
         """Print a line if it is time for one."""
+        self._num_waiting = num_waiting
         if self._live is None and time.monotonic() - self._last_line >= _LOG_SECONDS:
             self._print_line()
 
@@ -102,9 +121,11 @@ class StudyProgress:
         taken = duration(time.monotonic() - self._start)
         this_run = f"in {taken}" if not self._num_before else f"{now} of them now, in {taken}" if now else "none was missing"
         device = duration(sum(record.pretraining_seconds + record.regulation_seconds for record in records))
-        pretraining = duration(sum(record.pretraining_seconds for record in records))
+        ledger = experience_ledger(records)
+        reused = f"; {duration(ledger.reused)} more were reused, {100 * ledger.saved:.0f} % saved" if ledger.reused else ""
         trials = "1 trial" if len(records) == 1 else f"{len(records)} trials"
-        return f"{trials}: {self._by_status()}, {this_run}. Device time: {device}, {pretraining} to pre-train."
+        pretraining = f"{duration(ledger.paid)} to pre-train{reused}"
+        return f"{trials}: {self._by_status()}, {this_run}. Device time: {device}, {pretraining}."
 
     def _consider(self, record: TrialRecord) -> bool:
         if record.number is None or record.status != "finished":
@@ -122,7 +143,8 @@ class StudyProgress:
 
     def _counts(self) -> str:
         return (
-            f"{len(self._ended)}/{self._total} trials: {self._by_status()}, {len(self._running)} running, {self._time_left()}"
+            f"{len(self._ended)}/{self._total} trials: {self._by_status()}, {len(self._running)} running, "
+            f"{f'{self._num_waiting} waiting for pre-training, ' if self._num_waiting else ''}{self._time_left()}"
         )
 
     def _by_status(self) -> str:

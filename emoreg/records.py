@@ -1,15 +1,15 @@
 """What trials and epochs did, as typed rows in Parquet: the product's only truth about results.
 
-``records/trials.parquet`` has one row a trial, ``records/epochs.parquet`` one row an epoch of a stage. The schemas are the
-dataclasses below: column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the
-schema's metadata holds ``emoreg.schema_version``. Both files are replaced whole and atomically: a reader never sees half.
+``records/trials.parquet`` has one row a trial, ``records/epochs.parquet`` one row an epoch of a stage, ``records/runs.parquet``
+one row a time that the study was run. The schemas are the dataclasses below: column names are the fields, in order; each
+column's meaning is its Arrow field metadata ``doc``, and the schema's metadata holds ``emoreg.schema_version``. The files are
+replaced whole and atomically: a reader never sees half.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from emoreg.config import TrialConfig, Value
 from emoreg.errors import StorageError
+from emoreg.files import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Stage = Literal["pretraining", "regulation"]
 Status = Literal["finished", "pruned", "failed"]
@@ -83,18 +84,39 @@ class TrialRecord:
     pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
     experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null unless it finished")
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
+    waiting_seconds: float = _column("seconds that its last attempt waited for an experience which another trial was training")
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
+    micro_batch_size: int | None = _column("images in a forward pass where memory was too small for a whole batch; else null")
+    attempts: int = _column("times that it was begun or taken up again in its last run")
+    log_tail: str | None = _column("last lines of its log where it failed; null otherwise")
     device: str = _column("name of the device")
     started: str = _column("start of the last attempt, ISO 8601 UTC")
     ended: str = _column("end, ISO 8601 UTC")
 
 
-Row = TypeVar("Row", EpochRecord, TrialRecord)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """One time that the study was run: a study that was killed or told to stop has several."""
+
+    run: int = _column("runs of the study, from 1")
+    started: str = _column("start, ISO 8601 UTC")
+    ended: str | None = _column("end, ISO 8601 UTC; null while it runs, and for ever if it was killed")
+    ending: str | None = _column("whole (every trial ended), interrupted or broken (faults in code); null without an end")
+    slots: int = _column("trials that could run at once")
+    num_trials: int = _column("trials that ended in this run")
+    slot_seconds: float = _column("seconds of all slots that ran a trial, or had one waiting for an experience")
+    waiting_slot_seconds: float = _column("of these, spent waiting for an experience: by empty slots, and inside of trials")
+    paid_seconds: float = _column("pre-training that this run's trials paid for, in seconds of the device")
+    reused_seconds: float = _column("pre-training that they took from the store instead")
+
+
+Row = TypeVar("Row", EpochRecord, TrialRecord, RunRecord)
+AnyRow = type[EpochRecord] | type[TrialRecord] | type[RunRecord]
 
 _ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
-def schema(row_type: type[EpochRecord] | type[TrialRecord]) -> pa.Schema:
+def schema(row_type: AnyRow) -> pa.Schema:
     """The Arrow schema of a row type: names, types, nullability and the meaning of each column."""
     hints = get_type_hints(row_type)
     columns = []
@@ -120,6 +142,8 @@ class TrialResult:
     pretraining_seconds: float
     experience_seconds: float
     regulation_seconds: float
+    waiting_seconds: float
+    micro_batch_size: int | None
 
 
 def trial_record(
@@ -134,6 +158,8 @@ def trial_record(
     epochs: list[EpochRecord],
     device: str,
     started: str,
+    attempts: int = 1,
+    log_tail: str | None = None,
 ) -> TrialRecord:
     """The row of a trial that ended now, from its result or, where it has none, from the epochs that it came to."""
     applied = config.applied()
@@ -171,6 +197,10 @@ def trial_record(
         experience_seconds=result.experience_seconds if result is not None else None,
         regulation_seconds=regulation_seconds,
         device_seconds=(result.experience_seconds if result is not None else pretraining_seconds) + regulation_seconds,
+        waiting_seconds=result.waiting_seconds if result is not None else 0.0,
+        micro_batch_size=result.micro_batch_size if result is not None else None,
+        attempts=attempts,
+        log_tail=log_tail,
         device=device,
         started=started,
         ended=utc_now(),
@@ -183,7 +213,7 @@ def utc_now() -> str:
 
 
 class Records:
-    """The two tables of one study, in memory, with one writer.
+    """The three tables of one study, in memory, with one writer.
 
     Rows are keyed, trials by identity and epochs by (identity, stage, epoch); a later row replaces an earlier one, so that a
     trial taken up again from its checkpoint never doubles an epoch.
@@ -196,6 +226,12 @@ class Records:
         self.epochs: dict[tuple[str, str, int], EpochRecord] = {
             (row.identity, row.stage, row.epoch): row for row in _read(self._folder / "epochs.parquet", EpochRecord)
         }
+        self.runs: dict[int, RunRecord] = {row.run: row for row in _read(self._folder / "runs.parquet", RunRecord)}
+
+    def add_run(self, row: RunRecord) -> None:
+        """Keep a run's row, as it is by now, and write it."""
+        self.runs[row.run] = row
+        _write(self._folder / "runs.parquet", RunRecord, list(self.runs.values()))
 
     def add_epoch(self, row: EpochRecord) -> None:
         """Keep an epoch's row until the next ``write``."""
@@ -207,7 +243,11 @@ class Records:
         self.write()
 
     def write(self) -> None:
-        """Replace both files, epochs first: a trial that is recorded has its epochs."""
+        """Replace both files, epochs first: a trial that is recorded has its epochs.
+
+        Raises:
+            OSError: where they cannot be written; those on disk stay whole.
+        """
         _write(self._folder / "epochs.parquet", EpochRecord, list(self.epochs.values()))
         _write(self._folder / "trials.parquet", TrialRecord, list(self.trials.values()))
 
@@ -231,15 +271,8 @@ def _read(path: Path, row_type: type[Row]) -> list[Row]:
     return [row_type(**values) for values in table.to_pylist()]
 
 
-def _write(path: Path, row_type: type[EpochRecord] | type[TrialRecord], rows: list[Any]) -> None:
+def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            pq.write_table(table, stream, write_page_checksum=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        pq.write_table(table, stream, write_page_checksum=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front
+from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front, waiting_share
 from emoreg.config import Objective, StudyConfig, leaves
 from emoreg.progress import control_name, duration, format_params
 from emoreg.records import Records, TrialRecord
@@ -38,6 +38,11 @@ def print_summary(config: StudyConfig, records: Records, folder: Path, console: 
     if rows:
         _print_controls(rows, best if len(config.objectives) == 1 else {}, console)
         console.print()
+    share = waiting_share(records.runs.values())
+    if share >= 0.01:
+        console.print(
+            f"{100 * share:.0f} % of the slots' time went into waiting for pre-training that another trial was doing."
+        )
     for record in trials:
         if record.status == "failed":
             console.print(f"failed: trial {record.identity}: {record.reason}", style="red", markup=False, soft_wrap=True)
@@ -96,6 +101,7 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     """
     from emoreg.devices import device_name, pick_device
     from emoreg.estimate import estimate_cost
+    from emoreg.optimization import length_dependence
     from emoreg.preflight import local_storage, prepare_image_sets
     from emoreg.search_space import describe, size
 
@@ -121,6 +127,7 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     for name, text in {
         "image sets": ", ".join(f"{role} {fingerprint[:12]}" for role, fingerprint in fingerprints.items()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
+        "pre-training": length_dependence(config.trial.pretraining) or "shared: a longer one continues a shorter one",
         "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
         "cost": f"{duration(cost.device_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, at most: "
         "no pre-training shared, nothing stopped early",

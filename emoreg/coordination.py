@@ -1,0 +1,98 @@
+"""What the processes of a study share on a Ray cluster: who trains which trunk, and that the study is to stop.
+
+Both are Ray actors, owned by a process: where it dies, by kill -9 or with its machine, Ray ends them, and nothing is left held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import ray
+
+_NAMESPACE = "emoreg"
+_LOOK_SECONDS = 0.2
+
+
+class _Lease:
+    """Holds a name in the cluster, for as long as the process that made it lives."""
+
+
+class ActorLeases:
+    """Leases of trunks in a cluster. An ``experience.Leases``.
+
+    The lease of a trunk is an actor with its name: one process can make it, the others are refused. It belongs to the process
+    that made it, and ends with it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Lease the trunks of one store.
+
+        Args:
+            uri: of the store.
+        """
+        self._uri = uri
+        self._held: dict[str, Any] = {}
+
+    def try_acquire(self, key: str) -> bool:
+        """Take the lease of ``key`` if nobody holds it."""
+        try:
+            self._held[key] = ray.remote(num_cpus=0)(_Lease).options(name=f"{self._uri} {key}", namespace=_NAMESPACE).remote()
+        except ValueError:  # the name is taken
+            return False
+        return True
+
+    def release(self, key: str) -> None:
+        """Give the lease of ``key`` back."""
+        ray.kill(self._held.pop(key))
+
+
+class _StopSign:
+    """Raised once for all trials of a study."""
+
+    def __init__(self) -> None:
+        self._raised = asyncio.Event()
+
+    async def put_up(self) -> None:
+        self._raised.set()
+
+    async def wait(self) -> None:
+        await self._raised.wait()
+
+
+class StopSign:
+    """Tells the trials of a study, wherever they run, to save and end. Made by the driver; sent to workers by pickling."""
+
+    def __init__(self) -> None:
+        self._actor = ray.remote(num_cpus=0)(_StopSign).remote()
+
+    def put_up(self) -> None:
+        """Tell all trials to stop, those that begin later too."""
+        self._actor.put_up.remote()
+
+    def watch(self) -> Watch:
+        """Begin to look out for it, in a worker."""
+        return Watch(self._actor)
+
+
+class Watch:
+    """Whether the stop sign is up, asked as often as one likes: it looks a few times a second."""
+
+    def __init__(self, actor: Any) -> None:
+        self._call = actor.wait.remote()
+        self._is_up = False
+        self._next_look = 0.0
+
+    def __call__(self) -> bool:
+        """Whether this trial is to stop: the sign is up, or the driver that could put it up is gone."""
+        if not self._is_up and time.monotonic() >= self._next_look:
+            ready, _ = ray.wait([self._call], timeout=0)
+            self._is_up = bool(ready)
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+        return self._is_up
+
+    def close(self) -> None:
+        """Look no longer."""
+        if not self._is_up:
+            ray.cancel(self._call)

@@ -1,0 +1,194 @@
+"""One trial inside a Tune worker, which may have run others before: ``run_trial``, and what Tune is told of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import logging
+import os
+import platform
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.exceptions import RayError
+
+from emoreg import tensorboard
+from emoreg.config import TrialConfig
+from emoreg.coordination import ActorLeases, StopSign
+from emoreg.devices import device_name
+from emoreg.errors import Diverged, Interrupted, UserError
+from emoreg.experience import ExperienceStore
+from emoreg.messages import EXPERIENCED, FAULT, epoch_result, last_result, unfinished_result
+from emoreg.records import EpochRecord, Role
+from emoreg.reporter import Event, Experienced, Reporters
+from emoreg.trial import run_trial
+
+LOG = "log.txt"
+_LOG_TAIL_LINES = 20
+_OF_THE_MACHINE = ("CUDA error", "CUDA out of memory", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "DefaultCPUAllocator")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workplace:
+    """What every trial of a study is given.
+
+    Attributes:
+        storage: holds the image sets.
+        folder: the study's.
+        store: URI of the experience store.
+        study: name of the study.
+        lengths: of pre-training that the study may ask for.
+        share: whether trials share pre-training.
+        checkpoint_seconds: between two checkpoints.
+        is_cluster: whether trials may run on several machines.
+        stop_sign: raised when the study is to stop.
+    """
+
+    storage: Path
+    folder: Path
+    store: str
+    study: str
+    lengths: frozenset[int]
+    share: bool
+    checkpoint_seconds: float
+    is_cluster: bool
+    stop_sign: StopSign
+
+
+def train(assignment: dict[str, Any], *, workplace: Workplace) -> None:
+    """Run the trial that the searcher has assigned.
+
+    Raises:
+        Exception: a fault of the machine, after which the trial may be begun again from its checkpoint. Every other ending,
+            a fault in code too, is reported and returns.
+    """
+    try:
+        last = _run(assignment, workplace)
+    except Exception as error:  # Tune tells its callbacks that a trial broke, but not of what
+        tune.report({FAULT: _short(error), "errno": error.errno if isinstance(error, OSError) else None})
+        raise
+    tune.report(last)
+
+
+def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
+    """The trial's last result."""
+    config: TrialConfig = assignment["trial"]
+    role: Role = assignment["role"]
+    folder = workplace.folder / "trials" / config.identity
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    on_device = {"device": device_name(device)}
+    cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
+    torch.set_num_threads(max(1, int(cpus)))
+    store = ExperienceStore(
+        workplace.store,
+        leases=ActorLeases(workplace.store) if workplace.is_cluster else None,
+        user=workplace.study,
+        keep=workplace.lengths,
+        share=workplace.share,
+    )
+    history: list[EpochRecord] = []
+
+    class ToTune:
+        def report(self, event: Event) -> None:
+            if isinstance(event, EpochRecord):
+                history.append(event)
+                log.info("%s epoch %d: loss %.4g, %.1f s", event.stage, event.epoch, event.loss, event.seconds)
+                tune.report({**epoch_result(event, role=role, num_epochs=config.regulation.epochs), **on_device})
+            elif isinstance(event, Experienced):
+                tune.report({EXPERIENCED: event.epochs})
+
+    with (
+        _logged(folder / LOG),
+        closing(workplace.stop_sign.watch()) as is_stopped,
+        tensorboard.TensorBoardReporter(workplace.folder, config, assignment["params"]) as board,
+    ):
+        log.info("attempt %d on %s, process %d, %s", assignment["attempt"], platform.node(), os.getpid(), on_device["device"])
+        try:
+            result = run_trial(
+                config,
+                Reporters(board, ToTune()),
+                storage=workplace.storage,
+                store=store,
+                folder=folder,
+                device=device,
+                checkpoint_seconds=workplace.checkpoint_seconds,
+                interrupted=is_stopped,
+            )
+        except Diverged as diverged:
+            log.warning("%s", diverged)
+            last = last_result(
+                role=role,
+                epochs=sum(row.stage == "regulation" for row in history),
+                accuracy=None,
+                loss=None,
+                device_seconds=sum(row.seconds for row in history),
+                diverged=diverged,
+            )
+            return {**last, "reason": str(diverged), **on_device}
+        except Interrupted:
+            log.info("asked to stop, and saved")
+            return {**unfinished_result("interrupted"), **on_device}
+        except Exception as error:
+            log.exception("broken")
+            if is_of_the_machine(error):
+                raise
+            said = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            return {**unfinished_result("broken"), FAULT: _short(error), "traceback": said, **on_device}
+    last = last_result(
+        role=role,
+        epochs=config.regulation.epochs,
+        accuracy=result.accuracy,
+        loss=result.loss,
+        device_seconds=result.experience_seconds + result.regulation_seconds,
+    )
+    return {**last, "result": dataclasses.asdict(result), **on_device}
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether a fault is the machine's (memory, GPU, storage, another process), so that another attempt may do better."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, (OSError, MemoryError, RayError, torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_THE_MACHINE)
+
+
+def log_tail(folder: Path, identity: str) -> str | None:
+    """The last lines of a trial's log, or None where it never came so far."""
+    path = folder / "trials" / identity / LOG
+    if not path.exists():
+        return None
+    return "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Append what is logged, and where a crash of native code happens, to the trial's log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", buffering=1) as stream:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root, ours = logging.getLogger(), logging.getLogger("emoreg")
+        before = ours.level
+        ours.setLevel(logging.INFO)
+        root.addHandler(handler)
+        faulthandler.enable(file=stream)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            root.removeHandler(handler)
+            ours.setLevel(before)
