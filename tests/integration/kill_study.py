@@ -1,0 +1,21 @@
+"""A grid of seconds for the kill harness: what it runs does not depend on the order in which trials end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, replace_paths
+from tests.integration import tiny_study
+
+
+def study() -> StudyConfig:
+    tiny = tiny_study.study()
+    return dataclasses.replace(
+        tiny,
+        name="killed",
+        trial=replace_paths(tiny.trial, {"regulation.epochs": 6, "pretraining.epochs": 4}),
+        search_space={"regulation.balance": Choice((0.25, 0.75)), "pretraining.epochs": Choice((1, 3, 6))},
+        sampler=SamplerConfig(name="grid"),
+        controls=("none", "plain", "shuffled"),
+        resources=ResourcesConfig(max_concurrent=2, max_retries=100, retry_seconds=0.1, checkpoint_seconds=0.0),
+    )

@@ -1,0 +1,207 @@
+"""How a study ends when it is told to stop, when the machine fails, when code is wrong, and when the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from emoreg import checkpoint
+from tests.integration import tiny_study
+from tests.integration.test_study import optuna_states, run, settled, start, trials, wait_for
+
+# An epoch of many steps, so that a signal comes in its middle.
+LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "800")
+ONE = ("--num-trials", "1", "--controls")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    run(storage, *LONG, *ONE)
+    return storage
+
+
+def is_training(storage: Path) -> bool:
+    """Whether the trial has left pre-training: its second stage's epochs take seconds here."""
+    return any("pretraining epoch" in path.read_text() for path in storage.glob("tiny/trials/*/log.txt"))
+
+
+def checkpoints(storage: Path) -> list[checkpoint.State]:
+    states = [checkpoint.load(path) for path in storage.glob("tiny/trials/*/trial.ckpt")]
+    return [state for state in states if state is not None]
+
+
+def freeze_workers(storage: Path) -> None:
+    """Leave trials that answer nothing: a study that is told to stop would wait for them."""
+    for path in storage.glob("tiny/trials/*/log.txt"):
+        for worker in re.findall(r"process (\d+)", path.read_text()):
+            os.kill(int(worker), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
+    number: signal.Signals, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = start(tmp_path, *LONG, *ONE)
+    wait_for(lambda: is_training(tmp_path), process)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "finish their step and save" in output
+    assert "run the same command again" in output
+    assert "Traceback" not in output
+    (state,) = checkpoints(tmp_path)
+    assert state["steps"] > 0, "it was saved in the middle of an epoch"
+    assert optuna_states(tmp_path) == [TrialState.RUNNING]
+    assert not (tmp_path / "tiny" / "records" / "trials.parquet").exists() or not trials(tmp_path)
+
+    run(tmp_path, *LONG, *ONE)
+    assert settled(trials(tmp_path)) == settled(trials(undisturbed))
+    assert optuna_states(tmp_path) == [TrialState.COMPLETE]
+
+
+def test_told_twice_it_leaves_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, *ONE)
+    wait_for(lambda: is_training(tmp_path), process)
+    workers = [
+        int(pid) for path in tmp_path.glob("tiny/trials/*/log.txt") for pid in re.findall(r"process (\d+)", path.read_text())
+    ]
+    for worker in workers:  # a trial that cannot answer: the first signal would wait for it
+        os.kill(worker, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.stdout is not None
+    seen = ""
+    while "finish their step and save" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    os.kill(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, seen + rest
+    assert "run the same command again" in rest
+
+
+def test_the_grace_period_after_sigterm_ends(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, *ONE, "--resources.grace-seconds", "0.5")
+    wait_for(lambda: is_training(tmp_path), process)
+    freeze_workers(tmp_path)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+
+
+def identities() -> list[str]:
+    """The two controls of the tiny study."""
+    return [control.identity for control in tiny_study.study().control_trials()]
+
+
+def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail(tmp_path: Path) -> None:
+    broken, _ = identities()
+    (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").mkdir(parents=True)  # no file can be written there
+    output = run(tmp_path, "--resources.max-retries", "1", "--resources.retry-seconds", "0.1", "--controls", "none", code=1)
+    rows = trials(tmp_path)
+    assert (rows[broken]["status"], rows[broken]["attempts"]) == ("failed", 2)
+    assert "trial.ckpt" in str(rows[broken]["reason"])
+    assert "attempt 2 on" in str(rows[broken]["log_tail"])
+    assert "Error" in str(rows[broken]["log_tail"])
+    assert output.count("begun again soon") == 1
+    assert [row["status"] for identity, row in rows.items() if identity != broken] == ["finished"] * 3
+    # Mended and run again, it is run again, and alone.
+    (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").rmdir()
+    (tmp_path / "tiny" / "trials" / broken / "trial.ckpt").rmdir()
+    run(tmp_path, "--controls", "none")
+    assert trials(tmp_path)[broken]["status"] == "finished"
+
+
+def test_faults_in_code_stop_the_study_with_the_traceback(tmp_path: Path) -> None:
+    for identity in identities():
+        checkpoint.save(tmp_path / "tiny" / "trials" / identity / "trial.ckpt", {"history": [{"no": "epoch"}]})
+    output = run(tmp_path, "--resources.max-failures", "2", "--resources.max-concurrent", "1", code=1)
+    rows = trials(tmp_path)
+    assert [row["status"] for row in rows.values()].count("failed") == 2
+    assert len(rows) <= 3, "the budget was burned on"
+    assert all(row["attempts"] == 1 for row in rows.values())
+    assert "Traceback" in output
+    assert "KeyError" in output
+    assert "resources.max_failures" in output
+    for identity in identities():
+        assert "KeyError" in str(rows[identity]["reason"])
+        assert "Traceback" in str(rows[identity]["log_tail"])
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
+    folder.mkdir()
+    size = f"size={int(megabytes * 1024)}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small tmpfs needs root: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def everything_is_whole(storage: Path) -> None:
+    if (storage / "tiny" / "records" / "trials.parquet").exists():
+        trials(storage)
+    for path in [*storage.glob("tiny/trials/*/trial.ckpt"), *storage.glob("experience/*/*.ckpt")]:
+        assert checkpoint.load(path) is not None
+    assert not list(storage.rglob("*.bad"))
+
+
+def test_a_full_disk_is_said_and_tears_nothing(finished_size: float, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 0.6 * finished_size) as disk:
+        output = run(disk, "--resources.max-retries", "0", code=2)
+        assert "the disk is full" in output
+        assert "run the same command again" in output
+        everything_is_whole(disk)
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        run(disk)
+        assert [row["status"] for row in trials(disk).values()] == ["finished"] * 5
+        assert not list(disk.rglob("*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def finished_size(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Megabytes that the whole study leaves."""
+    storage = tmp_path_factory.mktemp("whole")
+    run(storage)
+    return sum(path.stat().st_size for path in storage.rglob("*") if path.is_file()) / 2**20
+
+
+def test_a_storage_that_becomes_read_only_is_said_and_tears_nothing(tmp_path: Path) -> None:
+    records = tmp_path / "tiny" / "records"
+    process = start(tmp_path)
+    wait_for((records / "trials.parquet").exists, process)
+    with read_only(records, process):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
+        assert "it is read-only" in output
+        everything_is_whole(tmp_path)
+    run(tmp_path)
+    assert [row["status"] for row in trials(tmp_path).values()] == ["finished"] * 5
+
+
+@contextlib.contextmanager
+def read_only(folder: Path, process: subprocess.Popen[str]) -> Iterator[None]:
+    """Take the right to write in ``folder`` from everybody, root too, while the process runs."""
+    bound = subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, check=False)
+    if bound.returncode:
+        process.kill()
+        process.communicate()
+        pytest.skip(f"making a folder read-only for root needs a mount: {bound.stderr.decode().strip()}")
+    try:
+        remount = ["mount", "-o", "remount,bind,ro", str(folder)]
+        wait_for(lambda: subprocess.run(remount, capture_output=True, check=False).returncode == 0, process)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
