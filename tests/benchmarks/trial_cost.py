@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from emoreg.config import replace_paths
+from emoreg.experience import ExperienceStore
 from emoreg.records import EpochRecord
 from emoreg.reporter import Event
 from emoreg.trial import run_trial
@@ -47,7 +48,8 @@ def main() -> None:
                 config = replace_paths(base, {"regulation.balance": balance, "regulation.epochs": 2})
                 seconds = Seconds()
                 folder = storage / f"{number}-{balance}"
-                run_trial(config, seconds, storage=storage, folder=folder, device=torch.device("cpu"))
+                store = ExperienceStore(str(storage / "experience"))
+                run_trial(config, seconds, storage=storage, store=store, folder=folder, device=torch.device("cpu"))
                 taken[balance].append(min(seconds.seconds))
     print(
         f"{platform.machine()}, torch {torch.__version__}, 1 thread, {base.backbone} at {base.image_size} px, {ROUNDS} rounds"
