@@ -33,6 +33,7 @@ from emoreg.files import Files
 from emoreg.housekeeping import Entry, Made, Pruned, Use
 from emoreg.imagesets.batches import Batches
 from emoreg.leases import FileLeases, Leases
+from emoreg.memory import Relief
 from emoreg.optimization import length_dependence, uses_bf16
 from emoreg.pretrain import EmotionalNet, pretrain
 from emoreg.records import EpochRecord
@@ -53,13 +54,13 @@ class Gained:
         paid_seconds: of pre-training by this trial, over all its attempts; 0 where others had paid.
         cost_seconds: of the whole experience, whoever paid.
         waiting_seconds: that this attempt waited for another trial to train it.
-        micro_batch_size: images that fitted in memory at once where this attempt could not train on whole batches.
+        relief: what it took to fit in memory where this trial trained; nothing where others had.
     """
 
     paid_seconds: float
     cost_seconds: float
     waiting_seconds: float
-    micro_batch_size: int | None = None
+    relief: Relief = Relief()
 
 
 def experience_key(
@@ -318,7 +319,7 @@ def gain_experience(
     use = partial(Use, study=store.user, identity=config.identity, epochs=epochs)
     history = _History(config.identity, store.user, report)
     waiting_seconds = 0.0
-    micro_batch_size = None
+    relief = Relief()
 
     state = store.load(key, epochs)
     if state is None:
@@ -330,6 +331,8 @@ def gain_experience(
     if state is not None:
         history.load(state)
         net.load_state_dict(state["net"])
+        if history.ends_here:  # an earlier attempt got so far
+            relief = Relief(**state["relief"])
         del state  # its file is mapped
     else:
         try:
@@ -347,7 +350,7 @@ def gain_experience(
                     keeper = _Keeper(
                         store, key, epochs, history, writer, checkpoint_seconds, interrupted, for_others=reason is None
                     )
-                    micro_batch_size = pretrain(
+                    relief = pretrain(
                         config,
                         net,
                         stimuli,
@@ -363,7 +366,7 @@ def gain_experience(
         paid_seconds=history.paid_seconds,
         cost_seconds=history.cost_seconds,
         waiting_seconds=waiting_seconds,
-        micro_batch_size=micro_batch_size,
+        relief=relief,
     )
     used = use(
         paid_seconds=gained.paid_seconds,
@@ -441,6 +444,11 @@ class _History:
     @property
     def cost_seconds(self) -> float:
         return sum((row["record"]["seconds"] for row in self._rows), 0.0)
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether this very trial trained the last epoch."""
+        return self._is_own(self._rows[-1])
 
     def _row(self, record: dict[str, Any]) -> dict[str, Any]:
         return {"study": self._study, "record": record}

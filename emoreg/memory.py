@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -23,24 +24,38 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Relief:
+    """What was done because memory was too small.
+
+    Attributes:
+        micro_batch_size: M; None where whole batches fit.
+        recomputed: activations are computed again in the backward pass instead of kept.
+    """
+
+    micro_batch_size: int | None = None
+    recomputed: bool = False
+
+
 class MicroBatches:
     """Takes batches through a network, in halves, quarters and so on where memory is too small for whole ones.
 
-    A size that fits is kept for the batches that follow. The gradients of the parts, each weighted by its share of the images,
+    What helps is kept for the batches that follow. The gradients of the parts, each weighted by its share of the images,
     add up to the gradient of the batch: a step stays what it was within rounding, but for what dropout and stochastic depth
     draw, which is another sample. BatchNorm in training looks at the whole batch, so with it parts would change the result:
     there activations are computed again in the backward pass instead of kept, which changes nothing, and if that is not
     enough, nothing else is tried.
 
     Attributes:
-        size: M; None where whole batches fit.
+        relief: what was needed so far.
     """
 
-    def __init__(self, network: nn.Module, size: int | None = None) -> None:
-        """Begin with ``size``, where an earlier attempt knows it."""
-        self.size = size
+    def __init__(self, network: nn.Module, relief: Relief | None = None) -> None:
+        """Begin with ``relief``, where an earlier attempt found out that it is needed."""
+        self.relief = relief if relief is not None else Relief()
         self._network = network
-        self._recomputing = False
+        if self.relief.recomputed:
+            recompute_activations(network)
         self._statistics: list[list[Tensor]] | None = None  # of BatchNorm, by type; known with the first training step
 
     def backward(
@@ -104,34 +119,35 @@ class MicroBatches:
         for part, its_targets in self._parts(images, targets):
             loss, scores = forward(part, its_targets)
             loss = loss * (len(part) / len(images))
-            with hold_statistics(self._network) if self._recomputing else nullcontext():
+            with hold_statistics(self._network) if self.relief.recomputed else nullcontext():
                 loss.backward()
             losses.append(loss.detach())
             answers.append(scores.detach())
         return torch.stack(losses).sum(), torch.cat(answers)
 
     def _parts(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.size or len(images)
+        size = self.relief.micro_batch_size or len(images)
         return zip(images.split(size), targets.split(size), strict=True)
 
     def _halve(self, num_images: int, device: torch.device, error: RuntimeError) -> None:
-        size = min(self.size or num_images, num_images)
+        size = min(self.relief.micro_batch_size or num_images, num_images)
         if size == 1:
             raise torch.OutOfMemoryError(
                 f"one image at a time must fit in the memory of {device}, but it does not ({error}): choose a smaller backbone "
                 "or image_size, or a device with more memory"
             ) from error
-        self.size = (size + 1) // 2
-        log.warning("memory of %s: %d images are too many at once; going on with %d", device, size, self.size)
+        half = (size + 1) // 2
+        self.relief = replace(self.relief, micro_batch_size=half)
+        log.warning("memory of %s: %d images are too many at once; going on with %d", device, size, half)
 
     def _recompute(self, num_images: int, device: torch.device, error: RuntimeError) -> None:
-        if self._recomputing or not recompute_activations(self._network):
+        if self.relief.recomputed or not recompute_activations(self._network):
             raise torch.OutOfMemoryError(
                 f"BatchNorm looks at a whole batch, so that must fit in the memory of {device}, but {num_images} images do not "
                 f"({error}): lower batch_size, choose a backbone without BatchNorm (a ViT), or a "
                 "device with more memory"
             ) from error
-        self._recomputing = True
+        self.relief = replace(self.relief, recomputed=True)
         log.warning(
             "memory of %s: %d images are too many at once, and BatchNorm needs them all; going on with activations that are "
             "computed again in the backward pass rather than kept",

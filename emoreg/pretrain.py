@@ -20,7 +20,7 @@ from emoreg.checkpoint import Keeper, State
 from emoreg.config import TrialConfig
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
-from emoreg.memory import MicroBatches
+from emoreg.memory import MicroBatches, Relief
 from emoreg.optimization import (
     CHECK_EVERY,
     EpochTotals,
@@ -72,7 +72,7 @@ def pretrain(
     start: State | None,
     keeper: Keeper,
     report: Callable[[EpochRecord], None],
-) -> int | None:
+) -> Relief:
     """Train ``net`` on the stimuli until ``config.pretraining.epochs`` epochs are done, on the device of ``stimuli``.
 
     Args:
@@ -86,7 +86,7 @@ def pretrain(
         report: called with the record of every epoch.
 
     Returns:
-        Images that fitted in memory at once, where a whole batch did not; else None.
+        What it took to fit in memory.
 
     Raises:
         Diverged: with the step, as soon as a loss that is not finite is seen.
@@ -96,7 +96,8 @@ def pretrain(
     num_classes = None if regression else net.head.out_features
     num_steps = settings.epochs * stimuli.num_steps(settings.batch_size)
     optimizer = build_optimizer(net, settings.optimizer)
-    micro_batches, looks = MicroBatches(net), MicroBatches(net)
+    relief = Relief(**start["relief"]) if start is not None else None
+    micro_batches, looks = MicroBatches(net, relief), MicroBatches(net)
     draws = generator(config.seed, "pretraining batches")
     torch.manual_seed(derive_seed(config.seed, "pretraining"))  # dropout and stochastic depth
     epochs, step = 0, 0
@@ -109,7 +110,6 @@ def pretrain(
         epochs, step, steps, seconds = start["epochs"], start["step"], start["steps"], start["seconds"]
         totals = EpochTotals("pretraining", first_step=step - steps)
         totals.load_state(start["totals"], device)
-        micro_batches.size = start["micro_batch_size"]
     if settings.shuffle_labels:
         stimuli = stimuli.with_permuted_targets(generator(config.seed, "shuffled labels"))
 
@@ -129,7 +129,7 @@ def pretrain(
             "steps": steps,
             "seconds": seconds,
             "totals": totals.state(),
-            "micro_batch_size": micro_batches.size,
+            "relief": asdict(micro_batches.relief),
         }
 
     while epochs < settings.epochs:
@@ -179,7 +179,7 @@ def pretrain(
         epoch_draws = draws.get_state()
         keeper.keep({**state(), "record": asdict(record)})
         report(record)
-    return micro_batches.size
+    return micro_batches.relief
 
 
 def emotion_loss(

@@ -87,6 +87,7 @@ class TrialRecord:
     waiting_seconds: float = _column("seconds that its last attempt waited for an experience which another trial was training")
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
     micro_batch_size: int | None = _column("images in a forward pass where memory was too small for a whole batch; else null")
+    recomputed: bool = _column("activations were computed again in the backward pass because memory was too small to keep them")
     attempts: int = _column("times that it was begun or taken up again in its last run")
     log_tail: str | None = _column("last lines of its log where it failed; null otherwise")
     device: str = _column("name of the device")
@@ -113,7 +114,7 @@ class RunRecord:
 Row = TypeVar("Row", EpochRecord, TrialRecord, RunRecord)
 AnyRow = type[EpochRecord] | type[TrialRecord] | type[RunRecord]
 
-_ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 def schema(row_type: AnyRow) -> pa.Schema:
@@ -144,6 +145,7 @@ class TrialResult:
     regulation_seconds: float
     waiting_seconds: float
     micro_batch_size: int | None
+    recomputed: bool
 
 
 def trial_record(
@@ -199,6 +201,7 @@ def trial_record(
         device_seconds=(result.experience_seconds if result is not None else pretraining_seconds) + regulation_seconds,
         waiting_seconds=result.waiting_seconds if result is not None else 0.0,
         micro_batch_size=result.micro_batch_size if result is not None else None,
+        recomputed=result is not None and result.recomputed,
         attempts=attempts,
         log_tail=log_tail,
         device=device,

@@ -19,7 +19,7 @@ from emoreg.checkpoint import Keeper, State
 from emoreg.config import TrialConfig
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
-from emoreg.memory import MicroBatches
+from emoreg.memory import MicroBatches, Relief
 from emoreg.optimization import (
     CHECK_EVERY,
     EpochTotals,
@@ -54,10 +54,10 @@ def regulate(
     *,
     num_classes: int,
     start: State | None,
-    micro_batch_size: int | None = None,
+    relief: Relief | None = None,
     keeper: Keeper,
     report: Callable[[Event], None],
-) -> int | None:
+) -> Relief:
     """Train ``network`` on the task until ``config.regulation.epochs`` epochs are done, on the device of ``task``.
 
     Args:
@@ -67,12 +67,12 @@ def regulate(
         validation: the part held out; looked at after every epoch.
         num_classes: C.
         start: what ``keeper`` was given earlier, to continue from there, bit for bit, or None for the beginning.
-        micro_batch_size: images that fit in memory at once, where pre-training found that out; ``start`` knows it too.
+        relief: what pre-training took to fit in memory, to begin with; ``start`` knows what it has become since.
         keeper: given the state after every epoch, before it is reported, and after the steps for which it asks.
         report: called with the record of every epoch, and the balance by image where it depends on the image.
 
     Returns:
-        Images that fitted in memory at once, where a whole batch did not; else None.
+        What it took to fit in memory.
 
     Raises:
         Diverged: with the step, as soon as a loss that is not finite is seen.
@@ -81,7 +81,9 @@ def regulate(
     settings, device = config.regulation, task.device
     num_steps = settings.epochs * task.num_steps(settings.batch_size)
     optimizer = build_optimizer(network, settings.optimizer)
-    micro_batches, looks = MicroBatches(network, micro_batch_size), MicroBatches(network)
+    if start is not None:
+        relief = Relief(**start["relief"])
+    micro_batches, looks = MicroBatches(network, relief), MicroBatches(network)
     draws = generator(config.seed, "task batches")
     torch.manual_seed(derive_seed(config.seed, "regulation"))  # dropout and stochastic depth
     epochs, step = 0, 0
@@ -94,7 +96,6 @@ def regulate(
         epochs, step, steps, seconds = start["epochs"], start["step"], start["steps"], start["seconds"]
         totals = EpochTotals("regulation", first_step=step - steps)
         totals.load_state(start["totals"], device)
-        micro_batches.size = start["micro_batch_size"]
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(config, device):
@@ -112,7 +113,7 @@ def regulate(
             "steps": steps,
             "seconds": seconds,
             "totals": totals.state(),
-            "micro_batch_size": micro_batches.size,
+            "relief": asdict(micro_batches.relief),
         }
 
     while epochs < settings.epochs:
@@ -163,7 +164,7 @@ def regulate(
         report(record)
         if settings.kind == "dynamic":
             report(BalanceSample(epoch=epochs, balance=held_out.balance.cpu()))
-    return micro_batches.size
+    return micro_batches.relief
 
 
 @torch.no_grad()

@@ -97,14 +97,14 @@ def run_trial(
                 checkpoint_seconds=checkpoint_seconds,
                 interrupted=interrupted,
             )
-            micro_batch_size = regulate(
+            relief = regulate(
                 config,
                 network,
                 train,
                 held_out,
                 num_classes=task.num_outputs,
                 start=start,
-                micro_batch_size=gained.micro_batch_size,
+                relief=gained.relief,
                 keeper=keeper,
                 report=history.report,
             )
@@ -126,7 +126,8 @@ def run_trial(
         experience_seconds=gained.cost_seconds,
         regulation_seconds=sum(row.seconds for row in history.epochs if row.stage == "regulation"),
         waiting_seconds=gained.waiting_seconds,
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=relief.micro_batch_size,
+        recomputed=relief.recomputed,
     )
 
 

@@ -70,6 +70,7 @@ def ended(
         regulation_seconds=3 * seconds / 4,
         waiting_seconds=0.0,
         micro_batch_size=None,
+        recomputed=False,
     )
     return trial_record(
         config,

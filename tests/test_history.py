@@ -113,6 +113,7 @@ def record(
         regulation_seconds=seconds - 1.0,
         waiting_seconds=0.0,
         micro_batch_size=None,
+        recomputed=False,
     )
     row = trial_record(
         trial,

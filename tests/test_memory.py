@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from emoreg.checkpoint import State
 from emoreg.config import TrialConfig, replace_paths
 from emoreg.imagesets import Split
 from emoreg.imagesets.batches import Batches
-from emoreg.memory import MicroBatches
+from emoreg.memory import MicroBatches, Relief
 from emoreg.pretrain import EmotionalNet, create_emotional_net, pretrain
-from emoreg.records import EpochRecord
+from emoreg.records import EpochRecord, Records, TrialResult, trial_record
 from emoreg.regulate import evaluate, regulate
 from emoreg.regulation import Regulation
 from emoreg.trial import CHECKPOINT
@@ -79,11 +80,11 @@ def network_of(config: TrialConfig) -> Regulation:
     return Regulation(config.regulation, plain=plain, emotional=emotional, emotion_head=head, num_classes=3, seed=0)
 
 
-Learned = tuple[dict[str, Any], list[float], int | None, list[State]]
+Learned = tuple[dict[str, Any], list[float], Relief, list[State]]
 
 
 def learn(config: TrialConfig, start: State | None = None) -> Learned:
-    """Regulate: the weights, the losses, the size found and the states."""
+    """Regulate: the weights, the losses, the relief found and the states."""
     network, keeper, rows = network_of(config), States(every_step=True), list[EpochRecord]()
     task, validation = noise_batches(70, size=16), noise_batches(9, size=16, seed=1)
 
@@ -91,8 +92,8 @@ def learn(config: TrialConfig, start: State | None = None) -> Learned:
         if isinstance(event, EpochRecord):
             rows.append(event)
 
-    size = regulate(config, network, task, validation, num_classes=3, start=start, keeper=keeper, report=report)
-    return network.state_dict(), [row.loss for row in rows], size, keeper.states
+    relief = regulate(config, network, task, validation, num_classes=3, start=start, keeper=keeper, report=report)
+    return network.state_dict(), [row.loss for row in rows], relief, keeper.states
 
 
 def close(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -116,12 +117,12 @@ def test_regulation_in_parts_is_regulation_within_rounding(
 ) -> None:
     config = replace_paths(VIT, {"regulation.form": form, "regulation.kind": kind})
     expected, losses, whole, states = learn(config)
-    assert whole is None
-    assert {state["micro_batch_size"] for state in states} == {None}
+    assert whole == Relief()
+    assert all(state["relief"] == asdict(whole) for state in states)
     with room_for(10, when=when) as refused:
-        found, losses_in_parts, size, states = learn(config)
-    assert (size, refused) == (8, [32, 16])  # once and for all
-    assert {state["micro_batch_size"] for state in states} == {8}
+        found, losses_in_parts, relief, states = learn(config)
+    assert (relief, refused) == (Relief(micro_batch_size=8), [32, 16])  # once and for all
+    assert all(state["relief"] == asdict(relief) for state in states)
     assert losses_in_parts == pytest.approx(losses, rel=1e-4)
     assert close(found, expected)
     assert not equal(found, network_of(config).state_dict())
@@ -130,8 +131,8 @@ def test_regulation_in_parts_is_regulation_within_rounding(
         "memory of cpu: 16 images are too many at once; going on with 8",
     ]
     with room_for(10) as refused:  # and a resumed trial knows it
-        again, _, size, later = learn(config, start=states[1])
-    assert (size, refused) == (8, [])
+        again, _, its_relief, later = learn(config, start=states[1])
+    assert (its_relief, refused) == (relief, [])
     assert equal(again, found)
     assert same(later, states[2:])
 
@@ -153,7 +154,7 @@ def test_pretraining_in_parts_is_pretraining_within_rounding(regression: bool) -
         net, (row_in_parts,), (state,) = teach()
     assert refused == [32, 16]
     assert refused_to_look_at == [70]
-    assert state["micro_batch_size"] == 8
+    assert state["relief"] == {"micro_batch_size": 8, "recomputed": False}
     assert row_in_parts.loss == pytest.approx(row.loss, rel=1e-4)
     assert row_in_parts.validation_loss == pytest.approx(row.validation_loss, rel=1e-4)
     assert row_in_parts.accuracy == row.accuracy
@@ -167,9 +168,9 @@ def test_a_backbone_with_batchnorm_computes_twice_instead_and_is_the_same_to_the
     config = replace_paths(TINY, {**RANDOM, "drop_path": 0.3})
     expected, losses, _, _ = learn(config)
     with room_for(10, when=when, recomputed=True) as refused:
-        found, losses_again, size, _ = learn(config)
-    assert refused == [32]
-    assert size is None
+        found, losses_again, relief, states = learn(config)
+    assert (relief, refused) == (Relief(recomputed=True), [32])
+    assert all(state["relief"] == asdict(relief) for state in states)
     assert losses_again == losses
     assert equal(found, expected)  # running statistics and their counts too
     assert any(key.endswith("running_var") for key in found)
@@ -177,6 +178,11 @@ def test_a_backbone_with_batchnorm_computes_twice_instead_and_is_the_same_to_the
         "memory of cpu: 32 images are too many at once, and BatchNorm needs them all; going on with activations that are "
         "computed again in the backward pass rather than kept"
     ]
+    with room_for(10, when=when, recomputed=True) as refused:  # and a resumed trial does so at once
+        again, _, its_relief, later = learn(config, start=states[1])
+    assert (its_relief, refused) == (relief, [])
+    assert equal(again, expected)
+    assert same(later, states[2:])
 
 
 def test_a_frozen_batchnorm_does_not_hinder_parts() -> None:
@@ -184,7 +190,7 @@ def test_a_frozen_batchnorm_does_not_hinder_parts() -> None:
     network = network_of(config)
     network.plain, network.plain_head = linear_encoder(5, seed=1, image_size=16), nn.Linear(5, 3)
     network.train()
-    found = MicroBatches(network, size=4)
+    found = MicroBatches(network, Relief(micro_batch_size=4))
     images, targets = torch.randn(10, 3, 16, 16), torch.arange(10) % 3
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,9 +275,60 @@ def test_a_trial_records_the_size_that_fitted(storage: Path) -> None:
     assert result.loss == pytest.approx(whole.loss, rel=1e-4)
     state = checkpoint.load(storage / VIT.identity / CHECKPOINT)
     assert state is not None
-    assert state["micro_batch_size"] == 16
+    assert state["relief"] == {"micro_batch_size": 16, "recomputed": False}
     again, _, _ = run(VIT, storage)
     assert again.micro_batch_size == 16  # read, not tried
+
+
+def recorded(config: TrialConfig, result: TrialResult, folder: Path) -> tuple[int | None, bool]:
+    """What the record says, read back from its file, about a memory that was too small."""
+    about: dict[str, Any] = {"role": "trial", "number": None, "params": {}, "status": "finished", "reason": None}
+    row = trial_record(config, **about, result=result, epochs=[], device="CPU", started="")
+    Records(folder).add_trial(row)
+    read = Records(folder).trials[config.identity]
+    return read.micro_batch_size, read.recomputed
+
+
+def test_the_record_says_that_activations_were_recomputed(storage: Path) -> None:
+    config = replace_paths(TINY, RANDOM)
+    whole, _, expected = run(config, storage / "whole")
+    assert recorded(config, whole, storage) == (None, False)
+    with room_for(10, recomputed=True) as refused:
+        result, _, found = run(config, storage)
+        assert refused == [32]  # in pre-training; regulation, which has two encoders, begins with what that found out
+    assert recorded(config, result, storage) == (None, True)
+    assert equal(found, expected)
+    again, _, _ = run(config, storage)
+    assert again.recomputed  # read, not tried
+    # An earlier attempt that was killed between the stages knows it from its snapshot.
+    (storage / config.identity / CHECKPOINT).unlink()
+    with room_for(10, recomputed=True) as refused:
+        resumed, _, found = run(config, storage)
+    assert (resumed.recomputed, refused) == (True, [])
+    assert equal(found, expected)
+
+
+def test_a_trial_that_loads_an_experience_says_nothing_of_the_memory_that_it_took(storage: Path) -> None:
+    for trainer, number in ((TINY, 10), (VIT, 20)):
+        with room_for(number, recomputed=trainer is TINY):
+            first, _, _ = run(trainer, storage)
+        assert first.recomputed or first.micro_batch_size == 16
+        user = replace_paths(trainer, {"regulation.balance": 0.25, "regulation.kind": "fixed"})
+        result, recorder, _ = run(user, storage)
+        assert not recorder.epochs("pretraining")
+        assert recorded(user, result, storage) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "paths", [{"regulation.freeze_emotional": True}, {"regulation.freeze_emotional": True, "regulation.balance": 1.0}]
+)
+def test_a_relief_from_pretraining_serves_a_frozen_encoder_too(paths: dict[str, Any], storage: Path) -> None:
+    config = replace_paths(TINY, paths)
+    _, _, expected = run(config, storage / "whole")
+    with room_for(10, recomputed=True) as refused:
+        result, _, found = run(config, storage)
+    assert (result.recomputed, refused) == (True, [32])
+    assert equal(found, expected)
 
 
 REAL = """
@@ -304,7 +361,11 @@ def gradient(num_images: int) -> tuple[int | None, float, float]:
 
     targets = torch.arange(num_images) % 3
     loss, _ = micro_batches.backward(forward, torch.optim.SGD(net.parameters()), images, targets)
-    return micro_batches.size, float(loss), float(nn.utils.get_total_norm([p.grad for p in net.parameters()]))
+    return (
+        micro_batches.relief.micro_batch_size,
+        float(loss),
+        float(nn.utils.get_total_norm([p.grad for p in net.parameters()])),
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the size of a process as Linux tells it")

@@ -214,6 +214,7 @@ def test_the_row_of_a_trial_without_a_result_comes_from_its_epochs() -> None:
     row = trial_row(status="pruned", reason="stopped")
     assert (row.accuracy, row.loss, row.final_balance, row.num_parameters) == (0.5, 1.25, 0.5, None)
     assert (row.regulation_epochs, row.pretraining_seconds, row.regulation_seconds, row.device_seconds) == (2, 5.0, 5.0, 10.0)
+    assert (row.waiting_seconds, row.micro_batch_size, row.recomputed) == (0.0, None, False)
     assert (row.control, row.balance, row.pretraining_epochs) == ("plain", 0.0, 0)  # as applied
     assert json.loads(row.config)["regulation"]["balance"] == 0.0
 
@@ -230,6 +231,9 @@ def test_the_row_of_a_finished_trial_comes_from_its_result() -> None:
         pretraining_seconds=1.0,
         experience_seconds=4.0,
         regulation_seconds=2.0,
+        waiting_seconds=3.0,
+        micro_batch_size=16,
+        recomputed=True,
     )
     row = trial_record(
         neutral,
@@ -245,6 +249,7 @@ def test_the_row_of_a_finished_trial_comes_from_its_result() -> None:
     )
     assert (row.identity, row.accuracy, row.test_accuracy, row.num_parameters) == (neutral.identity, 0.75, 0.7, 10)
     assert (row.device_seconds, row.stimuli, row.regulation_epochs) == (6.0, "openmoji-objects", 0)
+    assert (row.waiting_seconds, row.micro_batch_size, row.recomputed) == (3.0, 16, True)
     assert row.ended > row.started
 
 

@@ -113,6 +113,7 @@ def record(config: TrialConfig, status: Any = "finished", **changes: Any) -> Tri
         "waiting_seconds": 0.0,
         "device_seconds": 3.0,
         "micro_batch_size": None,
+        "recomputed": False,
         "attempts": 1,
         "log_tail": None,
         "device": "cpu",

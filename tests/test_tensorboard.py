@@ -84,6 +84,7 @@ def ended(config: TrialConfig, params: dict[str, Value], status: Status, reason:
         waiting_seconds=0.0,
         device_seconds=6.5,
         micro_batch_size=None,
+        recomputed=False,
         attempts=1,
         log_tail=None,
         device="cpu",

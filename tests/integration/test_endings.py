@@ -46,7 +46,7 @@ def freeze_workers(storage: Path) -> None:
             os.kill(int(worker), signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +68,7 @@ def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     assert optuna_states(tmp_path) == [TrialState.COMPLETE]
 
 
+@pytest.mark.slow
 def test_told_twice_it_leaves_at_once(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, *ONE)
     wait_for(lambda: is_training(tmp_path), process)
@@ -89,6 +90,7 @@ def test_told_twice_it_leaves_at_once(tmp_path: Path) -> None:
     assert "run the same command again" in rest
 
 
+@pytest.mark.slow
 def test_the_grace_period_after_sigterm_ends(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, *ONE, "--resources.grace-seconds", "0.5")
     wait_for(lambda: is_training(tmp_path), process)
@@ -103,6 +105,7 @@ def identities() -> list[str]:
     return [control.identity for control in tiny_study.study().control_trials()]
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail(tmp_path: Path) -> None:
     broken, _ = identities()
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").mkdir(parents=True)  # no file can be written there
@@ -158,6 +161,7 @@ def everything_is_whole(storage: Path) -> None:
     assert not list(storage.rglob("*.bad"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_tears_nothing(finished_size: float, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 0.6 * finished_size) as disk:
         output = run(disk, "--resources.max-retries", "0", code=2)
@@ -178,6 +182,7 @@ def finished_size(tmp_path_factory: pytest.TempPathFactory) -> float:
     return sum(path.stat().st_size for path in storage.rglob("*") if path.is_file()) / 2**20
 
 
+@pytest.mark.slow
 def test_a_storage_that_becomes_read_only_is_said_and_tears_nothing(tmp_path: Path) -> None:
     records = tmp_path / "tiny" / "records"
     process = start(tmp_path)
