@@ -52,7 +52,7 @@ def study() -> StudyConfig:
             stimuli=ImageSetConfig(name="openmoji", num_images=400, validation_fraction=0.0),
             task=ImageSetConfig(name="digits", num_images=400),
             pretraining=PretrainingConfig(batch_size=32),
-            regulation=RegulationConfig(epochs=2, batch_size=32),
+            regulation=RegulationConfig(epochs=1, batch_size=32),
         ),
         search_space={
             "regulation.balance": Choice(balances),
@@ -119,8 +119,8 @@ def main() -> None:
         print(f"{name}: off / on = {ratio:.2f}; arithmetic optimum {best:.2f}; reached {ratio / best:.2f} of it")
     print(f"(P = {pretraining:.2f} s, F = {rest:.2f} s, a whole trunk {trunks / 4:.2f} s, {slots} slots)")
     for num_slots, num_trunks in ((2, 2), (2, 1), (8, 8), (8, 4)):
-        shares = [waiting_share(measure(trunks=num_trunks, slots=num_slots, share=True).runs.values()) for _ in range(ROUNDS)]
-        print(f"waiting, {num_slots} slots, {num_trunks} trunks: {' and '.join(f'{100 * share:.1f} %' for share in shares)}")
+        share_of_time = waiting_share(measure(trunks=num_trunks, slots=num_slots, share=True).runs.values())
+        print(f"waiting, {num_slots} slots, {num_trunks} trunks: {100 * share_of_time:.1f} % of the slots' time")
 
 
 def _range(values: list[float]) -> str:
