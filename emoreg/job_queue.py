@@ -25,6 +25,7 @@ class Job:
         params: sampled values by path.
         attempts: times that it was begun.
         trunk: names the pre-training that it shares, None where it needs none.
+        epochs: the length of pre-training that it needs.
         not_before: on the queue's clock, in seconds.
         is_experienced: whether it runs and has its experience.
     """
@@ -36,16 +37,13 @@ class Job:
     attempts: int = 0
     identity: str = ""
     trunk: str | None = None
+    epochs: int = 0
     not_before: float = 0.0
     is_experienced: bool = False
 
     def __post_init__(self) -> None:
         self.identity = self.config.identity
-
-    @property
-    def experience_epochs(self) -> int:
-        """The length of the experience that it needs."""
-        return self.config.applied().pretraining.epochs
+        self.epochs = self.config.applied().pretraining.epochs
 
 
 class JobQueue:
@@ -110,7 +108,7 @@ class JobQueue:
         """A running job has its experience: another may take the trunk further."""
         job = self._running[identity]
         job.is_experienced = True
-        self.reached(identity, job.experience_epochs)
+        self.reached(identity, job.epochs)
 
     def end(self, identity: str) -> Job:
         """A job no longer runs."""
@@ -118,6 +116,6 @@ class JobQueue:
 
     def _has_trunk(self, job: Job) -> bool:
         """Whether the job would wait for nobody: its experience is there, or nobody is training the trunk."""
-        if job.trunk is None or job.experience_epochs <= self._reached.get(job.trunk, 0):
+        if job.trunk is None or job.epochs <= self._reached.get(job.trunk, 0):
             return True
         return not any(other.trunk == job.trunk and not other.is_experienced for other in self._running.values())

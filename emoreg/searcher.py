@@ -28,6 +28,8 @@ from emoreg.records import TrialRecord
 from emoreg.search_space import grid, resolve, suggest
 
 _MAX_INVALID = 100
+_NOT_LEARNING = ("grid", "random", "qmc")
+"""Samplers whose proposals do not depend on results: nothing is lost by asking early."""
 
 
 @dataclass
@@ -99,7 +101,7 @@ class OptunaSearcher(Searcher):
         self._config = config
         self._records = records
         self.lookahead = 1
-        """Most trials that may wait for an experience before no more are asked of Optuna: the number of trials at once."""
+        """Most trials that may wait for an experience before no more are asked of a sampler that learns: the trials at once."""
         self._is_stopping = is_stopping
         self._on_repeat = on_repeat
         self._queue = JobQueue(clock=clock, share=config.experience.share)
@@ -137,7 +139,8 @@ class OptunaSearcher(Searcher):
         if self._is_stopping():
             return str(Searcher.FINISHED)
         job = self._queue.start()
-        while job is None and self._queue.num_waiting < self.lookahead and self._num_proposed < self._config.num_trials:
+        may_wait = self._config.num_trials if self._config.sampler.name in _NOT_LEARNING else self.lookahead
+        while job is None and self._queue.num_waiting < may_wait and self._num_proposed < self._config.num_trials:
             if not self._propose_next():
                 break
             job = self._queue.start()

@@ -418,7 +418,7 @@ def test_trials_that_would_wait_for_an_experience_are_held_back_and_others_go_fi
         "pretraining.batch_size": Choice((32, 64)),
         **BALANCE,
     }
-    config = study_config(space, num_trials=40, experience=ExperienceConfig())
+    config = study_config(space, num_trials=40, sampler="tpe", experience=ExperienceConfig())
     study, searcher = open_searcher(config, tmp_path, controls=(config.trial, TrialConfig(control="plain")))
     searcher.lookahead = 3
     assert suggested(searcher, "control")["trial"] == config.trial
@@ -434,6 +434,15 @@ def test_trials_that_would_wait_for_an_experience_are_held_back_and_others_go_fi
     searcher.on_trial_result("1", epoch(4, 0.0, stage="pretraining"))
     assert all(isinstance(searcher.suggest(f"go {number}"), dict) for number in range(20)), "the experiences are there"
     assert searcher.num_waiting == 0
+
+
+def test_a_sampler_that_does_not_learn_is_asked_for_as_many_as_it_takes_to_find_one_that_can_start(tmp_path: Path) -> None:
+    space = {"pretraining.batch_size": Choice((32, 64)), "pretraining.epochs": Choice((1, 2, 3, 4, 5))}  # the first trunk first
+    _, searcher = open_searcher(study_config(space, sampler="grid", num_trials=10, experience=ExperienceConfig()), tmp_path)
+    started = [suggested(searcher, name)["trial"].pretraining for name in "ab"]
+    assert [(stage.batch_size, stage.epochs) for stage in started] == [(32, 1), (64, 1)]
+    assert searcher.suggest("c") is None
+    assert searcher.num_waiting == 8
 
 
 def test_an_experience_that_is_there_already_lets_the_others_go(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from emoreg.config import (
 )
 from emoreg.records import Records, TrialRecord
 
-LENGTHS = (2, 4, 8, 16)
+LENGTHS = (8, 2, 16, 4)
 ROUNDS = 2
 SETTING = "EMOREG_BENCHMARK"
 
@@ -55,9 +55,9 @@ def study() -> StudyConfig:
             regulation=RegulationConfig(epochs=1, batch_size=32),
         ),
         search_space={
-            "regulation.balance": Choice(balances),
+            "stimuli.split_seed": Choice(tuple(range(trunks))),  # trunk after trunk: the order in which most would wait
             "pretraining.epochs": Choice(LENGTHS),
-            "stimuli.split_seed": Choice(tuple(range(trunks))),
+            "regulation.balance": Choice(balances),
         },
         num_trials=32,
         sampler=SamplerConfig(name="grid"),
