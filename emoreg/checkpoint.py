@@ -25,7 +25,6 @@ import xxhash
 from torch import Tensor
 
 from emoreg.files import replacing
-from emoreg.files import sweep as sweep
 
 _MAGIC = b"emoreg checkpoint"
 _VERSION = 2

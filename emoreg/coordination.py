@@ -6,10 +6,16 @@ Both are Ray actors, owned by a process: where it dies, by kill -9 or with its m
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 import time
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from emoreg.files import Files
 
 _NAMESPACE = "emoreg"
 _LOOK_SECONDS = 0.2
@@ -32,13 +38,15 @@ class ActorLeases:
         Args:
             uri: of the store.
         """
-        self._uri = uri
+        # Its place, so that every way to write its URI means the same, and no password is in a name that Ray shows.
+        self._store = hashlib.sha256(Files(uri).place.encode()).hexdigest()[:16]
+        self._actor = ray.remote(num_cpus=0)(_Lease)
         self._held: dict[str, Any] = {}
 
     def try_acquire(self, key: str) -> bool:
         """Take the lease of ``key`` if nobody holds it."""
         try:
-            self._held[key] = ray.remote(num_cpus=0)(_Lease).options(name=f"{self._uri} {key}", namespace=_NAMESPACE).remote()
+            self._held[key] = self._actor.options(name=f"experience {self._store} {key}", namespace=_NAMESPACE).remote()
         except ValueError:  # the name is taken
             return False
         return True
@@ -65,7 +73,8 @@ class StopSign:
     """Tells the trials of a study, wherever they run, to save and end. Made by the driver; sent to workers by pickling."""
 
     def __init__(self) -> None:
-        self._actor = ray.remote(num_cpus=0)(_StopSign).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lost only with the driver
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_StopSign).remote()
 
     def put_up(self) -> None:
         """Tell all trials to stop, those that begin later too."""
@@ -85,11 +94,16 @@ class Watch:
         self._next_look = 0.0
 
     def __call__(self) -> bool:
-        """Whether this trial is to stop: the sign is up, or the driver that could put it up is gone."""
+        """Whether this trial is to stop."""
         if not self._is_up and time.monotonic() >= self._next_look:
-            ready, _ = ray.wait([self._call], timeout=0)
-            self._is_up = bool(ready)
             self._next_look = time.monotonic() + _LOOK_SECONDS
+            ready, _ = ray.wait([self._call], timeout=0)
+            if ready:
+                try:
+                    ray.get(self._call)
+                    self._is_up = True
+                except RayError:  # it is gone with the driver, and Ray will end this process too
+                    self._next_look = math.inf
         return self._is_up
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from emoreg import checkpoint, files, housekeeping
 from emoreg.checkpoint import State, Untrusted, Writer
 from emoreg.config import ImageSetConfig, TrialConfig
 from emoreg.devices import device_name
-from emoreg.errors import ConfigError, Interrupted
+from emoreg.errors import ConfigError, Diverged, Interrupted
 from emoreg.files import Files
 from emoreg.housekeeping import Entry, Made, Pruned, Use
 from emoreg.imagesets.batches import Batches
@@ -223,6 +223,16 @@ class ExperienceStore:
         is_kept = epochs.bit_count() == 1 or epochs in self._keep or self.files.exists(f"{key}/{epochs}.wanted")
         return self._share and is_kept
 
+    def note_diverged(self, key: str, epochs: int, step: int) -> None:
+        """Write down that the trunk diverges at ``step``, after ``epochs`` whole epochs."""
+        housekeeping.write_json(self.files, f"{key}/diverged.json", {"epochs": epochs, "step": step})
+
+    def refuse_diverged(self, key: str, epochs: int) -> None:
+        """Raise Diverged where the trunk is known not to come to ``epochs`` epochs: it would diverge again."""
+        note = housekeeping.read_json(self.files, f"{key}/diverged.json")
+        if note is not None and epochs > note["epochs"]:
+            raise Diverged("pretraining", note["step"])
+
     def describe(self, key: str, made: Made) -> None:
         """Write down what makes the experience, unless it was."""
         if not self.files.exists(f"{key}/made.json"):
@@ -340,6 +350,7 @@ def gain_experience(
             if reason is not None:
                 log.warning("%s", reason)
             store.describe(key, _made(config, source, fingerprint, device))
+            store.refuse_diverged(key, epochs)
             start = store.nearest(key, epochs)
             if start is not None:
                 history.load(start)
@@ -350,16 +361,20 @@ def gain_experience(
                     keeper = _Keeper(
                         store, key, epochs, history, writer, checkpoint_seconds, interrupted, for_others=reason is None
                     )
-                    relief = pretrain(
-                        config,
-                        net,
-                        stimuli,
-                        validation,
-                        regression=regression,
-                        start=start,
-                        keeper=keeper,
-                        report=history.report,
-                    )
+                    try:
+                        relief = pretrain(
+                            config,
+                            net,
+                            stimuli,
+                            validation,
+                            regression=regression,
+                            start=start,
+                            keeper=keeper,
+                            report=history.report,
+                        )
+                    except Diverged as diverged:
+                        store.note_diverged(key, history.num_epochs, diverged.step)
+                        raise
         finally:
             store.leases.release(key)
     gained = Gained(
@@ -436,6 +451,10 @@ class _History:
     def including(self, state: State) -> list[dict[str, Any]]:
         """What a state holds: after an epoch its record too, which is reported once the state is safe."""
         return [*self._rows, *([self._row(state["record"])] if "record" in state else [])]
+
+    @property
+    def num_epochs(self) -> int:
+        return len(self._rows)
 
     @property
     def paid_seconds(self) -> float:

@@ -54,8 +54,9 @@ def sweep(folder: Path) -> list[Path]:
     """Remove the temporary files that dead writers left in ``folder`` and below, and tell which. Living writers keep theirs."""
     removed = []
     for path in sorted(folder.rglob(".*.tmp")):
-        # Gone: its writer has just ended. Blocked: its writer lives.
-        with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as stream:
+        # Gone: its writer has just ended. Blocked: its writer lives. NFS locks only what is open for writing. What cannot be
+        # removed now, the next sweep may.
+        with suppress(OSError), open(path, "rb+") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             removed.append(path)

@@ -237,7 +237,6 @@ def running(files: Files, study: str) -> Iterator[Callable[[], None]]:
 
     Gives the heartbeat, to be called at least every ten minutes. It writes at most once a minute, and never breaks a study.
     """
-    _running(files, forget=True)
     name = f"running/{study}.{secrets.token_hex(4)}.json"
     since, beaten = time.time(), -math.inf
 
@@ -251,11 +250,18 @@ def running(files: Files, study: str) -> Iterator[Callable[[], None]]:
         except OSError as error:
             log.warning("the experience store could not be told that study %r runs: %s", study, error)
 
+    try:
+        _running(files, forget=True)
+    except OSError as error:  # they count as dead as it is
+        log.warning("what dead studies left in the experience store could not be removed: %s", error)
     beat()
     try:
         yield beat
     finally:
-        files.remove(name)
+        try:
+            files.remove(name)
+        except OSError as error:  # it is taken for dead soon
+            log.warning("the experience store could not be told that study %r has ended: %s", study, error)
 
 
 def _running(files: Files, *, forget: bool = False) -> dict[str, float]:
@@ -281,6 +287,9 @@ def prune(files: Files, leases: Leases, budget: int, *, dry_run: bool = False) -
         budget: in bytes.
         dry_run: remove nothing; tell what would go.
     """
+    whole = sum(item.size for item in files.find())
+    if whole <= budget:  # without a look into each file
+        return Pruned(removed=(), kept=(), size_before=whole, size_after=whole)
     everything, now_running = entries(files), _running(files)
     size_before = size = sum(entry.size for entry in everything)
     removed: list[Entry] = []

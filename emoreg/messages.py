@@ -18,7 +18,7 @@ STATUS = "status"
 REGULATION_EPOCH = "regulation_epoch"
 """Key that schedulers compare by (their ``time_attr``)."""
 EXPERIENCED = "experienced"
-"""Key of the result that says that the store holds the trial's experience: its length in epochs."""
+"""Key of the result that says that the store holds the trial's experience: the fields of ``reporter.Experienced``."""
 FAULT = "fault"
 """Key of the result that tells what broke a trial, before Tune hears that it broke."""
 

@@ -23,7 +23,7 @@ from emoreg.backbones import check_backbone
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, ImageSetError, StorageError
 from emoreg.experience import TRAINER_VERSION
-from emoreg.files import Files
+from emoreg.files import Files, replacing
 from emoreg.history import check_warm_start
 from emoreg.imagesets import check, load
 from emoreg.records import Records
@@ -197,9 +197,8 @@ def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
     }
     if path.exists():
         _refuse_changes(path, json.loads(path.read_text()), content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as stream:
+        stream.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 def _refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

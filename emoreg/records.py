@@ -82,7 +82,7 @@ class TrialRecord:
     regulation_epochs: int = _column("regulation epochs run")
     num_parameters: int | None = _column("parameters of the regulated network")
     pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
-    experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null unless it finished")
+    experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null where it did not get it")
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
     waiting_seconds: float = _column("seconds that its last attempt waited for an experience which another trial was training")
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
@@ -160,10 +160,15 @@ def trial_record(
     epochs: list[EpochRecord],
     device: str,
     started: str,
+    experience_seconds: float | None = None,
+    waiting_seconds: float = 0.0,
     attempts: int = 1,
     log_tail: str | None = None,
 ) -> TrialRecord:
-    """The row of a trial that ended now, from its result or, where it has none, from the epochs that it came to."""
+    """The row of a trial that ended now, from its result or, where it has none, from the epochs that it came to.
+
+    ``experience_seconds`` and ``waiting_seconds`` are for a trial without a result that has got its experience.
+    """
     applied = config.applied()
     regulation = [row for row in epochs if row.stage == "regulation"]
     pretraining_seconds = sum(row.seconds for row in epochs if row.stage == "pretraining")
@@ -171,6 +176,7 @@ def trial_record(
     last = regulation[-1] if regulation else None
     if result is not None:
         pretraining_seconds, regulation_seconds = result.pretraining_seconds, result.regulation_seconds
+        experience_seconds, waiting_seconds = result.experience_seconds, result.waiting_seconds
     stimuli = applied.neutral if applied.control == "neutral" and applied.neutral is not None else applied.stimuli
     return TrialRecord(
         identity=config.identity,
@@ -196,10 +202,10 @@ def trial_record(
         regulation_epochs=len(regulation),
         num_parameters=result.num_parameters if result is not None else None,
         pretraining_seconds=pretraining_seconds,
-        experience_seconds=result.experience_seconds if result is not None else None,
+        experience_seconds=experience_seconds,
         regulation_seconds=regulation_seconds,
-        device_seconds=(result.experience_seconds if result is not None else pretraining_seconds) + regulation_seconds,
-        waiting_seconds=result.waiting_seconds if result is not None else 0.0,
+        device_seconds=(pretraining_seconds if experience_seconds is None else experience_seconds) + regulation_seconds,
+        waiting_seconds=waiting_seconds,
         micro_batch_size=result.micro_batch_size if result is not None else None,
         recomputed=result is not None and result.recomputed,
         attempts=attempts,

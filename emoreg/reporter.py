@@ -46,9 +46,15 @@ class Experienced:
 
     Attributes:
         epochs: its length.
+        paid_seconds: that this trial paid for, over all its attempts.
+        cost_seconds: that the whole experience cost, whoever paid.
+        waiting_seconds: that this attempt waited for another trial to train it.
     """
 
     epochs: int
+    paid_seconds: float
+    cost_seconds: float
+    waiting_seconds: float
 
 
 Event = EpochRecord | Experienced | ImagesSample | BalanceSample | Confusion

@@ -25,11 +25,13 @@ from emoreg.history import GRID, INVALID, Outcome, Rerun, count_proposed, finish
 from emoreg.job_queue import Job, JobQueue
 from emoreg.messages import EXPERIENCED, FAULT, STATUS, metric_key
 from emoreg.records import TrialRecord
-from emoreg.search_space import grid, resolve, suggest
+from emoreg.search_space import grid, num_searched, resolve, suggest
 
 _MAX_INVALID = 100
 _NOT_LEARNING = ("grid", "random", "qmc")
 """Samplers whose proposals do not depend on results: nothing is lost by asking early."""
+_EARLY = 8
+"""How many times as many proposals of theirs may wait."""
 
 
 @dataclass
@@ -139,7 +141,7 @@ class OptunaSearcher(Searcher):
         if self._is_stopping():
             return str(Searcher.FINISHED)
         job = self._queue.start()
-        may_wait = self._config.num_trials if self._config.sampler.name in _NOT_LEARNING else self.lookahead
+        may_wait = self.lookahead * (_EARLY if self._config.sampler.name in _NOT_LEARNING else 1)
         while job is None and self._queue.num_waiting < may_wait and self._num_proposed < self._config.num_trials:
             if not self._propose_next():
                 break
@@ -161,7 +163,7 @@ class OptunaSearcher(Searcher):
     @property
     def has_work(self) -> bool:
         """Whether a trial may be missing: a control, one that an interrupted driver left, or a proposal."""
-        return len(self._queue) > 0 or self._num_proposed < self._config.num_trials
+        return len(self._queue) > 0 or self._num_proposed < num_searched(self._config)
 
     @property
     def is_done(self) -> bool:
@@ -177,6 +179,10 @@ class OptunaSearcher(Searcher):
     def num_waiting(self) -> int:
         """Trials that wait for an experience which another is training."""
         return self._queue.num_waiting
+
+    def is_running(self, trial_id: str) -> bool:
+        """Whether a trial was handed out and has not ended."""
+        return trial_id in self._runs
 
     def is_retried(self, trial_id: str) -> bool:
         """Whether a trial that the machine broke waits to be begun again."""
@@ -210,13 +216,18 @@ class OptunaSearcher(Searcher):
         if run is None:
             return
         job = self._queue.end(run.job.identity)
+        if run.last is not None and run.last[STATUS] == "interrupted":
+            if self._is_stopping():
+                self._proposals.pop(job.identity, None)
+                return
+            run.last, error = None, True  # nobody has asked it to
+        elif run.last is not None:
+            error = False  # a worker may die after its trial has ended by itself: that stands
         if error and job.attempts <= self._config.resources.max_retries:
             self._retried.add(trial_id)
             self._queue.add(job, pause=self._config.resources.retry_seconds * 2 ** (job.attempts - 1))
             return
         proposals = self._proposals.pop(job.identity, [])
-        if run.last is not None and run.last[STATUS] == "interrupted":
-            return
         outcome = self._outcome(run, error)
         for proposal in proposals:
             if proposal.trial.number != job.number and self._is_recorded(job.identity):
@@ -263,9 +274,10 @@ class OptunaSearcher(Searcher):
         try:
             config = resolve(self._config.trial, params)
         except ConfigError as error:
+            was_counted = INVALID not in trial.user_attrs  # else an earlier driver was killed before it told
             trial.set_user_attr(INVALID, str(error))
             self._study.tell(trial, state=TrialState.FAIL)
-            self._num_proposed -= 1
+            self._num_proposed -= was_counted
             self._num_invalid_in_a_row += 1
             if self._grid is None and self._num_invalid_in_a_row >= _MAX_INVALID:
                 raise ConfigError(

@@ -18,6 +18,7 @@ from emoreg.experience import ExperienceStore
 from emoreg.preflight import store_uri
 from emoreg.records import EpochRecord, Records, TrialResult, trial_record, utc_now
 from emoreg.reporter import Event, Reporters
+from emoreg.search_space import lengths
 from emoreg.signals import stop_on_signals
 from emoreg.trial import EvaluatedSplit, run_trial
 
@@ -43,7 +44,7 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         highlight=False,
     )
     lines = _Lines(config, records, console)
-    store = ExperienceStore(store_uri(config), user=config.name, share=config.experience.share)
+    store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
     store.sweep()
     signals: list[int] = []
 
@@ -53,7 +54,11 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
 
     result: TrialResult | None = None
     reason: str | None = None
-    with tensorboard.TensorBoardReporter(folder, trial, {}) as board, stop_on_signals(ask):
+    with (
+        tensorboard.TensorBoardReporter(folder, trial, {}) as board,
+        stop_on_signals(ask),
+        store.running(config.name),
+    ):
         try:
             result = run_trial(
                 trial,
@@ -63,6 +68,7 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
                 folder=folder / "trials" / trial.identity,
                 device=device,
                 evaluate_on=evaluate_on,
+                checkpoint_seconds=config.resources.checkpoint_seconds,
                 interrupted=lambda: bool(signals),
             )
         except Interrupted:

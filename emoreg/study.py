@@ -36,7 +36,7 @@ from emoreg.errors import ConfigError, StorageError, UserError
 from emoreg.experience import ExperienceStore
 from emoreg.files import sweep
 from emoreg.history import open_study, reconcile, warm_start
-from emoreg.messages import FAULT, REGULATION_EPOCH, STATUS, metric_key
+from emoreg.messages import EXPERIENCED, FAULT, REGULATION_EPOCH, STATUS, metric_key
 from emoreg.preflight import local_storage, named_study, store_uri, study_folder
 from emoreg.records import EpochRecord, Records, Role, RunRecord, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.search_space import lengths
@@ -49,6 +49,7 @@ _TUNE_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # pre-training reports progress, never the metric
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records and events are ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # a trial that is stopped ends the write of its checkpoint first
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }
@@ -132,13 +133,12 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
                 driver.tidy()
                 try:
                     _fit(config, searcher, driver, workplace)
+                    driver.tidy()
                 except KeyboardInterrupt:  # told twice, or out of grace
                     return driver.end_run("interrupted")
-                finally:
-                    records.write()
-                    driver.tidy()
         finally:
             ray.shutdown()
+            records.write()
         if driver.unwritable is not None:
             raise driver.unwritable
         if driver.num_broken >= config.resources.max_failures:
@@ -152,6 +152,7 @@ class _Stop:
     def __init__(self, resources: ResourcesConfig) -> None:
         self._grace_seconds = resources.grace_seconds
         self._deadline = math.inf
+        self._is_signalled = False
         self.is_asked = False
 
     def ask(self, signal_number: int | None = None) -> None:
@@ -160,8 +161,9 @@ class _Stop:
         Raises:
             KeyboardInterrupt: where a signal has asked before.
         """
-        if self.is_asked and signal_number is not None:
+        if self._is_signalled and signal_number is not None:
             raise KeyboardInterrupt
+        self._is_signalled = signal_number is not None
         self.is_asked = True
         if signal_number == signal.SIGTERM:
             self._deadline = time.monotonic() + self._grace_seconds
@@ -229,7 +231,9 @@ def _start_ray(address: str | None) -> None:
     os.environ.update(_TUNE_SETTINGS)
     try:
         if address is not None and address != "auto":
-            host, _, port = address.removeprefix("ray://").rpartition(":")
+            host, _, port = address.rpartition(":")
+            if "://" in address:
+                raise ValueError("Ray's client cannot carry a study's state: run on a machine of the cluster")
             socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
         ray.init(
             address=address,
@@ -261,11 +265,13 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except (TuneError, OSError) as error:
-        cause = error.__cause__ if isinstance(error, TuneError) else error
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
-            raise _unwritable(cause.errno, cause) from error
+        cause: BaseException | None = error
+        while cause is not None:  # Tune raises its own while it handles ours
+            if isinstance(cause, UserError):
+                raise cause from None
+            if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+                raise _unwritable(cause.errno, cause) from error
+            cause = cause.__cause__ or cause.__context__
         raise
 
 
@@ -280,7 +286,7 @@ class _Driver(tune.Callback):
     """Turns what trials report into records, events and progress, and stops the study where it must.
 
     A trial's record is written at its last result, before the searcher tells Optuna: a kill between the two leaves a record
-    from which the next run tells Optuna, never a told trial without a record.
+    from which the next run tells Optuna. A trial that the machine broke is told first; the next run then finds that it failed.
     """
 
     heartbeat: Callable[[], None]
@@ -308,6 +314,8 @@ class _Driver(tune.Callback):
         self.stop_sign = StopSign()
         self._next_prune = time.monotonic() + _PRUNE_SECONDS
         self._started: dict[str, str] = {}
+        self._ended: set[str] = set()
+        self._experiences: dict[str, dict[str, Any]] = {}
         self._faults: dict[str, tuple[str, int | None]] = {}
         self._run = RunRecord(
             run=len(records.runs) + 1,
@@ -338,6 +346,11 @@ class _Driver(tune.Callback):
             self._progress.stopping()
         if self._stop.is_overdue:
             raise KeyboardInterrupt
+        for trial in trials:
+            if trial.status == Trial.ERROR and self._searcher.is_running(trial.trial_id):
+                # Tune tells nobody of a trial whose worker was not ready for it.
+                self._searcher.on_trial_complete(trial.trial_id, error=True)
+                self.on_trial_error(iteration, trials, trial)
         self._count_slots()
         self._progress.tick(self._searcher.num_waiting)
 
@@ -382,12 +395,16 @@ class _Driver(tune.Callback):
                     self._stop.ask()
             case "interrupted":
                 self._progress.saved(trial.config["trial"].identity)
+            case _ if EXPERIENCED in result:
+                self._experiences[trial.trial_id] = result[EXPERIENCED]
             case _ if FAULT in result:
                 self._faults[trial.trial_id] = result[FAULT], result["errno"]
             case _ if result.get("done"):
                 self._end(trial, "pruned", reason="stopped by the scheduler", device=result["device"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if trial.trial_id in self._ended:  # its worker died after it had ended by itself
+            return
         reason, number = self._faults.get(trial.trial_id, ("its worker died", None))
         identity = trial.config["trial"].identity
         if self._searcher.is_retried(trial.trial_id):
@@ -401,8 +418,8 @@ class _Driver(tune.Callback):
     def tidy(self) -> None:
         """Remove what killed processes left unfinished, and what the experience store keeps beyond its budget."""
         self._next_prune = time.monotonic() + _PRUNE_SECONDS
-        sweep(self._folder)
         budget = self._config.experience.budget_gib
+        sweep(self._folder)
         try:
             self._store.sweep()
             said = [] if budget is None else self._store.prune(round(budget * _GIB)).said
@@ -423,8 +440,10 @@ class _Driver(tune.Callback):
         result: TrialResult | None = None,
         device: str = "unknown",
     ) -> None:
+        self._ended.add(trial.trial_id)
         assigned = trial.config
         config: TrialConfig = assigned["trial"]
+        experience = self._experiences.get(trial.trial_id)
         record = trial_record(
             config,
             role=assigned["role"],
@@ -436,6 +455,8 @@ class _Driver(tune.Callback):
             epochs=[row for key, row in self._records.epochs.items() if key[0] == config.identity],
             device=device,
             started=self._started.get(trial.trial_id, utc_now()),  # an actor that never came up never started
+            experience_seconds=None if experience is None else experience["cost_seconds"],
+            waiting_seconds=0.0 if experience is None else experience["waiting_seconds"],
             attempts=assigned["attempt"],
             log_tail=log,
         )
@@ -456,10 +477,11 @@ class _Driver(tune.Callback):
 
 
 def _slots(config: StudyConfig, resources: Mapping[str, float]) -> int:
-    """How many trials run at once on what the cluster has now."""
-    available = ray.cluster_resources()
-    fits = [int(available.get(name.upper(), 0.0) / amount) for name, amount in resources.items() if amount]
-    return max(1, min(fits if config.resources.max_concurrent is None else [*fits, config.resources.max_concurrent]))
+    """How many trials run at once on what the machines of the cluster have now, each for itself."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {name.upper(): amount for name, amount in resources.items() if amount}
+    fit: int = sum(min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items()) for node in nodes)
+    return max(1, fit if config.resources.max_concurrent is None else min(fit, config.resources.max_concurrent))
 
 
 def _resources(config: StudyConfig) -> dict[str, float]:

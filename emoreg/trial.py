@@ -84,7 +84,14 @@ def run_trial(
             if start is None:  # otherwise the checkpoint holds its weights, and more
                 gained = _gain(config, experience, stimuli, source, history, store, checkpoint_seconds, interrupted)
             if config.pretraining.epochs:
-                history.report(Experienced(epochs=config.pretraining.epochs))
+                history.report(
+                    Experienced(
+                        epochs=config.pretraining.epochs,
+                        paid_seconds=gained.paid_seconds,
+                        cost_seconds=gained.cost_seconds,
+                        waiting_seconds=gained.waiting_seconds,
+                    )
+                )
         network = _network(config, experience, task.num_outputs).to(device)
         history.report(_sample("regulation", train, task, config.regulation.augmentation, config.seed))
         with checkpoint.Writer() as writer:

@@ -73,9 +73,14 @@ def train(assignment: dict[str, Any], *, workplace: Workplace) -> None:
     """
     try:
         last = _run(assignment, workplace)
-    except Exception as error:  # Tune tells its callbacks that a trial broke, but not of what
-        tune.report({FAULT: _short(error), "errno": error.errno if isinstance(error, OSError) else None})
-        raise
+    except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # Tune had stopped the trial: it listens no more
+            raise
+        if is_of_the_machine(error):  # Tune tells its callbacks that a trial broke, but not of what
+            tune.report({FAULT: _short(error), "errno": error.errno if isinstance(error, OSError) else None})
+            raise
+        said = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        last = {**unfinished_result("broken"), FAULT: _short(error), "traceback": said, "device": "unknown"}
     tune.report(last)
 
 
@@ -104,13 +109,15 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
                 log.info("%s epoch %d: loss %.4g, %.1f s", event.stage, event.epoch, event.loss, event.seconds)
                 tune.report({**epoch_result(event, role=role, num_epochs=config.regulation.epochs), **on_device})
             elif isinstance(event, Experienced):
-                tune.report({EXPERIENCED: event.epochs})
+                tune.report({EXPERIENCED: dataclasses.asdict(event)})
 
     with (
         _logged(folder / LOG),
         closing(workplace.stop_sign.watch()) as is_stopped,
         tensorboard.TensorBoardReporter(workplace.folder, config, assignment["params"]) as board,
     ):
+        if is_stopped():  # before it began
+            return {**unfinished_result("interrupted"), **on_device}
         log.info("attempt %d on %s, process %d, %s", assignment["attempt"], platform.node(), os.getpid(), on_device["device"])
         try:
             result = run_trial(
@@ -137,12 +144,9 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
         except Interrupted:
             log.info("asked to stop, and saved")
             return {**unfinished_result("interrupted"), **on_device}
-        except Exception as error:
+        except Exception:
             log.exception("broken")
-            if is_of_the_machine(error):
-                raise
-            said = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            return {**unfinished_result("broken"), FAULT: _short(error), "traceback": said, **on_device}
+            raise
     last = last_result(
         role=role,
         epochs=config.regulation.epochs,

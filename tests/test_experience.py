@@ -24,7 +24,7 @@ from torch import Tensor
 
 from emoreg import checkpoint
 from emoreg.config import TrialConfig, Value, replace_paths
-from emoreg.errors import ConfigError, Interrupted
+from emoreg.errors import ConfigError, Diverged, Interrupted
 from emoreg.experience import ExperienceStore, experience_key, trunk
 from emoreg.leases import FileLeases
 from emoreg.pretrain import pretrain
@@ -627,3 +627,26 @@ def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(sto
     assert equal(net.state_dict(), straight(config, storage, storage / "straight")[1])
     store.sweep()
     assert list((storage / "experience").rglob(".*.tmp")) == []
+
+
+def test_a_trunk_that_diverges_does_so_once(storage: Path) -> None:
+    wild: dict[str, Value] = {
+        "pretraining.optimizer.name": "sgd",
+        "pretraining.optimizer.learning_rate": 1e30,
+        "pretraining.warmup_steps": 0,
+    }
+    config = replace_paths(TINY, {**wild, "pretraining.optimizer.gradient_clip": 1e30, "pretraining.epochs": 3})
+    store = ExperienceStore(str(storage / "experience"))
+    with pytest.raises(Diverged) as first:
+        gain(config, storage, store)
+    steps: list[int] = []
+    with pytest.raises(Diverged) as second:
+        gain(
+            replace_paths(config, {"pretraining.epochs": 4}),
+            storage,
+            store,
+            interrupted=lambda: bool(steps.append(1)),  # asked after every step: there is none
+        )
+    assert (second.value.stage, second.value.step) == (first.value.stage, first.value.step)
+    assert steps == []
+    assert store.leases.try_acquire(next((storage / "experience").glob("*/diverged.json")).parent.name), "the lease was kept"

@@ -450,7 +450,7 @@ def test_an_experience_that_is_there_already_lets_the_others_go(tmp_path: Path) 
     _, searcher = open_searcher(config, tmp_path)
     suggested(searcher, "a")
     assert searcher.suggest("b") is None
-    searcher.on_trial_result("a", {EXPERIENCED: config.trial.pretraining.epochs})
+    searcher.on_trial_result("a", {EXPERIENCED: {"epochs": config.trial.pretraining.epochs}})
     suggested(searcher, "b")
     suggested(searcher, "c")
 
@@ -474,6 +474,44 @@ def test_a_trial_that_the_machine_broke_comes_again_after_a_pause_and_then_fails
     assert not searcher.is_retried("a")
     assert searcher.suggest("a") == "FINISHED"
     assert states(study) == [FAIL]
+
+
+def test_a_worker_that_dies_after_its_trial_has_ended_changes_nothing(tmp_path: Path) -> None:
+    config = study_config(num_trials=1, resources=ResourcesConfig(max_retries=5))
+    study, searcher = open_searcher(config, tmp_path)
+    suggested(searcher, "a")
+    searcher.on_trial_result("a", last_result(role="search", epochs=3, accuracy=0.5, loss=0.5, device_seconds=3.0))
+    searcher.on_trial_complete("a", error=True)
+    assert not searcher.is_retried("a")
+    assert searcher.suggest("b") == "FINISHED"
+    assert [(trial.state, trial.value) for trial in study.trials] == [(COMPLETE, 0.5)]
+
+
+def test_a_trial_that_stopped_unasked_is_begun_again(tmp_path: Path) -> None:
+    config = study_config(num_trials=1, resources=ResourcesConfig(max_retries=1, retry_seconds=0.0))
+    study, searcher = open_searcher(config, tmp_path)
+    first = suggested(searcher, "a")
+    searcher.on_trial_complete("a", unfinished_result("interrupted"))
+    assert suggested(searcher, "b") == {**first, "attempt": 2}
+    assert states(study) == [RUNNING]
+
+
+def test_a_proposal_found_invalid_by_a_killed_driver_does_not_make_room_for_another(tmp_path: Path) -> None:
+    space: dict[str, Distribution] = {"deterministic": Choice((True,)), "precision": Choice(("bf16", "float32"))}
+    config = study_config(space, sampler="grid", num_trials=1)
+    study = open_study(config, tmp_path)
+    study.enqueue_trial({"deterministic": True, "precision": "bf16"})
+    killed = study.ask()
+    for path, distribution in space.items():
+        assert isinstance(distribution, Choice)
+        killed.suggest_categorical(path, distribution.values)
+    killed.set_user_attr("invalid", "a rule")  # and the driver dies before it tells
+    _, searcher = open_searcher(config, tmp_path)
+    suggested(searcher, "a")
+    finish(searcher, "a", 0.5)
+    assert searcher.suggest("b") == "FINISHED"
+    assert states(study).count(COMPLETE) == 1
+    assert RUNNING not in states(study)
 
 
 def test_a_fault_in_code_fails_at_once(tmp_path: Path) -> None:

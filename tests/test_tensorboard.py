@@ -116,7 +116,7 @@ def test_epochs_become_scalars_of_both_stages(tmp_path: Path) -> None:
     with TensorBoardReporter(tmp_path, CONFIG, PARAMS) as reporter:
         for number in (1, 2, 3):
             reporter.report(epoch(number, "pretraining"))
-        reporter.report(Experienced(epochs=2))
+        reporter.report(Experienced(epochs=2, paid_seconds=1.0, cost_seconds=1.0, waiting_seconds=0.0))
         for number in (1, 2):
             reporter.report(epoch(number))
     run = run_of(tmp_path)

@@ -224,7 +224,7 @@ def test_a_finished_trial_is_not_trained_again(storage: Path) -> None:
 
 def test_events_come_in_order_and_the_test_split_stays_shut(storage: Path) -> None:
     config = tiny(regulation__kind="dynamic", regulation__epochs=1)
-    _, recorder, _ = run(config, storage)
+    result, recorder, _ = run(config, storage)
     kinds = [(type(event).__name__, getattr(event, "stage", getattr(event, "split", None))) for event in recorder.events]
     assert kinds == [
         ("ImagesSample", "pretraining"),
@@ -236,7 +236,10 @@ def test_events_come_in_order_and_the_test_split_stays_shut(storage: Path) -> No
         ("Confusion", "validation"),
     ]
     sample, balance, confusion = recorder.events[0], recorder.events[5], recorder.events[6]
-    assert recorder.events[2] == Experienced(epochs=1)
+    experienced = recorder.events[2]
+    assert isinstance(experienced, Experienced)
+    assert (experienced.epochs, experienced.waiting_seconds) == (1, 0.0)
+    assert experienced.paid_seconds == experienced.cost_seconds == result.pretraining_seconds
     assert isinstance(sample, ImagesSample)
     assert sample.images.dtype == torch.uint8
     assert len(sample.captions) == len(sample.images) == 32
