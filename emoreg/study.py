@@ -1,4 +1,4 @@
-"""A study on Ray Tune: controls and searched trials through one pool of workers. The driver; ``worker`` is the other end.
+"""A study on Ray Tune: controls and searched trials through one pool of workers, between ``driver`` here and ``worker`` there.
 
 Every trial is ``run_trial``; Ray and Optuna stand around it. The driver alone writes the records, from what trials report.
 Tune's own state is never restored from: Optuna's history and the records are the study's, and running it again resumes it.
@@ -7,42 +7,36 @@ Tune's own state is never restored from: Optuna's history and the records are th
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import math
 import os
-import signal
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
 from ray.tune import TuneError
-from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from emoreg import tensorboard
-from emoreg.analysis import experience_ledger
-from emoreg.config import ResourcesConfig, StudyConfig, TrialConfig, Value
-from emoreg.coordination import ActorLeases, StopSign
-from emoreg.errors import ConfigError, StorageError, UserError
+from emoreg.config import StudyConfig, Value
+from emoreg.coordination import ActorLeases
+from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, unwritable
+from emoreg.errors import ConfigError, UserError
 from emoreg.experience import ExperienceStore
-from emoreg.files import sweep
 from emoreg.history import open_study, reconcile, warm_start
-from emoreg.messages import EXPERIENCED, FAULT, REGULATION_EPOCH, STATUS, metric_key
+from emoreg.messages import REGULATION_EPOCH, metric_key
 from emoreg.preflight import local_storage, named_study, store_uri, study_folder
-from emoreg.records import EpochRecord, Records, Role, RunRecord, Status, TrialRecord, TrialResult, trial_record, utc_now
+from emoreg.records import Records
 from emoreg.search_space import lengths
 from emoreg.searcher import OptunaSearcher
 from emoreg.signals import stop_on_signals
-from emoreg.worker import Workplace, log_tail, train
+from emoreg.worker import Workplace, train
 
 # What Tune would do for every trainable of anybody's and emoreg does itself, or not at all.
 _TUNE_SETTINGS = {
@@ -54,41 +48,6 @@ _TUNE_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }
 _ANSWER_SECONDS = 5.0
-_PRUNE_SECONDS = 60.0
-_GIB = 2**30
-_UNWRITABLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
-_EPOCH_FIELDS = [item.name for item in dataclasses.fields(EpochRecord)]
-
-StudyEnd = Literal["whole", "interrupted", "broken"]
-"""``whole``: every trial ended. ``interrupted``: told to stop. ``broken``: ``resources.max_failures`` faults in code."""
-
-
-class Progress(Protocol):
-    """Who is told how the study goes on, in the driver."""
-
-    def started(self, identity: str, config: TrialConfig, role: Role) -> None:
-        """A trial began, or began again."""
-
-    def epoch(self, row: EpochRecord) -> None:
-        """A running trial ended an epoch."""
-
-    def ended(self, record: TrialRecord) -> None:
-        """A trial ended."""
-
-    def retried(self, identity: str, reason: str) -> None:
-        """The machine broke a trial, which will go on from its checkpoint."""
-
-    def stopping(self) -> None:
-        """The study was told to stop: running trials save."""
-
-    def saved(self, identity: str) -> None:
-        """A trial has saved, because the study is to stop."""
-
-    def say(self, sentence: str) -> None:
-        """Something that a user should know."""
-
-    def tick(self, num_waiting: int) -> None:
-        """Time passed; so many trials wait for an experience that another is training."""
 
 
 def run_study(config: StudyConfig, records: Records, progress: Progress, *, address: str | None = None) -> StudyEnd:
@@ -108,7 +67,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         StorageError: where the storage is full or cannot be written; what was whole stays whole.
     """
     folder = study_folder(config).resolve()
-    stop = _Stop(config.resources)
+    stop = Stop(config.resources)
     with stop_on_signals(stop.ask), _own_errors():
         searcher = _take_up(config, folder, records, progress, stop)
         if not searcher.has_work:
@@ -116,7 +75,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         _start_ray(address)
         try:
             store = ExperienceStore(store_uri(config), leases=None if address is None else ActorLeases(store_uri(config)))
-            driver = _Driver(config, folder, records, progress, searcher, store, stop)
+            driver = Driver(config, folder, records, progress, searcher, store, stop)
             workplace = Workplace(
                 storage=local_storage(config.storage).resolve(),
                 folder=folder,
@@ -146,35 +105,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         return driver.end_run("whole" if searcher.is_done else "interrupted")
 
 
-class _Stop:
-    """Whether the study is to stop, and by when. Asked by signal handlers, which may do no more than note it."""
-
-    def __init__(self, resources: ResourcesConfig) -> None:
-        self._grace_seconds = resources.grace_seconds
-        self._deadline = math.inf
-        self._is_signalled = False
-        self.is_asked = False
-
-    def ask(self, signal_number: int | None = None) -> None:
-        """Stop; after SIGTERM within the grace period.
-
-        Raises:
-            KeyboardInterrupt: where a signal has asked before.
-        """
-        if self._is_signalled and signal_number is not None:
-            raise KeyboardInterrupt
-        self._is_signalled = signal_number is not None
-        self.is_asked = True
-        if signal_number == signal.SIGTERM:
-            self._deadline = time.monotonic() + self._grace_seconds
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether the grace period is over."""
-        return time.monotonic() > self._deadline
-
-
-def _take_up(config: StudyConfig, folder: Path, records: Records, progress: Progress, stop: _Stop) -> OptunaSearcher:
+def _take_up(config: StudyConfig, folder: Path, records: Records, progress: Progress, stop: Stop) -> OptunaSearcher:
     """Bring Optuna's history, the records and the events into line, and begin from there."""
     study = open_study(config, folder)
     for sentence in warm_start(study, config, partial(named_study, config)):
@@ -198,7 +129,7 @@ def _take_up(config: StudyConfig, folder: Path, records: Records, progress: Prog
     )
 
 
-def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: _Driver, workplace: Workplace) -> None:
+def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace) -> None:
     resources = _resources(config)
     driver.slots = searcher.lookahead = _slots(config, resources)
     with tempfile.TemporaryDirectory(prefix="emoreg-") as scratch:  # Tune's own state: ours is in storage
@@ -269,211 +200,10 @@ def _own_errors() -> Iterator[None]:
         while cause is not None:  # Tune raises its own while it handles ours
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
-                raise _unwritable(cause.errno, cause) from error
+            if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+                raise unwritable(cause.errno, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
-
-
-def _unwritable(number: int, error: object) -> StorageError:
-    return StorageError(
-        f"storage must be writable while a study runs, but {_UNWRITABLE[number]} ({error}): mend that and run the same command "
-        "again; what was recorded is whole"
-    )
-
-
-class _Driver(tune.Callback):
-    """Turns what trials report into records, events and progress, and stops the study where it must.
-
-    A trial's record is written at its last result, before the searcher tells Optuna: a kill between the two leaves a record
-    from which the next run tells Optuna. A trial that the machine broke is told first; the next run then finds that it failed.
-    """
-
-    heartbeat: Callable[[], None]
-    slots: int
-
-    def __init__(
-        self,
-        config: StudyConfig,
-        folder: Path,
-        records: Records,
-        progress: Progress,
-        searcher: OptunaSearcher,
-        store: ExperienceStore,
-        stop: _Stop,
-    ) -> None:
-        self._config = config
-        self._folder = folder
-        self._records = records
-        self._progress = progress
-        self._searcher = searcher
-        self._store = store
-        self._stop = stop
-        self._has_told = False
-        self._has_said: set[str] = set()
-        self.stop_sign = StopSign()
-        self._next_prune = time.monotonic() + _PRUNE_SECONDS
-        self._started: dict[str, str] = {}
-        self._ended: set[str] = set()
-        self._experiences: dict[str, dict[str, Any]] = {}
-        self._faults: dict[str, tuple[str, int | None]] = {}
-        self._run = RunRecord(
-            run=len(records.runs) + 1,
-            started=utc_now(),
-            ended=None,
-            ending=None,
-            slots=0,
-            num_trials=0,
-            slot_seconds=0.0,
-            waiting_slot_seconds=0.0,
-            paid_seconds=0.0,
-            reused_seconds=0.0,
-        )
-        self._last_step = time.monotonic()
-        self.num_broken = 0
-        self.unwritable: StorageError | None = None
-        """Why no more can be stored, where a trial has found so on every attempt."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks into the experiment's folder, to restore from: emoreg never does.
-        return {}
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self.heartbeat()
-        if self._stop.is_asked and not self._has_told:
-            self._has_told = True
-            self.stop_sign.put_up()
-            self._progress.stopping()
-        if self._stop.is_overdue:
-            raise KeyboardInterrupt
-        for trial in trials:
-            if trial.status == Trial.ERROR and self._searcher.is_running(trial.trial_id):
-                # Tune tells nobody of a trial whose worker was not ready for it.
-                self._searcher.on_trial_complete(trial.trial_id, error=True)
-                self.on_trial_error(iteration, trials, trial)
-        self._count_slots()
-        self._progress.tick(self._searcher.num_waiting)
-
-    def _count_slots(self) -> None:
-        """Add the time since the last step to the slots that ran trials, and to those that stood empty while trials waited."""
-        now = time.monotonic()
-        running = min(self.slots, self._searcher.num_running)  # one more may be on its way to a slot
-        waiting = min(self.slots - running, self._searcher.num_waiting)
-        seconds, self._last_step = now - self._last_step, now
-        self._run = dataclasses.replace(
-            self._run,
-            slots=self.slots,
-            slot_seconds=self._run.slot_seconds + seconds * (running + waiting),
-            waiting_slot_seconds=self._run.waiting_slot_seconds + seconds * waiting,
-        )
-
-    def end_run(self, ending: StudyEnd) -> StudyEnd:
-        """Record that, and how, the run ended."""
-        self._run = dataclasses.replace(self._run, ended=utc_now(), ending=ending)
-        self._records.add_run(self._run)
-        return ending
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        config: TrialConfig = trial.config["trial"]
-        self._started[trial.trial_id] = utc_now()
-        self._progress.started(config.identity, config, trial.config["role"])
-
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        if "stage" in result:
-            row = EpochRecord(**{name: result[name] for name in _EPOCH_FIELDS})
-            self._records.add_epoch(row)
-            self._progress.epoch(row)
-        match result.get(STATUS):
-            case "finished":
-                self._end(trial, "finished", result=TrialResult(**result["result"]), device=result["device"])
-            case "diverged":
-                self._end(trial, "pruned", reason=result["reason"], device=result["device"])
-            case "broken":
-                self._end(trial, "failed", reason=result[FAULT], log=result["traceback"], device=result["device"])
-                self.num_broken += 1
-                if self.num_broken >= self._config.resources.max_failures:
-                    self._stop.ask()
-            case "interrupted":
-                self._progress.saved(trial.config["trial"].identity)
-            case _ if EXPERIENCED in result:
-                self._experiences[trial.trial_id] = result[EXPERIENCED]
-            case _ if FAULT in result:
-                self._faults[trial.trial_id] = result[FAULT], result["errno"]
-            case _ if result.get("done"):
-                self._end(trial, "pruned", reason="stopped by the scheduler", device=result["device"])
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if trial.trial_id in self._ended:  # its worker died after it had ended by itself
-            return
-        reason, number = self._faults.get(trial.trial_id, ("its worker died", None))
-        identity = trial.config["trial"].identity
-        if self._searcher.is_retried(trial.trial_id):
-            self._progress.retried(identity, reason)
-        elif number in _UNWRITABLE:  # no fault of the trial: the study stops, and it goes on when that is mended
-            self.unwritable = _unwritable(number, reason)
-            self._stop.ask()
-        else:
-            self._end(trial, "failed", reason=reason, log=log_tail(self._folder, identity))
-
-    def tidy(self) -> None:
-        """Remove what killed processes left unfinished, and what the experience store keeps beyond its budget."""
-        self._next_prune = time.monotonic() + _PRUNE_SECONDS
-        budget = self._config.experience.budget_gib
-        sweep(self._folder)
-        try:
-            self._store.sweep()
-            said = [] if budget is None else self._store.prune(round(budget * _GIB)).said
-        except OSError as error:  # a store far away may not answer: the next time it will
-            said = [f"the experience store could not be tidied now ({error})"]
-        for sentence in said:
-            if sentence not in self._has_said:
-                self._has_said.add(sentence)
-                self._progress.say(sentence)
-
-    def _end(
-        self,
-        trial: Trial,
-        status: Status,
-        *,
-        reason: str | None = None,
-        log: str | None = None,
-        result: TrialResult | None = None,
-        device: str = "unknown",
-    ) -> None:
-        self._ended.add(trial.trial_id)
-        assigned = trial.config
-        config: TrialConfig = assigned["trial"]
-        experience = self._experiences.get(trial.trial_id)
-        record = trial_record(
-            config,
-            role=assigned["role"],
-            number=assigned["number"],
-            params=assigned["params"],
-            status=status,
-            reason=reason,
-            result=result,
-            epochs=[row for key, row in self._records.epochs.items() if key[0] == config.identity],
-            device=device,
-            started=self._started.get(trial.trial_id, utc_now()),  # an actor that never came up never started
-            experience_seconds=None if experience is None else experience["cost_seconds"],
-            waiting_seconds=0.0 if experience is None else experience["waiting_seconds"],
-            attempts=assigned["attempt"],
-            log_tail=log,
-        )
-        self._records.add_trial(record)
-        ledger = experience_ledger([record])
-        self._run = dataclasses.replace(
-            self._run,
-            num_trials=self._run.num_trials + 1,
-            waiting_slot_seconds=self._run.waiting_slot_seconds + record.waiting_seconds,
-            paid_seconds=self._run.paid_seconds + ledger.paid,
-            reused_seconds=self._run.reused_seconds + ledger.reused,
-        )
-        self._records.add_run(self._run)
-        tensorboard.finish(self._folder, record)
-        self._progress.ended(record)
-        if time.monotonic() > self._next_prune:
-            self.tidy()
 
 
 def _slots(config: StudyConfig, resources: Mapping[str, float]) -> int:
