@@ -15,6 +15,7 @@ def study() -> StudyConfig:
         name="killed",
         trial=replace_paths(tiny.trial, {"regulation.epochs": 6, "pretraining.epochs": 4}),
         search_space={"regulation.balance": Choice((0.25, 0.75)), "pretraining.epochs": Choice((1, 3, 6))},
+        num_trials=6,
         sampler=SamplerConfig(name="grid"),
         controls=("none", "plain", "shuffled"),
         resources=ResourcesConfig(max_concurrent=2, max_retries=100, retry_seconds=0.1, checkpoint_seconds=0.0),
