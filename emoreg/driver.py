@@ -148,6 +148,7 @@ class Driver(tune.Callback):
             paid_seconds=0.0,
             reused_seconds=0.0,
         )
+        records.add_run(self._run)  # one that is killed is a run too
         self._last_step = time.monotonic()
         self.num_broken = 0
         self.unwritable: StorageError | None = None

@@ -87,6 +87,9 @@ def test_what_is_left_on_disk(finished: Path) -> None:
         assert own[-1]["validation_accuracy"] == row["accuracy"]
         assert list((folder / "events" / identity).glob("events.out.tfevents.*"))
     assert {path.name for path in (folder / "trials").iterdir()} == rows.keys()
+    (ran,) = pq.read_table(folder / "records" / "runs.parquet").to_pylist()
+    assert (ran["run"], ran["ending"], ran["slots"], ran["num_trials"]) == (1, "whole", 1, 5)
+    assert ran["paid_seconds"] == pytest.approx(sum(float(str(row["pretraining_seconds"])) for row in rows.values()))
     assert optuna_states(finished) == [TrialState.COMPLETE] * 3
     written = json.loads((folder / "study.json").read_text())
     assert {"config", "versions", "git_commit", "device", "fingerprints"} <= written.keys()
@@ -180,6 +183,8 @@ def test_a_killed_driver_run_again_ends_as_if_undisturbed(finished: Path, tmp_pa
     process.kill()
     process.communicate()
     killed = trials(tmp_path)
+    (ran,) = pq.read_table(tmp_path / "tiny" / "records" / "runs.parquet").to_pylist()
+    assert (ran["ended"], ran["num_trials"]) == (None, len(killed))
     run(tmp_path, "--resources.max-concurrent", "1")
     rows = trials(tmp_path)
     assert {identity: rows[identity] for identity in killed} == killed, "a finished trial was run again"
