@@ -111,5 +111,6 @@ def _table(title: str, *columns: str) -> Table:
     )
     for column in columns:
         is_text = column in ("experience", "epochs", "used by", "study")
-        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+        may_wrap = column in ("epochs", "used by", "study")
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not may_wrap)
     return table
