@@ -82,7 +82,7 @@ class Stop:
         """
         if self._is_signalled and signal_number is not None:
             raise KeyboardInterrupt
-        self._is_signalled = signal_number is not None
+        self._is_signalled |= signal_number is not None
         self.is_asked = True
         if signal_number == signal.SIGTERM:
             self._deadline = time.monotonic() + self._grace_seconds
@@ -241,14 +241,20 @@ class Driver(tune.Callback):
 
     def tidy(self) -> None:
         """Remove what killed processes left unfinished, and what the experience store keeps beyond its budget."""
-        self._next_prune = time.monotonic() + _PRUNE_SECONDS
-        budget = self._config.experience.budget_gib
         sweep(self._folder)
         try:
             self._store.sweep()
-            said = [] if budget is None else self._store.prune(round(budget * _GIB)).said
         except OSError as error:  # a store far away may not answer: the next time it will
-            said = [f"the experience store could not be tidied now ({error})"]
+            self._progress.say(f"the experience store could not be swept now ({error})")
+        self._prune()
+
+    def _prune(self) -> None:
+        self._next_prune = time.monotonic() + _PRUNE_SECONDS
+        budget = self._config.experience.budget_gib
+        try:
+            said = [] if budget is None else self._store.prune(round(budget * _GIB)).said
+        except OSError as error:
+            said = [f"the experience store could not be pruned now ({error})"]
         for sentence in said:
             if sentence not in self._has_said:
                 self._has_said.add(sentence)
@@ -297,4 +303,4 @@ class Driver(tune.Callback):
         tensorboard.finish(self._folder, record)
         self._progress.ended(record)
         if time.monotonic() > self._next_prune:
-            self.tidy()
+            self._prune()

@@ -507,12 +507,11 @@ class _Keeper:
     def keep(self, state: State) -> None:
         epochs, is_whole = state["epochs"], state["steps"] == 0
         is_snapshot = is_whole and (epochs == self._epochs or (self._for_others and self._store.keeps(self._key, epochs)))
-        interrupted = self._interrupted()
-        if not (is_snapshot or interrupted or time.monotonic() - self._kept >= self._checkpoint_seconds):
+        if not (is_snapshot or self.due()):
             return
         kept = {**state, "key": self._key, "history": self._history.including(state)}
         self._writer.submit(lambda copied: self._store.write(self._key, is_snapshot=is_snapshot, state=copied), kept)
         self._kept = time.monotonic()
-        if interrupted:
+        if self._interrupted():
             self._writer.flush()
             raise Interrupted("the trial was asked to stop, and its pre-training is safe: run it again to go on")
