@@ -24,8 +24,8 @@ from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, ImageSetError, StorageError
 from emoreg.experience import TRAINER_VERSION
 from emoreg.files import Files, replacing
-from emoreg.history import check_warm_start
 from emoreg.imagesets import check, load
+from emoreg.reconcile import check_warm_start
 from emoreg.records import Records
 from emoreg.trial import check_images
 

@@ -21,9 +21,10 @@ from ray.tune.search import Searcher
 
 from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.errors import ConfigError, Diverged
-from emoreg.history import GRID, INVALID, Outcome, Rerun, count_proposed, finished_outcome, recorded_outcome
+from emoreg.history import GRID, INVALID, Outcome, count_proposed, finished_outcome, recorded_outcome
 from emoreg.job_queue import Job, JobQueue
 from emoreg.messages import EXPERIENCED, FAULT, STATUS, metric_key
+from emoreg.reconcile import Rerun
 from emoreg.records import TrialRecord
 from emoreg.search_space import grid, num_searched, resolve, suggest
 

@@ -29,9 +29,10 @@ from emoreg.coordination import ActorLeases
 from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, unwritable
 from emoreg.errors import ConfigError, UserError
 from emoreg.experience import ExperienceStore
-from emoreg.history import open_study, reconcile, warm_start
+from emoreg.history import open_study
 from emoreg.messages import REGULATION_EPOCH, metric_key
 from emoreg.preflight import local_storage, named_study, store_uri, study_folder
+from emoreg.reconcile import reconcile, warm_start
 from emoreg.records import Records
 from emoreg.search_space import lengths
 from emoreg.searcher import OptunaSearcher

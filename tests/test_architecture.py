@@ -37,7 +37,7 @@ def users(dependency: str) -> set[str]:
     ("dependency", "allowed"),
     [
         ("ray", {"study", "driver", "worker", "coordination", "searcher"}),  # searcher is Tune's searcher
-        ("optuna", {"history", "searcher"}),
+        ("optuna", {"history", "reconcile", "searcher"}),
         ("timm", {"backbones"}),
         ("tensorboard", {"tensorboard"}),
         ("tyro", {"cli", "config"}),  # config: only to hide the search space from the command line

@@ -26,17 +26,8 @@ from emoreg.config import (
     replace_paths,
 )
 from emoreg.errors import ConfigError, StorageError
-from emoreg.history import (
-    GRID,
-    INVALID,
-    REPLACES,
-    WARM_START,
-    check_warm_start,
-    count_proposed,
-    open_study,
-    reconcile,
-    warm_start,
-)
+from emoreg.history import GRID, INVALID, REPLACES, WARM_START, count_proposed, open_study
+from emoreg.reconcile import check_warm_start, reconcile, warm_start
 from emoreg.records import Records, TrialRecord, TrialResult, trial_record
 from emoreg.search_space import resolve, suggest
 

@@ -31,7 +31,7 @@ from emoreg.config import (
     When,
 )
 from emoreg.errors import ConfigError, Diverged
-from emoreg.history import open_study, reconcile
+from emoreg.history import open_study
 from emoreg.messages import (
     EXPERIENCED,
     FAULT,
@@ -42,6 +42,7 @@ from emoreg.messages import (
     metric_key,
     unfinished_result,
 )
+from emoreg.reconcile import reconcile
 from emoreg.records import EpochRecord, Role, TrialRecord
 from emoreg.search_space import resolve
 from emoreg.searcher import OptunaSearcher
