@@ -63,7 +63,8 @@ class OptunaSearcher(Searcher):
     """Hands out the controls, then what an interrupted driver left, then new proposals, and tells Optuna how they ended.
 
     ``suggest`` gives Tune ``{"trial": TrialConfig, "role": "control" | "search", "number": int | None, "params": dict,
-    "attempt": int}``, or None where every trial left waits for an experience that another is training, or for its pause.
+    "attempt": int}``, or None where every trial left waits for an experience that another is training, or for its pause, and
+    while ``resources.max_concurrent`` run: Tune's own limiter would not hear of a trial that Tune drops.
     A proposal whose identity is recorded as finished or pruned is told from the record and not run; one whose identity is
     running or queued is told what that trial ends with. A proposal that breaks a rule of the configuration is told FAIL, with
     the rule in its user attribute ``invalid``, and does not count as one of ``num_trials``.
@@ -141,6 +142,8 @@ class OptunaSearcher(Searcher):
         """
         if self._is_stopping():
             return str(Searcher.FINISHED)
+        if self._config.resources.max_concurrent == len(self._runs):
+            return None
         job = self._queue.start()
         may_wait = self.lookahead * (_EARLY if self._config.sampler.name in _NOT_LEARNING else 1)
         while job is None and self._queue.num_waiting < may_wait and self._num_proposed < self._config.num_trials:

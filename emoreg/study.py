@@ -140,7 +140,6 @@ def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplac
                 search_alg=searcher,
                 scheduler=_scheduler(config),
                 num_samples=-1,  # until the searcher says that it has finished
-                max_concurrent_trials=config.resources.max_concurrent,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),

@@ -305,6 +305,21 @@ def test_a_search_taken_up_again_goes_on_to_new_points(sampler: str, tmp_path: P
     assert len(points) == 12
 
 
+def test_no_more_run_at_once_than_asked(tmp_path: Path) -> None:
+    config = study_config(num_trials=3, resources=ResourcesConfig(max_retries=1, retry_seconds=0.0, max_concurrent=1))
+    study, searcher = open_searcher(config, tmp_path)
+    suggested(searcher, "0")
+    assert searcher.suggest("1") is None
+    searcher.on_trial_complete("0", error=True)  # by whoever noticed: Tune need not have
+    again = suggested(searcher, "0 again")
+    assert again["attempt"] == 2
+    finish(searcher, "0 again", 0.5)
+    for number in ("1", "2"):
+        suggested(searcher, number)
+        finish(searcher, number, 0.5)
+    assert states(study) == [COMPLETE] * 3
+
+
 CONDITIONAL: dict[str, Distribution] = {
     "regulation.kind": Choice(("fixed", "learnable")),
     "regulation.balance": Float(0.25, 0.75, step=0.25, when=When("regulation.kind", ("fixed",))),
