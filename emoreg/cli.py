@@ -1,7 +1,8 @@
 """The command line: ``emoreg run|trial|show|experience|doctor|data``. tyro makes the options from the configuration's types.
 
 Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1
-with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted.
+with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted. Who follows a job gets the
+job's, and 0 after Ctrl-C, which leaves the job alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from emoreg.errors import ConfigError, UserError
 from emoreg.search_space import SearchSpace, pin
 from emoreg.study_file import load_study, shipped_studies
 
-_STUDY_COMMANDS = ("run", "trial", "show")
+_STUDY_COMMANDS = ("run", "submit", "trial", "show")
 _OVERVIEW = """\
 Hyperparameter studies of emotional regulation: a network is pre-trained on
 affective stimuli, then its emotionally-influenced response is balanced against
@@ -44,6 +45,10 @@ a plain one on the task. Does that help, and how much of it?
   emoreg data prepare NAME  decode one, once for all studies of a storage
   emoreg data show NAME     a contact sheet of one
   emoreg doctor             what this machine lacks, and the cure
+  emoreg submit STUDY       run a study on a Ray cluster, and follow it
+  emoreg status STUDY       how a submitted study stands
+  emoreg logs STUDY         what it has printed
+  emoreg stop STUDY         let its trials save, and end it
 
 STUDY is a module or a Python file with study(). emoreg ships:
   {studies}
@@ -55,16 +60,20 @@ Every setting of a study can be overridden by its dotted path:
   emoreg --version
 
 Exit codes: 0 done; 1 with failed trials, one that diverged under `emoreg trial`,
-or a finding of `emoreg doctor`; 2 wrong input; 130 interrupted.
+or a finding of `emoreg doctor`; 2 wrong input; 130 interrupted. Following a job
+that ends gives the job's code; Ctrl-C leaves the job running, and gives 0.
 """
 
 _Command = Callable[[], int]
 _Study = Annotated[
     Positional[str], arg(metavar="STUDY", help="A module (studies.quickstart), or a path to a Python file with study().")
 ]
+_Submitted = Annotated[
+    Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
+]
 _Config = Annotated[StudyConfig, arg(name="")]
 _Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
-_DryRun = FlagCreatePairsOff[bool]
+_Switch = FlagCreatePairsOff[bool]
 _Evaluate = Literal["validation", "test"]
 _Device = Literal["auto", "cpu", "cuda"]
 
@@ -102,6 +111,11 @@ def _parse(arguments: list[str]) -> _Command:
     named = command in _STUDY_COMMANDS and rest[:1] and not rest[0].startswith("-")
     if named:
         study = load_study(rest[0])
+    elif command in _STUDY_COMMANDS and rest and not {"-h", "--help"} & set(rest):
+        raise ConfigError(
+            f"STUDY must come right after `emoreg {command}`, but there is {rest[0]!r}: put the options behind it, since they "
+            "are the study's"
+        )
     space = study.search_space
     if named and command != "trial":  # what is set is checked without the ranges that it replaces
         study = _without(study, _overridden(rest))
@@ -167,7 +181,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     overridden = _overridden(arguments)
 
     def run(
-        study: _Study, config: _Config = default, dry_run: _DryRun = False, address: str | None = None, debug: _Debug = False
+        study: _Study, config: _Config = default, dry_run: _Switch = False, address: str | None = None, debug: _Debug = False
     ) -> _Command:
         """Run a study on Ray: what is missing of it.
 
@@ -213,6 +227,55 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         """
         return partial(_show, study, config, space, overridden)
 
+    dashboard = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+
+    def submit(
+        study: _Study,
+        config: _Config = default,
+        address: str = dashboard,
+        follow: bool = True,
+        dry_run: _Switch = False,
+        debug: _Debug = False,
+    ) -> _Command:
+        """Run a study on a Ray cluster, as a job of its head, and follow its log.
+
+        Ctrl-C detaches: the job goes on. Where it was stopped or killed, submit it again.
+
+        The code travels: emoreg's checkout as it is now, without what git ignores, and the study.
+
+        Args:
+            address: The URL of the cluster's dashboard.
+            follow: Print the log until the job ends; `--no-follow` leaves as soon as it is submitted.
+            dry_run: Only say what would travel and run.
+        """
+        return partial(_submit, study, config, space, overridden, arguments[2:], address, follow, dry_run)
+
+    def status(study: _Submitted, address: str = dashboard, json: _Switch = False, debug: _Debug = False) -> _Command:
+        """Show how the newest job of a study stands.
+
+        Args:
+            address: The URL of the cluster's dashboard.
+            json: Print it for programs.
+        """
+        return partial(_status, study, address, json)
+
+    def logs(study: _Submitted, address: str = dashboard, follow: _Switch = False, debug: _Debug = False) -> _Command:
+        """Print what the newest job of a study has printed.
+
+        Args:
+            address: The URL of the cluster's dashboard.
+            follow: Go on until the job ends; Ctrl-C detaches.
+        """
+        return partial(_logs, study, address, follow)
+
+    def stop(study: _Submitted, address: str = dashboard, debug: _Debug = False) -> _Command:
+        """Stop the newest job of a study: its trials save, and submitting it again goes on.
+
+        Args:
+            address: The URL of the cluster's dashboard.
+        """
+        return partial(_stop, study, address)
+
     def experience(
         action: Annotated[
             Positional[Literal["list", "prune"]],
@@ -221,7 +284,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         storage: str = default.storage,
         uri: str | None = None,
         budget_gib: float | None = None,
-        dry_run: _DryRun = False,
+        dry_run: _Switch = False,
         debug: _Debug = False,
     ) -> _Command:
         """List or prune the experience store.
@@ -245,13 +308,14 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         assert budget_gib is not None
         return partial(_prune_experience, storage, uri, budget_gib, dry_run)
 
-    def doctor(storage: str = default.storage, debug: _Debug = False) -> _Command:
-        """Examine this machine: a verdict and, where something lacks, a cure on each line.
+    def doctor(storage: str = default.storage, address: str | None = None, debug: _Debug = False) -> _Command:
+        """Examine this machine, or a Ray cluster: a verdict and, where something lacks, a cure on each line.
 
         Args:
-            storage: Folder that studies will write to.
+            storage: Folder, or URI (file://, s3://, gs://), that studies will write to.
+            address: HOST:PORT of a Ray cluster, or `auto` for the one that this machine belongs to. None: this machine.
         """
-        return partial(_doctor, storage)
+        return partial(_doctor, storage, address)
 
     def data(
         action: Annotated[
@@ -283,7 +347,18 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         sheet = Path(output or f"{name}.png") if action == "show" else None
         return partial(_prepare_image_set, config, image_size, storage, sheet)
 
-    return {"run": run, "trial": trial, "show": show, "experience": experience, "doctor": doctor, "data": data}
+    return {
+        "run": run,
+        "trial": trial,
+        "show": show,
+        "experience": experience,
+        "doctor": doctor,
+        "data": data,
+        "submit": submit,
+        "status": status,
+        "logs": logs,
+        "stop": stop,
+    }
 
 
 def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> StudyConfig:
@@ -299,9 +374,10 @@ def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> St
 
 def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address: str | None, command: str) -> int:
     from emoreg.optimization import length_dependence
-    from emoreg.preflight import adopt_controls, check_study, only_driver, prepare_image_sets, write_study_file
+    from emoreg.preflight import adopt_controls, check_study, prepare_image_sets, study_files, write_study_file
     from emoreg.progress import StudyProgress
     from emoreg.records import Records
+    from emoreg.storage import only_driver
     from emoreg.summary import print_summary
 
     config = _pinned(config, space, overridden)
@@ -310,19 +386,20 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
     reason = length_dependence(config.trial.pretraining)
     if reason is not None:
         console.print(reason, style="yellow", markup=False, soft_wrap=True)
-    with only_driver(config) as folder:
-        records = Records(folder)
+    with only_driver(study_files(config)) as copy:
+        records = Records(copy.folder)
         console.print(f"study {config.name!r}: preparing image sets")
-        write_study_file(config, prepare_image_sets(config))
+        write_study_file(config, copy.folder, prepare_image_sets(config))
+        copy.push("study.json")
         adopt_controls(config, records)
         from emoreg.study import run_study  # ray takes seconds to import: only when everything else holds
 
         progress = StudyProgress(config, records.trials, console)
         console.print(f"study {config.name!r}: starting Ray")
         with progress.shown():
-            end = run_study(config, records, progress, address=address)
+            end = run_study(config, copy, records, progress, address=address)
         console.print(progress.closing_line(), markup=False, soft_wrap=True)
-        print_summary(config, records, folder, console)
+        print_summary(config, records, copy, console)
     if end == "interrupted":
         console.print(f"Interrupted: run the same command again to go on.\n  {command}", markup=False, soft_wrap=True)
         return 130
@@ -341,14 +418,15 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
 
 def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
     from emoreg.devices import pick_device
-    from emoreg.preflight import check_storage, check_trial, local_storage, only_driver
+    from emoreg.preflight import check_storage, check_trial, study_files
     from emoreg.single import run_single
+    from emoreg.storage import only_driver
 
     chosen = pick_device(device)
     check_trial(config.trial)
-    check_storage(local_storage(config.storage))
-    with only_driver(config) as folder:
-        return run_single(config, folder, evaluate, chosen, Console(highlight=False))
+    check_storage(config.storage)
+    with only_driver(study_files(config)) as copy:
+        return run_single(config, copy, evaluate, chosen, Console(highlight=False))
 
 
 def _show(study: str, config: StudyConfig, space: SearchSpace, overridden: set[str]) -> int:
@@ -359,6 +437,52 @@ def _show(study: str, config: StudyConfig, space: SearchSpace, overridden: set[s
     check_study(config)
     print_plan(study, config, Console(highlight=False))
     return 0
+
+
+def _submit(
+    study: str,
+    config: StudyConfig,
+    space: SearchSpace,
+    overridden: set[str],
+    arguments: list[str],
+    address: str,
+    follow: bool,
+    dry_run: bool,
+) -> int:
+    from emoreg.jobs import submit_study
+
+    _prepare_for_ray(address)
+    config = _pinned(config, space, overridden)
+    return submit_study(study, config, arguments, address, follow=follow, dry_run=dry_run)
+
+
+def _status(study: str, address: str, as_json: bool) -> int:
+    from emoreg.jobs import print_status
+
+    _prepare_for_ray(address)
+    return print_status(study, address, as_json=as_json)
+
+
+def _logs(study: str, address: str, follow: bool) -> int:
+    from emoreg.jobs import print_logs
+
+    _prepare_for_ray(address)
+    return print_logs(study, address, follow=follow)
+
+
+def _stop(study: str, address: str) -> int:
+    from emoreg.jobs import stop_study
+
+    _prepare_for_ray(address)
+    return stop_study(study, address)
+
+
+def _prepare_for_ray(address: str) -> None:
+    """Let Ray's client send its token unless it is told not to, and go where it is told: it would prefer what it reads here."""
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode not in ("token", "disabled"):  # Ray would take it for the latter
+        raise ConfigError(f"RAY_AUTH_MODE must be 'token' or 'disabled', but it is {mode!r}: unset it for 'token'")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
 
 
 def _list_experience(storage: str, uri: str | None) -> int:
@@ -376,13 +500,20 @@ def _prune_experience(storage: str, uri: str | None, budget_gib: float, dry_run:
 
 
 def _experience_uri(storage: str, uri: str | None) -> str:
-    return uri or f"{storage.rstrip('/')}/experience"
+    from emoreg.storage import join
+
+    return uri or join(storage, "experience")
 
 
-def _doctor(storage: str) -> int:
+def _doctor(storage: str, address: str | None) -> int:
     from emoreg.doctor import examine, print_findings
 
-    return print_findings(examine(storage), Console(highlight=False))
+    console = Console(highlight=False)
+    if address is None:
+        return print_findings(examine(storage), console)
+    from emoreg.cluster_doctor import examine_cluster
+
+    return print_findings(examine_cluster(address, storage), console)
 
 
 def _list_image_sets() -> int:
@@ -407,12 +538,16 @@ def _list_image_sets() -> int:
 
 
 def _prepare_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet: Path | None) -> int:
+    from emoreg.files import Files
     from emoreg.imagesets import check, contact_sheet, load
-    from emoreg.preflight import check_storage, local_storage
+    from emoreg.imagesets.fetch import offer
+    from emoreg.preflight import check_storage, image_storage
+    from emoreg.storage import join
 
     check(config)
-    check_storage(local_storage(storage))
-    image_set = load(config, image_size=image_size, storage=local_storage(storage))
+    check_storage(storage)
+    image_set = load(config, image_size=image_size, storage=image_storage(storage))
+    offer(config, image_size=image_size, storage=image_storage(storage), files=Files(join(storage, "imagesets")))
     console = Console(highlight=False, markup=False)
     console.print(
         f"{image_set.name}: {len(image_set.train)} training and {len(image_set.test)} test images of {image_size} px, "

@@ -484,7 +484,7 @@ class StudyConfig:
     name: str = "study"
     """Folder of the study inside the storage: letters, digits, '.', '_' and '-'."""
     storage: str = "runs"
-    """Folder (or file:// URI) that holds studies, experience and prepared image sets."""
+    """Folder or URI (file://, s3://, gs://) that holds studies, experience and prepared image sets."""
     trial: TrialConfig = field(default_factory=TrialConfig)
     """Every setting of a trial that the search does not choose."""
     search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
@@ -597,11 +597,13 @@ class StudyConfig:
         ]
 
     def without_password(self) -> StudyConfig:
-        """The study as it may be written down and shown: passwords in ``optuna_storage`` and ``experience.uri`` are hidden."""
+        """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""
         url, uri = self.optuna_storage, self.experience.uri
-        experience = dataclasses.replace(self.experience, uri=None if uri is None else _PASSWORD.sub(r"\1***", uri))
         return dataclasses.replace(
-            self, optuna_storage=None if url is None else _PASSWORD.sub(r"\1***", url), experience=experience
+            self,
+            storage=_PASSWORD.sub(r"\1***", self.storage),
+            optuna_storage=None if url is None else _PASSWORD.sub(r"\1***", url),
+            experience=dataclasses.replace(self.experience, uri=None if uri is None else _PASSWORD.sub(r"\1***", uri)),
         )
 
     def backbones(self) -> tuple[str, ...]:

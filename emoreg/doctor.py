@@ -110,16 +110,15 @@ def _cores() -> Finding:
 
 
 def _disk(storage: str) -> Iterator[Finding]:
-    from emoreg.preflight import check_storage, local_storage
+    from emoreg.preflight import check_storage, image_storage
 
     try:
-        folder = local_storage(storage)
-        check_storage(folder)
+        check_storage(storage)
     except UserError as error:
         yield Finding(verdict="bad", what="storage", found=storage, cure=str(error))
         return
     for what, place, least, use in (
-        ("storage", folder, 5.0, "checkpoints and image sets go there"),
+        ("storage", image_storage(storage), 5.0, "checkpoints and image sets go there"),
         ("shared memory", Path("/dev/shm"), 1.0, "what is missing Ray takes from the disk"),
     ):
         if not place.exists():
@@ -137,7 +136,7 @@ def _disk(storage: str) -> Iterator[Finding]:
 def _image_sets(storage: str) -> Iterator[Finding]:
     from emoreg.config import ImageSetConfig
     from emoreg.imagesets import check
-    from emoreg.preflight import local_storage
+    from emoreg.preflight import image_storage
 
     for name in ("openmoji", "openmoji-objects", "digits"):
         try:
@@ -148,7 +147,7 @@ def _image_sets(storage: str) -> Iterator[Finding]:
             yield Finding(verdict="ok", what=f"images: {name}", found="embedded")
     with contextlib.suppress(UserError):  # a storage that cannot be used has been told of
         # openmoji-32px-0123456789ab.arrow
-        prepared = sorted({path.stem.rpartition("-")[0] for path in (local_storage(storage) / "imagesets").glob("*.arrow")})
+        prepared = sorted({path.stem.rpartition("-")[0] for path in (image_storage(storage) / "imagesets").glob("*.arrow")})
         yield Finding(verdict="ok", what="images: prepared", found=", ".join(prepared) or "none in this storage yet")
     yield Finding(
         verdict="ok", what="images: others", found="given by path", cure="see `emoreg data list` for where to get them"

@@ -8,7 +8,6 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ray import tune
@@ -20,13 +19,15 @@ from emoreg.config import ResourcesConfig, StudyConfig, TrialConfig
 from emoreg.coordination import StopSign
 from emoreg.errors import StorageError
 from emoreg.experience import ExperienceStore
-from emoreg.files import sweep
+from emoreg.files import sweep, without_credentials
 from emoreg.messages import EXPERIENCED, FAULT, STATUS
 from emoreg.records import EpochRecord, Records, Role, RunRecord, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.searcher import OptunaSearcher
+from emoreg.storage import WorkingCopy
 from emoreg.worker import log_tail
 
 _PRUNE_SECONDS = 60.0
+_PUSH_SECONDS = 5.0
 _GIB = 2**30
 _EPOCH_FIELDS = [item.name for item in dataclasses.fields(EpochRecord)]
 
@@ -101,6 +102,21 @@ def unwritable(number: int, error: object) -> StorageError:
     )
 
 
+def push(copy: WorkingCopy, *names: str) -> None:
+    """Take to the storage what the driver has written.
+
+    Raises:
+        StorageError: where an object store has not answered for minutes.
+    """
+    try:
+        copy.push(*names)
+    except OSError as error:
+        raise StorageError(
+            f"storage must answer while a study runs, but {copy.files.uri!r} does not ({without_credentials(str(error))}): run "
+            "the same command again when it does; the study goes on from what it holds"
+        ) from error
+
+
 class Driver(tune.Callback):
     """Turns what trials report into records, events and progress, and stops the study where it must.
 
@@ -114,7 +130,7 @@ class Driver(tune.Callback):
     def __init__(
         self,
         config: StudyConfig,
-        folder: Path,
+        copy: WorkingCopy,
         records: Records,
         progress: Progress,
         searcher: OptunaSearcher,
@@ -122,7 +138,7 @@ class Driver(tune.Callback):
         stop: Stop,
     ) -> None:
         self._config = config
-        self._folder = folder
+        self._copy = copy
         self._records = records
         self._progress = progress
         self._searcher = searcher
@@ -132,6 +148,7 @@ class Driver(tune.Callback):
         self._has_said: set[str] = set()
         self.stop_sign = StopSign()
         self._next_prune = time.monotonic() + _PRUNE_SECONDS
+        self._next_push = 0.0
         self._started: dict[str, str] = {}
         self._ended: set[str] = set()
         self._experiences: dict[str, dict[str, Any]] = {}
@@ -172,6 +189,9 @@ class Driver(tune.Callback):
                 # Tune tells nobody of a trial whose worker was not ready for it.
                 self._searcher.on_trial_complete(trial.trial_id, error=True)
                 self.on_trial_error(iteration, trials, trial)
+        if time.monotonic() > self._next_push:
+            push(self._copy, "records", "optuna.journal")
+            self._next_push = time.monotonic() + _PUSH_SECONDS
         self._count_slots()
         self._progress.tick(self._searcher.num_waiting)
 
@@ -237,11 +257,11 @@ class Driver(tune.Callback):
             self.unwritable = unwritable(number, reason)
             self._stop.ask()
         else:
-            self._end(trial, "failed", reason=reason, log=log_tail(self._folder, identity))
+            self._end(trial, "failed", reason=reason, log=log_tail(self._copy.files, identity))
 
     def tidy(self) -> None:
         """Remove what killed processes left unfinished, and what the experience store keeps beyond its budget."""
-        sweep(self._folder)
+        sweep(self._copy.folder)
         try:
             self._store.sweep()
         except OSError as error:  # a store far away may not answer: the next time it will
@@ -300,7 +320,8 @@ class Driver(tune.Callback):
             reused_seconds=self._run.reused_seconds + ledger.reused,
         )
         self._records.add_run(self._run)
-        tensorboard.finish(self._folder, record)
+        tensorboard.finish(self._copy.folder, record)
+        push(self._copy, "records", f"events/{config.identity}")  # before Optuna is told: the records decide
         self._progress.ended(record)
         if time.monotonic() > self._next_prune:
             self._prune()

@@ -162,6 +162,7 @@ class ExperienceStore:
         user: str = "",
         keep: Collection[int] = (),
         share: bool = True,
+        patience_seconds: float = 0.0,
     ) -> None:
         """Open a store, which need not be there yet.
 
@@ -173,11 +174,12 @@ class ExperienceStore:
             keep: lengths in epochs, each of which is kept as a snapshot when a trunk passes it. So are powers of two, the
                 length that the trial asks for, and lengths that others wait for.
             share: False gives each trial of each study a trunk of its own.
+            patience_seconds: see ``Files``.
 
         Raises:
             StorageError: for a URI that cannot be used.
         """
-        self.files = Files(uri)
+        self.files = Files(uri, patience_seconds=patience_seconds)
         self.leases = leases if leases is not None else FileLeases.of(self.files)
         self.user = user
         self._keep = frozenset(keep)

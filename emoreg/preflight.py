@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-from filelock import FileLock, Timeout
 
 import emoreg
 from emoreg.backbones import check_backbone
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
-from emoreg.errors import ConfigError, ImageSetError, StorageError
+from emoreg.errors import ConfigError, ImageSetError
 from emoreg.experience import TRAINER_VERSION
 from emoreg.files import Files, replacing
 from emoreg.imagesets import check, load
+from emoreg.imagesets.fetch import Prepared, Source, offer, source
 from emoreg.reconcile import check_warm_start
 from emoreg.records import Records
+from emoreg.storage import PATIENCE_SECONDS, join, node_cache
 from emoreg.trial import check_images
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
@@ -35,33 +35,33 @@ _FIXED = ("trial", "search_space", "objectives")
 _REGULATION_VERSION = 1  # raise it when the numbers of regulation change: studies begun before are then not gone on with
 
 
-def local_storage(storage: str) -> Path:
-    """The folder that a storage names.
-
-    Raises:
-        StorageError: for a URI of a filesystem that emoreg cannot use yet.
-    """
-    parsed = urlparse(storage)
-    if parsed.scheme in ("", "file"):
-        return Path(parsed.path if parsed.scheme else storage).expanduser()
-    raise StorageError(
-        f"storage must be a local folder or a file:// URI for now, but it is {storage!r}: mount it, and give the folder"
-    )
+def image_storage(storage: str) -> Path:
+    """The folder of this machine whose ``imagesets`` hold what is prepared for a storage: its own, or ``node_cache``."""
+    return Files(storage).folder or node_cache()
 
 
-def study_folder(config: StudyConfig) -> Path:
-    """``<storage>/<study>``."""
-    return local_storage(config.storage) / config.name
+def study_files(config: StudyConfig) -> Files:
+    """``<storage>/<study>``, asked patiently: it serves a study that runs."""
+    return Files(join(config.storage, config.name), patience_seconds=PATIENCE_SECONDS)
+
+
+def storage_uri(config: StudyConfig) -> str:
+    """The study's storage, named alike in every process."""
+    return _absolute(config.storage)
 
 
 def store_uri(config: StudyConfig) -> str:
-    """Where the study's experiences are kept."""
-    return config.experience.uri or str(local_storage(config.storage).resolve() / "experience")
+    """Where the study's experiences are kept, named alike in every process."""
+    return _absolute(config.experience.uri or join(config.storage, "experience"))
 
 
-def named_study(config: StudyConfig, name: str) -> Path:
-    """The folder of another study: of this name in the same storage, or the folder itself."""
-    return Path(name).expanduser() if os.sep in name else local_storage(config.storage) / name
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().resolve())
+
+
+def named_study(config: StudyConfig, name: str) -> Files:
+    """The folder of another study: of this name in the same storage, or the folder or URI that ``name`` is."""
+    return Files(name if os.sep in name else join(config.storage, name))
 
 
 def check_study(config: StudyConfig, *, address: str | None = None) -> None:
@@ -82,7 +82,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
             with _naming(path.partition(".")[0]):
                 for name in distribution.values:
                     check(dataclasses.replace(owner, name=str(name)))
-    check_storage(local_storage(config.storage))
+    check_storage(config.storage)
     if config.experience.uri is not None:
         Files(config.experience.uri).check()
     check_warm_start(config, partial(named_study, config))
@@ -112,18 +112,9 @@ def _naming(role: str) -> Iterator[None]:
         raise ImageSetError(f"trial.{role}: {error}") from error
 
 
-def check_storage(storage: Path) -> None:
+def check_storage(storage: str) -> None:
     """Refuse a storage that cannot be written, by writing to it."""
-    probe = storage / f".emoreg-{os.getpid()}"
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"emoreg")
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"storage must be a folder that can be written, but {str(storage)!r} cannot ({error.strerror}): choose another "
-            "with --storage"
-        ) from error
+    Files(storage).check()
 
 
 def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
@@ -132,17 +123,44 @@ def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
     Raises:
         UserError: for a set that cannot be read, or not used as the study asks.
     """
-    trial, storage = config.trial, local_storage(config.storage)
+    trial = config.trial
+    load_images = partial(load, storage=image_storage(config.storage))
+    prints = {}
+    for role, image_set in _image_sets(config).items():
+        with _naming(role):
+            prints[role] = load_images(image_set, image_size=trial.image_size).fingerprint
+    for control in ("none", *config.controls):
+        check_images(dataclasses.replace(trial, control=control), load_images)
+    return prints
+
+
+def _image_sets(config: StudyConfig) -> dict[str, ImageSetConfig]:
+    """The image sets that the study trains on, by role."""
+    trial = config.trial
     sets = {"task": trial.task, "stimuli": trial.stimuli}
     if "neutral" in config.controls and trial.neutral is not None:
         sets["neutral"] = trial.neutral
-    prints = {}
-    for role, image_set in sets.items():
+    return sets
+
+
+def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
+    """Put every image set that a trial may load where all machines can fetch it, prepared.
+
+    Raises:
+        UserError: for a set that cannot be read.
+    """
+    offered = {}
+    files = Files(join(config.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
+    for role, image_set in _image_sets(config).items():
+        searched = config.search_space.get(f"{role}.name")
+        names = [str(name) for name in searched.values] if isinstance(searched, Choice) else [image_set.name]
         with _naming(role):
-            prints[role] = load(image_set, image_size=trial.image_size, storage=storage).fingerprint
-    for control in ("none", *config.controls):
-        check_images(dataclasses.replace(trial, control=control), storage)
-    return prints
+            for name in names:
+                named = dataclasses.replace(image_set, name=name)
+                size = config.trial.image_size
+                prepared = offer(named, image_size=size, storage=image_storage(config.storage), files=files)
+                offered[source(named, size)] = prepared
+    return offered
 
 
 def adopt_controls(config: StudyConfig, records: Records) -> None:
@@ -153,30 +171,7 @@ def adopt_controls(config: StudyConfig, records: Records) -> None:
             records.add_trial(dataclasses.replace(record, role="control"))
 
 
-@contextmanager
-def only_driver(config: StudyConfig) -> Iterator[Path]:
-    """Hold the study's folder for one driver at a time.
-
-    Raises:
-        StorageError: where another process holds it.
-    """
-    folder = study_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise StorageError(
-            f"a study has one driver at a time, but another process is running {str(folder)!r}: wait for it, or give this one "
-            "another --name"
-        ) from error
-    try:
-        yield folder
-    finally:
-        lock.release()
-
-
-def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
+def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, str]) -> None:
     """Write ``study.json``: what is run, on what, with which versions. A study goes on only as what it began.
 
     Not compared are the versions of packages; what changes emoreg's own numbers counts as ``trainer``.
@@ -184,7 +179,7 @@ def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
     Raises:
         ConfigError: where the study on disk is another one, with the differences.
     """
-    path = study_folder(config) / "study.json"
+    path = folder / "study.json"
     content: dict[str, Any] = {
         "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
         "fingerprints": fingerprints,
@@ -196,12 +191,12 @@ def write_study_file(config: StudyConfig, fingerprints: dict[str, str]) -> None:
         "platform": platform.platform(),
     }
     if path.exists():
-        _refuse_changes(path, json.loads(path.read_text()), content)
+        _refuse_changes(config.name, json.loads(path.read_text()), content)
     with replacing(path) as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
-def _refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _refuse_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     both = old["fingerprints"].keys() & new["fingerprints"].keys()  # the neutral set may join later, with its control
     before, after = (
         _flat(
@@ -219,10 +214,10 @@ def _refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     if changed:
         raise ConfigError(
             "a study goes on as what it began, but its configuration, its images or its trainer have changed since "
-            f"{str(path)!r} was written:\n"
+            f"study {name!r} was begun:\n"
             + "\n".join(changed)
             + "\nGive the changed study another name, and let it learn from "
-            f"this one where the search space still fits (--name NEW --warm-start-from {path.parent.name}), or restore the old "
+            f"this one where the search space still fits (--name NEW --warm-start-from {name}), or restore the old "
             "values"
         )
 

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import StudyConfig, Value
 from emoreg.errors import ConfigError
+from emoreg.files import Files
 from emoreg.history import (
     GRID,
     REPLACES,
@@ -31,6 +31,7 @@ from emoreg.history import (
 )
 from emoreg.records import Records, TrialRecord
 from emoreg.search_space import resolve, suggest
+from emoreg.storage import WorkingCopy
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _LEARNING = ("tpe", "gp")
@@ -191,7 +192,7 @@ def _fit(config: StudyConfig, values: Mapping[str, Any], outcome: Outcome, attri
         return None
 
 
-def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Path]) -> None:
+def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Files]) -> None:
     """Refuse what ``warm_start`` could not read.
 
     Raises:
@@ -201,7 +202,7 @@ def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Path]) -> N
     _sources(config, folder_of)
 
 
-def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Path]) -> list[str]:
+def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Files]) -> list[str]:
     """Give the sampler what the studies of ``warm_start_from`` found, each of their trials once, and say so in sentences.
 
     Their searched trials and controls ``none`` enter Optuna's history as if run here: COMPLETE with the objectives that their
@@ -218,11 +219,11 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
     """
     before = {trial.user_attrs.get(WARM_START, "") for trial in study.get_trials(deepcopy=False)}
     said = []
-    for folder, records in _sources(config, folder_of):
-        name = folder.name
+    for files, records in _sources(config, folder_of):
+        name = files.name
         taken: Counter[str] = Counter()
         left_out: Counter[str] = Counter()
-        differences = _study_differences(folder, folder_of(config.name))
+        differences = _study_differences(files, folder_of(config.name))
         for record in sorted(records, key=lambda record: math.inf if record.number is None else record.number):
             key = f"{name}/{record.identity}"
             if record.role == "trial" or record.control != "none" or record.status == "failed" or key in before:
@@ -251,40 +252,46 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
     return said
 
 
-def _sources(config: StudyConfig, folder_of: Callable[[str], Path]) -> list[tuple[Path, list[TrialRecord]]]:
+def _sources(config: StudyConfig, folder_of: Callable[[str], Files]) -> list[tuple[Files, list[TrialRecord]]]:
     """Folder and trials of each study to learn from."""
     sources = []
     for entry in config.warm_start_from:
-        folder = folder_of(entry).resolve()
-        if folder == folder_of(config.name).resolve():
+        files = folder_of(entry)
+        if files.place == folder_of(config.name).place:
             raise ConfigError(
                 f"warm_start_from must name other studies, but {entry!r} is this one: leave it out (a study that is run again "
                 "knows its own trials), or give this one another --name"
             )
-        records = list(Records(folder).trials.values())
+        with WorkingCopy(files) as copy:
+            copy.pull("records")
+            records = list(Records(copy.folder).trials.values())
         if not records:
-            others = sorted(path.parents[1].name for path in folder.parent.glob("*/records/trials.parquet"))
             raise ConfigError(
-                f"warm_start_from must name studies that have records, but {entry!r} has none in {str(folder)!r}: name one of "
-                f"{others}, or a folder as ./old"
+                f"warm_start_from must name studies that have records, but {entry!r} has none in {files.uri!r}: name one of "
+                f"{_others(files)}, or a folder as ./old"
             )
-        sources.append((folder, records))
+        sources.append((files, records))
     return sources
+
+
+def _others(files: Files) -> list[str]:
+    """The studies beside one that have records."""
+    beside = [] if files.folder is None else files.folder.parent.glob("*/records/trials.parquet")
+    return sorted(path.parents[1].name for path in beside)
 
 
 _Differences = dict[str, tuple[set[str], str]]
 """By path, the values that the trials of another study had there, and the one that this study has, as JSON."""
 
 
-def _study_differences(there: Path, here: Path) -> _Differences:
+def _study_differences(there: Files, here: Files) -> _Differences:
     """Where two studies differ beside their configurations: in their images and in the versions of their trainers."""
-    files = [folder / "study.json" for folder in (there, here)]
     differences: _Differences = {}
-    if all(path.exists() for path in files):
+    if there.exists("study.json") and here.exists("study.json"):
         old, new = (
             {f"fingerprint of {role}": text[:12] for role, text in content["fingerprints"].items()}
             | {f"trainer of {stage}": version for stage, version in content.get("trainer", {}).items()}
-            for content in (json.loads(path.read_text()) for path in files)
+            for content in (json.loads(files.read("study.json").to_pybytes()) for files in (there, here))
         )
         for path in old.keys() & new.keys():
             _compare(path, old, new, differences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from pathlib import Path
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -15,15 +15,20 @@ from emoreg.config import StudyConfig
 from emoreg.devices import device_name
 from emoreg.errors import Diverged, Interrupted
 from emoreg.experience import ExperienceStore
-from emoreg.preflight import store_uri
+from emoreg.imagesets import load
+from emoreg.preflight import image_storage, store_uri
 from emoreg.records import EpochRecord, Records, TrialResult, trial_record, utc_now
 from emoreg.reporter import Event, Reporters
 from emoreg.search_space import lengths
 from emoreg.signals import stop_on_signals
+from emoreg.storage import WorkingCopy
+from emoreg.summary import places
 from emoreg.trial import EvaluatedSplit, run_trial
 
 
-def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, device: torch.device, console: Console) -> int:
+def run_single(
+    config: StudyConfig, copy: WorkingCopy, evaluate_on: EvaluatedSplit, device: torch.device, console: Console
+) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
 
     It computes with the threads that it would have in the study: the numbers are the same, and so is the pace.
@@ -37,6 +42,8 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         KeyboardInterrupt: at the second signal.
     """
     trial, started = config.trial, utc_now()
+    folder, own = copy.folder, (f"trials/{config.trial.identity}", f"events/{config.trial.identity}")
+    copy.pull("records", *own)
     torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
     records = Records(folder)
     console.print(
@@ -63,13 +70,14 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
             result = run_trial(
                 trial,
                 Reporters(board, lines),
-                storage=folder.parent,
+                load_images=partial(load, storage=image_storage(config.storage)),
                 store=store,
                 folder=folder / "trials" / trial.identity,
                 device=device,
                 evaluate_on=evaluate_on,
                 checkpoint_seconds=config.resources.checkpoint_seconds,
                 interrupted=lambda: bool(signals),
+                on_checkpoint=partial(copy.push, *own),
             )
         except Interrupted:
             console.print("interrupted, and saved: run the same command again to go on from here", highlight=False)
@@ -78,6 +86,7 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
             reason = str(diverged)
         finally:
             records.write()
+            copy.push("records", *own)
     earlier = records.trials.get(trial.identity)
     record = trial_record(
         trial,
@@ -96,6 +105,7 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         record = dataclasses.replace(record, test_accuracy=earlier.test_accuracy)
     records.add_trial(record)
     tensorboard.finish(folder, record)
+    copy.push("records", *own)
     if result is None:
         console.print(f"[red]pruned: {reason}[/red]")
         return 1
@@ -104,8 +114,8 @@ def run_single(config: StudyConfig, folder: Path, evaluate_on: EvaluatedSplit, d
         console.print(
             f"test accuracy {result.test_accuracy:.4f} (the test split was opened, and the record says so)", highlight=False
         )
-    console.print(f"records:      {folder / 'records'}", highlight=False, soft_wrap=True)
-    console.print(f"TensorBoard:  tensorboard --logdir {folder / 'events'}", highlight=False, soft_wrap=True)
+    for line in places(copy):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -12,11 +12,9 @@ import logging
 import math
 import os
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import ray
 from ray import tune
@@ -26,17 +24,18 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from emoreg import tensorboard
 from emoreg.config import StudyConfig, Value
 from emoreg.coordination import ActorLeases
-from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, unwritable
+from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, push, unwritable
 from emoreg.errors import ConfigError, UserError
 from emoreg.experience import ExperienceStore
 from emoreg.history import open_study
 from emoreg.messages import REGULATION_EPOCH, metric_key
-from emoreg.preflight import local_storage, named_study, store_uri, study_folder
+from emoreg.preflight import named_study, offer_image_sets, storage_uri, store_uri
 from emoreg.reconcile import reconcile, warm_start
 from emoreg.records import Records
 from emoreg.search_space import lengths
 from emoreg.searcher import OptunaSearcher
 from emoreg.signals import stop_on_signals
+from emoreg.storage import PATIENCE_SECONDS, WorkingCopy, scratch
 from emoreg.worker import Workplace, train
 
 # What Tune would do for every trainable of anybody's and emoreg does itself, or not at all.
@@ -51,7 +50,9 @@ _TUNE_SETTINGS = {
 _ANSWER_SECONDS = 5.0
 
 
-def run_study(config: StudyConfig, records: Records, progress: Progress, *, address: str | None = None) -> StudyEnd:
+def run_study(
+    config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, *, address: str | None = None
+) -> StudyEnd:
     """Run what is missing of a study, until all is there, it is told to stop, or faults in code stop it.
 
     The first SIGINT or SIGTERM lets each trial finish its step and save; a second one, or the end of
@@ -59,6 +60,7 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
 
     Args:
         config: checked by ``preflight``; the caller holds the study's lock.
+        copy: of the study's folder, with what is there already.
         records: of the study; written as trials end.
         progress: told what happens.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
@@ -67,23 +69,26 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         ConfigError: for resources that the cluster will never have.
         StorageError: where the storage is full or cannot be written; what was whole stays whole.
     """
-    folder = study_folder(config).resolve()
     stop = Stop(config.resources)
-    with stop_on_signals(stop.ask), _own_errors():
-        searcher = _take_up(config, folder, records, progress, stop)
+    with stop_on_signals(stop.ask), _own_errors(), _pushed(copy):
+        searcher = _take_up(config, copy, records, progress, stop)
         if not searcher.has_work:
             return "whole"
         _start_ray(address)
         try:
-            store = ExperienceStore(store_uri(config), leases=None if address is None else ActorLeases(store_uri(config)))
-            driver = Driver(config, folder, records, progress, searcher, store, stop)
+            store = ExperienceStore(
+                store_uri(config),
+                leases=None if address is None else ActorLeases(store_uri(config)),
+                patience_seconds=PATIENCE_SECONDS,
+            )
+            driver = Driver(config, copy, records, progress, searcher, store, stop)
             workplace = Workplace(
-                storage=local_storage(config.storage).resolve(),
-                folder=folder,
+                storage=storage_uri(config),
                 store=store_uri(config),
                 study=config.name,
                 lengths=lengths(config),
                 share=config.experience.share,
+                offered=None if address is None and not copy.is_remote else offer_image_sets(config),
                 checkpoint_seconds=config.resources.checkpoint_seconds,
                 is_cluster=address is not None,
                 stop_sign=driver.stop_sign,
@@ -106,9 +111,9 @@ def run_study(config: StudyConfig, records: Records, progress: Progress, *, addr
         return driver.end_run("whole" if searcher.is_done else "interrupted")
 
 
-def _take_up(config: StudyConfig, folder: Path, records: Records, progress: Progress, stop: Stop) -> OptunaSearcher:
+def _take_up(config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, stop: Stop) -> OptunaSearcher:
     """Bring Optuna's history, the records and the events into line, and begin from there."""
-    study = open_study(config, folder)
+    study = open_study(config, copy.folder)
     for sentence in warm_start(study, config, partial(named_study, config)):
         progress.say(sentence)
     reconciled = reconcile(study, config, records.trials)
@@ -116,9 +121,11 @@ def _take_up(config: StudyConfig, folder: Path, records: Records, progress: Prog
         progress.say(sentence)
     for identity, number in reconciled.renumbered.items():
         records.add_trial(dataclasses.replace(records.trials[identity], number=number))
-    tensorboard.write_experiment(folder, config)
+    tensorboard.write_experiment(copy.folder, config)
+    has_event = {found.name.split("/")[1] for found in copy.files.find("events") if found.name.endswith(".end")}
     for record in records.trials.values():  # an earlier driver may have been killed between a record and its event
-        tensorboard.finish(folder, record)
+        if record.identity not in has_event:
+            tensorboard.finish(copy.folder, record)
     return OptunaSearcher(
         study,
         config,
@@ -133,7 +140,7 @@ def _take_up(config: StudyConfig, folder: Path, records: Records, progress: Prog
 def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace) -> None:
     resources = _resources(config)
     driver.slots = searcher.lookahead = _slots(config, resources)
-    with tempfile.TemporaryDirectory(prefix="emoreg-") as scratch:  # Tune's own state: ours is in storage
+    with scratch() as folder:  # Tune's own state: ours is in storage
         tune.Tuner(
             tune.with_resources(partial(train, workplace=workplace), resources),
             tune_config=tune.TuneConfig(
@@ -145,7 +152,7 @@ def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplac
             ),
             run_config=tune.RunConfig(
                 name=config.name,
-                storage_path=scratch,
+                storage_path=str(folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the searcher begins broken trials again, after a pause
                 callbacks=[driver],
@@ -188,6 +195,15 @@ def _number(records: Records, identity: str, number: int, params: Mapping[str, V
     record = records.trials[identity]
     if record.number is None:
         records.add_trial(dataclasses.replace(record, number=number, params=json.dumps(dict(params))))
+
+
+@contextmanager
+def _pushed(copy: WorkingCopy) -> Iterator[None]:
+    """Leave in the storage what the driver wrote, however it ends."""
+    try:
+        yield
+    finally:
+        push(copy, "records", "optuna.journal", "events")
 
 
 @contextmanager

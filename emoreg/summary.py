@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,9 +14,10 @@ from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_f
 from emoreg.config import Objective, StudyConfig, leaves
 from emoreg.progress import control_name, duration, format_params
 from emoreg.records import Records, TrialRecord
+from emoreg.storage import WorkingCopy, join
 
 
-def print_summary(config: StudyConfig, records: Records, folder: Path, console: Console) -> None:
+def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, console: Console) -> None:
     """The answer: best configurations by backbone, regulation beside its controls, and where everything lies."""
     trials = list(records.trials.values())
     best = best_by_backbone(trials, config.objectives[0])
@@ -46,8 +46,14 @@ def print_summary(config: StudyConfig, records: Records, folder: Path, console: 
     for record in trials:
         if record.status == "failed":
             console.print(f"failed: trial {record.identity}: {record.reason}", style="red", markup=False, soft_wrap=True)
-    console.print(f"records:      {folder / 'records'}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"TensorBoard:  tensorboard --logdir {folder / 'events'}", markup=False, highlight=False, soft_wrap=True)
+    for line in places(copy):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def places(copy: WorkingCopy) -> tuple[str, str]:
+    """Where a study's records are, and how to look at its events."""
+    place = str(copy.folder) if not copy.is_remote else copy.files.uri
+    return f"records:      {join(place, 'records')}", f"TensorBoard:  tensorboard --logdir {join(place, 'events')}"
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -102,12 +108,12 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     from emoreg.devices import device_name, pick_device
     from emoreg.estimate import estimate_cost
     from emoreg.optimization import length_dependence
-    from emoreg.preflight import local_storage, prepare_image_sets
+    from emoreg.preflight import image_storage, prepare_image_sets
     from emoreg.search_space import describe, size
 
     fingerprints = prepare_image_sets(config)
     device = pick_device("cpu" if config.resources.gpus_per_trial == 0 else "auto")
-    cost = estimate_cost(config, device, local_storage(config.storage))
+    cost = estimate_cost(config, device, image_storage(config.storage))
     settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):

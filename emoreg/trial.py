@@ -17,7 +17,7 @@ from emoreg.config import AugmentationConfig, ImageSetConfig, TrialConfig
 from emoreg.errors import ConfigError, ImageSetError, Interrupted
 from emoreg.experience import ExperienceStore, Gained, gain_experience
 from emoreg.files import sweep
-from emoreg.imagesets import ImageSet, Split, cut_validation, load
+from emoreg.imagesets import ImageSet, LoadImages, Split, cut_validation
 from emoreg.imagesets.augmentation import denormalize
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import reproducible
@@ -37,26 +37,28 @@ def run_trial(
     config: TrialConfig,
     reporter: Reporter,
     *,
-    storage: Path,
+    load_images: LoadImages,
     store: ExperienceStore,
     folder: Path,
     device: torch.device,
     evaluate_on: EvaluatedSplit = "validation",
     checkpoint_seconds: float = 30.0,
     interrupted: Callable[[], bool] = lambda: False,
+    on_checkpoint: Callable[[], None] = lambda: None,
 ) -> TrialResult:
     """Run a trial to its end, from its last checkpoint where it has one.
 
     Args:
         config: the trial; its control is applied here.
         reporter: told every epoch in order, those of an earlier attempt included; it may raise to stop the trial.
-        storage: holds the prepared image sets.
+        load_images: gives the image sets.
         store: holds the experience.
         folder: the trial's own, for its checkpoint.
         device: where to compute.
         evaluate_on: "test" opens the test split, once, at the end.
         checkpoint_seconds: least time between two checkpoints, in mid-epoch too; the end always makes one.
         interrupted: asked after every step, and while waiting for an experience, whether to stop.
+        on_checkpoint: called when a checkpoint is in ``folder``, by the thread that has written it.
 
     Raises:
         Diverged: a loss was not finite.
@@ -66,7 +68,7 @@ def run_trial(
     config = config.applied()
     history = _History(reporter)
     with reproducible(config.deterministic):
-        task, parts = _load_task(config, storage)
+        task, parts = _load_task(config, load_images)
         train, held_out = (Batches(part, device=device) for part in parts)
         sweep(folder)
         start = checkpoint.load(folder / CHECKPOINT)
@@ -77,7 +79,7 @@ def run_trial(
                 history.report(EpochRecord(**earlier))
         experience = None
         if needs_emotional(config.regulation):
-            stimuli, source = _load_stimuli(config, storage)
+            stimuli, source = _load_stimuli(config, load_images)
             if stimuli.regression:
                 _check_regression(config, stimuli)
             experience = create_emotional_net(config, stimuli.num_outputs).to(device)
@@ -103,6 +105,7 @@ def run_trial(
                 gained=gained,
                 checkpoint_seconds=checkpoint_seconds,
                 interrupted=interrupted,
+                on_checkpoint=on_checkpoint,
             )
             relief = regulate(
                 config,
@@ -138,16 +141,16 @@ def run_trial(
     )
 
 
-def check_images(config: TrialConfig, storage: Path) -> None:
+def check_images(config: TrialConfig, load_images: LoadImages) -> None:
     """Refuse a trial whose image sets cannot be used as it asks; prepares them where they are new.
 
     Raises:
         UserError: for a task without classes or validation images, or too few images.
     """
     config = config.applied()
-    _load_task(config, storage)
+    _load_task(config, load_images)
     if needs_emotional(config.regulation):
-        stimuli, source = _load_stimuli(config, storage)
+        stimuli, source = _load_stimuli(config, load_images)
         if stimuli.regression:
             _check_regression(config, stimuli)
         _parts(stimuli, source)
@@ -177,6 +180,7 @@ class _Keeper:
     gained: Gained
     checkpoint_seconds: float
     interrupted: Callable[[], bool]
+    on_checkpoint: Callable[[], None]
     saved: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -190,16 +194,20 @@ class _Keeper:
         if "record" in state:  # an epoch is reported, and so in the history, once it is kept
             rows.append(state["record"])
         seconds = {"pretraining_seconds": self.gained.paid_seconds, "experience_seconds": self.gained.cost_seconds}
-        self.writer.save(self.path, {**state, **seconds, "history": rows})
+        self.writer.submit(self._write, {**state, **seconds, "history": rows})
         self.saved = time.monotonic()
         if self.interrupted() and not last:
             self.writer.flush()
             raise Interrupted(f"trial {self.config.identity} was asked to stop, and all it did is saved: run again, it goes on")
 
+    def _write(self, state: State) -> None:
+        checkpoint.save(self.path, state)
+        self.on_checkpoint()
 
-def _load_task(config: TrialConfig, storage: Path) -> tuple[ImageSet, tuple[Split, Split]]:
+
+def _load_task(config: TrialConfig, load_images: LoadImages) -> tuple[ImageSet, tuple[Split, Split]]:
     """The images of stage 2, and the training and validation parts of them."""
-    task = load(config.task, image_size=config.image_size, storage=storage)
+    task = load_images(config.task, image_size=config.image_size)
     if task.regression:
         raise ConfigError(
             f"a task is classified, but the target {config.task.target!r} of {task.name!r} is made of real numbers: "
@@ -214,14 +222,14 @@ def _load_task(config: TrialConfig, storage: Path) -> tuple[ImageSet, tuple[Spli
     return task, parts
 
 
-def _load_stimuli(config: TrialConfig, storage: Path) -> tuple[ImageSet, ImageSetConfig]:
+def _load_stimuli(config: TrialConfig, load_images: LoadImages) -> tuple[ImageSet, ImageSetConfig]:
     """The images of stage 1, and which of them: for the neutral control the neutral ones, as many as the stimuli."""
-    stimuli = load(config.stimuli, image_size=config.image_size, storage=storage)
+    stimuli = load_images(config.stimuli, image_size=config.image_size)
     if config.control != "neutral":
         return stimuli, config.stimuli
     assert config.neutral is not None
     num_images = len(_parts(stimuli, config.stimuli)[0])
-    neutral = load(config.neutral, image_size=config.image_size, storage=storage)
+    neutral = load_images(config.neutral, image_size=config.image_size)
     num_neutral = len(_parts(neutral, replace(config.neutral, num_images=None))[0])
     if num_neutral < num_images:
         raise ImageSetError(

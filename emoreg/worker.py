@@ -8,9 +8,10 @@ import logging
 import os
 import platform
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from emoreg.coordination import ActorLeases, StopSign
 from emoreg.devices import device_name
 from emoreg.errors import Diverged, Interrupted, UserError
 from emoreg.experience import ExperienceStore
+from emoreg.files import Files
+from emoreg.imagesets import LoadImages, load
+from emoreg.imagesets.fetch import FetchedSets, Prepared, Source
 from emoreg.messages import EXPERIENCED, FAULT, epoch_result, last_result, unfinished_result
 from emoreg.records import EpochRecord, Role
 from emoreg.reporter import Event, Experienced, Reporters
+from emoreg.storage import PATIENCE_SECONDS, WorkingCopy, join, node_cache
 from emoreg.trial import run_trial
 
 LOG = "log.txt"
@@ -42,23 +47,23 @@ class Workplace:
     """What every trial of a study is given.
 
     Attributes:
-        storage: holds the image sets.
-        folder: the study's.
+        storage: URI of the storage.
         store: URI of the experience store.
         study: name of the study.
         lengths: of pre-training that the study may ask for.
         share: whether trials share pre-training.
+        offered: the image sets that each machine fetches from the storage; None where there is one machine, which has them.
         checkpoint_seconds: between two checkpoints.
         is_cluster: whether trials may run on several machines.
         stop_sign: raised when the study is to stop.
     """
 
-    storage: Path
-    folder: Path
+    storage: str
     store: str
     study: str
     lengths: frozenset[int]
     share: bool
+    offered: Mapping[Source, Prepared] | None
     checkpoint_seconds: float
     is_cluster: bool
     stop_sign: StopSign
@@ -87,8 +92,20 @@ def train(assignment: dict[str, Any], *, workplace: Workplace) -> None:
 def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
     """The trial's last result."""
     config: TrialConfig = assignment["trial"]
+    own = f"trials/{config.identity}"
+    files = Files(join(workplace.storage, workplace.study), patience_seconds=PATIENCE_SECONDS)
+    with WorkingCopy(files) as copy:
+        copy.pull(own, f"events/{config.identity}")
+        try:
+            return _run_in(copy, assignment, workplace)
+        finally:
+            copy.push(own, f"events/{config.identity}")
+
+
+def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
+    config: TrialConfig = assignment["trial"]
     role: Role = assignment["role"]
-    folder = workplace.folder / "trials" / config.identity
+    folder = copy.folder / "trials" / config.identity
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     on_device = {"device": device_name(device)}
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
@@ -99,7 +116,13 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
         user=workplace.study,
         keep=workplace.lengths,
         share=workplace.share,
+        patience_seconds=PATIENCE_SECONDS,
     )
+    if workplace.offered is None:
+        load_images: LoadImages = partial(load, storage=Path(workplace.storage))
+    else:
+        offered = Files(join(workplace.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
+        load_images = FetchedSets(offered=workplace.offered, files=offered, folder=node_cache() / "imagesets")
     history: list[EpochRecord] = []
 
     class ToTune:
@@ -114,7 +137,7 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
     with (
         _logged(folder / LOG),
         closing(workplace.stop_sign.watch()) as is_stopped,
-        tensorboard.TensorBoardReporter(workplace.folder, config, assignment["params"]) as board,
+        tensorboard.TensorBoardReporter(copy.folder, config, assignment["params"]) as board,
     ):
         if is_stopped():  # before it began
             return {**unfinished_result("interrupted"), **on_device}
@@ -123,12 +146,13 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
             result = run_trial(
                 config,
                 Reporters(board, ToTune()),
-                storage=workplace.storage,
+                load_images=load_images,
                 store=store,
                 folder=folder,
                 device=device,
                 checkpoint_seconds=workplace.checkpoint_seconds,
                 interrupted=is_stopped,
+                on_checkpoint=partial(copy.push, f"trials/{config.identity}", f"events/{config.identity}"),
             )
         except Diverged as diverged:
             log.warning("%s", diverged)
@@ -170,12 +194,13 @@ def is_of_the_machine(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_THE_MACHINE)
 
 
-def log_tail(folder: Path, identity: str) -> str | None:
+def log_tail(files: Files, identity: str) -> str | None:
     """The last lines of a trial's log, or None where it never came so far."""
-    path = folder / "trials" / identity / LOG
-    if not path.exists():
+    try:
+        text = files.read(f"trials/{identity}/{LOG}").to_pybytes().decode(errors="replace")
+    except FileNotFoundError:
         return None
-    return "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+    return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:])
 
 
 @contextmanager

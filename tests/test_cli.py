@@ -17,7 +17,8 @@ from PIL import Image
 import emoreg
 from emoreg.cli import main
 from emoreg.config import StudyConfig, leaves
-from emoreg.preflight import only_driver, prepare_image_sets, write_study_file
+from emoreg.preflight import prepare_image_sets, study_files, write_study_file
+from emoreg.storage import only_driver
 from emoreg.study_file import load_study
 from tests.studies import study_file
 
@@ -135,8 +136,8 @@ BAD_OVERRIDES = [
     ("--trial.task.name fer2013", "trial.task: 'fer2013' needs a path, but it is None: give"),
     ("--trial.task.num-images 5000", r"num_images must lie between 10 .*but it is 5000: choose"),
     ("--trial.stimuli.name folder --trial.stimuli.path sad", r"trial\.stimuli: .* must have two classes or more .*\['sad'\]"),
-    ("--storage s3://bucket/runs", "must be a local folder or a file:// URI .*'s3://bucket/runs': mount it"),
-    ("--storage file/runs", "must be a folder that can be written, but 'file/runs' cannot .*Not a directory.*choose another"),
+    ("--storage ftp://host/runs", "must be a folder, or a URI that pyarrow can open .*'ftp://host/runs' cannot be used"),
+    ("--storage file/runs", "must be writable, but 'file/runs' is not .*Not a directory.*name another"),
     ("--controls neutral", "neutral control needs the image set trial.neutral, but it is None: name one"),
     *(
         [
@@ -164,9 +165,11 @@ def test_a_bad_setting_is_one_message_and_code_2(
 BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
-        "a command must be one of run, trial, show, experience, doctor, data, but it is 'runn': see `emoreg --help`",
+        "a command must be one of run, trial, show, experience, doctor, data, submit, status, logs, stop, but it is 'runn': "
+        "see `emoreg --help`",
     ),
     ("run", "Missing from emoreg run: STUDY"),
+    ("run --num-trials 3 tiny_cli_study.py", "STUDY must come right after `emoreg run`, but there is '--num-trials'"),
     ("run nowhere.py", "no file 'nowhere.py': correct the path"),
     ("run studies.quikstart", r"no module 'studies\.quikstart'"),
     ("run syntax.py", r"'syntax\.py' is not valid Python: .* at .*syntax\.py:1"),
@@ -176,7 +179,7 @@ BAD_COMMANDS = [
     ("data prepare", "emoreg data prepare needs the NAME of an image set"),
     ("data show openmojo", "none called 'openmojo': did you mean .*'openmoji'"),
     ("data shw", "invalid choice 'shw'"),
-    ("data prepare digits --storage file/runs", "must be a folder that can be written"),
+    ("data prepare digits --storage file/runs", "storage must be writable"),
     ("doctor --storge x", "Unrecognized options: --storge, x"),
     *(
         [("trial tiny_cli_study.py --device cuda", "device must be there, but it is 'cuda'")]
@@ -204,7 +207,7 @@ def stored(tiny: str, storage: Path) -> StudyConfig:
 
 
 def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
-    with only_driver(stored(tiny, storage)):
+    with only_driver(study_files(stored(tiny, storage))):
         for command in ("run", "trial"):
             code, _, err = emoreg_(capsys, command, tiny, "--storage", str(storage))
             assert code == 2
@@ -214,8 +217,8 @@ def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, c
 
 def test_a_changed_study_of_the_same_name_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
     study = stored(tiny, storage)
-    with only_driver(study):
-        write_study_file(study, prepare_image_sets(study))
+    with only_driver(study_files(study)) as copy:
+        write_study_file(study, copy.folder, prepare_image_sets(study))
     code, _, err = emoreg_(capsys, "run", tiny, "--storage", str(storage), "--trial.regulation.epochs", "3")
     assert code == 2
     assert "trial.regulation.epochs: 2 -> 3" in err
@@ -239,7 +242,7 @@ def test_an_interrupt_is_no_traceback(tiny: str, capsys: Output, monkeypatch: py
 
 @pytest.mark.parametrize(
     "command",
-    ["--trial.regulation.balance 1.5", "--storage s3://bucket"],
+    ["--trial.regulation.balance 1.5", "--storage ftp://host"],
 )
 def test_bad_input_in_a_process_of_its_own_never_reaches_ray(command: str) -> None:
     script = "import sys; sys.modules['ray'] = None; from emoreg.cli import main; main(sys.argv[1:])"

@@ -46,13 +46,13 @@ def test_prepared_image_sets_are_named(tmp_path: Path) -> None:
     assert found() == "digits-8px"
 
 
-@pytest.mark.parametrize("storage", ["{tmp}/file/runs", "s3://bucket/runs"])
+@pytest.mark.parametrize("storage", ["{tmp}/file/runs", "ftp://host/runs"])
 def test_a_bad_storage_is_found_with_its_cure(storage: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     findings = list(examine(storage.format(tmp=tmp_path)))
     (bad,) = [finding for finding in findings if finding.verdict == "bad"]
     assert bad.what == "storage"
-    assert "choose another" in bad.cure or "mount it" in bad.cure
+    assert "name another" in bad.cure or "name a folder" in bad.cure
     code, text = printed(findings)
     assert code == 1
     assert "1 of these would stop a study." in text

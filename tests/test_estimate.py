@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from emoreg import estimate, trial
+from emoreg import estimate
 from emoreg.config import Choice, Float, Int, ResourcesConfig, SamplerConfig
 from emoreg.errors import ConfigError
 from emoreg.estimate import Cost, estimate_cost
 from emoreg.imagesets import ImageSet, Split, load
+from tests import trials
 from tests.studies import tiny_study
 from tests.trials import CPU, TINY, run, tiny
 
@@ -111,7 +112,7 @@ def load_closed(*args: Any, **kwargs: Any) -> ImageSet:
 
 def test_neither_the_estimate_nor_a_trial_opens_the_test_split(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "load", load_closed)
-    monkeypatch.setattr(trial, "load", load_closed)
+    monkeypatch.setattr(trials, "load", load_closed)
     assert cost(storage).device_seconds > 0
     run(TINY, storage)
     with pytest.raises(AssertionError, match="the test split was opened"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emoreg.errors import StorageError
-from emoreg.files import Files, replacing, sweep
+from emoreg.files import Files, replacing, scratch_folder, sweep
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -125,3 +125,23 @@ def test_leftovers_of_the_dead_are_swept_and_what_the_living_write_is_left_alone
     assert sweep(tmp_path) == []
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "living"]
     dead.communicate()
+
+
+def test_a_scratch_folder_goes_with_its_block_and_that_of_a_killed_process_with_the_next(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from emoreg.files import scratch_folder
+with scratch_folder(Path(sys.argv[1])) as folder:
+    (folder / "left").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    (left,) = tmp_path.glob("*/left")
+    with scratch_folder(tmp_path) as folder:
+        assert list(folder.iterdir()) == []
+        assert not left.parent.exists()
+        with scratch_folder(tmp_path) as other:
+            assert folder.is_dir()
+            assert other != folder
+    assert list(tmp_path.iterdir()) == []

@@ -26,6 +26,7 @@ from emoreg.config import (
     replace_paths,
 )
 from emoreg.errors import ConfigError, StorageError
+from emoreg.files import Files
 from emoreg.history import GRID, INVALID, REPLACES, WARM_START, count_proposed, open_study
 from emoreg.reconcile import check_warm_start, reconcile, warm_start
 from emoreg.records import Records, TrialRecord, TrialResult, trial_record
@@ -131,7 +132,7 @@ def balance_record(config: StudyConfig, balance: float, **kwargs: Any) -> TrialR
 
 @pytest.fixture
 def folder_of(tmp_path: Path) -> Any:
-    return lambda name: Path(name) if "/" in name else tmp_path / name
+    return lambda name: Files(name if "/" in name else str(tmp_path / name))
 
 
 def write_study(folder: Path, *rows: TrialRecord) -> None:
@@ -532,12 +533,14 @@ def test_which_samplers_go_on_from_a_warm_start(sampler: str, storage: str | Non
 
 
 @pytest.mark.parametrize("entry", ["new", "./new"])
-def test_a_study_does_not_learn_from_itself(entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_does_not_learn_from_itself(
+    entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_of: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = study_config(name="new", warm_start_from=(entry,))
     write_study(tmp_path / "new", balance_record(config, 0.1))
     with pytest.raises(ConfigError, match=rf"must name other studies, but '{entry}' is this one: .* --name"):
-        check_warm_start(config, lambda name: Path(name) if "/" in name else tmp_path / name)
+        check_warm_start(config, folder_of)
 
 
 def test_a_study_without_records_is_refused_with_those_that_have_some(tmp_path: Path, folder_of: Any) -> None:

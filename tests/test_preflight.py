@@ -15,13 +15,15 @@ from emoreg.preflight import (
     adopt_controls,
     check_storage,
     check_study,
-    local_storage,
-    only_driver,
+    image_storage,
     prepare_image_sets,
-    study_folder,
+    storage_uri,
+    store_uri,
+    study_files,
     write_study_file,
 )
 from emoreg.records import Records
+from emoreg.storage import node_cache, only_driver
 from tests.studies import ended, tiny_study
 from tests.trials import TINY
 
@@ -37,25 +39,28 @@ def changed(study: StudyConfig, **paths: Any) -> StudyConfig:
     return dataclasses.replace(study, trial=replace_paths(study.trial, {k.replace("__", "."): v for k, v in paths.items()}))
 
 
-@pytest.mark.parametrize(
-    ("storage", "folder"),
-    [("runs", Path("runs")), ("file:///a/b", Path("/a/b")), ("~/runs", Path.home() / "runs"), ("/a b", Path("/a b"))],
-)
-def test_local_storage(storage: str, folder: Path) -> None:
-    assert local_storage(storage) == folder
+def folder_of(study: StudyConfig) -> Path:
+    folder = study_files(study).folder
+    assert folder is not None
+    return folder
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://bucket", "hdfs://host/runs"])
-def test_a_remote_storage_is_refused(storage: str) -> None:
-    with pytest.raises(StorageError, match=f"must be a local folder or a file:// URI.*{storage}.*mount it"):
-        local_storage(storage)
+def test_a_storage_is_named_alike_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here, there = tiny_study(storage="runs"), tiny_study(storage="s3://bucket/runs?region=here")
+    assert (storage_uri(here), store_uri(here)) == (f"{tmp_path}/runs", f"{tmp_path}/runs/experience")
+    assert storage_uri(there) == "s3://bucket/runs?region=here"
+    assert store_uri(there) == "s3://bucket/runs/experience?region=here"
+    assert image_storage("file:///a/b") == Path("/a/b")
+    assert image_storage("~/runs") == Path.home() / "runs"
+    assert image_storage(there.storage) == node_cache()
 
 
 def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"folder that can be written, but .*file.* choose another with --storage"):
-        check_storage(tmp_path / "file" / "runs")
-    check_storage(tmp_path / "new" / "runs")
+    with pytest.raises(StorageError, match=r"must be writable, but .*file.* mend its permissions, or name another"):
+        check_storage(str(tmp_path / "file" / "runs"))
+    check_storage(str(tmp_path / "new" / "runs"))
     assert list((tmp_path / "new" / "runs").iterdir()) == []
 
 
@@ -78,7 +83,7 @@ def test_the_gpus_of_a_cluster_are_not_looked_for_here(study: StudyConfig, monke
     [
         ({"search_space": {"backbone": Choice(("test_resnet", "test_vti"))}}, ConfigError, "no 'test_vti': did you mean"),
         ({"search_space": {"stimuli.name": Choice(("openmoji", "emojo"))}}, ImageSetError, "none called 'emojo'"),
-        ({"storage": "s3://bucket"}, StorageError, "s3://bucket"),
+        ({"storage": "ftp://host/runs"}, StorageError, "ftp://host/runs"),
         pytest.param(
             {"resources": ResourcesConfig(gpus_per_trial=1)},
             ConfigError,
@@ -130,33 +135,35 @@ def test_prepared_sets_are_known_by_their_fingerprints(study: StudyConfig) -> No
 
 
 def test_one_driver_at_a_time(study: StudyConfig) -> None:
-    with only_driver(study) as folder:
-        assert folder == study_folder(study)
+    with only_driver(study_files(study)) as copy:
+        assert copy.folder == folder_of(study)
         with pytest.raises(StorageError, match=r"another process is running .*--name"):
-            only_driver(study).__enter__()
-    with only_driver(study):
+            only_driver(study_files(study)).__enter__()
+    with only_driver(study_files(study)):
         pass
 
 
 def test_the_study_file_says_what_was_run(study: StudyConfig) -> None:
-    study_folder(study).mkdir()
-    write_study_file(study, PRINTS)
-    content = json.loads((study_folder(study) / "study.json").read_text())
+    folder_of(study).mkdir()
+    write_study_file(study, folder_of(study), PRINTS)
+    content = json.loads((folder_of(study) / "study.json").read_text())
     assert content["config"]["trial"]["backbone"] == "test_resnet"
     assert content["fingerprints"] == PRINTS
     assert {"emoreg", "python", "torch", "ray", "optuna"} <= content["versions"].keys()
     assert content["device"]
     assert content["platform"]
-    assert not list(study_folder(study).glob("*.tmp"))
-    write_study_file(dataclasses.replace(study, optuna_storage="postgresql://me:pass@word@host:5432/db"), PRINTS)
-    content = json.loads((study_folder(study) / "study.json").read_text())
+    assert not list(folder_of(study).glob("*.tmp"))
+    write_study_file(
+        dataclasses.replace(study, optuna_storage="postgresql://me:pass@word@host:5432/db"), folder_of(study), PRINTS
+    )
+    content = json.loads((folder_of(study) / "study.json").read_text())
     assert content["config"]["optuna_storage"] == "postgresql://me:***@host:5432/db"
 
 
 def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig) -> None:
-    study_folder(study).mkdir()
-    write_study_file(study, PRINTS)
-    before = (study_folder(study) / "study.json").read_text()
+    folder_of(study).mkdir()
+    write_study_file(study, folder_of(study), PRINTS)
+    before = (folder_of(study) / "study.json").read_text()
     for other, prints, difference in (
         (changed(study, regulation__epochs=7), PRINTS, r"trial\.regulation\.epochs: 2 -> 7"),
         (study, PRINTS | {"task": "xyz"}, r'fingerprints\.task: "abc" -> "xyz"'),
@@ -167,56 +174,56 @@ def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig) -> 
         ),
     ):
         with pytest.raises(ConfigError, match=difference) as caught:
-            write_study_file(other, prints)
+            write_study_file(other, folder_of(study), prints)
         assert "(--name NEW --warm-start-from tiny)" in str(caught.value)
-    assert (study_folder(study) / "study.json").read_text() == before
+    assert (folder_of(study) / "study.json").read_text() == before
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "regulation"])
 def test_a_changed_trainer_is_refused(stage: str, study: StudyConfig) -> None:
-    study_folder(study).mkdir()
-    write_study_file(study, PRINTS)
-    path = study_folder(study) / "study.json"
+    folder_of(study).mkdir()
+    write_study_file(study, folder_of(study), PRINTS)
+    path = folder_of(study) / "study.json"
     content = json.loads(path.read_text())
     assert content["trainer"].keys() == {"pretraining", "regulation"}
     content["trainer"][stage] = 0
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=rf"trainer\.{stage}: 0 -> 1"):
-        write_study_file(study, PRINTS)
+        write_study_file(study, folder_of(study), PRINTS)
 
 
 def test_a_study_file_from_before_trainers_had_versions_is_of_the_first(
     study: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study_folder(study).mkdir()
-    write_study_file(study, PRINTS)
-    path = study_folder(study) / "study.json"
+    folder_of(study).mkdir()
+    write_study_file(study, folder_of(study), PRINTS)
+    path = folder_of(study) / "study.json"
     content = json.loads(path.read_text())
     del content["trainer"]
     path.write_text(json.dumps(content))
     monkeypatch.setattr("emoreg.preflight.TRAINER_VERSION", 7)
     with pytest.raises(ConfigError, match=r"trainer\.pretraining: 1 -> 7"):
-        write_study_file(study, PRINTS)
+        write_study_file(study, folder_of(study), PRINTS)
     monkeypatch.undo()
-    write_study_file(study, PRINTS)
+    write_study_file(study, folder_of(study), PRINTS)
     assert json.loads(path.read_text())["trainer"] == {"pretraining": 1, "regulation": 1}
 
 
 def test_a_study_may_grow(study: StudyConfig) -> None:
-    study_folder(study).mkdir()
-    write_study_file(study, PRINTS)
+    folder_of(study).mkdir()
+    write_study_file(study, folder_of(study), PRINTS)
     larger = dataclasses.replace(
         study, num_trials=50, control_seeds=(0, 1), controls=("none",), resources=ResourcesConfig(max_concurrent=1)
     )
-    write_study_file(larger, PRINTS | {"neutral": "ghi"})
-    assert json.loads((study_folder(study) / "study.json").read_text())["config"]["num_trials"] == 50
+    write_study_file(larger, folder_of(study), PRINTS | {"neutral": "ghi"})
+    assert json.loads((folder_of(study) / "study.json").read_text())["config"]["num_trials"] == 50
 
 
 def test_a_trial_that_was_run_alone_becomes_the_control_that_the_study_asks_for(study: StudyConfig) -> None:
-    records = Records(study_folder(study))
+    records = Records(folder_of(study))
     other = replace_paths(TINY, {"seed": 5})
     for config in (TINY, other):
         records.add_trial(ended(config, role="trial"))
     adopt_controls(study, records)
-    again = Records(study_folder(study)).trials
+    again = Records(folder_of(study)).trials
     assert {identity: record.role for identity, record in again.items()} == {TINY.identity: "control", other.identity: "trial"}

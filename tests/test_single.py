@@ -15,8 +15,10 @@ from rich.console import Console
 
 from emoreg import checkpoint
 from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig
+from emoreg.files import Files
 from emoreg.records import Records, TrialRecord
 from emoreg.single import run_single
+from emoreg.storage import WorkingCopy
 from emoreg.trial import CHECKPOINT
 from tests.studies import ended, tiny_study
 from tests.trials import CPU, TINY, same, timeless, tiny
@@ -39,7 +41,7 @@ def study(storage: Path) -> StudyConfig:
 def single(study: StudyConfig, evaluate_on: Any = "validation", code: int = 0) -> tuple[TrialRecord, str]:
     folder = Path(study.storage) / study.name
     console = Console(file=io.StringIO(), width=80, highlight=False)
-    assert run_single(study, folder, evaluate_on, CPU, console) == code
+    assert run_single(study, WorkingCopy(Files(str(folder))), evaluate_on, CPU, console) == code
     assert isinstance(console.file, io.StringIO)
     return Records(folder).trials[study.trial.identity], console.file.getvalue()
 
@@ -114,7 +116,8 @@ def slow_study(storage: str, name: str = "tiny") -> StudyConfig:
 def in_a_process(storage: str) -> int:
     """What ``emoreg trial`` does."""
     study = slow_study(storage)
-    return run_single(study, Path(storage) / study.name, "validation", CPU, Console(width=80, highlight=False))
+    copy = WorkingCopy(Files(f"{storage}/{study.name}"))
+    return run_single(study, copy, "validation", CPU, Console(width=80, highlight=False))
 
 
 def test_a_signal_in_mid_epoch_saves_and_the_same_command_goes_on_to_the_bit(storage: Path) -> None:

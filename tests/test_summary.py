@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from emoreg.config import Choice, Objective, StudyConfig
+from emoreg.files import Files
 from emoreg.records import Records, TrialRecord
+from emoreg.storage import WorkingCopy
 from emoreg.summary import print_plan, print_summary
 from tests.studies import ended, tiny_study
 from tests.trials import TINY, tiny
@@ -26,7 +28,7 @@ def summary(study: StudyConfig, folder: Path, *trials: TrialRecord, width: int =
     records = Records(folder)
     records.trials |= {record.identity: record for record in trials}
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    print_summary(study, records, folder, console)
+    print_summary(study, records, WorkingCopy(Files(str(folder))), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

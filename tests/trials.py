@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from emoreg.checkpoint import State
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig, Value, replace_paths
 from emoreg.errors import Interrupted
 from emoreg.experience import ExperienceStore
-from emoreg.imagesets import Split
+from emoreg.imagesets import Split, load
 from emoreg.imagesets.batches import Batches
 from emoreg.records import EpochRecord, TrialResult
 from emoreg.reporter import Event
@@ -119,7 +120,8 @@ def run(
     recorder = recorder if recorder is not None else Recorder()
     folder = folder if folder is not None else storage / config.identity
     store = ExperienceStore(str(storage / "experience"))
-    result = run_trial(config, recorder, storage=storage, store=store, folder=folder, device=CPU, **kwargs)
+    load_images = partial(load, storage=storage)
+    result = run_trial(config, recorder, load_images=load_images, store=store, folder=folder, device=CPU, **kwargs)
     state = checkpoint.load(folder / CHECKPOINT)
     assert state is not None
     return result, recorder, state["network"]

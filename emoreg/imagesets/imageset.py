@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from emoreg.config import ImageSetConfig
 
 Targets = Int[np.ndarray, " N"] | Float[np.ndarray, "N T"]
 
@@ -51,3 +54,10 @@ class ImageSet:
     def num_outputs(self) -> int:
         """Width of a head for this set: number of classes, or of regression targets."""
         return len(self.class_names)
+
+
+class LoadImages(Protocol):
+    """Gives image sets: ``partial(load, storage=...)``, or ``FetchedSets`` on a machine of a cluster."""
+
+    def __call__(self, config: ImageSetConfig, *, image_size: int) -> ImageSet:
+        """The image set, whole, at ``image_size``; see ``load``."""

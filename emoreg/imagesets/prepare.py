@@ -55,27 +55,20 @@ def load(config: ImageSetConfig, *, image_size: int, storage: Path) -> ImageSet:
     """
     reader = check(config)
     folder = storage / "imagesets"
-    request = Request(
-        path=config.path,
-        target=config.target or reader.targets[0],
-        image_size=image_size,
-        downloads=folder / "downloads",
-    )
     try:
-        source = [FORMAT_VERSION, config.name, request.target, str(image_size), *reader.stamp(request)]
-        key = hashlib.sha256("\n".join(source).encode("utf-8", "surrogateescape")).hexdigest()
-        path = folder / f"{config.name}-{image_size}px-{key[:12]}.arrow"
-        prepared = _open(path, config.name, key)
+        request = _request(config, image_size, folder)
+        path, key = _place(config, request, folder)
+        prepared = open_prepared(path, config.name, key)
         if prepared is not None:
             return prepared
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            prepared = _open(path, config.name, key)  # another process may have prepared it while this one waited
+            prepared = open_prepared(path, config.name, key)  # another process may have prepared it while this one waited
             if prepared is None:
                 if path.exists():
                     log.warning("%s is not a whole prepared image set: preparing it again", path)
                 _prepare(reader.read(request), name=config.name, image_size=image_size, key=key, path=path)
-                prepared = _open(path, config.name, key)
+                prepared = open_prepared(path, config.name, key)
     except pa.ArrowInvalid as error:
         raise ImageSetError(f"the files of {config.name!r} must be whole, but {config.path!r} is not ({error})") from error
     except OSError as error:
@@ -87,7 +80,24 @@ def load(config: ImageSetConfig, *, image_size: int, storage: Path) -> ImageSet:
     return prepared
 
 
-def _open(path: Path, name: str, key: str) -> ImageSet | None:
+def prepared_file(config: ImageSetConfig, *, image_size: int, storage: Path) -> tuple[Path, str]:
+    """Where ``load`` keeps the set, and the key in the file that says what it was made of."""
+    folder = storage / "imagesets"
+    return _place(config, _request(config, image_size, folder), folder)
+
+
+def _request(config: ImageSetConfig, image_size: int, folder: Path) -> Request:
+    target = config.target or check(config).targets[0]
+    return Request(path=config.path, target=target, image_size=image_size, downloads=folder / "downloads")
+
+
+def _place(config: ImageSetConfig, request: Request, folder: Path) -> tuple[Path, str]:
+    source = [FORMAT_VERSION, config.name, request.target, str(request.image_size), *check(config).stamp(request)]
+    key = hashlib.sha256("\n".join(source).encode("utf-8", "surrogateescape")).hexdigest()
+    return folder / f"{config.name}-{request.image_size}px-{key[:12]}.arrow", key
+
+
+def open_prepared(path: Path, name: str, key: str) -> ImageSet | None:
     """The prepared set, or None where there is none or the file is not what was written."""
     try:
         with pa.ipc.open_file(pa.memory_map(str(path))) as file:

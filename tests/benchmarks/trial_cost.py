@@ -11,12 +11,14 @@ import dataclasses
 import platform
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from emoreg.config import replace_paths
 from emoreg.experience import ExperienceStore
+from emoreg.imagesets import load
 from emoreg.records import EpochRecord
 from emoreg.reporter import Event
 from emoreg.trial import run_trial
@@ -49,7 +51,14 @@ def main() -> None:
                 seconds = Seconds()
                 folder = storage / f"{number}-{balance}"
                 store = ExperienceStore(str(storage / "experience"))
-                run_trial(config, seconds, storage=storage, store=store, folder=folder, device=torch.device("cpu"))
+                run_trial(
+                    config,
+                    seconds,
+                    load_images=partial(load, storage=storage),
+                    store=store,
+                    folder=folder,
+                    device=torch.device("cpu"),
+                )
                 taken[balance].append(min(seconds.seconds))
     print(
         f"{platform.machine()}, torch {torch.__version__}, 1 thread, {base.backbone} at {base.image_size} px, {ROUNDS} rounds"

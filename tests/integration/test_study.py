@@ -184,7 +184,8 @@ def test_a_killed_driver_run_again_ends_as_if_undisturbed(finished: Path, tmp_pa
     process.communicate()
     killed = trials(tmp_path)
     (ran,) = pq.read_table(tmp_path / "tiny" / "records" / "runs.parquet").to_pylist()
-    assert (ran["ended"], ran["num_trials"]) == (None, len(killed))
+    assert ran["ended"] is None
+    assert ran["num_trials"] in (len(killed) - 1, len(killed))  # killed between the two files, perhaps
     run(tmp_path, "--resources.max-concurrent", "1")
     rows = trials(tmp_path)
     assert {identity: rows[identity] for identity in killed} == killed, "a finished trial was run again"

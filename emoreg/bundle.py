@@ -1,0 +1,186 @@
+"""The code that travels to a cluster with a study: the checkout that emoreg runs from, and the study's own modules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import emoreg
+from emoreg.config import StudyConfig, leaves
+from emoreg.errors import ConfigError
+
+COMMIT_FILE = "emoreg/commit.txt"
+"""Where the bundle says which commit it was made of: on the cluster there is no git to ask."""
+
+_MIB = 2**20
+_MOST_BYTES = 500 * _MIB  # Ray's limit of a package
+_OUTSIDE = "submitted"
+_SECRETS = (re.compile(r"://[^:/@\s]*:([^@\s]+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s]+)"))
+_LITERAL = 8  # a shorter password may stand in code for something else
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """What travels.
+
+    Attributes:
+        files: by their names in the bundle.
+        study: how the study is named where the bundle is the working directory.
+        root: the folder that emoreg was taken from.
+        commit: of that folder, with ``+`` if it was changed; None outside git.
+    """
+
+    files: dict[str, Path]
+    study: str
+    root: Path
+    commit: str | None
+
+    def __str__(self) -> str:
+        size = sum(path.stat().st_size for path in self.files.values())
+        commit = "" if self.commit is None else f" at commit {self.commit[:9]}{'+' * self.commit.endswith('+')}"
+        return f"{len(self.files)} files, {size / _MIB:.1f} MiB, of {self.root}{commit}"
+
+    def write(self, path: Path, secrets: Iterable[str] = ()) -> None:
+        """Write the bundle as a zip file that is the same for the same files.
+
+        Raises:
+            ConfigError: where a file holds one of the ``secrets``.
+        """
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, file in sorted(self.files.items()):
+                content = file.read_bytes()
+                if any(secret.encode() in content for secret in secrets):
+                    raise ConfigError(
+                        f"code that travels to a cluster must hold no password or key, but {str(file)!r} does: {NO_SECRETS}"
+                    )
+                archive.writestr(_entry(name), content)
+            if self.commit is not None:
+                archive.writestr(_entry(COMMIT_FILE), f"{self.commit}\n")
+
+
+NO_SECRETS = (
+    "take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head"
+)
+
+
+def collect(reference: str, config: StudyConfig) -> Bundle:
+    """What a study, which is loaded, needs of this machine's code. Hidden files, caches and results stay here.
+
+    Of a git checkout: what git tracks, and what is new and not ignored. Of anything else: emoreg and its studies. Of the
+    user's own modules outside of it: those beside the study, or below the working directory, that the study has imported.
+
+    Raises:
+        ConfigError: where the study's file would not travel, or all is more than Ray takes.
+    """
+    root = Path(emoreg.__file__).resolve().parents[1]
+    results = {(root / "runs").resolve(), Path(config.storage).expanduser().resolve()}
+    files = {
+        name: root / name
+        for name in _listed(root)
+        if not _stays(Path(name)) and results.isdisjoint((root / name).parents) and (root / name).is_file()
+    }
+    is_file = reference.endswith(".py") or "/" in reference
+    path = Path(reference).expanduser().resolve() if is_file else None
+    beside = Path.cwd().resolve() if path is None else path.parent
+    files |= dict(_own_modules(beside, root))
+    study = reference
+    if path is not None:
+        study = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{_OUTSIDE}/{path.name}"
+        files[study] = path
+    elif not files.keys() & {f"{reference.replace('.', '/')}.py", f"{reference.replace('.', '/')}/__init__.py"}:
+        raise ConfigError(
+            f"a study must travel to the cluster, but {reference!r} is neither below {str(root)!r} nor below the working "
+            "directory: name it by its path"
+        )
+    _check_size(files)
+    return Bundle(files=files, study=study, root=root, commit=_git(root, *_DESCRIBE).strip() or None)
+
+
+def without_secrets(text: str) -> str:
+    """The text with ``***`` in place of the passwords and keys of its URLs."""
+    for pattern in _SECRETS:
+        text = pattern.sub(lambda match: match[0].replace(match[1], "***"), text)
+    return text
+
+
+def secrets_of(config: StudyConfig) -> set[str]:
+    """What a file would hold that holds a password or key of the study's settings: the URL's piece, or the bare literal."""
+    found = set()
+    for path, value in leaves(config):
+        for text in _texts(value) if path != "search_space" else ():
+            for match in (match for pattern in _SECRETS for match in pattern.finditer(text)):
+                found |= {match[0]} | ({f'"{match[1]}"', f"'{match[1]}'"} if len(match[1]) >= _LITERAL else set())
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+_DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+_LIST = ("ls-files", "--cached", "--others", "--exclude-standard", "-z")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git says, or nothing where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _listed(root: Path) -> Iterable[str]:
+    names = _git(root, *_LIST).split("\0")
+    if "emoreg/__init__.py" in names:
+        return filter(None, names)
+    return (path.relative_to(root).as_posix() for package in ("emoreg", "studies") for path in (root / package).rglob("*"))
+
+
+def _stays(name: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+
+
+def _own_modules(beside: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """The modules below ``beside``, but not of ``root`` or an environment, that this process has imported."""
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is None or not file.endswith(".py") or name.startswith("emoreg_study_") or name == "__main__":
+            continue
+        path = Path(file).resolve()
+        installed = path.is_relative_to(library) or {"site-packages", "dist-packages"} & set(path.parts)
+        if path.is_relative_to(beside) and not path.is_relative_to(root) and not installed:
+            folder = name.replace(".", "/")
+            yield (f"{folder}/__init__.py" if path.name == "__init__.py" else f"{folder}.py"), path
+
+
+def _check_size(files: dict[str, Path]) -> None:
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    total = sum(sizes.values())
+    if total > _MOST_BYTES:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        raise ConfigError(
+            f"code that travels to a cluster may take {_MOST_BYTES // _MIB} MiB, but it takes {total / _MIB:.0f}, most of it "
+            f"in {', '.join(f'{name} ({sizes[name] / _MIB:.0f} MiB)' for name in largest)}: move data out of the checkout, or "
+            "name it in .gitignore"
+        )
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    return entry
