@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -81,11 +82,10 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
         ConfigError: where the study's file would not travel, or all is more than Ray takes.
     """
     root = Path(emoreg.__file__).resolve().parents[1]
-    results = {(root / "runs").resolve(), Path(config.storage).expanduser().resolve()}
+    results = root / "runs", Path(config.storage).expanduser().resolve()
+    listed = [root / name for name in _listed(root, results)]
     files = {
-        name: root / name
-        for name in _listed(root)
-        if not _stays(Path(name)) and results.isdisjoint((root / name).parents) and (root / name).is_file()
+        path.relative_to(root).as_posix(): path for path in listed if not _stays(path.relative_to(root)) and path.is_file()
     }
     is_file = reference.endswith(".py") or "/" in reference
     path = Path(reference).expanduser().resolve() if is_file else None
@@ -130,7 +130,6 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 _DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
-_LIST = ("ls-files", "--cached", "--others", "--exclude-standard", "-z")
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -142,11 +141,12 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _listed(root: Path) -> Iterable[str]:
-    names = _git(root, *_LIST).split("\0")
-    if "emoreg/__init__.py" in names:
-        return filter(None, names)
-    return (path.relative_to(root).as_posix() for package in ("emoreg", "studies") for path in (root / package).rglob("*"))
+def _listed(root: Path, results: Iterable[Path]) -> list[str]:
+    tracked = _git(root, "ls-files", "-z").split("\0")
+    if "emoreg/__init__.py" not in tracked:
+        return [str(path.relative_to(root)) for package in ("emoreg", "studies") for path in (root / package).rglob("*")]
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    return [*filter(None, tracked), *(name for name in new if name and not {*results} & {*(root / name).parents})]
 
 
 def _stays(name: Path) -> bool:
@@ -157,12 +157,12 @@ def _own_modules(beside: Path, root: Path) -> Iterator[tuple[str, Path]]:
     """The modules below ``beside``, but not of ``root`` or an environment, that this process has imported."""
     library = Path(sysconfig.get_path("stdlib")).resolve()
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is None or not file.endswith(".py") or name.startswith("emoreg_study_") or name == "__main__":
+        file = getattr(module, "__file__", None) or ""
+        if not (file.endswith(".py") and os.path.isabs(file) and os.path.isfile(file)) or name.startswith("emoreg_study_"):
             continue
         path = Path(file).resolve()
         installed = path.is_relative_to(library) or {"site-packages", "dist-packages"} & set(path.parts)
-        if path.is_relative_to(beside) and not path.is_relative_to(root) and not installed:
+        if path.is_relative_to(beside) and not path.is_relative_to(root) and not installed and name != "__main__":
             folder = name.replace(".", "/")
             yield (f"{folder}/__init__.py" if path.name == "__init__.py" else f"{folder}.py"), path
 

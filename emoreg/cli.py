@@ -44,7 +44,7 @@ a plain one on the task. Does that help, and how much of it?
   emoreg data list          the image sets, and where to get them
   emoreg data prepare NAME  decode one, once for all studies of a storage
   emoreg data show NAME     a contact sheet of one
-  emoreg doctor             what this machine lacks, and the cure
+  emoreg doctor             what this machine or a cluster lacks, and the cure
   emoreg submit STUDY       run a study on a Ray cluster, and follow it
   emoreg status STUDY       how a submitted study stands
   emoreg logs STUDY         what it has printed
@@ -374,10 +374,8 @@ def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> St
 
 def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address: str | None, command: str) -> int:
     from emoreg.optimization import length_dependence
-    from emoreg.preflight import adopt_controls, check_study, prepare_image_sets, study_files, write_study_file
+    from emoreg.preflight import adopt_controls, check_study, driving, prepare_image_sets, write_study_file
     from emoreg.progress import StudyProgress
-    from emoreg.records import Records
-    from emoreg.storage import only_driver
     from emoreg.summary import print_summary
 
     config = _pinned(config, space, overridden)
@@ -386,8 +384,7 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
     reason = length_dependence(config.trial.pretraining)
     if reason is not None:
         console.print(reason, style="yellow", markup=False, soft_wrap=True)
-    with only_driver(study_files(config)) as copy:
-        records = Records(copy.folder)
+    with driving(config) as (copy, records, claims):
         console.print(f"study {config.name!r}: preparing image sets")
         write_study_file(config, copy.folder, prepare_image_sets(config))
         copy.push("study.json")
@@ -397,7 +394,7 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
         progress = StudyProgress(config, records.trials, console)
         console.print(f"study {config.name!r}: starting Ray")
         with progress.shown():
-            end = run_study(config, copy, records, progress, address=address)
+            end = run_study(config, copy, records, progress, claims=claims, address=address)
         console.print(progress.closing_line(), markup=False, soft_wrap=True)
         print_summary(config, records, copy, console)
     if end == "interrupted":
@@ -418,15 +415,14 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
 
 def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
     from emoreg.devices import pick_device
-    from emoreg.preflight import check_storage, check_trial, study_files
+    from emoreg.preflight import check_storage, check_trial, driving
     from emoreg.single import run_single
-    from emoreg.storage import only_driver
 
     chosen = pick_device(device)
     check_trial(config.trial)
     check_storage(config.storage)
-    with only_driver(study_files(config)) as copy:
-        return run_single(config, copy, evaluate, chosen, Console(highlight=False))
+    with driving(config) as (copy, records, _):
+        return run_single(config, copy, records, evaluate, chosen, Console(highlight=False))
 
 
 def _show(study: str, config: StudyConfig, space: SearchSpace, overridden: set[str]) -> int:

@@ -37,6 +37,8 @@ from emoreg.errors import ConfigError
 from emoreg.files import Files, without_credentials
 from emoreg.storage import join
 
+Answer = Literal["open", "refused", "silent"]
+
 ANSWER_SECONDS = 30.0
 """How long a node may take to answer."""
 _IMPORT_SECONDS = 120.0  # torch and Ray Tune, from a slow disk
@@ -46,6 +48,10 @@ _ROUND_TRIPS = 5
 _PACKAGES = ("ray", "torch", "timm", "pyarrow", "optuna")
 _KEEP_GPUS_VISIBLE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # else Ray hides them from what asks for none
 _MOST_NAMED = 3
+_SUBMIT = "or use `emoreg submit`, which carries it"
+_CURE_VERSIONS = "run this in the cluster's image or environment: Ray joins no other version"
+_CURE_STORAGE = "mend its permissions or credentials there, or name another with --storage"
+_CURE_SHARED = "mount one folder at this path on all nodes (NFS), or use an object store: --storage s3://bucket/path"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,14 +100,14 @@ def examine_cluster(address: str, storage: str) -> Iterator[Finding]:
     try:
         dashboard = _join_cluster(address)
     except _OtherVersions as error:
-        yield Finding(verdict="bad", what="versions", found=str(error), cure="one image or environment for all: Ray mixes none")
+        yield Finding(verdict="bad", what="versions", found=str(error), cure=_CURE_VERSIONS)
         return
     try:
         nodes, num_gone = list_nodes()
         yield _cluster_line(nodes, num_gone)
         yield from examine_nodes(nodes, files, storage)
         head = ray.get_runtime_context().gcs_address
-        yield judge_access(head, lets_anybody_in=_knock(head, RAY_AUTH_MODE="disabled") == "open")
+        yield judge_access(head, _knock(head, RAY_AUTH_MODE="disabled"))
         yield judge_dashboard(dashboard)
     finally:
         ray.shutdown()
@@ -139,6 +145,7 @@ def examine_nodes(
         storage: its URI or absolute path, with credentials.
         answer_seconds: how long each may take to answer.
     """
+    uri = files.uri.partition("?")[0]
     probes = _Probes(nodes)
     declared = {node.name: node for node in nodes}
     looks, silent = probes.ask(declared, _look, seconds=answer_seconds)
@@ -158,7 +165,7 @@ def examine_nodes(
     yield from judge_code(_emoreg("emoreg"), codes, cannot)
     gpus, unknown = probes.ask(seen, _gpus, seconds=_IMPORT_SECONDS)
     yield from judge_gpus({name: declared[name].gpus for name in seen}, gpus, unknown)
-    is_usable = yield from _examine_storage(probes, list(codes), storage, files.uri)
+    is_usable = yield from _examine_storage(probes, list(codes), storage, uri, untried=list(cannot))
     yield from judge_clocks(_skews(probes, seen))
     yield _object_store_line([declared[name] for name in seen])
     if not is_usable:
@@ -166,7 +173,7 @@ def examine_nodes(
     try:
         sets = {found.name: found.size for found in Files(join(storage, "imagesets")).find(deep=False)}
     except OSError as error:
-        found = f"this machine cannot list {files.uri}: {without_credentials(str(error))}"
+        found = f"this machine cannot list {uri}: {without_credentials(str(error))}"
         yield Finding(verdict="bad", what="image sets", found=found, cure=_CURE_STORAGE)
     else:
         yield from judge_room(sets, declared, seen)
@@ -233,6 +240,42 @@ def judge_gpus(declared: Mapping[str, float], seen: Mapping[str, list[str]], unk
         yield Finding(verdict=verdict, what="GPUs", found=f"{found} {_on(group, said)}", cure=cure)
 
 
+def judge_storage(
+    uri: str,
+    cannot_write: Mapping[str, str],
+    cannot_read: Mapping[str, str],
+    unseen: Mapping[str, tuple[str, ...]],
+    untried: Sequence[str] = (),
+) -> Iterator[Finding]:
+    """Whether all nodes see one storage.
+
+    Args:
+        uri: of the storage, for messages.
+        cannot_write: why, by node.
+        cannot_read: why, by node that wrote.
+        unseen: by every other node, the nodes of which it did not see what they had written; itself among them, perhaps.
+        untried: nodes that could not be asked, having no emoreg.
+    """
+    for verb, failed in (("write to", cannot_write), ("read from", cannot_read)):
+        for group, reason in _groups(failed):
+            found = f"{_names(group)} cannot {verb} {uri}: {reason}"
+            yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_STORAGE)
+    everywhere = [*cannot_write, *cannot_read, *unseen, *untried]
+    whole = [node for node, lost in unseen.items() if not lost]
+    if unseen and all(len(lost) == len(unseen) - 1 for lost in unseen.values()) and not whole:
+        found = f"each node sees at {uri} only what it wrote itself"
+        yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_SHARED)
+    else:
+        for group, lost in _groups({node: lost for node, lost in unseen.items() if lost}):
+            found = f"{_names(group)} cannot see at {uri} what {_names(lost)} wrote"
+            yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_SHARED)
+    if untried:
+        found = f"{uri} could not be tried {_on(untried, everywhere)}"
+        yield Finding(verdict="note", what="storage", found=found, cure="mend emoreg there first, and ask again")
+    if whole:
+        yield Finding(verdict="ok", what="storage", found=f"{uri}: written and read back {_on(whole, everywhere)}")
+
+
 def judge_clocks(skews: Mapping[str, Skew]) -> Iterator[Finding]:
     """The clocks of the nodes against this machine's. What the measurement leaves open is not held against a node."""
     cure = "set its clock (chrony, or `timedatectl set-ntp true`): leases, tokens and S3's signatures go by the time"
@@ -288,10 +331,13 @@ def judge_room(sets: Mapping[str, int], declared: Mapping[str, Node], looks: Map
         yield Finding(verdict="ok", what="image sets", found=f"{inside}; {room}")
 
 
-def judge_access(head: str, *, lets_anybody_in: bool) -> Finding:
-    """Whether a client without a token may use the cluster whose head is at ``head``, HOST:PORT."""
-    if not lets_anybody_in:
+def judge_access(head: str, answer: Answer) -> Finding:
+    """Whether the cluster whose head is at ``head``, HOST:PORT, is open to a client without a token, by its answer to one."""
+    if answer == "refused":
         return Finding(verdict="ok", what="access", found=f"{head} asks for a token")
+    if answer == "silent":
+        found = f"{head} did not answer a client without a token in {ANSWER_SECONDS:g} s"
+        return Finding(verdict="note", what="access", found=found, cure="ask again: it is busy")
     alone = _is_loopback(head.rpartition(":")[0])
     reach = "from this machine" if alone else "from every machine that reaches it"
     return Finding(
@@ -306,7 +352,7 @@ def judge_dashboard(url: str) -> Finding:
     """From where the dashboard at ``url``, perhaps without a scheme, can be reached; empty for none."""
     if not url:
         cure = 'for `emoreg submit`: pip install "ray[default]" on the head, and start Ray with --include-dashboard=true'
-        return Finding(verdict="ok", what="dashboard", found="none", cure=cure)
+        return Finding(verdict="ok", what="dashboard", found="none, or not yet", cure=cure)
     if _is_loopback(urlsplit(url if "//" in url else f"//{url}").hostname or ""):
         return Finding(verdict="ok", what="dashboard", found=f"{url}, for the head alone: others by `ssh -L`")
     return Finding(
@@ -315,10 +361,6 @@ def judge_dashboard(url: str) -> Finding:
         found=f"{url}, for all that reach the head",
         cure="plain HTTP shows the token on the way: start the head with --dashboard-host=127.0.0.1, and use `ssh -L`",
     )
-
-
-_SUBMIT = "or use `emoreg submit`, which carries it"
-_CURE_STORAGE = "mend its permissions or credentials there, or name another with --storage"
 
 
 class _OtherVersions(Exception):
@@ -349,7 +391,7 @@ def _join_cluster(address: str) -> str:
         cause: BaseException | None = error
         while cause is not None:
             if str(cause).startswith("Version mismatch"):
-                raise _OtherVersions(" ".join(str(cause).split())) from error
+                raise _OtherVersions(" ".join(str(cause).split()).removeprefix("Version mismatch: ")) from error
             cause = cause.__cause__ or cause.__context__
         _require_answer(address)
         raise ConfigError(f"the cluster at {address!r} cannot be joined ({error}): run this on one of its machines") from error
@@ -381,16 +423,16 @@ def _require_answer(address: str) -> None:
         )
 
 
-def _knock(address: str, **environment: str) -> Literal["open", "refused", "silent"]:
+def _knock(address: str, **environment: str) -> Answer:
     """Whether a cluster lets a client with these environment variables in: a process of its own, for Ray reads them once."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         done = subprocess.run(
             command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return "silent"
-    if done.returncode == 0:
+    if done.returncode == 0 or "version mismatch" in done.stderr:  # it has told its version
         return "open"
     return "refused" if "AuthenticationError" in done.stderr else "silent"
 
@@ -448,7 +490,7 @@ class _Probes:
             try:
                 answers[name] = ray.get(call)
             except RayTaskError as error:  # what the function raised
-                silent[name] = f"{type(error.cause).__name__}: {without_credentials(str(error.cause))}"
+                silent[name] = f"{type(error.cause).__name__}: {' '.join(without_credentials(str(error.cause)).split())}"
             except RayError as error:  # the node is gone
                 silent[name] = f"it is lost ({type(error).__name__})"
         return answers, silent
@@ -527,40 +569,28 @@ def _remove(storage: str, names: Iterable[str], made: Iterable[str]) -> None:
             os.rmdir(folder)
 
 
-def _examine_storage(probes: _Probes, nodes: Sequence[str], storage: str, uri: str) -> Generator[Finding, None, bool]:
+def _examine_storage(
+    probes: _Probes, nodes: Sequence[str], storage: str, uri: str, *, untried: Sequence[str]
+) -> Generator[Finding, None, bool]:
     """Let each node write a file, and all read what was written. No file is left. Whether a node could do both."""
     token = secrets.token_hex(4)
     names = {node: f".doctor.{token}.{index}" for index, node in enumerate(nodes)}
     written: dict[str, str | None] = {}
+    may_have_written: Iterable[str] = nodes
     try:
         written, cannot_write = probes.ask(nodes, _write, storage, own=names)
+        may_have_written = written
         missing, cannot_read = probes.ask(written, _read, storage, [names[node] for node in written])
     finally:
         made = sorted({folder for folder in written.values() if folder})
-        _, left = probes.ask(nodes, _remove, storage, list(names.values()), made)
-    for verb, failed in (("write to", cannot_write), ("read from", cannot_read)):
-        for group, reason in _groups(failed):
-            found = f"{_names(group)} cannot {verb} {uri}: {reason}"
-            yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_STORAGE)
+        _, left = probes.ask(may_have_written, _remove, storage, list(names.values()), made)
     for node in written.keys() & left.keys():
         found = f"{node} cannot remove from {uri} {names[node]}, which it wrote: {left[node]}"
         yield Finding(verdict="note", what="storage", found=found, cure="let it remove files, and remove this one")
     writers = {name: node for node, name in names.items()}
-    blind = {reader: tuple(writers[name] for name in lost) for reader, lost in missing.items() if lost}
-    if len(blind) == len(written) and all(len(lost) == len(written) - 1 for lost in blind.values()) and blind:
-        found = f"each node sees at {uri} only what it wrote itself"
-        yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_SHARED)
-    else:
-        for group, lost in _groups(blind):
-            found = f"{_names(group)} cannot see at {uri} what {_names(lost)} wrote"
-            yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_SHARED)
-    whole = [node for node in missing if node not in blind]
-    if whole:
-        yield Finding(verdict="ok", what="storage", found=f"{uri}: written and read back {_on(whole, nodes)}")
-    return bool(whole)
-
-
-_CURE_SHARED = "mount one folder at this path on all nodes (NFS), or use an object store: --storage s3://bucket/path"
+    unseen = {reader: tuple(writers[name] for name in lost) for reader, lost in missing.items()}
+    yield from judge_storage(uri, cannot_write, cannot_read, unseen, untried)
+    return any(not lost for lost in unseen.values())
 
 
 def _skews(probes: _Probes, names: Iterable[str]) -> dict[str, Skew]:

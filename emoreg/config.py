@@ -429,13 +429,57 @@ class Objective:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResources:
+    """What one trial takes of a machine. In ``StudyConfig.resources_by_backbone`` None means: as the study says."""
+
+    cpus: float | None = None
+    """CPU cores."""
+    gpus: float | None = None
+    """GPUs, fractions allowed."""
+    memory_gib: float | None = None
+    """Memory that Ray sets aside, in GiB."""
+    accelerator_type: str | None = None
+    """Kind of GPU, as Ray names it."""
+
+    def __post_init__(self) -> None:
+        _positive("cpus", self.cpus)
+        _check_gpus("gpus", self.gpus)
+        _positive("memory_gib", self.memory_gib)
+        _check_accelerator(self.accelerator_type, self.gpus)
+
+
+def _check_gpus(name: str, gpus: float | None) -> None:
+    _not_negative(name, gpus)
+    require(gpus is None or gpus <= 1 or gpus == int(gpus), f"{name} above 1 must be whole", gpus, "0.5, 1 or 2, say")
+
+
+def _check_accelerator(kind: str | None, gpus: float | None) -> None:
+    require(
+        kind is None or gpus != 0,
+        "a trial without a GPU needs no accelerator_type",
+        kind,
+        "drop it, or ask for a GPU",
+    )
+    require(
+        kind is None or re.fullmatch(r"[\w.+-]+", kind) is not None,
+        "an accelerator_type must be one of Ray's names",
+        kind,
+        "H100, A100 or T4, say: `ray status -v` lists those of a cluster",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:
     """What one trial takes of a machine, and how many run at once."""
 
     cpus_per_trial: float = 1.0
     """CPU cores a trial, which are also its threads on a CPU."""
     gpus_per_trial: float | None = None
-    """GPUs a trial, fractions allowed. None: one where Ray has GPUs, none elsewhere. 0: CPU."""
+    """GPUs a trial, fractions allowed. None: one where Ray has or may start GPUs, none elsewhere. 0: CPU."""
+    memory_gib_per_trial: float | None = None
+    """Memory that Ray sets aside for a trial, in GiB. None: none, so CPUs and GPUs alone say how many fit on a machine."""
+    accelerator_type: str | None = None
+    """Kind of GPU that trials run on, as Ray names it (H100, A100, T4). None: any."""
     max_concurrent: int | None = None
     """Most trials at once. None: as many as fit."""
     checkpoint_seconds: float = 30.0
@@ -451,9 +495,9 @@ class ResourcesConfig:
 
     def __post_init__(self) -> None:
         _positive("resources.cpus_per_trial", self.cpus_per_trial)
-        _not_negative("resources.gpus_per_trial", self.gpus_per_trial)
-        gpus = self.gpus_per_trial or 0.0
-        require(gpus <= 1 or gpus == int(gpus), "resources.gpus_per_trial above 1 must be whole", gpus, "0.5, 1 or 2, say")
+        _check_gpus("resources.gpus_per_trial", self.gpus_per_trial)
+        _positive("resources.memory_gib_per_trial", self.memory_gib_per_trial)
+        _check_accelerator(self.accelerator_type, self.gpus_per_trial)
         _positive("resources.max_concurrent", self.max_concurrent)
         _not_negative("resources.checkpoint_seconds", self.checkpoint_seconds)
         _not_negative("resources.max_retries", self.max_retries)
@@ -503,6 +547,8 @@ class StudyConfig:
     """Seeds of the controls: several give error bars."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """What one trial takes of a machine."""
+    resources_by_backbone: Suppress[Mapping[str, TrialResources]] = field(default_factory=dict)
+    """Trials of these backbones ask for something else: set in a study file."""
     experience: ExperienceConfig = field(default_factory=ExperienceConfig)
     """Where pre-trained encoders are kept."""
     warm_start_from: tuple[str, ...] = ()
@@ -573,6 +619,13 @@ class StudyConfig:
             self.control_seeds,
             "drop doubles",
         )
+        for backbone in self.resources_by_backbone:
+            require(
+                "backbone" not in self.search_space or backbone in self.backbones(),  # else the command line pinned another
+                "resources_by_backbone must name backbones of the study",
+                backbone,
+                f"name one of {', '.join(self.backbones())}, or drop it",
+            )
 
     def _check_parameter(self, path: str, distribution: Distribution) -> None:
         if distribution.when is not None:
@@ -604,6 +657,17 @@ class StudyConfig:
             storage=_PASSWORD.sub(r"\1***", self.storage),
             optuna_storage=None if url is None else _PASSWORD.sub(r"\1***", url),
             experience=dataclasses.replace(self.experience, uri=None if uri is None else _PASSWORD.sub(r"\1***", uri)),
+        )
+
+    def trial_resources(self, backbone: str) -> TrialResources:
+        """What a trial of this backbone asks for; ``gpus`` None means one where there are GPUs."""
+        own, every = self.resources_by_backbone.get(backbone, TrialResources()), self.resources
+        gpus = every.gpus_per_trial if own.gpus is None else own.gpus
+        return TrialResources(
+            cpus=every.cpus_per_trial if own.cpus is None else own.cpus,
+            gpus=gpus,
+            memory_gib=every.memory_gib_per_trial if own.memory_gib is None else own.memory_gib,
+            accelerator_type=None if gpus == 0 else own.accelerator_type or every.accelerator_type,
         )
 
     def backbones(self) -> tuple[str, ...]:

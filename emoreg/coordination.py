@@ -12,7 +12,9 @@ import time
 from typing import Any
 
 import ray
+from ray._private import state
 from ray.exceptions import RayError
+from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.files import Files
@@ -54,6 +56,26 @@ class ActorLeases:
     def release(self, key: str) -> None:
         """Give the lease of ``key`` back."""
         ray.kill(self._held.pop(key))
+
+
+class Machines:
+    """Which machine each of Tune's trials ran on, and whether Ray has lost it or it is being taken away. For the driver."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, str] = {}
+
+    def began(self, trial: Trial) -> None:
+        """A trial has a worker."""
+        actor = trial.temporary_state.ray_actor._actor_id.hex()
+        self._nodes[trial.trial_id] = state.actors(actor)["Address"]["NodeID"]
+
+    def is_lost(self, trial_id: str) -> bool:
+        """Whether the machine of a trial is lost, by what Ray knows now: it may find out seconds after the trial broke."""
+        node = self._nodes.get(trial_id)
+        if node is None:  # it never had a worker
+            return False
+        living = {row["NodeID"] for row in ray.nodes() if row["Alive"]}
+        return node not in living or node in state.state.get_draining_nodes()
 
 
 class _StopSign:

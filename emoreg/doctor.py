@@ -54,6 +54,7 @@ def print_findings(findings: Iterator[Finding], console: Console) -> int:
     """Print a table of the findings; exit code 1 if one is bad."""
     table = Table("", "what", "found", "cure", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.columns[1].no_wrap = True
+    table.columns[2].overflow = table.columns[3].overflow = "fold"  # a long path is told whole
     all_findings = list(findings)
     for finding in all_findings:
         table.add_row(

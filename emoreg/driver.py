@@ -16,12 +16,12 @@ from ray.tune.experiment import Trial
 from emoreg import tensorboard
 from emoreg.analysis import experience_ledger
 from emoreg.config import ResourcesConfig, StudyConfig, TrialConfig
-from emoreg.coordination import StopSign
+from emoreg.coordination import Machines, StopSign
 from emoreg.errors import StorageError
 from emoreg.experience import ExperienceStore
 from emoreg.files import sweep, without_credentials
 from emoreg.messages import EXPERIENCED, FAULT, STATUS
-from emoreg.records import EpochRecord, Records, Role, RunRecord, Status, TrialRecord, TrialResult, trial_record, utc_now
+from emoreg.records import EpochRecord, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.searcher import OptunaSearcher
 from emoreg.storage import WorkingCopy
 from emoreg.worker import log_tail
@@ -125,7 +125,8 @@ class Driver(tune.Callback):
     """
 
     heartbeat: Callable[[], None]
-    slots: int
+    slots: Callable[[], int]
+    """How many trials run at once, of those that ask the least: it follows the cluster."""
 
     def __init__(
         self,
@@ -142,6 +143,8 @@ class Driver(tune.Callback):
         self._records = records
         self._progress = progress
         self._searcher = searcher
+        self._machines = Machines()
+        searcher.is_machine_lost = self._machines.is_lost
         self._store = store
         self._stop = stop
         self._has_told = False
@@ -153,19 +156,7 @@ class Driver(tune.Callback):
         self._ended: set[str] = set()
         self._experiences: dict[str, dict[str, Any]] = {}
         self._faults: dict[str, tuple[str, int | None]] = {}
-        self._run = RunRecord(
-            run=len(records.runs) + 1,
-            started=utc_now(),
-            ended=None,
-            ending=None,
-            slots=0,
-            num_trials=0,
-            slot_seconds=0.0,
-            waiting_slot_seconds=0.0,
-            paid_seconds=0.0,
-            reused_seconds=0.0,
-        )
-        records.add_run(self._run)  # one that is killed is a run too
+        self._run = records.begin_run()
         self._last_step = time.monotonic()
         self.num_broken = 0
         self.unwritable: StorageError | None = None
@@ -196,14 +187,18 @@ class Driver(tune.Callback):
         self._progress.tick(self._searcher.num_waiting)
 
     def _count_slots(self) -> None:
-        """Add the time since the last step to the slots that ran trials, and to those that stood empty while trials waited."""
+        """Add the time since the last step to the slots that ran trials, and to those that stood empty while trials waited.
+
+        A trial counts as one slot, also where it takes the place of several that ask for less.
+        """
         now = time.monotonic()
-        running = min(self.slots, self._searcher.num_running)  # one more may be on its way to a slot
-        waiting = min(self.slots - running, self._searcher.num_waiting)
+        slots = self._searcher.lookahead = self.slots()
+        running = min(slots, self._searcher.num_running)  # others may be on their way to a slot
+        waiting = min(slots - running, self._searcher.num_waiting)
         seconds, self._last_step = now - self._last_step, now
         self._run = dataclasses.replace(
             self._run,
-            slots=self.slots,
+            slots=slots,
             slot_seconds=self._run.slot_seconds + seconds * (running + waiting),
             waiting_slot_seconds=self._run.waiting_slot_seconds + seconds * waiting,
         )
@@ -217,6 +212,8 @@ class Driver(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has a worker."""
         config: TrialConfig = trial.config["trial"]
+        self._searcher.on_trial_start(trial.trial_id)
+        self._machines.began(trial)
         self._started[trial.trial_id] = utc_now()
         self._progress.started(config.identity, config, trial.config["role"])
 

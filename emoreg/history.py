@@ -5,21 +5,26 @@ With ``reconcile`` and ``searcher`` the only place that imports optuna; here met
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
+from emoreg.database import PATIENCE_SECONDS, address_of, be_patient
 from emoreg.errors import StorageError
 from emoreg.records import TrialRecord
 from emoreg.seeding import derive_seed
@@ -112,13 +117,11 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optuna.Study:
-    import sqlalchemy
-
     def refuse(reason: object, cure: str) -> StorageError:
         return StorageError(f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): {cure}")
 
     try:
-        address = sqlalchemy.engine.make_url(url)
+        address = address_of(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         shown = f"{url.partition('://')[0][:20]!r}..."
         raise refuse("it is no database URL", "write it like sqlite:///study.db or postgresql://user@host/name") from error
@@ -127,14 +130,45 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optu
     # A file that another process writes to is waited for; a connection that the server closed in between is made again.
     engine = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
     try:
-        return _create(config, directions, optuna.storages.RDBStorage(url, engine_kwargs=engine))
+        storage = _PatientStorage(address.render_as_string(hide_password=False), engine_kwargs=engine)
+        study = _create(config, directions, storage)
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-        raise refuse("its driver is not installed", "install the driver, psycopg2-binary for PostgreSQL, say") from error
+        raise refuse(
+            "its driver is not installed", "install the driver: pip install -e '.[cluster]' has PostgreSQL's"
+        ) from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).splitlines()[0].replace(address.password or "\0", "***")
         raise refuse(reason, "check that the server runs and the folder exists, and user, password and name") from error
     except RuntimeError as error:  # another version's tables
         raise refuse(error, "run `optuna storage upgrade`, or begin another database") from error
+    be_patient(storage.engine)
+    return study
+
+
+class _PatientStorage(optuna.storages.RDBStorage):
+    """Does a transaction again that the server broke off because it was restarted: it has undone what was begun.
+
+    Where it broke off between committing and saying so, a trial may be added twice. Both are then run, and count.
+    """
+
+
+def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except optuna.exceptions.StorageInternalError as error:
+                if not isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or time.monotonic() > deadline:
+                    raise
+
+    return ask
+
+
+for _name, _method in vars(optuna.storages.RDBStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("__"):
+        setattr(_PatientStorage, _name, _patiently(_method))
 
 
 def _check_same_search(study: optuna.Study, config: StudyConfig) -> None:

@@ -7,7 +7,7 @@ It starts as soon as the trunk has come to its length. A trial broken by the mac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from emoreg.config import TrialConfig, Value
@@ -24,6 +24,8 @@ class Job:
         number: Optuna's, None outside the search.
         params: sampled values by path.
         attempts: times that it was begun.
+        failures: times that the machine broke it, machines that were lost not counted.
+        failed: Tune's trial that broke last, until the job is begun again.
         trunk: names the pre-training that it shares, None where it needs none.
         epochs: the length of pre-training that it needs.
         not_before: on the queue's clock, in seconds.
@@ -35,6 +37,8 @@ class Job:
     number: int | None = None
     params: Mapping[str, Value] = field(default_factory=dict)
     attempts: int = 0
+    failures: int = 0
+    failed: str | None = None
     identity: str = ""
     trunk: str | None = None
     epochs: int = 0
@@ -82,11 +86,11 @@ class JobQueue:
         """Take a job out that is not to run after all."""
         self._jobs.remove(job)
 
-    def start(self) -> Job | None:
-        """The first job that can start now, which runs from now on; None where all must wait."""
+    def start(self, backbones: Container[str] | None = None) -> Job | None:
+        """The first job that can start now, of these backbones if named, which runs from now on; None where all must wait."""
         now = self._clock()
         for job in self._jobs:
-            if job.not_before <= now and self._has_trunk(job):
+            if job.not_before <= now and self._has_trunk(job) and (backbones is None or job.config.backbone in backbones):
                 self._jobs.remove(job)
                 self._running[job.identity] = job
                 job.attempts += 1
@@ -97,6 +101,10 @@ class JobQueue:
     def num_waiting(self) -> int:
         """Jobs whose trunk another trial is training."""
         return sum(not self._has_trunk(job) for job in self._jobs)
+
+    def num_held(self, backbones: Container[str]) -> int:
+        """Jobs whose trunk another trial is training, or that are of none of these backbones."""
+        return sum(not self._has_trunk(job) or job.config.backbone not in backbones for job in self._jobs)
 
     def reached(self, identity: str, epochs: int) -> None:
         """A running job has brought its trunk to this length."""

@@ -208,7 +208,8 @@ class Cluster:
         Raises:
             ConfigError: where the dashboard does not answer for five minutes.
         """
-        asyncio.run(self._print_log(job_id, seen))
+        with self._answering():
+            asyncio.run(self._print_log(job_id, seen))
         return self.job(job_id)
 
     async def _print_log(self, job_id: str, seen: int) -> None:
@@ -217,7 +218,7 @@ class Cluster:
             try:
                 async for chunk, start in self._chunks(job_id):
                     broken_since = None
-                    print(chunk[max(0, seen - start) :], end="", flush=True)
+                    _write(chunk[max(0, seen - start) :])
                     seen = max(seen, start + len(chunk))
                 if self._client.get_job_status(job_id).is_terminal():
                     return
@@ -263,6 +264,12 @@ class Cluster:
         except AuthenticationError as error:
             raise ConfigError(_token_refused(self.address, str(error))) from error
         except self._breaks as error:
+            said = without_secrets(str(error)).strip()
+            if said.startswith("Request failed with status code"):
+                raise ConfigError(
+                    f"the cluster must be able to do what it is asked, but {self.address} is not ({said.splitlines()[-1]}): "
+                    "see logs/dashboard*.log in the folder of Ray's session on the head"
+                ) from error
             raise ConfigError(
                 f"--address must be the dashboard of a running Ray cluster, but {self.address} does not answer as one "
                 f"({_first_line(error)}): see that the cluster runs, and that the port is forwarded to this machine, e.g. "
@@ -339,24 +346,20 @@ def submit_study(
     """
     check_arguments(arguments)
     bundle = collect(reference, config)
-    check_config(config, bundle)
     entrypoint = job_command(bundle.study, config, arguments)
+    cluster = None if dry_run else Cluster(address)
+    if cluster is not None:
+        _check_is_alone(config.name, cluster)
+    check_config(config, bundle)
     print(f"study {config.name!r}: {bundle} travel")
     for sentence in local_paths(config):
         print(sentence)
-    if dry_run:
+    if cluster is None:
         print(f"it would run on the head of {address}:\n  {entrypoint}")
         return 0
     with tempfile.TemporaryDirectory(prefix="emoreg-") as scratch:
         package = Path(scratch) / "emoreg.zip"
         bundle.write(package, secrets_of(config))
-        cluster = Cluster(address)
-        for other in cluster.jobs():
-            if other.study == config.name and not other.has_ended:
-                raise ConfigError(
-                    f"a study has one job at a time, but {other.id} of {other.user or 'somebody'} is {_STATES[other.state]}:\n"
-                    f"{_ways(config.name, cluster.address)}"
-                )
         for sentence in compare_versions(cluster):
             print(sentence)
         job_id = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -373,6 +376,16 @@ def submit_study(
         print(_ways(config.name, cluster.address))
         return 0
     return _follow(cluster, config.name, job_id)
+
+
+def _check_is_alone(study: str, cluster: Cluster) -> None:
+    """Refuse a second job of a study."""
+    for job in cluster.jobs():
+        if job.study == study and not job.has_ended:
+            raise ConfigError(
+                f"a study has one job at a time, but {job.id} of {job.user or 'somebody'} is {_STATES[job.state]}:\n"
+                f"{_ways(study, cluster.address)}"
+            )
 
 
 def print_status(reference: str, address: str, *, as_json: bool) -> int:
@@ -399,7 +412,7 @@ def print_logs(reference: str, address: str, *, follow: bool) -> int:
     job = cluster.newest(reference)
     if follow:
         return _follow(cluster, job.study, job.id)
-    print(cluster.log(job.id), end="")
+    _write(cluster.log(job.id))
     return 0
 
 
@@ -419,6 +432,14 @@ def stop_study(reference: str, address: str) -> int:
         print("It did not end by itself in time, and was killed: trials go on from their last checkpoints.")
     print(_how_to_go_on(job), end="")
     return 0
+
+
+def _write(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _follow(cluster: Cluster, study: str, job_id: str) -> int:
@@ -526,31 +547,28 @@ def _check_travels(name: str, path: str | None, bundle: Bundle) -> None:
 
 
 def local_paths(config: StudyConfig) -> Iterator[str]:
-    """A sentence for each folder that the study writes to and that is no URI."""
-    for name, path in _absolute(config).items():
-        yield (
-            f"{name} is {path} on the cluster's machines: right only if all of them see the same folder (NFS, or one machine); "
-            "otherwise give a URI (s3://, gs://)"
-        )
+    """A sentence for each folder that the study writes to and that is no object store's."""
+    for option, place in _places(config).items():
+        if "://" not in place or place.startswith("file://"):
+            yield (
+                f"{option} is {place} on the cluster's machines: right only if all of them see the same folder (NFS, or one "
+                "machine); otherwise give a URI (s3://, gs://)"
+            )
 
 
-def _absolute(config: StudyConfig) -> dict[str, str]:
-    """Options for the folders that the study writes to, absolute as they are here: Ray removes a job's working directory."""
-    paths = {"--storage": config.storage, "--experience.uri": config.experience.uri}
+def _places(config: StudyConfig) -> dict[str, str]:
+    """Where the study writes to, by option: folders absolute, as they are here, since Ray removes a job's working directory."""
+    places = {"--storage": config.storage, "--experience.uri": config.experience.uri}
     return {
-        option: path if path.startswith("~") else str(Path(path).absolute())
-        for option, path in paths.items()
-        if path is not None and not _is_uri(path)
+        option: place if "://" in place or place.startswith("~") else str(Path(place).absolute())
+        for option, place in places.items()
+        if place is not None
     }
-
-
-def _is_uri(place: str) -> bool:
-    return "://" in place
 
 
 def job_command(study: str, config: StudyConfig, arguments: Sequence[str]) -> str:
     """What the job runs, quoted for a shell: `emoreg run` with the overrides among ``arguments``."""
-    places = _absolute(config)
+    places = {option: place for option, place in _places(config).items() if "://" not in place}
     num_values = _NUM_VALUES | dict.fromkeys(places, 1)
     overrides = []
     left = iter(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,28 @@ class Leases(Protocol):
 
     def release(self, key: str) -> None:
         """Give the lease of ``key`` back."""
+
+
+class Claims(Leases, Protocol):
+    """Which driver of a study runs which trial, and whose turn it is to read and write what they share."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Within, no other driver has its turn. It may be taken within itself."""
+
+
+class OnlyDriver:
+    """Of a study that has one driver. A ``Claims``."""
+
+    def try_acquire(self, key: str) -> bool:
+        """Nobody else has it."""
+        return True
+
+    def release(self, key: str) -> None:
+        """Nobody waits for it."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """It is always this driver's."""
+        return nullcontext()
 
 
 class FileLeases:

@@ -19,14 +19,16 @@ import torch
 import emoreg
 from emoreg.backbones import check_backbone
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
+from emoreg.database import DatabaseLeases, is_postgresql
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.experience import TRAINER_VERSION
 from emoreg.files import Files, replacing
 from emoreg.imagesets import check, load
 from emoreg.imagesets.fetch import Prepared, Source, offer, source
+from emoreg.leases import Claims
 from emoreg.reconcile import check_warm_start
 from emoreg.records import Records
-from emoreg.storage import PATIENCE_SECONDS, join, node_cache
+from emoreg.storage import PATIENCE_SECONDS, WorkingCopy, join, node_cache, only_driver
 from emoreg.trial import check_images
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
@@ -169,6 +171,34 @@ def adopt_controls(config: StudyConfig, records: Records) -> None:
     for record in list(records.trials.values()):
         if record.role == "trial" and record.identity in wanted:
             records.add_trial(dataclasses.replace(record, role="control"))
+
+
+@contextmanager
+def driving(config: StudyConfig) -> Iterator[tuple[WorkingCopy, Records, Claims | None]]:
+    """Begin to drive a study: its folder, its records and, where its history is in PostgreSQL, what it shares with others.
+
+    Raises:
+        StorageError: where another process drives the study, and its history is not in PostgreSQL.
+    """
+    files = study_files(config)
+    if not is_postgresql(config.optuna_storage):
+        with only_driver(files) as copy:
+            yield copy, Records(copy.folder), None
+        return
+    assert config.optuna_storage is not None
+    claims = DatabaseLeases(config.optuna_storage, f"study {config.name}")
+    with WorkingCopy(files) as copy:
+
+        @contextmanager
+        def turn() -> Iterator[None]:
+            with claims.turn():
+                copy.pull("study.json", "records")
+                yield
+                copy.push("records")
+
+        with turn():
+            records = Records(copy.folder, turn)
+        yield copy, records, claims
 
 
 def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, str]) -> None:

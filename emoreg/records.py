@@ -12,7 +12,8 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -222,25 +223,57 @@ def utc_now() -> str:
 
 
 class Records:
-    """The three tables of one study, in memory, with one writer.
+    """The three tables of one study, in memory.
 
     Rows are keyed, trials by identity and epochs by (identity, stage, epoch); a later row replaces an earlier one, so that a
-    trial taken up again from its checkpoint never doubles an epoch.
+    trial taken up again from its checkpoint never doubles an epoch. Where a study has several drivers, each reads what the
+    others wrote before it writes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the records of the study in ``folder``, which may have none yet."""
+    def __init__(self, folder: Path, turn: Callable[[], AbstractContextManager[None]] | None = None) -> None:
+        """Open the records of the study in ``folder``, which may have none yet.
+
+        Args:
+            folder: the study's.
+            turn: where there are several drivers: begins with what is stored in ``folder``, and ends with what is in
+                ``folder`` stored, while no other driver does the same.
+        """
         self._folder = folder / "records"
+        self._shared = turn
         self.trials: dict[str, TrialRecord] = {row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)}
         self.epochs: dict[tuple[str, str, int], EpochRecord] = {
             (row.identity, row.stage, row.epoch): row for row in _read(self._folder / "epochs.parquet", EpochRecord)
         }
         self.runs: dict[int, RunRecord] = {row.run: row for row in _read(self._folder / "runs.parquet", RunRecord)}
 
+    def refresh(self) -> None:
+        """See what other drivers have recorded, where there are any."""
+        if self._shared is not None:
+            with self._shared():
+                self._merge()
+
+    def begin_run(self) -> RunRecord:
+        """The row of a run that begins now, written: one that is killed is a run too."""
+        with self._turn():
+            row = RunRecord(
+                run=max(self.runs, default=0) + 1,
+                started=utc_now(),
+                ended=None,
+                ending=None,
+                slots=0,
+                num_trials=0,
+                slot_seconds=0.0,
+                waiting_slot_seconds=0.0,
+                paid_seconds=0.0,
+                reused_seconds=0.0,
+            )
+            self._add_run(row)
+        return row
+
     def add_run(self, row: RunRecord) -> None:
         """Keep a run's row, as it is by now, and write it."""
-        self.runs[row.run] = row
-        _write(self._folder / "runs.parquet", RunRecord, list(self.runs.values()))
+        with self._turn():
+            self._add_run(row)
 
     def add_epoch(self, row: EpochRecord) -> None:
         """Keep an epoch's row until the next ``write``."""
@@ -248,8 +281,9 @@ class Records:
 
     def add_trial(self, row: TrialRecord) -> None:
         """Keep a trial's row and write everything."""
-        self.trials[row.identity] = row
-        self.write()
+        with self._turn():
+            self.trials[row.identity] = row
+            self._write()
 
     def write(self) -> None:
         """Replace both files, epochs first: a trial that is recorded has its epochs.
@@ -257,6 +291,29 @@ class Records:
         Raises:
             OSError: where they cannot be written; those on disk stay whole.
         """
+        with self._turn():
+            self._write()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with nullcontext() if self._shared is None else self._shared():
+            if self._shared is not None:
+                self._merge()
+            yield
+
+    def _merge(self) -> None:
+        """Take in what is on disk. Epochs in memory are newer: those of running trials are not on disk yet."""
+        self.trials.update({row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)})
+        for epoch in _read(self._folder / "epochs.parquet", EpochRecord):
+            self.epochs.setdefault((epoch.identity, epoch.stage, epoch.epoch), epoch)
+        for run in _read(self._folder / "runs.parquet", RunRecord):
+            self.runs[run.run] = run
+
+    def _add_run(self, row: RunRecord) -> None:
+        self.runs[row.run] = row
+        _write(self._folder / "runs.parquet", RunRecord, list(self.runs.values()))
+
+    def _write(self) -> None:
         _write(self._folder / "epochs.parquet", EpochRecord, list(self.epochs.values()))
         _write(self._folder / "trials.parquet", TrialRecord, list(self.trials.values()))
 

@@ -27,7 +27,12 @@ from emoreg.trial import EvaluatedSplit, run_trial
 
 
 def run_single(
-    config: StudyConfig, copy: WorkingCopy, evaluate_on: EvaluatedSplit, device: torch.device, console: Console
+    config: StudyConfig,
+    copy: WorkingCopy,
+    records: Records,
+    evaluate_on: EvaluatedSplit,
+    device: torch.device,
+    console: Console,
 ) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
 
@@ -43,9 +48,8 @@ def run_single(
     """
     trial, started = config.trial, utc_now()
     folder, own = copy.folder, (f"trials/{config.trial.identity}", f"events/{config.trial.identity}")
-    copy.pull("records", *own)
+    copy.pull(*own)
     torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
-    records = Records(folder)
     console.print(
         f"trial {trial.identity}: {trial.backbone}, control {trial.control}, seed {trial.seed}, on {device_name(device)}",
         highlight=False,

@@ -13,7 +13,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import ray
@@ -23,12 +23,13 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from emoreg import tensorboard
 from emoreg.config import StudyConfig, Value
-from emoreg.coordination import ActorLeases
 from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, push, unwritable
 from emoreg.errors import ConfigError, UserError
 from emoreg.experience import ExperienceStore
 from emoreg.history import open_study
+from emoreg.leases import Claims
 from emoreg.messages import REGULATION_EPOCH, metric_key
+from emoreg.placement import Placement, placed
 from emoreg.preflight import named_study, offer_image_sets, storage_uri, store_uri
 from emoreg.reconcile import reconcile, warm_start
 from emoreg.records import Records
@@ -36,13 +37,14 @@ from emoreg.search_space import lengths
 from emoreg.searcher import OptunaSearcher
 from emoreg.signals import stop_on_signals
 from emoreg.storage import PATIENCE_SECONDS, WorkingCopy, scratch
-from emoreg.worker import Workplace, train
+from emoreg.worker import Places, Workplace, train
 
 # What Tune would do for every trainable of anybody's and emoreg does itself, or not at all.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # pre-training reports progress, never the metric
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records and events are ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # how many wait for a place is decided in the searcher
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # a trial that is stopped ends the write of its checkpoint first
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
@@ -51,7 +53,13 @@ _ANSWER_SECONDS = 5.0
 
 
 def run_study(
-    config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, *, address: str | None = None
+    config: StudyConfig,
+    copy: WorkingCopy,
+    records: Records,
+    progress: Progress,
+    *,
+    claims: Claims | None = None,
+    address: str | None = None,
 ) -> StudyEnd:
     """Run what is missing of a study, until all is there, it is told to stop, or faults in code stop it.
 
@@ -63,6 +71,7 @@ def run_study(
         copy: of the study's folder, with what is there already.
         records: of the study; written as trials end.
         progress: told what happens.
+        claims: where the study may have other drivers: see ``preflight.driving``.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
 
     Raises:
@@ -71,33 +80,36 @@ def run_study(
     """
     stop = Stop(config.resources)
     with stop_on_signals(stop.ask), _own_errors(), _pushed(copy):
-        searcher = _take_up(config, copy, records, progress, stop)
+        with nullcontext() if claims is None else claims.turn():
+            records.refresh()
+            searcher = _take_up(config, copy, records, progress, stop, claims)
         if not searcher.has_work:
             return "whole"
         _start_ray(address)
         try:
-            store = ExperienceStore(
-                store_uri(config),
-                leases=None if address is None else ActorLeases(store_uri(config)),
-                patience_seconds=PATIENCE_SECONDS,
-            )
-            driver = Driver(config, copy, records, progress, searcher, store, stop)
-            workplace = Workplace(
+            places = Places(
                 storage=storage_uri(config),
                 store=store_uri(config),
+                database=None if claims is None else config.optuna_storage,
+                is_cluster=address is not None,
+            )
+            store = ExperienceStore(places.store, leases=places.trunk_leases(), patience_seconds=PATIENCE_SECONDS)
+            placement = Placement(config, say=progress.say)
+            driver = Driver(config, copy, records, progress, searcher, store, stop)
+            workplace = Workplace(
+                places=ray.put(places),
                 study=config.name,
                 lengths=lengths(config),
                 share=config.experience.share,
                 offered=None if address is None and not copy.is_remote else offer_image_sets(config),
                 checkpoint_seconds=config.resources.checkpoint_seconds,
-                is_cluster=address is not None,
                 stop_sign=driver.stop_sign,
             )
             # The signals once more: Ray has put handlers of its own over ours.
             with store.running(config.name) as driver.heartbeat, stop_on_signals(stop.ask):
                 driver.tidy()
                 try:
-                    _fit(config, searcher, driver, workplace)
+                    _fit(config, searcher, driver, workplace, placement)
                     driver.tidy()
                 except KeyboardInterrupt:  # told twice, or out of grace
                     return driver.end_run("interrupted")
@@ -111,7 +123,9 @@ def run_study(
         return driver.end_run("whole" if searcher.is_done else "interrupted")
 
 
-def _take_up(config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, stop: Stop) -> OptunaSearcher:
+def _take_up(
+    config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, stop: Stop, claims: Claims | None
+) -> OptunaSearcher:
     """Bring Optuna's history, the records and the events into line, and begin from there."""
     study = open_study(config, copy.folder)
     for sentence in warm_start(study, config, partial(named_study, config)):
@@ -134,15 +148,18 @@ def _take_up(config: StudyConfig, copy: WorkingCopy, records: Records, progress:
         records=records.trials,
         is_stopping=lambda: stop.is_asked,
         on_repeat=partial(_number, records),
+        claims=claims,
+        refresh=records.refresh,
     )
 
 
-def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace) -> None:
-    resources = _resources(config)
-    driver.slots = searcher.lookahead = _slots(config, resources)
+def _fit(
+    config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace, placement: Placement
+) -> None:
+    driver.slots, searcher.startable = placement.slots, placement.startable
     with scratch() as folder:  # Tune's own state: ours is in storage
         tune.Tuner(
-            tune.with_resources(partial(train, workplace=workplace), resources),
+            tune.with_resources(partial(train, workplace=workplace), partial(placed, by_backbone=placement.by_backbone)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_scheduler(config),
@@ -220,35 +237,6 @@ def _own_errors() -> Iterator[None]:
                 raise unwritable(cause.errno, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
-
-
-def _slots(config: StudyConfig, resources: Mapping[str, float]) -> int:
-    """How many trials run at once on what the machines of the cluster have now, each for itself."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = {name.upper(): amount for name, amount in resources.items() if amount}
-    fit: int = sum(min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items()) for node in nodes)
-    return max(1, fit if config.resources.max_concurrent is None else min(fit, config.resources.max_concurrent))
-
-
-def _resources(config: StudyConfig) -> dict[str, float]:
-    """What each trial asks of Ray.
-
-    Raises:
-        ConfigError: for more than any machine of the cluster has.
-    """
-    wanted = config.resources
-    available = ray.cluster_resources()
-    gpus = wanted.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if available.get("GPU", 0) else 0.0
-    for name, amount, path in (("CPU", wanted.cpus_per_trial, "cpus_per_trial"), ("GPU", gpus, "gpus_per_trial")):
-        most = max((node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-        if amount > most:
-            raise ConfigError(
-                f"a trial must fit on one machine, but resources.{path} is {amount:g} and the largest has {most:g}: ask for "
-                f"less, e.g. --resources.{path.replace('_', '-')} {most:g}"
-            )
-    return {"cpu": wanted.cpus_per_trial, "gpu": gpus}
 
 
 def _scheduler(config: StudyConfig) -> TrialScheduler:

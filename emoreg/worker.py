@@ -23,13 +23,16 @@ from ray.exceptions import RayError
 from emoreg import tensorboard
 from emoreg.config import TrialConfig
 from emoreg.coordination import ActorLeases, StopSign
+from emoreg.database import DatabaseLeases
 from emoreg.devices import device_name
 from emoreg.errors import Diverged, Interrupted, UserError
 from emoreg.experience import ExperienceStore
 from emoreg.files import Files
 from emoreg.imagesets import LoadImages, load
 from emoreg.imagesets.fetch import FetchedSets, Prepared, Source
+from emoreg.leases import Leases
 from emoreg.messages import EXPERIENCED, FAULT, epoch_result, last_result, unfinished_result
+from emoreg.preflight import image_storage
 from emoreg.records import EpochRecord, Role
 from emoreg.reporter import Event, Experienced, Reporters
 from emoreg.storage import PATIENCE_SECONDS, WorkingCopy, join, node_cache
@@ -43,29 +46,48 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workplace:
-    """What every trial of a study is given.
+class Places:
+    """Where a study lies. Passwords may be in here: it travels in memory, by Ray's object store, and into no file.
 
     Attributes:
         storage: URI of the storage.
         store: URI of the experience store.
+        database: where the study's drivers meet, if it may have several.
+        is_cluster: whether trials may run on several machines.
+    """
+
+    storage: str
+    store: str
+    database: str | None
+    is_cluster: bool
+
+    def trunk_leases(self) -> Leases | None:
+        """Who trains which trunk, among all trials that may; None for what an ``ExperienceStore`` does by itself."""
+        if self.database is not None:
+            return DatabaseLeases(self.database, f"experience {Files(self.store).place}")
+        return ActorLeases(self.store) if self.is_cluster else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workplace:
+    """What every trial of a study is given.
+
+    Attributes:
+        places: reference to its ``Places``.
         study: name of the study.
         lengths: of pre-training that the study may ask for.
         share: whether trials share pre-training.
         offered: the image sets that each machine fetches from the storage; None where there is one machine, which has them.
         checkpoint_seconds: between two checkpoints.
-        is_cluster: whether trials may run on several machines.
         stop_sign: raised when the study is to stop.
     """
 
-    storage: str
-    store: str
+    places: Any
     study: str
     lengths: frozenset[int]
     share: bool
     offered: Mapping[Source, Prepared] | None
     checkpoint_seconds: float
-    is_cluster: bool
     stop_sign: StopSign
 
 
@@ -93,16 +115,17 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
     """The trial's last result."""
     config: TrialConfig = assignment["trial"]
     own = f"trials/{config.identity}"
-    files = Files(join(workplace.storage, workplace.study), patience_seconds=PATIENCE_SECONDS)
+    places: Places = ray.get(workplace.places)
+    files = Files(join(places.storage, workplace.study), patience_seconds=PATIENCE_SECONDS)
     with WorkingCopy(files) as copy:
         copy.pull(own, f"events/{config.identity}")
         try:
-            return _run_in(copy, assignment, workplace)
+            return _run_in(copy, assignment, workplace, places)
         finally:
             copy.push(own, f"events/{config.identity}")
 
 
-def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
+def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace, places: Places) -> dict[str, Any]:
     config: TrialConfig = assignment["trial"]
     role: Role = assignment["role"]
     folder = copy.folder / "trials" / config.identity
@@ -111,17 +134,17 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace)
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
     torch.set_num_threads(max(1, int(cpus)))
     store = ExperienceStore(
-        workplace.store,
-        leases=ActorLeases(workplace.store) if workplace.is_cluster else None,
+        places.store,
+        leases=places.trunk_leases(),
         user=workplace.study,
         keep=workplace.lengths,
         share=workplace.share,
         patience_seconds=PATIENCE_SECONDS,
     )
     if workplace.offered is None:
-        load_images: LoadImages = partial(load, storage=Path(workplace.storage))
+        load_images: LoadImages = partial(load, storage=image_storage(places.storage))
     else:
-        offered = Files(join(workplace.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
+        offered = Files(join(places.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
         load_images = FetchedSets(offered=workplace.offered, files=offered, folder=node_cache() / "imagesets")
     history: list[EpochRecord] = []
 

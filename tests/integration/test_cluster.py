@@ -36,7 +36,7 @@ class Cluster:
 
     def add_node(self, *options: str) -> subprocess.Popen[bytes]:
         node = subprocess.Popen(
-            [RAY, "start", *options, "--num-cpus=1", "--block", "--disable-usage-stats"],
+            [RAY, "start", "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
             env=self.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,0 +1,79 @@
+"""Several drivers on one study, whose history is in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from optuna.trial import TrialState
+
+from tests.integration.test_study import run, settled, start, trials, wait_for
+
+MORE = ("--num-trials", "6", "--sampler.name", "random", "--resources.max-concurrent", "1")
+
+
+def states(database: str) -> list[TrialState]:
+    url = database.replace("postgresql:", "postgresql+psycopg:")
+    return [trial.state for trial in optuna.load_study(study_name="tiny", storage=url).trials]
+
+
+def attempts(storage: Path) -> dict[str, int]:
+    """How often each trial was begun, by any driver."""
+    return {path.parent.name: path.read_text().count(" attempt ") for path in storage.glob("tiny/trials/*/log.txt")}
+
+
+def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
+    drivers = [start(tmp_path, "--optuna-storage", database, *MORE) for _ in range(2)]
+    outputs = [driver.communicate(timeout=240)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    rows = trials(tmp_path)
+    assert sum(row["role"] == "search" for row in rows.values()) == 6
+    assert sum(row["role"] == "control" for row in rows.values()) == 2
+    assert {row["status"] for row in rows.values()} == {"finished"}
+    assert states(database) == [TrialState.COMPLETE] * 6
+    assert attempts(tmp_path) == dict.fromkeys(rows, 1), "a trial was run twice"
+    epochs = pq.read_table(tmp_path / "tiny" / "records" / "epochs.parquet").to_pylist()
+    assert sorted(row["epoch"] for row in epochs if row["stage"] == "pretraining") == [1, 2], "a trunk was paid for twice"
+    runs = pq.read_table(tmp_path / "tiny" / "records" / "runs.parquet").to_pylist()
+    assert [run["ending"] for run in runs] == ["whole", "whole"]
+    assert sum(run["num_trials"] for run in runs) == 8
+    assert min(run["num_trials"] for run in runs) >= 1, "one driver did it all"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    assert "secret" not in "".join(outputs)
+
+
+@pytest.mark.slow
+def test_a_driver_takes_over_what_a_killed_one_was_running(database: str, tmp_path: Path) -> None:
+    first = start(tmp_path, "--optuna-storage", database, *MORE)
+    wait_for(lambda: bool(attempts(tmp_path)), first)
+    second = start(tmp_path, "--optuna-storage", database, *MORE)
+    records = tmp_path / "tiny" / "records" / "trials.parquet"
+    wait_for(lambda: records.exists() and len(trials(tmp_path)) >= 2, second)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    output, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, output
+    rows = trials(tmp_path)
+    assert len(rows) == 8
+    assert {row["status"] for row in rows.values()} == {"finished"}
+    assert states(database) == [TrialState.COMPLETE] * 6
+
+
+@pytest.mark.slow
+def test_a_restart_of_postgresql_is_waited_for(database: str, postgresql: Any, tmp_path: Path) -> None:
+    whole, restarted = tmp_path / "whole", tmp_path / "restarted"
+    run(whole, *MORE)
+    driver = start(restarted, "--optuna-storage", database, *MORE)
+    records = restarted / "tiny" / "records" / "trials.parquet"
+    wait_for(lambda: records.exists() and len(trials(restarted)) >= 2, driver)
+    postgresql.stop()
+    postgresql.start()
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    assert states(database) == [TrialState.COMPLETE] * 6
+    assert {identity: row["accuracy"] for identity, row in settled(trials(restarted)).items()}.keys() == trials(whole).keys()

@@ -1,0 +1,169 @@
+"""Where trials run on real Ray clusters of several unlike nodes on this machine, whose GPUs are declared."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.test_cluster import Cluster, free_port, num_nodes
+from tests.integration.test_study import wait_for
+
+STUDY = """\
+from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, TrialConfig, TrialResources
+
+def study():
+    return StudyConfig(name="placed", num_trials=1, sampler=SamplerConfig(name="random"), controls=("none",), {settings})
+"""
+SMALL, BIG = "test_resnet", "test_efficientnet"
+BOTH = f'search_space={{"backbone": Choice(("{SMALL}", "{BIG}"))}}'
+Places = list[dict[str, Any]]
+Start = Callable[..., Cluster]
+
+
+def _has_nodes(cluster: Cluster, number: int) -> bool:
+    return num_nodes(cluster) == number
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts a cluster, given each node's options."""
+    port = free_port()
+    # Ray's workers step back where others want the processor, on a busy machine for minutes.
+    token = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    here = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    cluster = Cluster(f"127.0.0.1:{port}", {**os.environ, **token, **here}, [])
+
+    def started(*nodes: str) -> Cluster:
+        temporary = tmp_path_factory.mktemp("r")  # Ray's socket paths must be short
+        to_head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false")
+        for number, options in enumerate(nodes):
+            first = (*to_head, f"--temp-dir={temporary}") if number == 0 else (f"--address={cluster.address}",)
+            node = cluster.add_node(*first, *options.split())
+            wait_for(partial(_has_nodes, cluster, number + 1), node)
+        return cluster
+
+    yield started
+    for node in reversed(cluster.nodes):
+        if node.poll() is None:
+            os.killpg(node.pid, signal.SIGTERM)
+            node.wait(60)
+
+
+def run(cluster: Cluster, folder: Path, settings: str) -> subprocess.Popen[str]:
+    study = folder / "placed_study.py"
+    study.write_text(STUDY.format(settings=settings))
+    (folder / "places").mkdir()
+    module = [sys.executable, "-m", "tests.integration.held_places", str(folder / "places")]
+    return subprocess.Popen(
+        [*module, str(study), "--storage", str(folder / "runs"), "--address", cluster.address, *TINY],
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+TINY = [
+    "--experience.no-share",
+    "--trial.image-size",
+    "8",
+    "--trial.stimuli.name",
+    "digits",
+    "--trial.stimuli.num-images",
+    "32",
+    "--trial.task.name",
+    "digits",
+    "--trial.task.num-images",
+    "32",
+]
+
+
+def places(folder: Path, suffix: str = "began") -> Places:
+    found = [json.loads(path.read_text()) for path in (folder / "places").glob(f"*.{suffix}")]
+    return sorted(found, key=lambda place: place["began"])
+
+
+def end(process: subprocess.Popen[str], folder: Path) -> Places:
+    """Let the trials go, and say where they were, in the order in which they began."""
+    (folder / "places" / "go").touch()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return places(folder, "ended")
+
+
+@pytest.mark.slow
+def test_every_gpu_of_unlike_nodes_is_in_use_at_once(start: Start, tmp_path: Path) -> None:
+    cluster = start("--num-cpus=2 --num-gpus=1", "--num-cpus=8 --num-gpus=4")
+    settings = 'trial=TrialConfig(backbone="test_resnet"), control_seeds=tuple(range(9)), '
+    settings += 'search_space={"regulation.balance": Choice((0.25, 0.75))}, resources=ResourcesConfig(gpus_per_trial=0.5)'
+    process = run(cluster, tmp_path, settings)
+    wait_for(lambda: len(places(tmp_path)) == 10, process, 240)
+    used = Counter((place["node"], *place["gpus"]) for place in places(tmp_path))
+    assert sorted(used.values()) == [2] * 5, "two trials on each of five GPUs"
+    assert sorted(Counter(node for node, _ in used).values()) == [1, 4]
+    assert [place["visible"] for place in places(tmp_path)] == [str(*place["gpus"]) for place in places(tmp_path)]
+    assert len(end(process, tmp_path)) == 10
+
+
+@pytest.mark.slow
+def test_a_greater_trial_gets_its_node_while_smaller_ones_go_on_elsewhere(start: Start, tmp_path: Path) -> None:
+    cluster = start("--num-cpus=2 --num-gpus=1", "--num-cpus=4 --num-gpus=2")
+    settings = f"{BOTH}, control_seeds=tuple(range(8)), resources=ResourcesConfig(gpus_per_trial=1), "
+    settings += f'resources_by_backbone={{"{BIG}": TrialResources(gpus=2)}}'
+    process = run(cluster, tmp_path, settings)
+
+    def begun(backbone: str) -> Places:
+        return [place for place in places(tmp_path) if place["backbone"] == backbone]
+
+    def release(place: dict[str, Any]) -> None:
+        (tmp_path / "places" / f"{place['identity']}.go").touch()
+
+    wait_for(lambda: bool(begun(BIG)) or len(begun(SMALL)) == 2, process, 240)
+    if not begun(BIG):  # the first small trial got the large node, and the second was sent to the other
+        release(begun(SMALL)[0])
+        wait_for(lambda: bool(begun(BIG)), process, 240)
+    (large,) = begun(BIG)
+    assert sorted(large["gpus"]) == [0, 1]
+    assert large["visible"] == "0,1"
+    wait_for(lambda: begun(SMALL)[-1:] != [] and begun(SMALL)[-1]["node"] != large["node"], process, 240)
+    for _ in range(3):
+        num_small = len(begun(SMALL))
+        release(begun(SMALL)[-1])
+        wait_for(lambda: len(begun(SMALL)) > num_small, process, 240)  # noqa: B023
+        assert begun(SMALL)[-1]["node"] != large["node"]
+    assert len(begun(BIG)) == 1, "another waits for the large node"
+    num_small = len(begun(SMALL))
+    assert num_small < 8, "others wait too"
+    release(large)
+    wait_for(lambda: len(begun(BIG)) == 2, process, 240)
+    assert begun(BIG)[1]["node"] == large["node"]
+    assert len(begun(SMALL)) == num_small, "a small trial took a GPU that the large one waited for"
+    assert len(end(process, tmp_path)) == 16
+
+
+@pytest.mark.slow
+def test_a_kind_of_gpu_is_honoured(start: Start, tmp_path: Path) -> None:
+    kind = """--num-cpus=2 --num-gpus=1 --resources={"accelerator_type:%s":1}"""
+    cluster = start(kind % "T4", kind % "H100")
+    settings = f"{BOTH}, control_seeds=(0, 1), resources=ResourcesConfig(accelerator_type='T4'), "
+    settings += f'resources_by_backbone={{"{BIG}": TrialResources(accelerator_type="H100", memory_gib=0.25)}}'
+    process = run(cluster, tmp_path, settings)
+    (tmp_path / "places" / "go").touch()
+    held = end(process, tmp_path)
+    assert len(held) == 4
+    nodes = {backbone: {place["node"] for place in held if place["backbone"] == backbone} for backbone in (SMALL, BIG)}
+    assert len(nodes[SMALL]) == len(nodes[BIG]) == 1
+    assert nodes[SMALL] != nodes[BIG]
+    assert all(place["asked"]["memory"] == 2**28 for place in held if place["backbone"] == BIG)
