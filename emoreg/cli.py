@@ -1,4 +1,4 @@
-"""The command line: ``emoreg run|trial|show|experience|doctor|data``. tyro makes the options from the configuration's types.
+"""The command line: ``emoreg run|trial|show|submit|...``. tyro makes the options from the configuration's types.
 
 Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1
 with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted. Who follows a job gets the
@@ -239,9 +239,9 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     ) -> _Command:
         """Run a study on a Ray cluster, as a job of its head, and follow its log.
 
-        Ctrl-C detaches: the job goes on. Where it was stopped or killed, submit it again.
+        Ctrl-C detaches: the job goes on. Submitted again, a study goes on.
 
-        The code travels: emoreg's checkout as it is now, without what git ignores, and the study.
+        Code travels: emoreg's checkout but what git ignores, and the study.
 
         Args:
             address: The URL of the cluster's dashboard.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import socket
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ from emoreg.files import Files
 
 _NAMESPACE = "emoreg"
 _LOOK_SECONDS = 0.2
+_ANSWER_SECONDS = 2.0
 
 
 class _Lease:
@@ -31,7 +33,7 @@ class ActorLeases:
     """Leases of trunks in a cluster. An ``experience.Leases``.
 
     The lease of a trunk is an actor with its name: one process can make it, the others are refused. It belongs to the process
-    that made it, and ends with it.
+    that made it, and ends with it. It stands on the same machine, so that no other machine takes it along when it is lost.
     """
 
     def __init__(self, uri: str) -> None:
@@ -42,7 +44,8 @@ class ActorLeases:
         """
         # Its place, so that every way to write its URI means the same, and no password is in a name that Ray shows.
         self._store = hashlib.sha256(Files(uri).place.encode()).hexdigest()[:16]
-        self._actor = ray.remote(num_cpus=0)(_Lease)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Lease)
         self._held: dict[str, Any] = {}
 
     def try_acquire(self, key: str) -> bool:
@@ -70,12 +73,21 @@ class Machines:
         self._nodes[trial.trial_id] = state.actors(actor)["Address"]["NodeID"]
 
     def is_lost(self, trial_id: str) -> bool:
-        """Whether the machine of a trial is lost, by what Ray knows now: it may find out seconds after the trial broke."""
-        node = self._nodes.get(trial_id)
-        if node is None:  # it never had a worker
+        """Whether the machine of a trial is lost, by what Ray knows now, or by its silence: Ray finds out seconds later."""
+        node_id = self._nodes.get(trial_id)
+        if node_id is None:  # it never had a worker
             return False
-        living = {row["NodeID"] for row in ray.nodes() if row["Alive"]}
-        return node not in living or node in state.state.get_draining_nodes()
+        node = next((row for row in ray.nodes() if row["NodeID"] == node_id and row["Alive"]), None)
+        return node is None or node_id in state.state.get_draining_nodes() or not _answers(node)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether Ray on a machine takes connections."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class _StopSign:

@@ -143,11 +143,11 @@ def _seconds_per_image(config: TrialConfig, task: ImageSet, device: torch.device
 
 
 def _concurrency(config: StudyConfig, device: torch.device) -> int:
-    wanted = config.resources
-    fits = (os.cpu_count() or 1) / wanted.cpus_per_trial
+    wanted = [config.trial_resources(backbone) for backbone in config.backbones()]  # the greatest: no cost is too low
+    fits = (os.cpu_count() or 1) / max(asked.cpus or 0.0 for asked in wanted)
     if device.type == "cuda":
-        fits = min(fits, torch.cuda.device_count() / (wanted.gpus_per_trial or 1.0))
-    return max(1, min(int(fits), wanted.max_concurrent or int(fits)))
+        fits = min(fits, torch.cuda.device_count() / max(asked.gpus or 1.0 for asked in wanted))
+    return max(1, min(int(fits), config.resources.max_concurrent or int(fits)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,7 @@ class Placement:
             ConfigError: for a trial that can never be placed.
         """
         self._max_concurrent = config.resources.max_concurrent
+        self._num_pending = 0
         self._nodes = _look()
         self._next_look = time.monotonic() + _LOOK_SECONDS
         totals = list(self._nodes.total.values())
@@ -164,6 +165,9 @@ class Placement:
         Args:
             pending: backbones of the trials that were given to Ray and do not run yet.
         """
+        if len(self._requests) > 1 and len(pending) > self._num_pending and time.monotonic() < self._next_look:
+            return {}  # what is free will be known at the next look: who came last may have taken a greater one's place
+        self._num_pending = len(pending)
         waiting = [self.by_backbone[backbone] for backbone in pending]
         ahead = 0 if self._autoscaler is None else _AHEAD
         found = startable(self._requests, waiting, self._now(), ahead=ahead)
@@ -254,7 +258,7 @@ def _node_types_in_use() -> set[str]:
     written = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
     if written:  # version 1 writes a status, and gives a type to each machine that was started by hand
         report = json.loads(written).get("autoscaler_report") or {}
-        return {name for name in report.get("active_nodes") or {} if not name.startswith("node_")}
+        return {name for name in (report.get("node_type_mapping") or {}).values() if not name.startswith("node_")}
     status = _status()
     if not status.autoscaling_state.autoscaler_state_version:
         return set()

@@ -18,6 +18,7 @@ import torch
 
 import emoreg
 from emoreg.backbones import check_backbone
+from emoreg.bundle import COMMIT_FILE
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.database import DatabaseLeases, is_postgresql
 from emoreg.errors import ConfigError, ImageSetError
@@ -261,6 +262,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 def _git_commit() -> str | None:
     """The commit of the checkout that emoreg runs from, with ``+`` if it was changed; None outside one."""
     folder = Path(emoreg.__file__).parent
+    carried = folder / Path(COMMIT_FILE).name
+    if carried.exists():  # emoreg came with a job
+        return carried.read_text().strip()
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

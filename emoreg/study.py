@@ -153,9 +153,7 @@ def _take_up(
     )
 
 
-def _fit(
-    config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace, placement: Placement
-) -> None:
+def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace, placement: Placement) -> None:
     driver.slots, searcher.startable = placement.slots, placement.startable
     with scratch() as folder:  # Tune's own state: ours is in storage
         tune.Tuner(

@@ -25,7 +25,7 @@ from emoreg.config import TrialConfig
 from emoreg.coordination import ActorLeases, StopSign
 from emoreg.database import DatabaseLeases
 from emoreg.devices import device_name
-from emoreg.errors import Diverged, Interrupted, UserError
+from emoreg.errors import ConfigError, Diverged, Interrupted, UserError
 from emoreg.experience import ExperienceStore
 from emoreg.files import Files
 from emoreg.imagesets import LoadImages, load
@@ -129,7 +129,7 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace,
     config: TrialConfig = assignment["trial"]
     role: Role = assignment["role"]
     folder = copy.folder / "trials" / config.identity
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    device = _device()
     on_device = {"device": device_name(device)}
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
     torch.set_num_threads(max(1, int(cpus)))
@@ -202,6 +202,22 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace,
         device_seconds=result.experience_seconds + result.regulation_seconds,
     )
     return {**last, "result": dataclasses.asdict(result), **on_device}
+
+
+def _device() -> torch.device:
+    """A GPU where Ray gives the trial one, else the CPU.
+
+    Raises:
+        ConfigError: for a GPU that Ray gives away and torch does not see.
+    """
+    if not ray.get_gpu_ids():
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"Ray's GPUs must be there, but on {platform.node()} it gives one away and torch {torch.__version__} sees none: "
+            "install a CUDA build of torch, or start that node with --num-gpus=0; `emoreg doctor --address auto` shows all nodes"
+        )
+    return torch.device("cuda")
 
 
 def _short(error: Exception) -> str:

@@ -75,7 +75,7 @@ def paths() -> set[str]:
     return {path for path, _ in leaves(load_study("studies.quickstart")) if path != "search_space"}
 
 
-@pytest.mark.parametrize("command", ["run", "trial", "show"])
+@pytest.mark.parametrize("command", ["run", "trial", "show", "submit"])
 def test_help_explains_every_setting(command: str, capsys: Output) -> None:
     code, out, _ = emoreg_(capsys, command, "studies.quickstart", "--help")
     assert code == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emoreg import estimate
-from emoreg.config import Choice, Float, Int, ResourcesConfig, SamplerConfig
+from emoreg.config import Choice, Float, Int, ResourcesConfig, SamplerConfig, TrialResources
 from emoreg.errors import ConfigError
 from emoreg.estimate import Cost, estimate_cost
 from emoreg.imagesets import ImageSet, Split, load
@@ -79,6 +79,8 @@ def test_trials_share_the_machine(storage: Path) -> None:
     cores = os.cpu_count() or 1
     assert cost(storage).concurrency == cores
     assert cost(storage, resources=ResourcesConfig(cpus_per_trial=2 * cores)).concurrency == 1
+    greater = {"test_resnet": TrialResources(cpus=2 * cores)}
+    assert cost(storage, resources_by_backbone=greater).concurrency == 1
     capped = cost(storage, resources=ResourcesConfig(cpus_per_trial=0.5, max_concurrent=1))
     assert capped.concurrency == 1
     assert capped.wall_seconds == capped.device_seconds

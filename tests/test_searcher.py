@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -428,6 +428,34 @@ def test_invalid_proposals_fail_with_the_rule_and_do_not_count(tmp_path: Path) -
     assert searcher.suggest("more") is None
     assert study.trials[0].state == FAIL
     assert "deterministic turns mixed precision off" in study.trials[0].user_attrs["invalid"]
+
+
+def test_trials_without_a_place_are_held_back_and_others_go_first(tmp_path: Path) -> None:
+    space: dict[str, Distribution] = {"backbone": Choice(("resnet18", "resnet50")), "regulation.balance": Float(0.0, 1.0)}
+    study, searcher = open_searcher(study_config(space, num_trials=40, sampler="tpe"), tmp_path)
+    pending: list[list[str]] = []
+    startable: dict[str, tuple[str, ...]] = {}
+
+    def ask(backbones: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        pending.append(sorted(backbones))
+        return startable
+
+    searcher.startable = ask
+    searcher.lookahead = 3
+    assert searcher.suggest("a") is None
+    assert len(study.trials) == 0, "nothing is proposed that cannot start"
+    startable["resnet18"] = ("large",)
+    first, second = suggested(searcher, "a"), suggested(searcher, "b")
+    assert [given["trial"].backbone for given in (first, second)] == ["resnet18", "resnet18"]
+    assert first["avoid"] == ("large",)
+    searcher.on_trial_start("a")
+    while searcher.suggest(f"more{len(study.trials)}") is not None:
+        pass
+    held = [trial for trial in study.trials if trial.params["backbone"] == "resnet50"]
+    assert len(held) == 3, "no more wait for a place than run at once"
+    assert pending[1:4] == [[], ["resnet18"], ["resnet18"]]
+    startable["resnet50"] = ()
+    assert suggested(searcher, "c")["number"] == held[0].number
 
 
 def test_trials_that_would_wait_for_an_experience_are_held_back_and_others_go_first(tmp_path: Path) -> None:

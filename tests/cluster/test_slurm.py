@@ -28,6 +28,7 @@ ClusterName=emoreg
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
+FirstJobId={job}
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -91,7 +92,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         (folder / name).mkdir()
     (folder / "munge.key-file").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key-file").chmod(0o600)
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=free_ports(3)))
+    (folder / "slurm.conf").write_text(
+        CONFIGURATION.format(
+            host=socket.gethostname(), folder=folder, ports=free_ports(3), job=secrets.randbelow(90_000) + 1000
+        )
+    )
     (folder / "gres.conf").write_text("NodeName=n1,n2 Name=gpu File=/dev/null\n")  # declared: nothing computes on it
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SLURM_"))}
     environment = inherited | {
@@ -121,30 +126,21 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             daemon.wait(30)
 
 
-@pytest.fixture
-def scratch() -> Iterator[set[Path]]:
-    """The folders of Ray on this machine that were there before; what nodes leave that are killed is removed in the end."""
-    before = set(Path("/tmp").glob("ray-*"))
-    yield before
-    for folder in set(Path("/tmp").glob("ray-*")) - before:
-        shutil.rmtree(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three starts of Ray on two nodes
-def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm, scratch: set[Path], tmp_path: Path) -> None:
+def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm, tmp_path: Path) -> None:
     log, storage = tmp_path / "job.log", tmp_path / "storage"
     job = slurm.say(
         *("sbatch", "--parsable", "--cpus-per-task=1", f"--output={log}", str(CLUSTER / "slurm" / "study.sbatch")),
         *(str(STUDY), "--storage", str(storage), "--num-trials", "1", "--trial.regulation.epochs", "30"),
-        *("--resources.gpus-per-trial", "0", "--resources.checkpoint-seconds", "1"),
+        *("--resources.gpus-per-trial", "0"),
     ).strip()
 
+    def up(start: int) -> None:
+        is_up = f"start {start}: 2 of 2 nodes"
+        wait_until(lambda: log.exists() and is_up in log.read_text(), otherwise=lambda: slurm.say("squeue"))
+
     def begun(start: int) -> None:
-        """Wait for a driver that runs trials on both nodes."""
-        wait_until(
-            lambda: log.exists() and f"start {start}: 2 of 2 nodes" in log.read_text(), otherwise=lambda: slurm.say("squeue")
-        )
         runs = storage / "tiny" / "records" / "runs.parquet"
         wait_until(lambda: runs.exists() and pq.read_table(runs).num_rows == start + 1, otherwise=log.read_text)
         wait_until(lambda: any((storage / "tiny" / "trials").glob("*/*")), otherwise=log.read_text)
@@ -155,7 +151,7 @@ def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm,
         wait_until(slurm.is_idle, otherwise=log.read_text)
         slurm.say("scontrol", "update", f"JobId={job}", "StartTime=now+3")  # Slurm itself would wait two minutes
 
-    begun(0)
+    up(0)
     token = Path(slurm.environment["HOME"]) / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     (address,) = re.findall(r"nodes at (\S+)", log.read_text())
@@ -164,16 +160,20 @@ def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm,
     refused = Slurm(slurm.environment | with_token | {"RAY_AUTH_TOKEN": "0" * 64}).say("ray", "status", "--address", address)
     assert "GPU" not in refused
 
+    begun(0)
     slurm.say("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the end of its time
     queued_again(1)
     assert "study ended with 130" in log.read_text()
-    assert set(Path("/tmp").glob("ray-*")) <= scratch
+    assert list(Path("/tmp").glob(f"ray-{job}-*")) == []
 
+    up(1)
     begun(1)
     slurm.say("scontrol", "requeue", job)  # every process is told at once, then killed
     queued_again(2)
+    for folder in Path("/tmp").glob(f"ray-{job}-*"):  # what nodes leave that are killed
+        shutil.rmtree(folder)
 
-    wait_until(lambda: slurm.state(job)["JobState"] == "COMPLETED", seconds=180, otherwise=log.read_text)
+    wait_until(lambda: slurm.state(job)["JobState"] == "COMPLETED", seconds=420, otherwise=log.read_text)
     text = log.read_text()
     assert text.count("study ended with 0") == 1
     assert token.read_text() not in text

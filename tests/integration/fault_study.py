@@ -8,7 +8,7 @@ from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, r
 from tests.integration import tiny_study
 
 NUM_TRIALS = 5
-NUM_REGULATION_EPOCHS = 6
+NUM_REGULATION_EPOCHS = 5
 PRETRAINING_EPOCHS = (2, 5)
 
 
@@ -17,9 +17,9 @@ def study() -> StudyConfig:
     longer = {
         "regulation.epochs": NUM_REGULATION_EPOCHS,
         "regulation.batch_size": 2,
-        "task.num_images": 200,
+        "task.num_images": 60,
         "pretraining.batch_size": 2,
-        "stimuli.num_images": 200,
+        "stimuli.num_images": 60,
     }
     return dataclasses.replace(
         tiny,

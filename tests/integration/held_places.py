@@ -2,8 +2,8 @@
 
     python -m tests.integration.held_places FOLDER STUDY ...
 
-Each trial leaves a file in FOLDER, and ends where FOLDER/go is there, or FOLDER/IDENTITY.go. The search, the driver, the records
-and the placement are the real ones. The GPUs may be declared ones, which no training could use.
+Each trial leaves a file in FOLDER, and ends where FOLDER/go is there, or FOLDER/IDENTITY.go. The search, the driver, the
+records and the placement are the real ones. The GPUs may be declared ones, which no training could use.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def hold(assignment: dict[str, Any], *, workplace: object, folder: Path) -> None
     """The trial: in place of ``worker.train``."""
     began = time.time()
     identity = assignment["trial"].identity
+    own = ray.get_runtime_context().get_node_id()
     place = {
         "identity": identity,
         "backbone": assignment["trial"].backbone,
-        "node": ray.get_runtime_context().get_node_id(),
+        "node": own,
         "gpus": ray.get_gpu_ids(),
+        "gpus_of_node": next(node["Resources"]["GPU"] for node in ray.nodes() if node["NodeID"] == own),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "process": os.getpid(),
         "asked": tune.get_context().get_trial_resources().required_resources,

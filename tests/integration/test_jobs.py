@@ -53,7 +53,7 @@ class Dashboard:
     def emoreg(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Exit code and output of a command."""
         process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=300)
         assert self.environment["RAY_AUTH_TOKEN"] not in output
         return process.returncode, output
 
@@ -93,10 +93,9 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     wait_for(lambda: answers(url), head)
     made = Dashboard(url, environment, tmp_path_factory.mktemp("user"), head)
     yield made
-    for follower in made.followers:  # of a test that failed
-        if follower.poll() is None:
-            follower.kill()
-            follower.communicate()
+    for follower in made.followers:
+        with follower:
+            follower.kill()  # that of a test that failed
     head.terminate()  # it ends its processes, in order; told all at once they take half a minute
     head.wait(60)
 
@@ -184,6 +183,7 @@ def test_the_code_of_a_job_that_fails_is_passed_on(dashboard: Dashboard, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_detached_looked_at_stopped_and_taken_up_again(dashboard: Dashboard, tmp_path: Path) -> None:
     submit = ("submit", str(STUDY), "--storage", str(tmp_path), *LONG)
     follower = dashboard.start(*submit)

@@ -26,11 +26,11 @@ STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
 
 
-def command(storage: Path, *overrides: str) -> list[str]:
+def command(storage: Path | str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage), *overrides]
 
 
-def run(storage: Path, *overrides: str, code: int = 0) -> str:
+def run(storage: Path | str, *overrides: str, code: int = 0) -> str:
     done = subprocess.run(command(storage, *overrides), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -165,7 +165,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         time.sleep(0.02)  # between two looks at the condition
 
 
-def start(storage: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(storage: Path | str, *overrides: str) -> subprocess.Popen[str]:
     # Its own process group, so that a signal sent to it reaches nothing else.
     return subprocess.Popen(
         command(storage, "--resources.max-concurrent", "1", *overrides),

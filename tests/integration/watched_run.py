@@ -35,12 +35,14 @@ class Diary:
 
     def watch_nodes(self) -> None:
         seen: dict[str, bool] = {}
-        while True:
+        while not ray.is_initialized():
             time.sleep(_LOOK_SECONDS)
-            for node in ray.nodes() if ray.is_initialized() else []:
+        while ray.is_initialized():
+            for node in ray.nodes():
                 if seen.get(node["NodeID"]) != node["Alive"]:
                     seen[node["NodeID"]] = node["Alive"]
                     self.note("node", name=node["NodeName"], id=node["NodeID"], is_alive=node["Alive"])
+            time.sleep(_LOOK_SECONDS)
 
 
 class WatchedDriver(Driver):

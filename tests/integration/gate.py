@@ -1,0 +1,74 @@
+"""A TCP proxy before a server on this machine, which a test can close: as when the network to it is down."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+
+class Gate:
+    """Passes on what comes to a port of its own, while it is open: it begin so. A context manager.
+
+    Attributes:
+        address: where it listens, or would.
+    """
+
+    def __init__(self, server: str) -> None:
+        """Stand before ``server``, HOST:PORT."""
+        host, _, port = server.rpartition(":")
+        self._server = host, int(port)
+        self._lock = threading.Lock()
+        self._ends: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._here = self._listener.getsockname()
+        self.address = "{}:{}".format(*self._here)
+        self._listen()
+
+    def close(self) -> None:
+        """Refuse what comes, and cut what is open."""
+        with self._lock:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            for end in self._ends:
+                with suppress(OSError):  # its other side was faster
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def open(self) -> None:
+        """Let everything through again."""
+        self._listener = socket.create_server(self._here)
+        self._listen()
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(self._server)
+                with self._lock:
+                    self._ends |= {client, server}
+                for source, target in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while content := source.recv(2**16):
+                target.sendall(content)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            if source in self._ends and target in self._ends:  # the first of the two directions
+                self._ends -= {source}
+            else:
+                self._ends -= {target, source}
+                source.close()
+                target.close()

@@ -1,0 +1,52 @@
+"""A study whose storage is a real S3 endpoint: killed and run again, it leaves there what it leaves in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emoreg.files import Files
+from emoreg.records import Records
+from emoreg.storage import WorkingCopy, join
+from tests.integration.test_study import run, start, wait_for
+
+ONE_AT_A_TIME = ("--resources.max-concurrent", "1", "--resources.checkpoint-seconds", "0")
+
+
+def records(storage: str) -> Records:
+    with WorkingCopy(Files(join(storage, "tiny"))) as copy:
+        copy.pull("records")
+        return Records(copy.folder)
+
+
+def numbers(found: Records) -> dict[str, dict[str, object]]:
+    return {
+        identity: {name: getattr(row, name) for name in ("status", "role", "number", "accuracy", "loss", "final_balance")}
+        for identity, row in found.trials.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_and_run_again_it_equals_a_study_in_a_folder(bucket: str, tmp_path: Path) -> None:
+    run(tmp_path, *ONE_AT_A_TIME)
+    process = start(bucket, *ONE_AT_A_TIME)
+    wait_for(lambda: len(records(bucket).trials) >= 2, process)
+    process.kill()
+    process.communicate()
+    before = records(bucket).trials
+    output = run(bucket, *ONE_AT_A_TIME)
+    assert "secret" not in output
+    after = records(bucket)
+    assert {identity: after.trials[identity] for identity in before} == before, "a finished trial was run again"
+    assert numbers(after) == numbers(records(str(tmp_path)))
+    names = {found.name for found in Files(join(bucket, "tiny")).find()}
+    for identity in after.trials:
+        assert f"trials/{identity}/log.txt" in names
+        assert f"trials/{identity}/trial.ckpt" in names
+        assert f"events/{identity}/events.out.tfevents.0001" in names
+        assert f"events/{identity}/events.out.tfevents.0000.end" in names
+    assert {"optuna.journal", "study.json", "records/runs.parquet"} <= names
+    assert not [name for name in names if name.endswith((".tmp", ".lock")) or ".driver" in name]
+    assert b"secret" not in Files(join(bucket, "tiny")).read("study.json").to_pybytes()
