@@ -132,6 +132,7 @@ class Placement:
         """
         self._max_concurrent = config.resources.max_concurrent
         self._num_pending = 0
+        self._settled = 0.0
         self._nodes = _look()
         self._next_look = time.monotonic() + _LOOK_SECONDS
         totals = list(self._nodes.total.values())
@@ -165,9 +166,11 @@ class Placement:
         Args:
             pending: backbones of the trials that were given to Ray and do not run yet.
         """
-        if len(self._requests) > 1 and len(pending) > self._num_pending and time.monotonic() < self._next_look:
-            return {}  # what is free will be known at the next look: who came last may have taken a greater one's place
+        if len(pending) > self._num_pending and len(self._requests) > 1:  # the next look shows what is left beside the new one
+            self._settled = time.monotonic() + _LOOK_SECONDS
         self._num_pending = len(pending)
+        if pending and time.monotonic() < self._settled:
+            return {}
         waiting = [self.by_backbone[backbone] for backbone in pending]
         ahead = 0 if self._autoscaler is None else _AHEAD
         found = startable(self._requests, waiting, self._now(), ahead=ahead)

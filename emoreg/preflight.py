@@ -89,7 +89,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     if config.experience.uri is not None:
         Files(config.experience.uri).check()
     check_warm_start(config, partial(named_study, config))
-    gpus = config.resources.gpus_per_trial
+    gpus = max(config.trial_resources(backbone).gpus or 0.0 for backbone in config.backbones())
     if gpus and address is None and not torch.cuda.is_available():
         raise ConfigError(
             f"resources.gpus_per_trial asks for {gpus:g} GPUs, but torch {torch.__version__} sees none here: set it to 0 for "

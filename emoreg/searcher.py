@@ -133,7 +133,7 @@ class OptunaSearcher(Searcher):
         self.startable: Callable[[Sequence[str]], Mapping[str, tuple[str, ...]]] = lambda pending: self._anywhere
         """Backbones of which a trial may be handed out, by those of the trials that have no worker yet: see ``placement``."""
         self.is_machine_lost: Callable[[str], bool] = lambda trial_id: False
-        """Whether the machine of a trial that broke was lost or is being taken away: no fault of the trial's, nor an attempt."""
+        """Whether the machine of a trial that broke was lost or is being taken away: no failure of the trial."""
         self._anywhere: dict[str, tuple[str, ...]] = dict.fromkeys(config.backbones(), ())
         self._is_stopping = is_stopping
         self._on_repeat = on_repeat

@@ -117,7 +117,7 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
-        if path != "search_space":
+        if path != "search_space" and value != {}:  # resources_by_backbone, where it is empty
             searched = path.removeprefix("trial.") in config.search_space
             settings.add_row(path, Text(_as_text(value) + (" (searched)" if searched else "")))
     console.print(settings)

@@ -215,7 +215,7 @@ def _device() -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError(
             f"Ray's GPUs must be there, but on {platform.node()} it gives one away and torch {torch.__version__} sees none: "
-            "install a CUDA build of torch, or start that node with --num-gpus=0; `emoreg doctor --address auto` shows all nodes"
+            "install a CUDA build of torch, or start that node with --num-gpus=0; `emoreg doctor --address auto` shows all"
         )
     return torch.device("cuda")
 

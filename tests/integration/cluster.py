@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.integration.test_study import STUDY, wait_for
 
 RAY = str(Path(sys.executable).with_name("ray"))
+JOINED = "Ray runtime started"
 
 
 def free_port() -> int:
@@ -32,14 +33,16 @@ class Cluster:
     environment: dict[str, str]
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def add_node(self, *options: str) -> subprocess.Popen[bytes]:
-        node = subprocess.Popen(
-            [RAY, "start", "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def add_node(self, *options: str, log: Path = Path(os.devnull)) -> subprocess.Popen[bytes]:
+        """Start a node, which has joined once its log says so: see ``JOINED``."""
+        with open(log, "wb") as stream:
+            node = subprocess.Popen(
+                [RAY, "start", "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
+                env=self.environment,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
         self.nodes.append(node)
         return node
 
@@ -81,9 +84,14 @@ def cluster_of(temporary: Path, *nodes: str, **environment: str) -> Iterator[Clu
         yield cluster
     finally:
         for node in reversed(cluster.nodes):
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGTERM)
-                node.wait(60)
+            end(node)
+
+
+def end(node: subprocess.Popen[bytes]) -> None:
+    """Let a node leave, if it runs."""
+    if node.poll() is None:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(60)
 
 
 def num_nodes(cluster: Cluster) -> int:

@@ -1,4 +1,4 @@
-"""Where the leases of trunks stand: beside their holders, on a cluster whose address is the argument; prints what it counted."""
+"""Where the leases of trunks stand: beside their holders. For a cluster whose address is the argument; prints its counts."""
 
 from __future__ import annotations
 

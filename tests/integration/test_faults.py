@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from emoreg.files import Files
 from emoreg.storage import WorkingCopy
-from tests.integration.cluster import RAY, Cluster, cluster_of, lose, num_nodes
+from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, end, lose, signal_machine
 from tests.integration.fault_study import NUM_TRIALS, PRETRAINING_EPOCHS
 from tests.integration.gate import Gate
 from tests.integration.test_kill import losses, rows, settled
@@ -42,13 +42,16 @@ class Recovery:
 
     Attributes:
         fault: what happened.
-        detected: seconds from the fault until Ray knew of it: what no study can make shorter; 0 where Ray has no part.
+        detected: seconds from the fault until Ray said so, by the error of a trial or by the state of a node,
+            whichever came first: what no study can make shorter; 0 where Ray has no part.
+        declared: seconds from the fault until Ray showed the node dead; None where none died.
         recovered: seconds from the fault until everything that it disturbed had reported an epoch that it had not before.
         trials: that are recorded.
     """
 
     fault: str
     detected: float
+    declared: float | None = None
     recovered: float
     trials: int
 
@@ -144,10 +147,11 @@ class Field:
 
     def add_node(self, cpus: int = 2) -> Node:
         """A node that has joined."""
-        name, before = f"{self.folder.name}-{len(self._nodes)}", num_nodes(self.head)
-        node = self.head.add_node(f"--address={self.head.address}", f"--node-name={name}", f"--num-cpus={cpus}")
+        name = f"{self.folder.name}-{len(self._nodes)}"
+        log = self.folder / f"{name}.log"
+        node = self.head.add_node(f"--address={self.head.address}", f"--node-name={name}", f"--num-cpus={cpus}", log=log)
         self._nodes[name] = node
-        wait_for(lambda: num_nodes(self.head) > before, node)
+        wait_for(lambda: JOINED in log.read_text(), node)
         return node
 
     def run(self, *overrides: str, storage: str | None = None) -> WatchedStudy:
@@ -163,8 +167,8 @@ class Field:
                 study.process.kill()
                 study.process.communicate()
         for node in self._nodes.values():
-            if node.poll() is None:
-                lose(node)
+            signal_machine(node, signal.SIGCONT)
+            end(node)
 
 
 @pytest.fixture
@@ -206,14 +210,16 @@ class Note:
         dead_node: str | None = None,
         database: str | None = None,
     ) -> None:
-        detected = 0.0
+        detected, declared = 0.0, None
         if dead_node is not None:
             dead = study.first("node", id=dead_node, is_alive=False)
             assert dead is not None, "the node was not seen to die"
-            detected = dead["time"] - moment
+            declared = dead["time"] - moment
+            heard = [event["time"] - moment for event in study.events("broken") if event["identity"] in disturbed]
+            detected = min(declared, max(heard, default=declared))  # Tune tells nobody of trials that drained nodes take along
         trials = as_undisturbed(study, undisturbed, database)
         recovered = study.recovered(disturbed, moment)
-        self.keep(Recovery(fault=fault, detected=detected, recovered=recovered, trials=trials))
+        self.keep(Recovery(fault=fault, detected=detected, declared=declared, recovered=recovered, trials=trials))
 
     def keep(self, recovery: Recovery) -> None:
         print(recovery)
@@ -265,6 +271,18 @@ def test_a_worker_node_lost_in_mid_trial(field: Field, undisturbed: Path, note: 
     lose(study.machine(node))
     study.finish()
     note("a worker node killed -9 in mid-trial", study, fault, dead_node=node, disturbed=disturbed, undisturbed=undisturbed)
+
+
+def test_a_machine_that_falls_silent(field: Field, undisturbed: Path, note: Note) -> None:
+    field.add_node(), field.add_node()
+    study = field.run(*KEEP_ALL)
+    trial = study.wait_for("epoch", stage="regulation", epoch=2)["identity"]
+    node = study.place(trial)
+    disturbed = study.running(node)
+    fault = time.time()
+    signal_machine(study.machine(node), signal.SIGSTOP)  # its connections stay open, and nothing comes of them
+    study.finish()
+    note("a worker node falls silent in mid-trial", study, fault, dead_node=node, disturbed=disturbed, undisturbed=undisturbed)
 
 
 def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undisturbed: Path, note: Note) -> None:

@@ -72,7 +72,7 @@ class WatchedDriver(Driver):
 
 
 if __name__ == "__main__":
-    from tests.integration import watched_run  # so that Tune, which pickles its callbacks, finds the class by its name
+    from tests.integration import watched_run  # noqa: PLW0406 - so that Tune, which pickles its callbacks, finds the class
 
     path, *arguments = sys.argv[1:]
     watched_run.WatchedDriver.diary = diary = Diary(Path(path))
