@@ -28,7 +28,7 @@ from emoreg.cluster_doctor import (
     judge_versions,
 )
 from emoreg.doctor import Finding
-from tests.integration.test_cluster import Cluster, free_port, num_nodes
+from tests.integration.cluster import Cluster, cluster_of, free_port, lose, num_nodes
 from tests.integration.test_study import wait_for
 
 GIB = 2**30
@@ -182,14 +182,8 @@ def test_a_dashboard_beyond_this_machine_is_noted(url: str, verdict: str) -> Non
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head and a node."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    port = free_port()
-    made = Cluster(f"127.0.0.1:{port}", {**os.environ, **token, "PYTHONPATH": str(ROOT)}, [])
-    begin_head(made, port, tmp_path_factory)
-    second = made.add_node(f"--address={made.address}")
-    wait_for(lambda: num_nodes(made) == 2, second)
-    yield made
-    end(made.nodes)
+    with cluster_of(tmp_path_factory.mktemp("r"), "", "") as made:
+        yield made
 
 
 def begin_head(cluster: Cluster, port: int, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -204,10 +198,9 @@ def begin_head(cluster: Cluster, port: int, tmp_path_factory: pytest.TempPathFac
 
 
 def end(nodes: list[subprocess.Popen[bytes]]) -> None:
-    for node in reversed(nodes):
+    for node in nodes:
         if node.poll() is None:
-            os.killpg(node.pid, signal.SIGTERM)
-            node.wait(60)
+            lose(node)
 
 
 def doctor(cluster: Cluster, storage: object, folder: Path, **environment: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class Gate:
-    """Passes on what comes to a port of its own, while it is open: it begin so. A context manager.
+    """Passes on what comes to a port of its own, while it is open, as it is at first. A context manager.
 
     Attributes:
         address: where it listens, or would.

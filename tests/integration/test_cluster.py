@@ -2,90 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.test_study import STUDY, trials, wait_for
-
-RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-@dataclass
-class Cluster:
-    address: str
-    environment: dict[str, str]
-    nodes: list[subprocess.Popen[bytes]]
-
-    def add_node(self, *options: str) -> subprocess.Popen[bytes]:
-        node = subprocess.Popen(
-            [RAY, "start", "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.nodes.append(node)
-        return node
-
-    def run(self, storage: Path, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage), "--address", self.address]
-        return subprocess.Popen(
-            [*command, *overrides],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-
-def num_nodes(cluster: Cluster) -> int:
-    status = subprocess.run(
-        [RAY, "status", "--address", cluster.address], env=cluster.environment, capture_output=True, text=True, check=False
-    )
-    return len(re.findall(r"^ 1 node_", status.stdout, flags=re.MULTILINE))
+from tests.integration.cluster import Cluster, cluster_of
+from tests.integration.test_study import trials
 
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    port = free_port()
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    here = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    made = Cluster(f"127.0.0.1:{port}", {**os.environ, **token, **here}, [])
-    # Ray's socket paths must be short.
-    head = made.add_node(
-        "--head",
-        "--node-ip-address=127.0.0.1",
-        f"--port={port}",
-        "--include-dashboard=false",
-        f"--temp-dir={tmp_path_factory.mktemp('r')}",
-    )
-    wait_for(lambda: num_nodes(made) == 1, head)
-    second = made.add_node(f"--address={made.address}")
-    wait_for(lambda: num_nodes(made) == 2, second)
-    yield made
-    for node in reversed(made.nodes):
-        if node.poll() is None:
-            os.killpg(node.pid, signal.SIGTERM)
-            node.wait(60)
+    with cluster_of(tmp_path_factory.mktemp("r"), "", "") as cluster:
+        yield cluster
 
 
 @pytest.mark.slow

@@ -232,6 +232,19 @@ def note(record_property: Callable[[str, object], None]) -> Note:
     return Note(record_property)
 
 
+def proposed(folder: Path, database: str | None) -> list[optuna.trial.FrozenTrial]:
+    """The trials of Optuna's history."""
+    if database is None:
+        journal = optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
+        return optuna.load_study(study_name="faults", storage=optuna.storages.JournalStorage(journal)).trials
+    storage = optuna.storages.RDBStorage(database.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        return optuna.load_study(study_name="faults", storage=storage).trials
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def as_undisturbed(study: WatchedStudy, undisturbed: Path, database: str | None = None) -> int:
     """Check that nothing was lost, nothing done twice, and all is equal; return the number of trials."""
     with WorkingCopy(Files(study.storage)) as copy:
@@ -246,10 +259,7 @@ def as_undisturbed(study: WatchedStudy, undisturbed: Path, database: str | None 
         assert len(keys) == len(set(keys))
         paid = sorted(int(str(row["epoch"])) for row in epochs if row["stage"] == "pretraining")
         assert paid == list(range(1, max(PRETRAINING_EPOCHS) + 1)), "an epoch of the trunk was lost, or paid for twice"
-        url = None if database is None else database.replace("postgresql:", "postgresql+psycopg:")
-        journal = optuna.storages.journal.JournalFileBackend(str(found / "optuna.journal"))
-        storage = url if url is not None else optuna.storages.JournalStorage(journal)
-        trials = optuna.load_study(study_name="faults", storage=storage).trials
+        trials = proposed(found, database)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * (NUM_TRIALS - 1)
     by_number = {row["number"]: row["accuracy"] for row in records if row["number"] is not None}
     assert {trial.number: trial.value for trial in trials} == by_number

@@ -20,7 +20,7 @@ from urllib.error import URLError
 
 import pytest
 
-from tests.integration.test_cluster import Cluster, free_port
+from tests.integration.cluster import Cluster, free_port
 from tests.integration.test_study import STUDY, trials, wait_for
 
 BIN = Path(sys.executable).parent

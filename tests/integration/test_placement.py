@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.test_cluster import Cluster, free_port, num_nodes
+from tests.integration.cluster import Cluster, cluster_of
 from tests.integration.test_study import wait_for
 
 STUDY = """\
@@ -31,33 +28,11 @@ Places = list[dict[str, Any]]
 Start = Callable[..., Cluster]
 
 
-def _has_nodes(cluster: Cluster, number: int) -> bool:
-    return num_nodes(cluster) == number
-
-
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts a cluster, given each node's options."""
-    port = free_port()
-    # Ray's workers step back where others want the processor, on a busy machine for minutes.
-    token = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    here = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    cluster = Cluster(f"127.0.0.1:{port}", {**os.environ, **token, **here}, [])
-
-    def started(*nodes: str) -> Cluster:
-        temporary = tmp_path_factory.mktemp("r")  # Ray's socket paths must be short
-        to_head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false")
-        for number, options in enumerate(nodes):
-            first = (*to_head, f"--temp-dir={temporary}") if number == 0 else (f"--address={cluster.address}",)
-            node = cluster.add_node(*first, *options.split())
-            wait_for(partial(_has_nodes, cluster, number + 1), node)
-        return cluster
-
-    yield started
-    for process in reversed(cluster.nodes):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.communicate(timeout=60)
+    with ExitStack() as stack:
+        yield lambda *nodes: stack.enter_context(cluster_of(tmp_path_factory.mktemp("r"), *nodes))
 
 
 def run(cluster: Cluster, folder: Path, settings: str) -> subprocess.Popen[bytes]:
