@@ -44,14 +44,17 @@ class ActorLeases:
         """
         # Its place, so that every way to write its URI means the same, and no password is in a name that Ray shows.
         self._store = hashlib.sha256(Files(uri).place.encode()).hexdigest()[:16]
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Lease)
+        self._actor = ray.remote(num_cpus=0)(_Lease)
         self._held: dict[str, Any] = {}
 
     def try_acquire(self, key: str) -> bool:
         """Take the lease of ``key`` if nobody holds it."""
+        node = ray.get_runtime_context().get_node_id()
+        is_draining = node in state.state.get_draining_nodes()  # then it starts no actor, and any other must do
+        place = None if is_draining else NodeAffinitySchedulingStrategy(node, soft=False)
+        name = f"experience {self._store} {key}"
         try:
-            self._held[key] = self._actor.options(name=f"experience {self._store} {key}", namespace=_NAMESPACE).remote()
+            self._held[key] = self._actor.options(name=name, namespace=_NAMESPACE, scheduling_strategy=place).remote()
         except ValueError:  # the name is taken
             return False
         return True

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,8 +27,8 @@ from emoreg.files import Files, replacing, scratch_folder
 
 PATIENCE_SECONDS = 120.0
 """How long a running study waits for a storage that does not answer."""
-_BEAT_SECONDS = 10.0
-_STALE_SECONDS = 45.0
+_BEAT_SECONDS = 5.0
+_STALE_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,8 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 def only_driver(files: Files) -> Iterator[WorkingCopy]:
     """Hold a study's folder for one driver at a time: by a file lock or, in an object store, by a file that says who it is.
 
-    A driver that died in mid-run keeps an object store for 45 seconds at most; on its own machine, no time. Gives the folder,
-    with what a driver goes on from.
+    A driver that died in mid-run keeps an object store for 20 seconds; on its own machine, no time. Gives the folder, with what
+    a driver goes on from.
 
     Raises:
         StorageError: where another process holds it.
@@ -196,15 +197,28 @@ def _hold_by_heart(files: Files) -> Iterator[None]:
 
 
 def _holder(files: Files) -> str | None:
-    """Who runs the study in an object store now, or None."""
+    """Who runs the study in an object store now, or None: one on another machine lives if it says so while we look."""
+    first = _driver(files)
+    if first is None:
+        return None
+    who = f"{first['host']}, process {first['process']}"
+    if first["host"] == platform.node():
+        return who if _is_alive(first["process"]) else None
+    deadline = time.monotonic() + _STALE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        now = _driver(files)
+        if now != first:
+            return None if now is None else who
+    return None
+
+
+def _driver(files: Files) -> dict[str, Any] | None:
     try:
-        holder = json.loads(files.read(".driver.json").to_pybytes())
+        driver: dict[str, Any] = json.loads(files.read(".driver.json").to_pybytes())
     except (FileNotFoundError, ValueError):
         return None
-    is_here = holder["host"] == platform.node()
-    if time.time() - holder["time"] > _STALE_SECONDS or (is_here and not _is_alive(holder["process"])):
-        return None
-    return f"{holder['host']}, process {holder['process']}"
+    return driver
 
 
 def _is_alive(process: int) -> bool:

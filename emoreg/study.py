@@ -46,6 +46,7 @@ _TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # how many wait for a place is decided in the searcher
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # a trial that is stopped ends the write of its checkpoint first
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune begins such trials again itself, and tells nobody
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }

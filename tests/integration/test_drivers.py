@@ -18,8 +18,11 @@ MORE = ("--num-trials", "6", "--sampler.name", "random", "--resources.max-concur
 
 
 def states(database: str) -> list[TrialState]:
-    url = database.replace("postgresql:", "postgresql+psycopg:")
-    return [trial.state for trial in optuna.load_study(study_name="tiny", storage=url).trials]
+    storage = optuna.storages.RDBStorage(database.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        return [trial.state for trial in optuna.load_study(study_name="tiny", storage=storage).trials]
+    finally:
+        storage.engine.dispose()
 
 
 def attempts(storage: Path) -> dict[str, int]:

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from emoreg.files import Files
 from emoreg.storage import WorkingCopy
-from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, end, lose, signal_machine
+from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, lose, signal_machine
 from tests.integration.fault_study import NUM_TRIALS, PRETRAINING_EPOCHS
 from tests.integration.gate import Gate
 from tests.integration.test_kill import losses, rows, settled
@@ -167,8 +167,8 @@ class Field:
                 study.process.kill()
                 study.process.communicate()
         for node in self._nodes.values():
-            signal_machine(node, signal.SIGCONT)
-            end(node)
+            if node.poll() is None:
+                lose(node)
 
 
 @pytest.fixture
