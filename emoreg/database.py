@@ -72,15 +72,32 @@ def be_patient(engine: sqlalchemy.Engine) -> None:
             time.sleep(_PAUSE_SECONDS)
 
 
+def make_ready(url: str) -> None:
+    """Give a database its table of leases, if it has none.
+
+    Raises:
+        StorageError: for a database that cannot be used.
+    """
+    address = address_of(url)
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    try:
+        with engine.begin() as connection:
+            connection.execute(_TURN, {"scope": "table"})  # two that create it at once would be one error
+            connection.execute(text(_TABLE))
+    except (SQLAlchemyError, ImportError) as error:
+        shown = address.render_as_string(hide_password=True)
+        reason = str(error.__cause__ or error).splitlines()[0].replace(str(address.password or "\0"), "***")
+        raise StorageError(
+            f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): check that the server runs, "
+            "and user, password and name"
+        ) from error
+
+
 class DatabaseLeases:
     """Leases in PostgreSQL. A ``leases.Leases``; also gives turns."""
 
     def __init__(self, url: str, scope: str) -> None:
-        """Lease within one scope: equal keys of other scopes are other leases.
-
-        Raises:
-            StorageError: for a database that cannot be used.
-        """
+        """Lease within one scope: equal keys of other scopes are other leases. The database is made ready for it."""
         address = address_of(url)
         self._scope = scope
         self._holder = f"{platform.node()} {os.getpid()} {secrets.token_hex(8)}"
@@ -90,17 +107,6 @@ class DatabaseLeases:
         self._lock = threading.Lock()
         self._renewing: threading.Thread | None = None
         self._is_turn = False
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(_TURN, {"scope": "table"})  # two that create it at once would be one error
-                connection.execute(text(_TABLE))
-        except (SQLAlchemyError, ImportError) as error:
-            shown = address.render_as_string(hide_password=True)
-            reason = str(error.__cause__ or error).splitlines()[0].replace(str(address.password or "\0"), "***")
-            raise StorageError(
-                f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): check that the server "
-                "runs, and user, password and name"
-            ) from error
         be_patient(self._engine)
 
     def try_acquire(self, key: str) -> bool:

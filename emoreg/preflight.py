@@ -20,7 +20,7 @@ import emoreg
 from emoreg.backbones import check_backbone
 from emoreg.bundle import COMMIT_FILE
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
-from emoreg.database import DatabaseLeases, is_postgresql
+from emoreg.database import DatabaseLeases, is_postgresql, make_ready
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.experience import TRAINER_VERSION
 from emoreg.files import Files, replacing
@@ -187,6 +187,7 @@ def driving(config: StudyConfig) -> Iterator[tuple[WorkingCopy, Records, Claims 
             yield copy, Records(copy.folder), None
         return
     assert config.optuna_storage is not None
+    make_ready(config.optuna_storage)
     claims = DatabaseLeases(config.optuna_storage, f"study {config.name}")
     with WorkingCopy(files) as copy:
 

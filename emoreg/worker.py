@@ -19,6 +19,7 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
+from sqlalchemy.exc import OperationalError
 
 from emoreg import tensorboard
 from emoreg.config import TrialConfig
@@ -228,7 +229,7 @@ def is_of_the_machine(error: Exception) -> bool:
     """Whether a fault is the machine's (memory, GPU, storage, another process), so that another attempt may do better."""
     if isinstance(error, UserError):
         return False
-    if isinstance(error, (OSError, MemoryError, RayError, torch.OutOfMemoryError, torch.AcceleratorError)):
+    if isinstance(error, (OSError, MemoryError, RayError, OperationalError, torch.OutOfMemoryError, torch.AcceleratorError)):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_THE_MACHINE)
 

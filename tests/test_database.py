@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from emoreg import database as module
-from emoreg.database import DatabaseLeases
+from emoreg.database import DatabaseLeases, make_ready
 from emoreg.errors import StorageError
 
 HOLD = """
@@ -22,6 +22,13 @@ assert leases.try_acquire("a")
 print("held", flush=True)
 time.sleep(600)
 """
+
+
+@pytest.fixture
+def database(database: str) -> str:
+    make_ready(database)
+    make_ready(database)
+    return database
 
 
 @pytest.fixture
@@ -101,5 +108,5 @@ def test_a_restart_of_the_server_takes_no_lease(database: str, postgresql: Any, 
 
 def test_an_unusable_database_is_named_without_its_password(database: str) -> None:
     with pytest.raises(StorageError, match=r"postgres:\*\*\*@127.0.0.1.*nowhere.* check that the server runs") as refused:
-        DatabaseLeases(database.rpartition("/")[0] + "/nowhere", "study")
+        make_ready(database.rpartition("/")[0] + "/nowhere")
     assert "secret" not in str(refused.value)
