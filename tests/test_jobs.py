@@ -93,8 +93,11 @@ def test_a_password_on_the_command_line_is_refused() -> None:
 # What no cluster could run
 
 
-def checked(study: StudyConfig) -> None:
-    check_config(study, collect("studies.quickstart", study))
+def checked(study: StudyConfig) -> set[str]:
+    """What travels with a study that passes."""
+    bundle = collect("studies.quickstart", study)
+    check_config(study, bundle)
+    return set(bundle.files)
 
 
 BAD = [
@@ -120,12 +123,17 @@ def test_a_database_in_the_jobs_own_folder_is_refused() -> None:
 
 def test_paths_of_the_clusters_machines_need_not_be_here() -> None:
     trial = dataclasses.replace(TINY, task=ImageSetConfig(name="folder", path="/of/the/nodes"), weights="/of/the/nodes.pt")
-    checked(tiny_study(trial=trial))
+    assert not [name for name in checked(tiny_study(trial=trial)) if "nodes" in name]
+    with pytest.raises(ConfigError, match=r"trial\.weights .* 'nodes\.pt' is relative"):
+        checked(tiny_study(trial=dataclasses.replace(trial, weights="nodes.pt")))
 
 
 def test_relative_paths_may_lead_to_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
-    checked(tiny_study(trial=dataclasses.replace(TINY, task=ImageSetConfig(name="folder", path="studies"))))
+    trial = dataclasses.replace(TINY, task=ImageSetConfig(name="folder", path="studies"))
+    assert "studies/quickstart.py" in checked(tiny_study(trial=trial))
+    with pytest.raises(ConfigError, match=r"'\.git' is relative and does not travel"):
+        checked(tiny_study(trial=dataclasses.replace(TINY, task=ImageSetConfig(name="folder", path=".git"))))
 
 
 # The cluster

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -90,12 +91,13 @@ def test_a_driver_that_died_is_found_out(bucket: str, monkeypatch: pytest.Monkey
         holder = json.loads(files.read(".driver.json").to_pybytes())
     files.write(".driver.json", json.dumps({**holder, "process": int(ended.stdout)}).encode())  # here: at once
     with only_driver(files):
-        pass
+        assert json.loads(files.read(".driver.json").to_pybytes())["process"] == os.getpid()
     elsewhere = {**holder, "host": "elsewhere"}
     files.write(".driver.json", json.dumps(elsewhere).encode())
     monkeypatch.setattr(storage, "_STALE_SECONDS", 3.0)
     with only_driver(files):  # it said nothing for so long
-        pass
+        assert json.loads(files.read(".driver.json").to_pybytes())["host"] == platform.node()
+    assert not files.exists(".driver.json")
 
 
 def test_a_driver_on_another_machine_is_heard(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
