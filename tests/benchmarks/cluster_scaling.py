@@ -21,7 +21,8 @@ from typing import Any
 import ray
 
 from emoreg.config import TrialConfig
-from emoreg.records import EpochRecord, Records, TrialResult
+from emoreg.records import Records, TrialResult
+from tests.benchmarks.idle_trials import epoch_of, result_of
 from tests.integration.cluster import cluster_of
 from tests.integration.test_study import STUDY
 
@@ -33,37 +34,8 @@ SECONDS = 5.0
 def sleeping_trial(config: TrialConfig, reporter: Any, **unused: object) -> TrialResult:
     """Stands for ``run_trial``."""
     time.sleep(SECONDS)
-    reporter.report(
-        EpochRecord(
-            identity=config.identity,
-            stage="regulation",
-            epoch=1,
-            step=1,
-            loss=1.0,
-            accuracy=0.5,
-            validation_loss=1.0,
-            validation_accuracy=0.5,
-            learning_rate=0.1,
-            images_per_second=1.0,
-            seconds=SECONDS,
-            balance=config.regulation.balance,
-            balance_std=0.0,
-        )
-    )
-    return TrialResult(
-        identity=config.identity,
-        accuracy=0.5,
-        loss=1.0,
-        final_balance=config.regulation.balance,
-        test_accuracy=None,
-        num_parameters=1,
-        pretraining_seconds=0.0,
-        experience_seconds=0.0,
-        regulation_seconds=SECONDS,
-        waiting_seconds=0.0,
-        micro_batch_size=None,
-        recomputed=False,
-    )
+    reporter.report(epoch_of(config, 1, SECONDS))
+    return result_of(config, SECONDS)
 
 
 def train(assignment: dict[str, Any], *, workplace: Any) -> None:
