@@ -445,7 +445,7 @@ def _submit(
     follow: bool,
     dry_run: bool,
 ) -> int:
-    from emoreg.jobs import submit_study
+    from emoreg.cluster.jobs import submit_study
 
     _prepare_for_ray(address)
     config = _pinned(config, space, overridden)
@@ -453,21 +453,21 @@ def _submit(
 
 
 def _status(study: str, address: str, as_json: bool) -> int:
-    from emoreg.jobs import print_status
+    from emoreg.cluster.jobs import print_status
 
     _prepare_for_ray(address)
     return print_status(study, address, as_json=as_json)
 
 
 def _logs(study: str, address: str, follow: bool) -> int:
-    from emoreg.jobs import print_logs
+    from emoreg.cluster.jobs import print_logs
 
     _prepare_for_ray(address)
     return print_logs(study, address, follow=follow)
 
 
 def _stop(study: str, address: str) -> int:
-    from emoreg.jobs import stop_study
+    from emoreg.cluster.jobs import stop_study
 
     _prepare_for_ray(address)
     return stop_study(study, address)
@@ -507,7 +507,7 @@ def _doctor(storage: str, address: str | None) -> int:
     console = Console(highlight=False)
     if address is None:
         return print_findings(examine(storage), console)
-    from emoreg.cluster_doctor import examine_cluster
+    from emoreg.cluster.doctor import examine_cluster
 
     return print_findings(examine_cluster(address, storage), console)
 

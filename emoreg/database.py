@@ -11,9 +11,9 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import event, text
@@ -26,6 +26,7 @@ LEASE_SECONDS = 15.0
 PATIENCE_SECONDS = 120.0
 """How long a running study waits for a database that is not there."""
 _PAUSE_SECONDS = 0.5
+Result = TypeVar("Result")
 
 _TABLE = """
 create table if not exists emoreg_leases (
@@ -57,19 +58,40 @@ def address_of(url: str) -> sqlalchemy.URL:
     return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
 
 
+def patiently(attempt: Callable[[], Result], is_away: Callable[[Exception], bool]) -> Result:
+    """Make an attempt at something, and others for ``PATIENCE_SECONDS`` where it fails because the server is away."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if not is_away(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
 def be_patient(engine: sqlalchemy.Engine) -> None:
     """From now on, wait for the server where it does not take a connection: it may be restarting."""
 
     @event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, arguments: Any, parameters: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                return dialect.connect(*arguments, **parameters)
-            except dialect.loaded_dbapi.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_PAUSE_SECONDS)
+        away = dialect.loaded_dbapi.OperationalError
+        return patiently(lambda: dialect.connect(*arguments, **parameters), lambda error: isinstance(error, away))
+
+
+def unanswered(url: str, error: OperationalError) -> StorageError:
+    """What a user is told of a server that has been away for too long."""
+    address = address_of(url)
+    return StorageError(
+        f"optuna_storage must answer while a study runs, but {address.render_as_string(hide_password=True)} has not for "
+        f"{PATIENCE_SECONDS:.0f} seconds ({reason_of(error, address)}): run the same command again when it does; the study "
+        "goes on from what is recorded"
+    )
+
+
+def reason_of(error: Exception, address: sqlalchemy.URL) -> str:
+    """What a database's driver says is wrong, in a line without the password."""
+    return str(error.__cause__ or error).splitlines()[0].replace(str(address.password or "\0"), "***")
 
 
 def make_ready(url: str) -> None:
@@ -86,10 +108,9 @@ def make_ready(url: str) -> None:
             connection.execute(text(_TABLE))
     except (SQLAlchemyError, ImportError) as error:
         shown = address.render_as_string(hide_password=True)
-        reason = str(error.__cause__ or error).splitlines()[0].replace(str(address.password or "\0"), "***")
         raise StorageError(
-            f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): check that the server runs, "
-            "and user, password and name"
+            f"optuna_storage must be a database that can be used, but {shown} is not ({reason_of(error, address)}): check that "
+            "the server runs, and user, password and name"
         ) from error
 
 
@@ -147,15 +168,13 @@ class DatabaseLeases:
 
     def _execute(self, statement: sqlalchemy.TextClause, **values: object) -> bool:
         """Whether the statement changed a row. Done again where the server goes away in its middle: it bears that."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                with self._engine.begin() as connection:
-                    done = connection.execute(statement, {"scope": self._scope, "holder": self._holder, **values})
-                    return bool(done.rowcount)
-            except OperationalError:
-                if time.monotonic() > deadline:
-                    raise
+
+        def attempt() -> bool:
+            with self._engine.begin() as connection:
+                done = connection.execute(statement, {"scope": self._scope, "holder": self._holder, **values})
+                return bool(done.rowcount)
+
+        return patiently(attempt, lambda error: isinstance(error, OperationalError))
 
     def _renew(self) -> None:
         while True:

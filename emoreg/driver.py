@@ -15,8 +15,8 @@ from ray.tune.experiment import Trial
 
 from emoreg import tensorboard
 from emoreg.analysis import experience_ledger
+from emoreg.cluster.coordination import Machines, StopSign
 from emoreg.config import ResourcesConfig, StudyConfig, TrialConfig
-from emoreg.coordination import Machines, StopSign
 from emoreg.errors import StorageError
 from emoreg.experience import ExperienceStore
 from emoreg.files import sweep, without_credentials
@@ -299,7 +299,7 @@ class Driver(tune.Callback):
             status=status,
             reason=reason,
             result=result,
-            epochs=[row for key, row in self._records.epochs.items() if key[0] == config.identity],
+            epochs=self._records.epochs_of(config.identity),
             device=device,
             started=self._started.get(trial.trial_id, utc_now()),  # an actor that never came up never started
             experience_seconds=None if experience is None else experience["cost_seconds"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
-from emoreg.database import PATIENCE_SECONDS, address_of, be_patient
+from emoreg.database import address_of, be_patient, patiently, reason_of
 from emoreg.errors import StorageError
 from emoreg.records import TrialRecord
 from emoreg.seeding import derive_seed
@@ -137,8 +136,9 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optu
             "its driver is not installed", "install the driver: pip install -e '.[cluster]' has PostgreSQL's"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0].replace(address.password or "\0", "***")
-        raise refuse(reason, "check that the server runs and the folder exists, and user, password and name") from error
+        raise refuse(
+            reason_of(error, address), "check that the server runs and the folder exists, and user, password and name"
+        ) from error
     except RuntimeError as error:  # another version's tables
         raise refuse(error, "run `optuna storage upgrade`, or begin another database") from error
     be_patient(storage.engine)
@@ -153,15 +153,18 @@ class _PatientStorage(optuna.storages.RDBStorage):
 
 
 def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    def is_away(error: Exception) -> bool:
+        is_wrapped = isinstance(error, optuna.exceptions.StorageInternalError)
+        return is_wrapped and isinstance(error.__cause__, sqlalchemy.exc.OperationalError)
+
     @functools.wraps(method)
     def ask(*args: Any, **kwargs: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                return method(*args, **kwargs)
-            except optuna.exceptions.StorageInternalError as error:
-                if not isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or time.monotonic() > deadline:
-                    raise
+        try:
+            return patiently(lambda: method(*args, **kwargs), is_away)
+        except optuna.exceptions.StorageInternalError as error:
+            if is_away(error):
+                raise error.__cause__ from error  # type: ignore[misc]  # as the study's other connections tell it
+            raise
 
     return ask
 

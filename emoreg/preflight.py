@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 
 import emoreg
 from emoreg.backbones import check_backbone
-from emoreg.bundle import COMMIT_FILE
+from emoreg.commit import own_commit
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.database import DatabaseLeases, is_postgresql, make_ready
 from emoreg.errors import ConfigError, ImageSetError
@@ -218,7 +217,7 @@ def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, 
         "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
         "versions": {"emoreg": emoreg.__version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": own_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "platform": platform.platform(),
     }
@@ -258,17 +257,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(value, dict):
         return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}.{name}").items()}
     return {prefix.lstrip("."): json.dumps(value)}
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that emoreg runs from, with ``+`` if it was changed; None outside one."""
-    folder = Path(emoreg.__file__).parent
-    carried = folder / Path(COMMIT_FILE).name
-    if carried.exists():  # emoreg came with a job
-        return carried.read_text().strip()
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -279,6 +280,10 @@ class Records:
         """Keep an epoch's row until the next ``write``."""
         self.epochs[row.identity, row.stage, row.epoch] = row
 
+    def epochs_of(self, identity: str) -> list[EpochRecord]:
+        """The epochs of one trial, in the order in which they were reported."""
+        return [row for key, row in self.epochs.items() if key[0] == identity]
+
     def add_trial(self, row: TrialRecord) -> None:
         """Keep a trial's row and write everything."""
         with self._turn():
@@ -338,7 +343,11 @@ def _read(path: Path, row_type: type[Row]) -> list[Row]:
 
 
 def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
+    columns = schema(row_type)
+    values = zip(*map(attrgetter(*columns.names), rows), strict=True) if rows else ((),) * len(columns)
+    table = pa.Table.from_arrays(
+        [pa.array(list(column), kind) for column, kind in zip(values, columns.types, strict=True)], schema=columns
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         pq.write_table(table, stream, write_page_checksum=True)

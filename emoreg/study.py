@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,16 +19,19 @@ import ray
 from ray import tune
 from ray.tune import TuneError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from sqlalchemy.exc import OperationalError
 
 from emoreg import tensorboard
+from emoreg.cluster.joining import join
+from emoreg.cluster.placement import Placement, placed
 from emoreg.config import StudyConfig, Value
+from emoreg.database import unanswered
 from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, push, unwritable
-from emoreg.errors import ConfigError, UserError
+from emoreg.errors import UserError
 from emoreg.experience import ExperienceStore
 from emoreg.history import open_study
 from emoreg.leases import Claims
 from emoreg.messages import REGULATION_EPOCH, metric_key
-from emoreg.placement import Placement, placed
 from emoreg.preflight import named_study, offer_image_sets, storage_uri, store_uri
 from emoreg.reconcile import reconcile, warm_start
 from emoreg.records import Records
@@ -50,7 +52,6 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }
-_ANSWER_SECONDS = 5.0
 
 
 def run_study(
@@ -80,7 +81,7 @@ def run_study(
         StorageError: where the storage is full or cannot be written; what was whole stays whole.
     """
     stop = Stop(config.resources)
-    with stop_on_signals(stop.ask), _own_errors(), _pushed(copy):
+    with stop_on_signals(stop.ask), _own_errors(config), _pushed(copy):
         with nullcontext() if claims is None else claims.turn():
             records.refresh()
             searcher = _take_up(config, copy, records, progress, stop, claims)
@@ -180,29 +181,18 @@ def _start_ray(address: str | None) -> None:
     """Start Ray here, or join the cluster at ``address``.
 
     Raises:
-        ConfigError: for a cluster that does not answer, for which Ray would wait minutes.
+        ConfigError: for a cluster that does not answer, or does not let this driver in.
     """
     os.environ.update(_TUNE_SETTINGS)
-    try:
-        if address is not None and address != "auto":
-            host, _, port = address.rpartition(":")
-            if "://" in address:
-                raise ValueError("Ray's client cannot carry a study's state: run on a machine of the cluster")
-            socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    if address is None:
         ray.init(
-            address=address,
-            include_dashboard=False if address is None else None,
+            include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": _TUNE_SETTINGS},
         )
-    except (OSError, ValueError) as error:
-        if address is None:
-            raise
-        raise ConfigError(
-            f"--address must be HOST:PORT of a running Ray cluster, or 'auto', but {address!r} does not answer ({error}): "
-            "start one with `ray start --head`, or leave --address out"
-        ) from error
+    else:
+        join(address, settings=_TUNE_SETTINGS, from_outside="`emoreg submit`")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a broken trial's traceback is in its record
 
 
@@ -223,17 +213,19 @@ def _pushed(copy: WorkingCopy) -> Iterator[None]:
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
-    """Let an error of ours through that Tune wraps in its own, and tell of a storage that cannot be written."""
+def _own_errors(config: StudyConfig) -> Iterator[None]:
+    """Let an error of ours through that Tune wraps in its own, and tell of a storage that cannot be used any more."""
     try:
         yield
-    except (TuneError, OSError) as error:
+    except (TuneError, OSError, OperationalError) as error:
         cause: BaseException | None = error
         while cause is not None:  # Tune raises its own while it handles ours
             if isinstance(cause, UserError):
                 raise cause from None
             if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
                 raise unwritable(cause.errno, cause) from error
+            if isinstance(cause, OperationalError) and config.optuna_storage is not None:
+                raise unanswered(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
 

@@ -22,8 +22,8 @@ from ray.exceptions import RayError
 from sqlalchemy.exc import OperationalError
 
 from emoreg import tensorboard
+from emoreg.cluster.coordination import ActorLeases, StopSign
 from emoreg.config import TrialConfig
-from emoreg.coordination import ActorLeases, StopSign
 from emoreg.database import DatabaseLeases
 from emoreg.devices import device_name
 from emoreg.errors import ConfigError, Diverged, Interrupted, UserError

@@ -25,6 +25,9 @@ MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."
 IMPORTS = {name: imports(path) for name, path in MODULES.items()}
 
 
+RAY_CLUSTERS = {name for name in MODULES if name.startswith("cluster.") and name not in ("cluster.bundle", "cluster.jobs")}
+
+
 def users(dependency: str) -> set[str]:
     return {
         name
@@ -37,7 +40,7 @@ def users(dependency: str) -> set[str]:
     ("dependency", "allowed"),
     [
         # searcher is Tune's searcher
-        ("ray", {"study", "driver", "worker", "coordination", "placement", "searcher", "jobs", "cluster_doctor"}),
+        ("ray", {"study", "driver", "worker", "searcher", *RAY_CLUSTERS}),
         ("optuna", {"history", "reconcile", "searcher"}),
         ("timm", {"backbones"}),
         ("tensorboard", {"tensorboard"}),

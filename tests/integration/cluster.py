@@ -62,6 +62,13 @@ class Cluster:
         )
 
 
+def cluster_environment() -> dict[str, str]:
+    """Of all processes of a new cluster: a token of its own, and this checkout."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    here = {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}  # workers need no patience here
+    return {**os.environ, **token, **here}
+
+
 @contextmanager
 def cluster_of(temporary: Path, *nodes: str, **environment: str) -> Iterator[Cluster]:
     """A cluster with token authentication, for the time of a block.
@@ -72,9 +79,7 @@ def cluster_of(temporary: Path, *nodes: str, **environment: str) -> Iterator[Clu
         environment: of all its processes, beside this one's.
     """
     port = free_port()
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    here = {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}  # workers need no patience here
-    cluster = Cluster(f"127.0.0.1:{port}", {**os.environ, **token, **here, **environment})
+    cluster = Cluster(f"127.0.0.1:{port}", cluster_environment() | environment)
     to_head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false")
     try:
         for number, options in enumerate(nodes):

@@ -9,7 +9,7 @@ import ray
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from emoreg.coordination import ActorLeases
+from emoreg.cluster.coordination import ActorLeases
 
 NUM_LEASES = 4
 

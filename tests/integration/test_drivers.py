@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from tests.integration.test_study import start, trials, wait_for
+from tests.integration.test_study import IMPATIENT, run, start, trials, wait_for
 
 MORE = ("--num-trials", "6", "--sampler.name", "random", "--resources.max-concurrent", "1")
 
@@ -79,3 +79,26 @@ def test_a_restart_of_postgresql_is_waited_for(database: str, postgresql: Any, t
     assert {row["status"] for row in trials(tmp_path).values()} == {"finished"}
     assert states(database) == [TrialState.COMPLETE] * 6
     assert attempts(tmp_path) == dict.fromkeys(trials(tmp_path), 1), "a trial was run twice"
+
+
+@pytest.mark.slow
+def test_a_database_that_stays_away_ends_the_run_and_the_next_one_goes_on(
+    database: str, postgresql: Any, tmp_path: Path
+) -> None:
+    driver = start(tmp_path, "--optuna-storage", database, *MORE, program=IMPATIENT)
+    records = tmp_path / "tiny" / "records" / "trials.parquet"
+    wait_for(lambda: records.exists() and len(trials(tmp_path)) >= 3, driver)
+    postgresql.stop()
+    try:
+        output, _ = driver.communicate(timeout=240)
+    finally:
+        postgresql.start()
+    assert driver.returncode == 2, output
+    assert "emoreg: optuna_storage must answer while a study runs, but postgresql+psycopg://postgres:***@127.0.0.1" in output
+    assert "Traceback" not in output
+    before = trials(tmp_path)
+    run(tmp_path, "--optuna-storage", database, *MORE)
+    after = trials(tmp_path)
+    assert {identity: after[identity] for identity in before} == before, "a finished trial was run again"
+    assert len(after) == 8
+    assert states(database) == [TrialState.COMPLETE] * 6

@@ -9,7 +9,8 @@ import pytest
 from emoreg.files import Files
 from emoreg.records import Records
 from emoreg.storage import WorkingCopy, join
-from tests.integration.test_study import run, start, wait_for
+from tests.integration.gate import Gate
+from tests.integration.test_study import IMPATIENT, run, start, wait_for
 
 ONE_AT_A_TIME = ("--resources.max-concurrent", "1", "--resources.checkpoint-seconds", "0")
 
@@ -50,3 +51,23 @@ def test_killed_and_run_again_it_equals_a_study_in_a_folder(bucket: str, tmp_pat
     assert {"optuna.journal", "study.json", "records/runs.parquet"} <= names
     assert not [name for name in names if name.endswith((".tmp", ".lock")) or ".driver" in name]
     assert b"secret" not in Files(join(bucket, "tiny")).read("study.json").to_pybytes()
+
+
+@pytest.mark.slow
+def test_a_storage_that_stays_away_ends_the_run_and_the_next_one_goes_on(bucket: str, s3_server: str) -> None:
+    with Gate(s3_server) as gate:
+        through = bucket.replace(s3_server, gate.address)
+        process = start(through, *ONE_AT_A_TIME, program=IMPATIENT)
+        wait_for(lambda: len(records(bucket).trials) >= 2, process)
+        gate.close()
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 2, output
+        assert "emoreg: storage must answer while a study runs, but 's3://" in output
+        assert "Traceback" not in output
+        assert "secret" not in output
+        before = records(bucket).trials
+        gate.open()
+        run(through, *ONE_AT_A_TIME)
+    after = records(bucket).trials
+    assert {identity: after[identity] for identity in before} == before, "a finished trial was run again"
+    assert len(after) == 5

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
@@ -26,8 +26,11 @@ STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
 
 
-def command(storage: Path | str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage), *overrides]
+IMPATIENT = ("tests.integration.impatient_run",)
+
+
+def command(storage: Path | str, *overrides: str, program: Sequence[str] = ("emoreg", "run")) -> list[str]:
+    return [sys.executable, "-m", *program, str(STUDY), "--storage", str(storage), *overrides]
 
 
 def run(storage: Path | str, *overrides: str, code: int = 0) -> str:
@@ -165,10 +168,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         time.sleep(0.02)  # between two looks at the condition
 
 
-def start(storage: Path | str, *overrides: str) -> subprocess.Popen[str]:
+def start(storage: Path | str, *overrides: str, program: Sequence[str] = ("emoreg", "run")) -> subprocess.Popen[str]:
     # Its own process group, so that a signal sent to it reaches nothing else.
     return subprocess.Popen(
-        command(storage, "--resources.max-concurrent", "1", *overrides),
+        command(storage, "--resources.max-concurrent", "1", *overrides, program=program),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 import ray
 
-from emoreg.coordination import ActorLeases, StopSign
+from emoreg.cluster.coordination import ActorLeases, StopSign
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import emoreg
+from emoreg.commit import COMMIT_FILE, git, is_checkout, own_commit
 from emoreg.config import StudyConfig, leaves
 from emoreg.errors import ConfigError
-
-COMMIT_FILE = "emoreg/commit.txt"
-"""Where the bundle says which commit it was made of: on the cluster there is no git to ask."""
 
 _MIB = 2**20
 _MOST_BYTES = 500 * _MIB  # Ray's limit of a package
@@ -101,7 +98,7 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
             "directory: name it by its path"
         )
     _check_size(files)
-    return Bundle(files=files, study=study, root=root, commit=_git(root, *_DESCRIBE).strip() or None)
+    return Bundle(files=files, study=study, root=root, commit=own_commit())
 
 
 def without_secrets(text: str) -> str:
@@ -129,23 +126,11 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-_DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git says, or nothing where there is no git or no checkout."""
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
 def _listed(root: Path, results: Iterable[Path]) -> list[str]:
-    tracked = _git(root, "ls-files", "-z").split("\0")
-    if "emoreg/__init__.py" not in tracked:
+    if not is_checkout(root):
         return [str(path.relative_to(root)) for package in ("emoreg", "studies") for path in (root / package).rglob("*")]
-    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    tracked = git(root, "ls-files", "-z").split("\0")
+    new = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
     return [*filter(None, tracked), *(name for name in new if name and not {*results} & {*(root / name).parents})]
 
 

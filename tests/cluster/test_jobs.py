@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.bundle import collect
 from emoreg.cli import main
+from emoreg.cluster.bundle import collect
+from emoreg.cluster.client import Cluster
+from emoreg.cluster.jobs import check_arguments, check_config, compare, compare_versions, job_command, local_paths
 from emoreg.config import ExperienceConfig, ImageSetConfig, StudyConfig
 from emoreg.errors import ConfigError, ImageSetError
-from emoreg.jobs import Cluster, check_arguments, check_config, compare, compare_versions, job_command, local_paths
 from tests.studies import study_file, tiny_study
 from tests.trials import TINY
 
@@ -129,7 +130,7 @@ def test_paths_of_the_clusters_machines_need_not_be_here() -> None:
 
 
 def test_relative_paths_may_lead_to_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     trial = dataclasses.replace(TINY, task=ImageSetConfig(name="folder", path="studies"))
     assert "studies/quickstart.py" in checked(tiny_study(trial=trial))
     with pytest.raises(ConfigError, match=r"'\.git' is relative and does not travel"):

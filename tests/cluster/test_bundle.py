@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import emoreg
-from emoreg.bundle import COMMIT_FILE, collect, secrets_of, without_secrets
+from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of, without_secrets
 from emoreg.config import ExperienceConfig
 from emoreg.errors import ConfigError
 from emoreg.study_file import load_study
 from tests.studies import tiny_study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,13 @@ def test_an_ignored_study_travels_all_the_same(checkout: Path) -> None:
 
 def test_without_git_the_packages_alone_travel(checkout: Path) -> None:
     (checkout / ".git").rename(checkout / "elsewhere")
+    bundle = collect("studies.shipped", tiny_study())
+    assert set(bundle.files) == {"emoreg/__init__.py", "emoreg/cli.py", "studies/shipped.py"}
+    assert bundle.commit is None
+
+
+def test_an_environment_in_a_checkout_of_something_else_has_no_commit(checkout: Path) -> None:
+    git(checkout, "rm", "--quiet", "-r", "--cached", "emoreg")
     bundle = collect("studies.shipped", tiny_study())
     assert set(bundle.files) == {"emoreg/__init__.py", "emoreg/cli.py", "studies/shipped.py"}
     assert bundle.commit is None

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from emoreg.cluster_doctor import (
-    Answer,
-    Look,
-    Node,
+from emoreg.cluster.joining import Answer
+from emoreg.cluster.probes import Look, Node
+from emoreg.cluster.verdicts import (
     Skew,
     judge_access,
     judge_clocks,
@@ -33,7 +32,7 @@ from tests.integration.test_study import wait_for
 
 GIB = 2**30
 HERE = Look(versions={"Python": "3.11.7", "ray": "2.60.0", "timm": "1.0.31"}, free_disk=GIB, cached={})
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def versions(**changed: str) -> Look:
@@ -281,7 +280,8 @@ def test_a_node_that_lacks_things_is_one_bad_node_among_good_ones(cluster: Clust
 
 EXAMINE_LATER = """
 import os, sys, ray
-from emoreg.cluster_doctor import examine_nodes, list_nodes
+from emoreg.cluster.doctor import examine_nodes
+from emoreg.cluster.probes import list_nodes
 from emoreg.files import Files
 ray.init(address=sys.argv[1], log_to_driver=False)
 nodes, _ = list_nodes()

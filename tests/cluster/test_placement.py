@@ -3,9 +3,7 @@ from __future__ import annotations
 import pytest
 from ray.tune import PlacementGroupFactory
 
-from emoreg.config import Choice, ResourcesConfig, TrialConfig, TrialResources
-from emoreg.errors import ConfigError
-from emoreg.placement import (
+from emoreg.cluster.placement import (
     Autoscaler,
     Nodes,
     bundle,
@@ -17,6 +15,8 @@ from emoreg.placement import (
     table,
     wait_for_autoscaler,
 )
+from emoreg.config import Choice, ResourcesConfig, TrialConfig, TrialResources
+from emoreg.errors import ConfigError
 from tests.studies import tiny_study
 
 SMALL, BIG = TrialResources(cpus=1, gpus=1), TrialResources(cpus=1, gpus=2)
