@@ -193,7 +193,10 @@ def _hold_by_heart(files: Files) -> Iterator[None]:
     finally:
         has_ended.set()
         heart.join()
-        files.remove(".driver.json")
+        try:
+            files.remove(".driver.json")
+        except OSError as error:  # nobody trusts it once it has stood still for a while
+            log.warning("%s could not be told that the study has ended: %s", files.uri, error)
 
 
 def _holder(files: Files) -> str | None:

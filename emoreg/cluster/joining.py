@@ -53,7 +53,7 @@ def join(address: str, *, settings: Mapping[str, str], from_outside: str) -> str
             f"outside, {from_outside}"
         )
     if address != "auto":
-        _connect(address)
+        _require_answer(address)
     try:
         context = ray.init(
             address=address,
@@ -67,14 +67,7 @@ def join(address: str, *, settings: Mapping[str, str], from_outside: str) -> str
             if str(cause).startswith("Version mismatch"):
                 raise OtherVersions(" ".join(str(cause).split()).removeprefix("Version mismatch: ")) from error
             cause = cause.__cause__ or cause.__context__
-        match knock(address):
-            case "refused":
-                raise ConfigError(
-                    f"a client must have the cluster's token, but {address!r} refuses this one: set RAY_AUTH_MODE=token, and "
-                    "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head"
-                ) from error
-            case "silent":
-                raise _silent(address, "no Ray is there") from error
+        _require_answer(address)
         raise ConfigError(f"the cluster at {address!r} cannot be joined ({error}): run this on one of its machines") from error
     return str(context.dashboard_url or "")
 
@@ -93,21 +86,26 @@ def knock(address: str, **environment: str) -> Answer:
     return "refused" if "AuthenticationError" in done.stderr else "silent"
 
 
-def _connect(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray would try for minutes.
+def _require_answer(address: str) -> None:
+    """Refuse an address at which no Ray is, or one that does not take this token: Ray would try for long.
 
     Raises:
         ConfigError: with the way out.
     """
     try:
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        if address != "auto":
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        answer, why = knock(address), "no Ray is there"
     except (OSError, ValueError, OverflowError) as error:
-        raise _silent(address, error) from error
-
-
-def _silent(address: str, why: object) -> ConfigError:
-    return ConfigError(
-        f"--address must be HOST:PORT of a running Ray cluster, or 'auto', but {address!r} does not answer ({why}): start one "
-        "with `ray start --head`, or leave --address out"
-    )
+        answer, why = "silent", str(error)
+    if answer == "refused":
+        raise ConfigError(
+            f"a client must have the cluster's token, but {address!r} refuses this one: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head"
+        )
+    if answer == "silent":
+        raise ConfigError(
+            f"--address must be HOST:PORT of a running Ray cluster, or 'auto', but {address!r} does not answer ({why}): start "
+            "one with `ray start --head`, or leave --address out"
+        )

@@ -95,7 +95,7 @@ def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: 
     own = {name for name, path in bundle.files.items() if path.is_relative_to(tmp_path)}
     assert own == {"submitted/far.py", "near_helper.py", "near_package/__init__.py", "near_package/inner.py"}
     assert bundle.study == "submitted/far.py"
-    assert {"emoreg/bundle.py", "studies/quickstart.py"} <= bundle.files.keys()
+    assert {"emoreg/cluster/bundle.py", "studies/quickstart.py"} <= bundle.files.keys()
 
 
 def test_a_module_below_the_working_directory_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
