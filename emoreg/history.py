@@ -145,6 +145,12 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optu
     return study
 
 
+_BROKEN_OFF = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.PendingRollbackError,  # where Optuna by itself tries another query after the former
+)
+
+
 class _PatientStorage(optuna.storages.RDBStorage):
     """Does a transaction again that the server broke off because it was restarted: it has undone what was begun.
 
@@ -154,8 +160,7 @@ class _PatientStorage(optuna.storages.RDBStorage):
 
 def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
     def is_away(error: Exception) -> bool:
-        is_wrapped = isinstance(error, optuna.exceptions.StorageInternalError)
-        return is_wrapped and isinstance(error.__cause__, sqlalchemy.exc.OperationalError)
+        return isinstance(error, optuna.exceptions.StorageInternalError) and isinstance(error.__cause__, _BROKEN_OFF)
 
     @functools.wraps(method)
     def ask(*args: Any, **kwargs: Any) -> Any:

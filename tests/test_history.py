@@ -11,7 +11,9 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 from emoreg.config import (
     Choice,
@@ -28,7 +30,7 @@ from emoreg.config import (
 )
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files
-from emoreg.history import GRID, INVALID, REPLACES, WARM_START, count_proposed, open_study
+from emoreg.history import GRID, INVALID, REPLACES, WARM_START, _patiently, count_proposed, open_study
 from emoreg.reconcile import check_warm_start, reconcile, warm_start
 from emoreg.records import Records, TrialRecord, TrialResult, trial_record
 from emoreg.search_space import resolve, suggest
@@ -569,3 +571,29 @@ def test_a_restart_of_postgresql_breaks_no_transaction(database: str, postgresql
     backend: Any = study._storage
     assert [trial.user_attrs["number"] for trial in study.trials] == list(range(asked))
     backend._backend.engine.dispose()  # its connections are to be closed by hand
+
+
+@pytest.mark.parametrize("broken_off", [OperationalError("select", {}, Exception("gone")), PendingRollbackError("roll back")])
+def test_a_transaction_that_the_server_broke_off_is_done_again(broken_off: Exception) -> None:
+    attempts = []
+
+    def transaction() -> str:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise StorageInternalError("an exception during the commit") from broken_off
+        return "done"
+
+    assert _patiently(transaction)() == "done"
+    assert len(attempts) == 2
+
+
+def test_another_fault_of_the_storage_is_not_tried_again() -> None:
+    attempts = []
+
+    def transaction() -> None:
+        attempts.append(1)
+        raise StorageInternalError("an exception during the commit") from ValueError("too long")
+
+    with pytest.raises(StorageInternalError):
+        _patiently(transaction)()
+    assert len(attempts) == 1

@@ -1,0 +1,90 @@
+"""Studies on a cluster with Ray's autoscaler, of both versions; its machines are Ray nodes on this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.autoscaler._private.fake_multi_node import node_provider
+
+from tests.integration.cluster import JOINED, Cluster, cluster_environment, free_port, lose
+from tests.integration.test_study import trials, wait_for
+
+HEAD = "ray.head.default"
+VERSION_2 = {
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_NODE_TYPE_NAME": HEAD,  # as KubeRay says it
+    "RAY_CLOUD_INSTANCE_ID": node_provider.FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_provider.FAKE_HEAD_NODE_ID,
+}
+
+
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head without CPUs, and an autoscaler that may start one machine with two."""
+    address = f"127.0.0.1:{free_port()}"
+    # Ray's own stand-in for a cloud, whose machines are processes; under its own name it wants a file that no wheel has.
+    provider = {"type": "external", "module": f"{node_provider.__name__}.FakeMultiNodeProvider", "gcs_address": address}
+    if request.param == 2:
+        provider |= {"launch_multiple": True, "head_node_id": node_provider.FAKE_HEAD_NODE_ID}
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 1,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "provider": provider,
+        "auth": {},
+        "available_node_types": {
+            HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "pair": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        },
+        "head_node_type": HEAD,
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "docker": {},
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+    folder = tmp_path_factory.mktemp("r")
+    path, log = folder / "ray_bootstrap_config.yaml", folder / "head.log"  # as the cluster launcher leaves it at home
+    path.write_text(json.dumps(config))
+    settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "HOME": str(folder)}
+    cluster = Cluster(address, cluster_environment() | settings | (VERSION_2 if request.param == 2 else {}))
+    port = address.rpartition(":")[2]
+    head = cluster.add_node(
+        "--head",
+        "--num-cpus=0",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--include-dashboard=false",
+        f"--temp-dir={folder}",
+        f"--autoscaling-config={path}",
+        log=log,
+    )
+    try:
+        wait_for(lambda: JOINED in log.read_text(), head)
+        yield cluster
+    finally:
+        lose(head)  # and what its autoscaler has started
+
+
+@pytest.mark.slow
+def test_a_study_waits_for_the_machine_that_the_autoscaler_may_start(cluster: Cluster, tmp_path: Path) -> None:
+    refused = cluster.run(tmp_path, "--resources.cpus-per-trial", "3")
+    output, _ = refused.communicate(timeout=200)
+    assert refused.returncode == 2, output
+    assert "its autoscaler may start pair (2 CPUs): ask for less" in output
+    study = cluster.run(tmp_path, "--resources.cpus-per-trial", "2")
+    output, _ = study.communicate(timeout=300)
+    assert study.returncode == 0, output
+    assert "it waits for the autoscaler, which may start a machine that has it (pair)" in output
+    assert {row["status"] for row in trials(tmp_path).values()} == {"finished"}
