@@ -1,0 +1,226 @@
+"""Paired comparisons of regulation with its controls, and what may be said of them. Imports neither torch nor Ray.
+
+Two configurations are compared by the differences of their test accuracies, seed by seed. Two-sided p-values come from the
+paired permutation test (signs of the differences flipped, exact up to 13 seeds), corrected by Holm's method over the whole
+family of comparisons that is looked at together; intervals from the bias-corrected and accelerated bootstrap (Efron 1987); the
+smallest effect that could have been seen from the power of that test at Holm's strictest level: simulated up to 11 seeds, and
+the paired t-test's beyond.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import bisect
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from emoreg.errors import ConfigError
+
+ALPHA = 0.05
+"""Chance of a false claim, over all comparisons of a family."""
+POWER = 0.8
+"""Chance of seeing the smallest effect that is called visible."""
+REQUIRED = ("plain", "untrained", "shuffled")
+"""Controls that regulation must beat, every one, for "helps" (method, section 1)."""
+_MOST_PERMUTATIONS = 2**13
+_BATCH = 1024  # permutations that are in memory at once
+_SIMULATED = 1000
+_MOST_SIMULATED_SEEDS = 11  # from 12 on both tests see the same
+
+Key = TypeVar("Key", bound=Hashable)
+Says = Literal["helps", "harms", "no difference seen"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One configuration against another, over the same seeds. Differences are of accuracies, in [-1, 1].
+
+    Attributes:
+        n: seeds.
+        difference: the mean of the differences.
+        low: lower end of its 95 % interval; None for a single seed.
+        high: upper end.
+        p_value: of the permutation test, as if this were the only comparison.
+        adjusted: the same by Holm's method.
+        effect_size: Cohen's d of paired differences: their mean by their standard deviation. None where they do not vary.
+        visible: smallest true difference that these seeds would have shown, with the chance ``POWER``; infinite where no
+            effect could have been seen, however large.
+    """
+
+    n: int
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float
+    adjusted: float
+    effect_size: float | None
+    visible: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it is shown to be above the other."""
+        return self.adjusted <= ALPHA and self.difference > 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is shown to be below the other."""
+        return self.adjusted <= ALPHA and self.difference < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What may be said of regulation, and the sentence that says it with its reasons."""
+
+    says: Says
+    sentence: str
+
+
+def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resamples: int = 9999) -> dict[Key, Comparison]:
+    """Compare within a family: all comparisons that a reader will look at together.
+
+    Args:
+        family: by what is compared, the differences, one for each seed.
+        seed: of the bootstrap, and of the permutations where there are too many to try all.
+        num_resamples: of the bootstrap.
+
+    Raises:
+        ConfigError: for a comparison without seeds.
+    """
+    for key, differences in family.items():
+        if not differences:
+            raise ConfigError(f"a comparison needs seeds that both sides ran, but {key!r} has none: run the missing trials")
+    if not family:
+        return {}
+    arrays = {key: np.asarray(differences) for key, differences in family.items()}
+    p_values = [_p_value(array, seed) for array in arrays.values()]
+    adjusted = multipletests(p_values, alpha=ALPHA, method="holm")[1]
+    found = {}
+    for (key, array), p_value, holm in zip(arrays.items(), p_values, adjusted, strict=True):
+        low, high = _interval(array, seed, num_resamples)
+        found[key] = replace(_comparison(array, p_value, float(holm), len(family)), low=low, high=high)
+    return found
+
+
+def fewest_seeds(num_comparisons: int) -> int:
+    """Seeds below which the permutation test cannot show anything, if that many comparisons make a family."""
+    return math.ceil(math.log2(2 * num_comparisons / ALPHA))
+
+
+def visible_effect(deviation: float, n: int, num_comparisons: int) -> float:
+    """The smallest true difference that ``n`` seeds show with the chance ``POWER``, at Holm's strictest level.
+
+    Args:
+        deviation: standard deviation of the differences.
+        n: seeds.
+        num_comparisons: of the family.
+    """
+    return deviation * _visible_size(n, num_comparisons) if n >= fewest_seeds(num_comparisons) else math.inf
+
+
+@functools.cache
+def _visible_size(n: int, num_comparisons: int) -> float:
+    """The same in standard deviations. Few seeds are simulated, since the permutation test then sees less than the t-test."""
+    level = ALPHA / num_comparisons
+    of_t_test = float(TTestPower().solve_power(nobs=n, alpha=level, power=POWER, alternative="two-sided"))
+    if n > _MOST_SIMULATED_SEEDS:
+        return of_t_test
+    noise = np.random.default_rng(0).normal(size=(_SIMULATED, n))
+
+    def excess(size: float) -> float:
+        return float(np.mean(_permutation_test(noise + size, 0) <= level)) - POWER
+
+    return float(bisect(excess, 0.5 * of_t_test, 10 * of_t_test, xtol=0.01))
+
+
+def judge(comparisons: Mapping[str, Comparison], what: str) -> Verdict:
+    """What may be said of one regulated configuration.
+
+    Args:
+        comparisons: with each control, by its name.
+        what: is judged, for the sentence.
+    """
+    missing = [control for control in REQUIRED if control not in comparisons]
+    beaten = [control for control in REQUIRED if control in comparisons and comparisons[control].is_better]
+    plain = comparisons.get("plain")
+    if not missing and len(beaten) == len(REQUIRED):
+        gains = ", ".join(f"{_points(comparisons[control])} over {control}" for control in REQUIRED)
+        return Verdict("helps", f"{what}: helps: {gains}")
+    if plain is not None and plain.is_worse:
+        return Verdict("harms", f"{what}: harms: {_points(plain)} against plain")
+    if missing:
+        return Verdict(
+            "no difference seen",
+            f"{what}: nothing can be said without {_listed(missing)}, of which no trial has finished on these seeds",
+        )
+    rest = [control for control in REQUIRED if control not in beaten]
+    largest = max(comparisons[control].visible for control in rest)
+    if math.isinf(largest):
+        n = min(comparisons[control].n for control in rest)
+        seen = f"with {n} seed{'' if n == 1 else 's'} no effect could have been seen, however large"
+    else:
+        seen = f"effects above {100 * largest:.1f} points would have been"
+    gain = f"beats {_listed(beaten)}, but " if beaten else ""
+    return Verdict("no difference seen", f"{what}: {gain}no difference seen to {_listed(rest)} ({seen})")
+
+
+def _comparison(differences: np.ndarray, p_value: float, adjusted: float, num_comparisons: int) -> Comparison:
+    """Without its interval."""
+    n, mean = len(differences), float(differences.mean())
+    deviation = float(differences.std(ddof=1)) if n > 1 else math.nan
+    return Comparison(
+        n=n,
+        difference=mean,
+        low=None,
+        high=None,
+        p_value=p_value,
+        adjusted=adjusted,
+        effect_size=mean / deviation if deviation > 0 else None,
+        visible=visible_effect(deviation, n, num_comparisons) if n > 1 else math.inf,
+    )
+
+
+def _interval(differences: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float] | tuple[None, None]:
+    if len(differences) < 2:
+        return None, None
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    random = np.random.default_rng(seed)
+    found = stats.bootstrap((differences,), np.mean, n_resamples=num_resamples, rng=random, method="BCa").confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _p_value(differences: np.ndarray, seed: int) -> float:
+    if len(differences) < 2 or not differences.any():
+        return 1.0
+    return float(_permutation_test(differences, seed))
+
+
+def _permutation_test(differences: np.ndarray, seed: int) -> np.ndarray:
+    """The p-values of differences whose last axis is the seeds."""
+    tested = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=_MOST_PERMUTATIONS,
+        batch=_BATCH,
+        rng=np.random.default_rng(seed),
+        vectorized=True,
+        axis=-1,
+    )
+    return np.asarray(tested.pvalue)
+
+
+def _points(comparison: Comparison) -> str:
+    interval = "" if comparison.low is None else f" [{100 * comparison.low:+.1f}, {100 * (comparison.high or 0.0):+.1f}]"
+    return f"{100 * comparison.difference:+.1f} points{interval} (n = {comparison.n}, p = {comparison.adjusted:.2g})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
