@@ -18,19 +18,25 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
 import emoreg
-from emoreg.config import Float, ImageSetConfig, StudyConfig, leaves, require
+from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, leaves, require
 from emoreg.errors import ConfigError, UserError
 from emoreg.search_space import SearchSpace, pin
 from emoreg.study_file import load_study, shipped_studies
 
-_STUDY_COMMANDS = ("run", "submit", "trial", "show")
+if TYPE_CHECKING:
+    from emoreg.driver import StudyEnd
+    from emoreg.leases import Claims
+    from emoreg.records import Records
+    from emoreg.storage import WorkingCopy
+
+_STUDY_COMMANDS = ("run", "confirm", "submit", "trial", "show")
 _OVERVIEW = """\
 Hyperparameter studies of emotional regulation: a network is pre-trained on
 affective stimuli, then its emotionally-influenced response is balanced against
@@ -38,6 +44,8 @@ a plain one on the task. Does that help, and how much of it?
 
   emoreg run STUDY          run a study with its controls; run it again to go on
   emoreg show STUDY         what that would do, and what it would cost
+  emoreg confirm STUDY      its best on fresh seeds, beside every control, once on
+                            the test split: the answer, and how sure it is
   emoreg trial STUDY        one trial, in this process, without Ray
   emoreg experience list    what the experience store holds, and what it saved
   emoreg experience prune   remove of it what was not used for longest
@@ -199,6 +207,39 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             return partial(_show, study, config, space, overridden)
         return partial(_run, config, space, overridden, address, f"emoreg {shlex.join(arguments)}")
 
+    def confirm(
+        study: _Study,
+        config: _Config = default,
+        top: int = 1,
+        seeds: int = 10,
+        first_seed: int = FIRST_SEED,
+        again: _Switch = False,
+        dry_run: _Switch = False,
+        address: str | None = None,
+        debug: _Debug = False,
+    ) -> _Command:
+        """Confirm the best of a study's search, on fresh seeds and on the test split.
+
+        The best configurations of each backbone are fixed, on validation.
+
+        They and every control run on the same seeds, and open the test split once.
+
+        Interrupted, it goes on like a study.
+
+        Args:
+            top: How many configurations of each backbone.
+            seeds: How many seeds.
+            first_seed: The first of them: none may have been used in the search.
+            again: Look at the test split a further time, for other configurations or seeds. It is recorded.
+            dry_run: Only say what would run, and what it would cost.
+            address: A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine.
+        """
+        require(top > 0, "--top must be above 0", top, "1 confirms the best of each backbone")
+        require(seeds > 0, "--seeds must be above 0", seeds, "10 show differences of about 1.5 standard deviations")
+        require(first_seed >= 0, "--first-seed must be 0 or more", first_seed, "give a natural number")
+        asked = _Asked(top, seeds, first_seed, again, dry_run)
+        return partial(_confirm, config, space, overridden, asked, address, f"emoreg {shlex.join(arguments)}")
+
     def trial(
         study: _Study,
         config: _Config = default,
@@ -349,6 +390,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     return {
         "run": run,
+        "confirm": confirm,
         "trial": trial,
         "show": show,
         "experience": experience,
@@ -374,8 +416,7 @@ def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> St
 
 def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address: str | None, command: str) -> int:
     from emoreg.optimization import length_dependence
-    from emoreg.preflight import adopt_controls, check_study, driving, prepare_image_sets, write_study_file
-    from emoreg.progress import StudyProgress
+    from emoreg.preflight import adopt_controls, check_study, driving
     from emoreg.summary import print_summary
 
     config = _pinned(config, space, overridden)
@@ -385,18 +426,83 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
     if reason is not None:
         console.print(reason, style="yellow", markup=False, soft_wrap=True)
     with driving(config) as (copy, records, claims):
-        console.print(f"study {config.name!r}: preparing image sets")
-        write_study_file(config, copy.folder, prepare_image_sets(config))
-        copy.push("study.json")
         adopt_controls(config, records)
-        from emoreg.study import run_study  # ray takes seconds to import: only when everything else holds
-
-        progress = StudyProgress(config, records.trials, console)
-        console.print(f"study {config.name!r}: starting Ray")
-        with progress.shown():
-            end = run_study(config, copy, records, progress, claims=claims, address=address)
-        console.print(progress.closing_line(), markup=False, soft_wrap=True)
+        end = _drive(config, copy, records, claims, address, console)
         print_summary(config, records, copy, console)
+    return _ended(end, config, records, command, console)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """The options of `emoreg confirm`."""
+
+    top: int
+    num_seeds: int
+    first_seed: int
+    again: bool
+    dry_run: bool
+
+
+def _confirm(
+    config: StudyConfig, space: SearchSpace, overridden: set[str], asked: _Asked, address: str | None, command: str
+) -> int:
+    from emoreg.confirmation import PLAN, choose, confirming, fresh_seeds, look_of, open_look, plan_trials
+    from emoreg.preflight import check_study, count_images, driving, study_files
+    from emoreg.records import Records
+    from emoreg.storage import WorkingCopy
+    from emoreg.summary import print_confirmation, print_confirmation_plan
+
+    config = _pinned(config, space, overridden)
+    console = Console(highlight=False)
+    check_study(config, address=address)
+    seeds = fresh_seeds(config, asked.num_seeds, asked.first_seed)
+    with WorkingCopy(study_files(config)) as copy:
+        copy.pull("records")
+        searched = Records(copy.folder).trials
+    chosen = choose(config, searched.values(), asked.top)
+    console.print(f"study {config.name!r}: preparing image sets")
+    planned = plan_trials(config, chosen, seeds, images=count_images(config))
+    confirmation = confirming(config, [trial for _, trial in planned])
+    print_confirmation_plan(config, planned, searched, console)
+    if asked.dry_run:
+        return 0
+    with driving(confirmation) as (copy, records, claims):
+        copy.pull(PLAN)
+        has_looked = any(record.test_accuracy is not None for record in records.trials.values())
+        looks = open_look(copy.folder, look_of(planned), has_looked=has_looked, again=asked.again)
+        copy.push(PLAN)
+        end = _drive(confirmation, copy, records, claims, address, console)
+        print_confirmation(looks, records, copy, console)
+    return _ended(end, confirmation, records, command, console)
+
+
+def _drive(
+    config: StudyConfig,
+    copy: WorkingCopy,
+    records: Records,
+    claims: Claims | None,
+    address: str | None,
+    console: Console,
+) -> StudyEnd:
+    """Run what is missing of a study that is checked, with progress."""
+    from emoreg.preflight import prepare_image_sets, write_study_file
+    from emoreg.progress import StudyProgress
+
+    console.print(f"study {config.name!r}: preparing image sets")
+    write_study_file(config, copy.folder, prepare_image_sets(config))
+    copy.push("study.json")
+    from emoreg.study import run_study  # ray takes seconds to import: only when everything else holds
+
+    progress = StudyProgress(config, records.trials, console)
+    console.print(f"study {config.name!r}: starting Ray")
+    with progress.shown():
+        end = run_study(config, copy, records, progress, claims=claims, address=address)
+    console.print(progress.closing_line(), markup=False, soft_wrap=True)
+    return end
+
+
+def _ended(end: StudyEnd, config: StudyConfig, records: Records, command: str, console: Console) -> int:
+    """Say how to go on; the exit code."""
     if end == "interrupted":
         console.print(f"Interrupted: run the same command again to go on.\n  {command}", markup=False, soft_wrap=True)
         return 130

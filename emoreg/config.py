@@ -18,10 +18,13 @@ from tyro.conf import Suppress
 
 from emoreg.errors import ConfigError
 
-Control = Literal["none", "plain", "emotional", "untrained", "shuffled", "neutral"]
+Control = Literal["none", "plain", "matched", "emotional", "untrained", "shuffled", "neutral"]
 """What a trial is compared with. ``none`` is regulation itself; see ``TrialConfig.applied``."""
 
-CONTROLS: tuple[Control, ...] = ("plain", "emotional", "untrained", "shuffled", "neutral")
+CONTROLS: tuple[Control, ...] = ("plain", "matched", "emotional", "untrained", "shuffled", "neutral")
+
+FIRST_SEED = 1000
+"""Where the seeds of confirmations begin: far from the small numbers that searches use."""
 
 Value = str | int | float | bool
 """A value that a search may choose."""
@@ -278,13 +281,14 @@ class TrialConfig:
     def applied(self) -> TrialConfig:
         """The configuration that is run: this one with its control's meaning written into the fields.
 
-        plain: b = 0. emotional: b = 1. untrained: no pre-training. shuffled: pre-training on permuted labels. neutral:
-        pre-training on the neutral set, cut to as many images as the stimuli have (method, section 1, controls).
+        plain: b = 0. matched: the same, to which a confirmation gives pre-training's images too. emotional: b = 1.
+        untrained: no pre-training. shuffled: pre-training on permuted labels. neutral: pre-training on the neutral set, cut
+        to as many images as the stimuli have (method, section 1, controls).
         """
         replace = dataclasses.replace
         match self.control:
-            case "plain" | "emotional":
-                balance, epochs = (0.0, 0) if self.control == "plain" else (1.0, self.pretraining.epochs)
+            case "plain" | "matched" | "emotional":
+                balance, epochs = (1.0, self.pretraining.epochs) if self.control == "emotional" else (0.0, 0)
                 regulation = replace(self.regulation, form="output", kind="fixed", balance=balance, freeze_emotional=False)
                 pretraining = replace(self.pretraining, epochs=epochs)
                 return replace(self, regulation=regulation, pretraining=pretraining)
@@ -534,7 +538,7 @@ class StudyConfig:
     search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
     """Distributions by path into the trial."""
     num_trials: int = 20
-    """Trials that the sampler proposes; the controls come on top."""
+    """Trials that the sampler proposes; the controls come on top. 0: the controls alone."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """What proposes the trials."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -545,6 +549,8 @@ class StudyConfig:
     """Run for every backbone and control seed, outside the sampler's history; `none` is the trial as configured."""
     control_seeds: tuple[int, ...] = (0,)
     """Seeds of the controls: several give error bars."""
+    confirmed: Suppress[tuple[TrialConfig, ...]] = ()
+    """Trials that open the test split: those of a confirmation, which `emoreg confirm` makes of a study."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """What one trial takes of a machine."""
     resources_by_backbone: Suppress[Mapping[str, TrialResources]] = field(default_factory=dict)
@@ -563,7 +569,7 @@ class StudyConfig:
             self.name,
             "rename it",
         )
-        _positive("num_trials", self.num_trials)
+        _not_negative("num_trials", self.num_trials)
         require(
             len(self.search_space) > 0,
             "the search space must not be empty",
@@ -607,6 +613,12 @@ class StudyConfig:
                 self.search_space.get(reserved),
                 "take it out of the search space",
             )
+        require(
+            "matched" not in self.controls,
+            "the matched control is a confirmation's, which knows how many images its plain backbone is to be given",
+            self.controls,
+            "take it out: `emoreg confirm` adds it",
+        )
         require(
             "neutral" not in self.controls or self.trial.neutral is not None,
             "the neutral control needs the image set trial.neutral",

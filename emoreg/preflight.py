@@ -23,7 +23,7 @@ from emoreg.database import DatabaseLeases, is_postgresql, make_ready
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.experience import TRAINER_VERSION
 from emoreg.files import Files, replacing
-from emoreg.imagesets import check, load
+from emoreg.imagesets import check, cut_validation, load
 from emoreg.imagesets.fetch import Prepared, Source, offer, source
 from emoreg.leases import Claims
 from emoreg.reconcile import check_warm_start
@@ -131,7 +131,7 @@ def prepare_image_sets(config: StudyConfig) -> dict[str, str]:
     for role, image_set in _image_sets(config).items():
         with _naming(role):
             prints[role] = load_images(image_set, image_size=trial.image_size).fingerprint
-    for control in ("none", *config.controls):
+    for control in dict.fromkeys(("none", *config.controls, *(confirmed.control for confirmed in config.confirmed))):
         check_images(dataclasses.replace(trial, control=control), load_images)
     return prints
 
@@ -140,7 +140,8 @@ def _image_sets(config: StudyConfig) -> dict[str, ImageSetConfig]:
     """The image sets that the study trains on, by role."""
     trial = config.trial
     sets = {"task": trial.task, "stimuli": trial.stimuli}
-    if "neutral" in config.controls and trial.neutral is not None:
+    controls = {*config.controls, *(confirmed.control for confirmed in config.confirmed)}
+    if "neutral" in controls and trial.neutral is not None:
         sets["neutral"] = trial.neutral
     return sets
 
@@ -153,16 +154,37 @@ def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
     """
     offered = {}
     files = Files(join(config.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
+    size = config.trial.image_size
+    for role, image_set in _every_image_set(config):
+        with _naming(role):
+            prepared = offer(image_set, image_size=size, storage=image_storage(config.storage), files=files)
+        offered[source(image_set, size)] = prepared
+    return offered
+
+
+def count_images(config: StudyConfig) -> dict[tuple[str, str], int]:
+    """Images in an epoch of every set that a trial may train on, by role and name; new ones are prepared.
+
+    Raises:
+        UserError: for a set that cannot be read.
+    """
+    counts = {}
+    load_images = partial(load, storage=image_storage(config.storage), image_size=config.trial.image_size)
+    for role, image_set in _every_image_set(config):
+        with _naming(role):
+            whole = load_images(image_set).train
+            train, _ = cut_validation(whole, image_set.validation_fraction, config.trial.seed, image_set.num_images)
+        counts[role, image_set.name] = len(train)
+    return counts
+
+
+def _every_image_set(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig]]:
+    """The image sets that a trial may load, searched ones included, with their roles."""
     for role, image_set in _image_sets(config).items():
         searched = config.search_space.get(f"{role}.name")
         names = [str(name) for name in searched.values] if isinstance(searched, Choice) else [image_set.name]
-        with _naming(role):
-            for name in names:
-                named = dataclasses.replace(image_set, name=name)
-                size = config.trial.image_size
-                prepared = offer(named, image_size=size, storage=image_storage(config.storage), files=files)
-                offered[source(named, size)] = prepared
-    return offered
+        for name in names:
+            yield role, dataclasses.replace(image_set, name=name)
 
 
 def adopt_controls(config: StudyConfig, records: Records) -> None:

@@ -42,7 +42,7 @@ class StudyProgress:
         """Begin from the trials that earlier runs of the study have recorded."""
         self._config = config
         self._console = console
-        controls = {trial.identity for trial in config.control_trials()}
+        controls = {trial.identity for trial in (*config.control_trials(), *config.confirmed)}
         self._ended = {
             identity: record
             for identity, record in records.items()
@@ -154,7 +154,7 @@ class StudyProgress:
 
     def _best_text(self) -> str:
         if self._best is None:
-            return "no searched trial has finished yet"
+            return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
         metric = self._config.objectives[0].metric
         params = ", ".join(format_params(self._best))
         return f"best {metric} {getattr(self._best, metric):.4g}: {self._best.backbone}{f', {params}' if params else ''}"

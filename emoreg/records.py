@@ -31,7 +31,7 @@ SCHEMA_VERSION = 2
 
 Stage = Literal["pretraining", "regulation"]
 Status = Literal["finished", "pruned", "failed"]
-Role = Literal["search", "control", "trial"]
+Role = Literal["search", "control", "trial", "confirm"]
 
 
 def _column(doc: str, **kwargs: Any) -> Any:
@@ -62,7 +62,9 @@ class TrialRecord:
     """One trial that ended, whichever way."""
 
     identity: str = _column("hash of the resolved trial configuration, seed included")
-    role: Role = _column("search: proposed by the sampler; control: beside it; trial: run by `emoreg trial`")
+    role: Role = _column(
+        "search: proposed by the sampler; control: beside it; trial: run by `emoreg trial`; confirm: on the test split too"
+    )
     number: int | None = _column("Optuna's trial number; null outside the search")
     control: str = _column("none for regulation itself, else the control's name")
     status: Status = _column("finished, pruned (stopped by the scheduler, or diverged) or failed")

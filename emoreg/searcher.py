@@ -99,6 +99,7 @@ class OptunaSearcher(Searcher):
         *,
         records: Mapping[str, TrialRecord],
         controls: Sequence[TrialConfig] = (),
+        confirmed: Sequence[TrialConfig] = (),
         reruns: Sequence[Rerun] = (),
         is_stopping: Callable[[], bool] = lambda: False,
         on_repeat: Callable[[str, int, Mapping[str, Value]], None] = lambda identity, number, params: None,
@@ -113,6 +114,7 @@ class OptunaSearcher(Searcher):
             config: the study's configuration.
             records: trials that ended, by identity; read anew at each proposal.
             controls: run first, outside Optuna's history, unless recorded as finished or pruned.
+            confirmed: the same, and these open the test split.
             reruns: trials that Optuna has been told and that have no record: run again, not told again.
             is_stopping: whether the study has been told to stop: then nothing more is handed out.
             on_repeat: told the identity, number and values of a proposal that a recorded trial, a control's perhaps, stands
@@ -162,6 +164,8 @@ class OptunaSearcher(Searcher):
             self._grid = (point for point in points if json.dumps(point) not in enqueued)
         for control in controls:
             self._enqueue(Job(config=control, role="control"))
+        for trial_config in confirmed:
+            self._enqueue(Job(config=trial_config, role="confirm"))
         for rerun in reruns:
             trial_config = resolve(config.trial, rerun.params)
             self._enqueue(Job(config=trial_config, role="search", number=rerun.number, params=rerun.params))

@@ -146,6 +146,7 @@ def _take_up(
         study,
         config,
         controls=config.control_trials(),
+        confirmed=config.confirmed,
         reruns=reconciled.reruns,
         records=records.trials,
         is_stopping=lambda: stop.is_asked,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front, waiting_share
-from emoreg.config import Objective, StudyConfig, leaves
+from emoreg.config import Objective, StudyConfig, TrialConfig, leaves
+from emoreg.confirmation import Chosen, Look, expected_seconds, rows_of, verdicts
 from emoreg.progress import control_name, duration, format_params
 from emoreg.records import Records, TrialRecord
+from emoreg.statistics import Comparison, fewest_seeds
 from emoreg.storage import WorkingCopy, join
 
 
@@ -48,6 +50,77 @@ def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, cons
             console.print(f"failed: trial {record.identity}: {record.reason}", style="red", markup=False, soft_wrap=True)
     for line in places(copy):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_confirmation_plan(
+    config: StudyConfig, planned: Sequence[tuple[Chosen, TrialConfig]], searched: Mapping[str, TrialRecord], console: Console
+) -> None:
+    """What a confirmation fixes, what it will cost, and what it could show."""
+    accuracy = "validation\naccuracy, %"
+    table = _table(f"Chosen of {config.name!r}, on validation", "backbone", accuracy, "parameters", "trial")
+    chosen = {found.identity: found for found, _ in planned}
+    for found in chosen.values():
+        shown = "" if found.accuracy is None else f"{100 * found.accuracy:.1f}"
+        table.add_row(found.backbone, shown, Text("\n".join(format_params(searched[found.identity]))), found.identity)
+    console.print(table)
+    seeds = sorted({trial.seed for _, trial in planned})
+    controls = list(dict.fromkeys(control_name(trial.control) for _, trial in planned))
+    num_trials = len({trial.identity for _, trial in planned})
+    seconds = expected_seconds(planned, searched)
+    console.print(
+        f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}. About {duration(seconds)} of the "
+        "device, by what the search's trials took; each opens the test split once.",
+        soft_wrap=True,
+    )
+    num_comparisons = len(chosen) * (len(controls) - 1)
+    if len(seeds) < fewest_seeds(num_comparisons):
+        console.print(
+            f"With {len(seeds)} seeds no difference can be shown, however large, for {num_comparisons} comparisons are made: "
+            f"give --seeds {fewest_seeds(num_comparisons)} or more.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def print_confirmation(looks: Sequence[Look], records: Records, copy: WorkingCopy, console: Console) -> None:
+    """The answer of a confirmation: each configuration beside its controls on the test split, and what may be said."""
+    rows = rows_of(looks[-1], records.trials)
+    accuracy, gain = "test\naccuracy, %", "regulation\ngains, points"
+    columns = ("backbone", "trial", accuracy, gain, "95 % interval", "p", "seeds")
+    table = _table("Regulation beside its controls, on the test split", *columns, right=columns[2:])
+    for index, row in enumerate(rows):
+        found = row.comparison
+        gained = (
+            ["", "", ""] if found is None else [f"{100 * found.difference:+.1f}", _interval(found), f"{found.adjusted:.2g}"]
+        )
+        name = row.chosen.backbone if row.chosen.rank == 1 else f"{row.chosen.backbone}, number {row.chosen.rank}"
+        table.add_row(name, control_name(row.control), str(row.accuracy), *gained, str(row.accuracy.n))
+        if index + 1 == len(rows) or rows[index + 1].chosen != row.chosen:
+            table.add_section()
+    console.print()
+    console.print(table)
+    console.print(
+        "Gains are paired by seed. p: permutation test, by Holm's method over all comparisons above. 95 % intervals: of the "
+        "accuracies Student's t, of the gains the bootstrap.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print()
+    for verdict in verdicts(rows).values():
+        console.print(verdict.sentence, style="bold", markup=False, soft_wrap=True)
+    if len(looks) > 1:
+        console.print(
+            f"The test split was looked at {len(looks)} times, first on {looks[0].opened[:10]}: a later look may have been "
+            "chosen knowing an earlier one's answer.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    for line in places(copy):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _interval(found: Comparison) -> str:
+    return "" if found.low is None or found.high is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
 def places(copy: WorkingCopy) -> tuple[str, str]:
@@ -117,7 +190,7 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
-        if path != "search_space" and value != {}:  # resources_by_backbone, where it is empty
+        if path not in ("search_space", "confirmed") and value != {}:  # resources_by_backbone, where it is empty
             searched = path.removeprefix("trial.") in config.search_space
             settings.add_row(path, Text(_as_text(value) + (" (searched)" if searched else "")))
     console.print(settings)

@@ -72,11 +72,11 @@ def test_the_version(capsys: Output) -> None:
 
 
 def paths() -> set[str]:
-    of_the_file = {"search_space", "resources_by_backbone"}
+    of_the_file = {"search_space", "resources_by_backbone", "confirmed"}
     return {path for path, _ in leaves(load_study("studies.quickstart"))} - of_the_file
 
 
-@pytest.mark.parametrize("command", ["run", "trial", "show", "submit"])
+@pytest.mark.parametrize("command", ["run", "confirm", "trial", "show", "submit"])
 def test_help_explains_every_setting(command: str, capsys: Output) -> None:
     code, out, _ = emoreg_(capsys, command, "studies.quickstart", "--help")
     assert code == 0
@@ -121,7 +121,7 @@ BAD_OVERRIDES = [
     ("--trial.backbone resnt18", "must be a timm model, .*'resnt18': did you mean .*resnet18"),
     ("--trial.regulation.balance 1.5", r"regulation\.balance must lie in \[0, 1\], but it is 1\.5: choose a number"),
     ("--trial.drop-path=1", r"drop_path must lie in \[0, 1\), but it is 1\.0: choose a number"),
-    ("--num-trials 0", "num_trials must be above 0, but it is 0: give a positive number"),
+    ("--num-trials -1", "num_trials must be 0 or more, but it is -1: give 0 or a positive number"),
     ("--trial.image-size 4", r"image_size must lie in \[8, 512\], but it is 4: 32 suits CIFAR"),
     ("--name a/b", "a study's name must be .* but it is 'a/b': rename it"),
     ("--trial.regulation.kind learnable --trial.regulation.balance 0", "strictly between 0 and 1.* but it is 0.0: use kind"),
@@ -166,8 +166,8 @@ def test_a_bad_setting_is_one_message_and_code_2(
 BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
-        "a command must be one of run, trial, show, experience, doctor, data, submit, status, logs, stop, but it is 'runn': "
-        "see `emoreg --help`",
+        "a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, logs, stop, but it is "
+        "'runn': see `emoreg --help`",
     ),
     ("run", "Missing from emoreg run: STUDY"),
     ("run --num-trials 3 tiny_cli_study.py", "STUDY must come right after `emoreg run`, but there is '--num-trials'"),
@@ -227,10 +227,10 @@ def test_a_changed_study_of_the_same_name_is_refused(tiny: str, storage: Path, c
 
 
 def test_debug_shows_the_traceback(tiny: str, capsys: Output) -> None:
-    code, _, err = emoreg_(capsys, "run", tiny, "--num-trials", "0", "--debug")
+    code, _, err = emoreg_(capsys, "run", tiny, "--num-trials", "-1", "--debug")
     assert code == 2
     assert "Traceback" in err
-    assert "ConfigError: num_trials must be above 0" in err
+    assert "ConfigError: num_trials must be 0 or more" in err
 
 
 def test_an_interrupt_is_no_traceback(tiny: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:

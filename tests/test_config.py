@@ -101,7 +101,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (ResourcesConfig, {"max_retries": -1}, "resources.max_retries must be 0 or more"),
     (study, {"name": "../etc"}, "a study's name must be 1 to 64 letters"),
     (study, {"name": "a" * 65}, "a study's name must be 1 to 64 letters"),
-    (study, {"num_trials": 0}, "num_trials must be above 0"),
+    (study, {"num_trials": -1}, "num_trials must be 0 or more"),
     (
         study,
         {"search_space": {"backbone": Choice(("resnet18",))}, "resources_by_backbone": {"resnet50": TrialResources(gpus=2)}},
@@ -209,12 +209,13 @@ def test_what_the_controls_mean() -> None:
     output = {"regulation.form": "output", "regulation.kind": "fixed"}
     assert differs("none") == {}
     assert differs("plain") == output | {"regulation.balance": 0.0, "pretraining.epochs": 0}
+    assert differs("matched") == differs("plain")
     assert differs("emotional") == output | {"regulation.balance": 1.0}
     assert differs("untrained") == {"pretraining.epochs": 0}
     assert differs("shuffled") == {"pretraining.shuffle_labels": True}
     assert differs("neutral") == {}  # its images are chosen where they are loaded
     identities = {dataclasses.replace(trial, control=control).identity for control in ("none", *CONTROLS)}
-    assert len(identities) == 6
+    assert len(identities) == 7
 
 
 @pytest.mark.parametrize(

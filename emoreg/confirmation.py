@@ -1,0 +1,322 @@
+"""From the best of many to a claim: what a confirmation runs, and what its test accuracies say. Imports neither torch nor Ray.
+
+The configurations are fixed before the test split is opened: the best of the search by backbone, chosen on validation. Each is
+trained on fresh seeds beside every control, on the same seeds, and each of these trials opens the test split once, at its end.
+A confirmation is a study of its own, ``NAME.confirm``, on the same engine; its ``plan.json`` says what was chosen, and when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emoreg.analysis import Estimate, better, estimate
+from emoreg.config import Control, SchedulerConfig, StudyConfig, TrialConfig, Value
+from emoreg.errors import ConfigError, StorageError
+from emoreg.files import replacing
+from emoreg.records import TrialRecord, utc_now
+from emoreg.search_space import resolve
+from emoreg.statistics import Comparison, Verdict, compare, judge
+
+PLAN = "plan.json"
+_CONTROLS: tuple[Control, ...] = ("none", "plain", "matched", "emotional", "untrained", "shuffled", "neutral")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """A configuration that the search found.
+
+    Attributes:
+        identity: of the trial of the search.
+        rank: among its backbone's, from 1.
+        accuracy: on validation, in [0, 1]. Selected, so it flatters.
+        params: what the search chose, by path.
+    """
+
+    identity: str
+    backbone: str
+    rank: int
+    accuracy: float | None
+    params: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A trial of a confirmation: which chosen configuration it belongs to, as what, and its own identity."""
+
+    chosen: str
+    control: Control
+    seed: int
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """One look at the test split: configurations and seeds that were fixed before it.
+
+    Attributes:
+        opened: when it was begun, UTC.
+    """
+
+    opened: str
+    seeds: tuple[int, ...]
+    chosen: tuple[Chosen, ...]
+    trials: tuple[Planned, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One configuration, as regulation or as a control, over the seeds that have finished."""
+
+    chosen: Chosen
+    control: Control
+    accuracy: Estimate
+    comparison: Comparison | None
+    """Regulation against this control; None for regulation itself."""
+
+
+def confirm_name(study: str) -> str:
+    """The name of a study's confirmation, which is a study too."""
+    return f"{study}.confirm"
+
+
+def confirming(config: StudyConfig, trials: Sequence[TrialConfig]) -> StudyConfig:
+    """The study that runs these trials of a confirmation of ``config``."""
+    return dataclasses.replace(
+        config,
+        name=confirm_name(config.name),
+        num_trials=0,
+        controls=(),
+        confirmed=tuple(trials),
+        scheduler=SchedulerConfig(),
+        warm_start_from=(),
+    )
+
+
+def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tuple[Chosen, ...]:
+    """The best configurations of the search, by backbone, by its first objective on validation.
+
+    Args:
+        config: the study.
+        records: its trials.
+        top: how many of each backbone.
+
+    Raises:
+        ConfigError: where no trial of the search has finished, or one was run by a configuration that is not the study's now.
+    """
+    objective = config.objectives[0]
+    by_backbone: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.number is not None and record.status == "finished":
+            ranked = by_backbone.setdefault(record.backbone, [])
+            place = next((at for at, other in enumerate(ranked) if better(record, other, objective)), len(ranked))
+            ranked.insert(place, record)
+    if not by_backbone:
+        raise ConfigError(
+            f"a confirmation takes the best of a search, but no trial of the search of {config.name!r} has finished: run the "
+            "study first"
+        )
+    chosen = []
+    for backbone in sorted(by_backbone):
+        for rank, record in enumerate(by_backbone[backbone][:top], 1):
+            params: dict[str, Value] = json.loads(record.params)
+            if resolve(config.trial, params).identity != record.identity:
+                raise ConfigError(
+                    f"a confirmation runs what the search ran, but trial {record.identity} had other settings than the study "
+                    "gives it now: undo the change of the study, or search anew under another name"
+                )
+            chosen.append(
+                Chosen(identity=record.identity, backbone=backbone, rank=rank, accuracy=record.accuracy, params=params)
+            )
+    return tuple(chosen)
+
+
+def fresh_seeds(config: StudyConfig, num_seeds: int, first: int) -> tuple[int, ...]:
+    """Seeds that nothing was chosen with.
+
+    Raises:
+        ConfigError: where one of them was used in the search.
+    """
+    seeds = tuple(range(first, first + num_seeds))
+    used = sorted({config.trial.seed, *config.control_seeds} & {*seeds})
+    if used:
+        raise ConfigError(
+            f"a confirmation needs fresh seeds, but the search has used {', '.join(map(str, used))}: give another --first-seed"
+        )
+    return seeds
+
+
+def plan_trials(
+    config: StudyConfig, chosen: Sequence[Chosen], seeds: Sequence[int], *, images: Mapping[tuple[str, str], int]
+) -> list[tuple[Chosen, TrialConfig]]:
+    """Every trial of a look, with what it belongs to; seeds outermost, so that one seed is whole before the next.
+
+    The ``matched`` control gets as many further images of the task as pre-training took of the stimuli.
+
+    Args:
+        config: the study.
+        chosen: configurations.
+        seeds: the same for all.
+        images: in an epoch of each set that a trial may train on, by its role and its name.
+    """
+    controls = [control for control in _CONTROLS if control != "neutral" or config.trial.neutral is not None]
+    planned = []
+    for seed in seeds:
+        for found in chosen:
+            base = dataclasses.replace(resolve(config.trial, found.params), seed=seed)
+            of_stimuli, of_task = images["stimuli", base.stimuli.name], images["task", base.task.name]
+            further = math.ceil(base.pretraining.epochs * of_stimuli / of_task)
+            longer = dataclasses.replace(base.regulation, epochs=base.regulation.epochs + further)
+            for control in controls:
+                regulation = longer if control == "matched" else base.regulation
+                planned.append((found, dataclasses.replace(base, control=control, regulation=regulation)))
+    return planned
+
+
+def expected_seconds(planned: Iterable[tuple[Chosen, TrialConfig]], searched: Mapping[str, TrialRecord]) -> float:
+    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once.
+
+    Args:
+        planned: with what each belongs to.
+        searched: the trials of the search, by identity.
+    """
+    regulation: dict[str, float] = {}
+    pretraining: dict[object, float] = {}
+    for found, trial in planned:
+        record, applied = searched[found.identity], trial.applied()
+        encoders = 1 if applied.regulation.kind == "fixed" and applied.regulation.balance in (0.0, 1.0) else 2
+        before = 1 if record.kind == "fixed" and record.balance in (0.0, 1.0) else 2
+        an_epoch = record.regulation_seconds / max(1, record.regulation_epochs)
+        regulation[trial.identity] = an_epoch * applied.regulation.epochs * encoders / before
+        if encoders == 2 or applied.regulation.balance == 1.0:
+            kind = trial.control if trial.control in ("shuffled", "neutral") else "stimuli"
+            experience = dataclasses.replace(applied.pretraining, epochs=0)
+            whole = (record.experience_seconds or 0.0) * (applied.pretraining.epochs > 0)
+            trunk = (applied.backbone, applied.stimuli, trial.seed, kind, experience)
+            pretraining[trunk] = max(whole, pretraining.get(trunk, 0.0))
+    return math.fsum(regulation.values()) + math.fsum(pretraining.values())
+
+
+def look_of(planned: Sequence[tuple[Chosen, TrialConfig]]) -> Look:
+    """What is fixed now."""
+    trials = tuple(
+        Planned(chosen=found.identity, control=trial.control, seed=trial.seed, identity=trial.identity)
+        for found, trial in planned
+    )
+    return Look(
+        opened=utc_now(),
+        seeds=tuple(dict.fromkeys(trial.seed for trial in trials)),
+        chosen=tuple({found.identity: found for found, _ in planned}.values()),
+        trials=trials,
+    )
+
+
+def read_looks(folder: Path) -> list[Look]:
+    """The looks of the confirmation in a folder, the first one first.
+
+    Raises:
+        StorageError: for a plan that cannot be read.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        return []
+    try:
+        return [
+            Look(
+                opened=look["opened"],
+                seeds=tuple(look["seeds"]),
+                chosen=tuple(Chosen(**item) for item in look["chosen"]),
+                trials=tuple(Planned(**item) for item in look["trials"]),
+            )
+            for look in json.loads(path.read_text())["looks"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"a confirmation's plan must be as emoreg wrote it, but {path} cannot be read ({error}): restore it; without it "
+            "nothing says what was fixed before the test split was opened"
+        ) from error
+
+
+def open_look(folder: Path, look: Look, *, has_looked: bool, again: bool) -> list[Look]:
+    """Fix what is to be run, or go on with the same.
+
+    Args:
+        folder: of the confirmation.
+        look: what is asked for.
+        has_looked: whether a trial has opened the test split.
+        again: whether a further look is wanted.
+
+    Returns:
+        All looks, the one that is asked for last.
+
+    Raises:
+        ConfigError: for something else than was fixed, unless a further look is wanted.
+    """
+    looks = read_looks(folder)
+    if looks and looks[-1].trials == look.trials:
+        return looks
+    if looks and has_looked:
+        if not again:
+            raise ConfigError(
+                "what a confirmation runs is fixed before the test split is opened, but it was opened for "
+                f"{_describe(looks[-1])}, and now it is to be {_describe(look)}: give the former --top, --seeds and study, or "
+                "--again for a further look, which the report will tell of"
+            )
+        looks.append(look)
+    else:
+        looks[-1:] = [look]
+    content = {"looks": [dataclasses.asdict(item) for item in looks]}
+    with replacing(folder / PLAN) as stream:
+        stream.write(json.dumps(content, indent=1).encode() + b"\n")
+    return looks
+
+
+def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
+    """What a look has found: each configuration beside its controls, compared over the seeds that both have finished.
+
+    All comparisons of the look are one family.
+    """
+    accuracies: dict[tuple[str, Control], dict[int, float]] = {}
+    for trial in look.trials:
+        record = records.get(trial.identity)
+        if record is not None and record.status == "finished" and record.test_accuracy is not None:
+            accuracies.setdefault((trial.chosen, trial.control), {})[trial.seed] = record.test_accuracy
+    family: dict[tuple[str, Control], list[float]] = {}
+    for (identity, control), by_seed in accuracies.items():
+        regulated = accuracies.get((identity, "none"), {})
+        common = sorted(regulated.keys() & by_seed.keys())
+        if control != "none" and common:
+            family[identity, control] = [regulated[seed] - by_seed[seed] for seed in common]
+    compared: dict[tuple[str, Control], Comparison] = compare(family)
+    return [
+        Row(
+            chosen=found,
+            control=control,
+            accuracy=estimate(list(accuracies[found.identity, control].values())),
+            comparison=compared.get((found.identity, control)),
+        )
+        for found in look.chosen
+        for control in _CONTROLS
+        if (found.identity, control) in accuracies
+    ]
+
+
+def verdicts(rows: Sequence[Row]) -> dict[str, Verdict]:
+    """What may be said of each chosen configuration, by its identity."""
+    found = {row.chosen.identity: row.chosen for row in rows}
+    return {
+        identity: judge(
+            {row.control: row.comparison for row in rows if row.chosen.identity == identity and row.comparison is not None},
+            chosen.backbone if chosen.rank == 1 else f"{chosen.backbone}, number {chosen.rank}",
+        )
+        for identity, chosen in found.items()
+    }
+
+
+def _describe(look: Look) -> str:
+    names = ", ".join(f"{found.backbone} {found.identity}" for found in look.chosen)
+    return f"{names} on seeds {look.seeds[0]} to {look.seeds[-1]}"

@@ -1,0 +1,95 @@
+"""A study, and the confirmation of its best: on fresh seeds, beside every control, once on the test split."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.test_study import command, run, trials, wait_for
+
+CONFIRM = ("emoreg", "confirm")
+TWO = ("--seeds", "2")
+
+
+def confirm(storage: Path, *options: str, code: int = 0) -> str:
+    done = subprocess.run(command(storage, *options, program=CONFIRM), capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a study that has ended."""
+    storage = tmp_path_factory.mktemp("searched")
+    run(storage)
+    return storage
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
+    before = trials(searched)
+    plan = confirm(searched, *TWO, "--dry-run")
+    assert "12 trials: regulation, plain, matched, emotional, untrained, shuffled, on seeds 1000 to 1001. About" in plan
+    assert "With 2 seeds no difference can be shown, however large, for 5 comparisons are made: give --seeds 8 or more." in plan
+    assert not (searched / "tiny.confirm" / "records").exists()
+
+    first = subprocess.Popen(
+        command(searched, *TWO, program=CONFIRM),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    records = searched / "tiny.confirm" / "records" / "trials.parquet"
+    wait_for(lambda: records.exists() and pq.read_metadata(records).num_rows >= 3, first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    killed = trials(searched, "tiny.confirm")
+
+    output = confirm(searched, *TWO)
+    rows = trials(searched, "tiny.confirm")
+    assert {identity: rows[identity] for identity in killed} == killed, "a finished trial opened the test split again"
+    assert {(row["role"], row["status"]) for row in rows.values()} == {("confirm", "finished")}
+    controls = ["emotional", "matched", "none", "plain", "shuffled", "untrained"]
+    assert sorted((row["control"], row["seed"]) for row in rows.values()) == [
+        (name, seed) for name in controls for seed in (1000, 1001)
+    ]
+    assert all(0.0 <= float(str(row["test_accuracy"])) <= 1.0 for row in rows.values())
+    epochs = pq.read_table(searched / "tiny.confirm" / "records" / "epochs.parquet").to_pylist()
+    pretraining = [(row["identity"], row["epoch"]) for row in epochs if row["stage"] == "pretraining"]
+    length = max(epoch for _, epoch in pretraining)
+    assert len(pretraining) == 2 * 2 * length, "two trunks a seed, and none paid for twice"
+    assert (
+        "test_resnet: no difference seen to plain, untrained and shuffled (with 2 seeds no effect could have been seen"
+        in output
+    )
+    assert trials(searched) == before, "the search was touched"
+    assert not any(row["test_accuracy"] is not None for row in before.values()), "the search opened the test split"
+
+    refused = confirm(searched, "--seeds", "3", code=2)
+    assert (
+        "emoreg: what a confirmation runs is fixed before the test split is opened, but it was opened for test_resnet"
+        in refused
+    )
+    assert "Traceback" not in refused
+    again = confirm(searched, "--seeds", "3", "--again")
+    assert "The test split was looked at 2 times" in again
+    looks = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["looks"]
+    assert [look["seeds"] for look in looks] == [[1000, 1001], [1000, 1001, 1002]]
+    assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
+
+
+def test_seeds_of_the_search_are_refused_before_anything_runs(searched: Path) -> None:
+    assert "needs fresh seeds, but the search has used 0" in confirm(searched, "--first-seed", "0", code=2)
+
+
+def test_a_study_that_has_not_run_has_nothing_to_confirm(tmp_path: Path) -> None:
+    assert "no trial of the search of 'tiny' has finished: run the study first" in confirm(tmp_path, code=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) in ([], ["tiny"])
