@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cmp_to_key
 
 from scipy import stats
 
@@ -85,15 +86,22 @@ def better(one: TrialRecord, other: TrialRecord, objective: Objective) -> bool:
     return bool(mine > its) if objective.mode == "max" else bool(mine < its)
 
 
-def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
-    """The best finished trial of the search for each backbone. Selected, so its metric flatters it."""
-    best: dict[str, TrialRecord] = {}
+def ranked_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, list[TrialRecord]]:
+    """The finished trials of the search for each backbone, the best first. Selected, so their metric flatters them."""
+    ranked: dict[str, list[TrialRecord]] = {}
     for record in records:
-        if record.number is None or record.status != "finished":
-            continue
-        if record.backbone not in best or better(record, best[record.backbone], objective):
-            best[record.backbone] = record
-    return best
+        if record.number is not None and record.status == "finished":
+            ranked.setdefault(record.backbone, []).append(record)
+
+    def compared(one: TrialRecord, other: TrialRecord) -> int:
+        return better(other, one, objective) - better(one, other, objective)
+
+    return {backbone: sorted(found, key=cmp_to_key(compared)) for backbone, found in ranked.items()}
+
+
+def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
+    """The best finished trial of the search for each backbone."""
+    return {backbone: found[0] for backbone, found in ranked_by_backbone(records, objective).items()}
 
 
 def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:

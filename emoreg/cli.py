@@ -426,6 +426,7 @@ def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address:
     if reason is not None:
         console.print(reason, style="yellow", markup=False, soft_wrap=True)
     with driving(config) as (copy, records, claims):
+        _begin(config, copy, console)
         adopt_controls(config, records)
         end = _drive(config, copy, records, claims, address, console)
         print_summary(config, records, copy, console)
@@ -460,13 +461,13 @@ def _confirm(
         copy.pull("records")
         searched = Records(copy.folder).trials
     chosen = choose(config, searched.values(), asked.top)
-    console.print(f"study {config.name!r}: preparing image sets")
     planned = plan_trials(config, chosen, seeds, images=count_images(config))
     confirmation = confirming(config, [trial for _, trial in planned])
     print_confirmation_plan(config, planned, searched, console)
     if asked.dry_run:
         return 0
     with driving(confirmation) as (copy, records, claims):
+        _begin(confirmation, copy, console)
         copy.pull(PLAN)
         has_looked = any(record.test_accuracy is not None for record in records.trials.values())
         looks = open_look(copy.folder, look_of(planned), has_looked=has_looked, again=asked.again)
@@ -474,6 +475,15 @@ def _confirm(
         end = _drive(confirmation, copy, records, claims, address, console)
         print_confirmation(looks, records, copy, console)
     return _ended(end, confirmation, records, command, console)
+
+
+def _begin(config: StudyConfig, copy: WorkingCopy, console: Console) -> None:
+    """Prepare the image sets of a study that is checked, and refuse to go on with another one than was begun."""
+    from emoreg.preflight import prepare_image_sets, write_study_file
+
+    console.print(f"study {config.name!r}: preparing image sets")
+    write_study_file(config, copy.folder, prepare_image_sets(config))
+    copy.push("study.json")
 
 
 def _drive(
@@ -484,13 +494,8 @@ def _drive(
     address: str | None,
     console: Console,
 ) -> StudyEnd:
-    """Run what is missing of a study that is checked, with progress."""
-    from emoreg.preflight import prepare_image_sets, write_study_file
+    """Run what is missing of a study, with progress."""
     from emoreg.progress import StudyProgress
-
-    console.print(f"study {config.name!r}: preparing image sets")
-    write_study_file(config, copy.folder, prepare_image_sets(config))
-    copy.push("study.json")
     from emoreg.study import run_study  # ray takes seconds to import: only when everything else holds
 
     progress = StudyProgress(config, records.trials, console)

@@ -209,6 +209,16 @@ class RegulationConfig:
         _within("regulation.decay_fraction", self.decay_fraction, 0.0, 1.0)
         _within("regulation.label_smoothing", self.label_smoothing, 0.0, 1.0, below_high=True)
 
+    @property
+    def needs_plain(self) -> bool:
+        """Whether the plain encoder has a part in the response: not at b = 1, except to condition the emotional one."""
+        return self.form == "conditioned" or not (self.kind == "fixed" and self.balance == 1.0)
+
+    @property
+    def needs_emotional(self) -> bool:
+        """Whether the emotional encoder has a part in the response: not at b = 0."""
+        return not (self.kind == "fixed" and self.balance == 0.0)
+
 
 def _task_default() -> ImageSetConfig:
     return ImageSetConfig(name="digits")

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emoreg.analysis import Estimate, better, estimate
-from emoreg.config import Control, SchedulerConfig, StudyConfig, TrialConfig, Value
+from emoreg.analysis import Estimate, estimate, ranked_by_backbone
+from emoreg.config import CONTROLS, Control, RegulationConfig, SchedulerConfig, StudyConfig, TrialConfig, Value
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import replacing
 from emoreg.records import TrialRecord, utc_now
@@ -23,7 +23,7 @@ from emoreg.search_space import resolve
 from emoreg.statistics import Comparison, Verdict, compare, judge
 
 PLAN = "plan.json"
-_CONTROLS: tuple[Control, ...] = ("none", "plain", "matched", "emotional", "untrained", "shuffled", "neutral")
+_CONTROLS: tuple[Control, ...] = ("none", *CONTROLS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +42,11 @@ class Chosen:
     rank: int
     accuracy: float | None
     params: Mapping[str, Value]
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+        return self.backbone if self.rank == 1 else f"{self.backbone}, number {self.rank}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,16 +84,11 @@ class Row:
     """Regulation against this control; None for regulation itself."""
 
 
-def confirm_name(study: str) -> str:
-    """The name of a study's confirmation, which is a study too."""
-    return f"{study}.confirm"
-
-
 def confirming(config: StudyConfig, trials: Sequence[TrialConfig]) -> StudyConfig:
     """The study that runs these trials of a confirmation of ``config``."""
     return dataclasses.replace(
         config,
-        name=confirm_name(config.name),
+        name=f"{config.name}.confirm",
         num_trials=0,
         controls=(),
         confirmed=tuple(trials),
@@ -108,13 +108,7 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
     Raises:
         ConfigError: where no trial of the search has finished, or one was run by a configuration that is not the study's now.
     """
-    objective = config.objectives[0]
-    by_backbone: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        if record.number is not None and record.status == "finished":
-            ranked = by_backbone.setdefault(record.backbone, [])
-            place = next((at for at, other in enumerate(ranked) if better(record, other, objective)), len(ranked))
-            ranked.insert(place, record)
+    by_backbone = ranked_by_backbone(records, config.objectives[0])
     if not by_backbone:
         raise ConfigError(
             f"a confirmation takes the best of a search, but no trial of the search of {config.name!r} has finished: run the "
@@ -188,17 +182,18 @@ def expected_seconds(planned: Iterable[tuple[Chosen, TrialConfig]], searched: Ma
     pretraining: dict[object, float] = {}
     for found, trial in planned:
         record, applied = searched[found.identity], trial.applied()
-        encoders = 1 if applied.regulation.kind == "fixed" and applied.regulation.balance in (0.0, 1.0) else 2
-        before = 1 if record.kind == "fixed" and record.balance in (0.0, 1.0) else 2
-        an_epoch = record.regulation_seconds / max(1, record.regulation_epochs)
-        regulation[trial.identity] = an_epoch * applied.regulation.epochs * encoders / before
-        if encoders == 2 or applied.regulation.balance == 1.0:
-            kind = trial.control if trial.control in ("shuffled", "neutral") else "stimuli"
-            experience = dataclasses.replace(applied.pretraining, epochs=0)
-            whole = (record.experience_seconds or 0.0) * (applied.pretraining.epochs > 0)
-            trunk = (applied.backbone, applied.stimuli, trial.seed, kind, experience)
-            pretraining[trunk] = max(whole, pretraining.get(trunk, 0.0))
+        an_epoch = record.regulation_seconds / max(1, record.regulation_epochs)  # of as many encoders as the search's had
+        encoders = _num_encoders(applied.regulation) / _num_encoders(trial.regulation)
+        regulation[trial.identity] = an_epoch * applied.regulation.epochs * encoders
+        if applied.regulation.needs_emotional and applied.pretraining.epochs:
+            stimuli = applied.neutral if trial.control == "neutral" else applied.stimuli
+            trunk = (applied.backbone, stimuli, trial.seed, dataclasses.replace(applied.pretraining, epochs=0))
+            pretraining[trunk] = max(record.experience_seconds or 0.0, pretraining.get(trunk, 0.0))
     return math.fsum(regulation.values()) + math.fsum(pretraining.values())
+
+
+def _num_encoders(regulation: RegulationConfig) -> int:
+    return regulation.needs_plain + regulation.needs_emotional
 
 
 def look_of(planned: Sequence[tuple[Chosen, TrialConfig]]) -> Look:
@@ -311,7 +306,7 @@ def verdicts(rows: Sequence[Row]) -> dict[str, Verdict]:
     return {
         identity: judge(
             {row.control: row.comparison for row in rows if row.chosen.identity == identity and row.comparison is not None},
-            chosen.backbone if chosen.rank == 1 else f"{chosen.backbone}, number {chosen.rank}",
+            chosen.name,
         )
         for identity, chosen in found.items()
     }

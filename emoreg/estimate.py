@@ -22,7 +22,6 @@ from emoreg.imagesets import ImageSet, Split, cut_validation, load
 from emoreg.imagesets.batches import Batches
 from emoreg.optimization import autocast, build_optimizer
 from emoreg.pretrain import create_emotional_net, emotion_loss
-from emoreg.regulation import needs_emotional, needs_plain
 from emoreg.search_space import num_searched, resolve, suggest
 
 _TIMED_STEPS = 3
@@ -108,13 +107,13 @@ def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, sp
     config = config.applied()
     per_image = speed[config.backbone]
     total = 0.0
-    if needs_emotional(config.regulation):
+    if config.regulation.needs_emotional:
         train, _ = cut_validation(
             stimuli.train, config.stimuli.validation_fraction, seed=0, num_images=config.stimuli.num_images
         )
         total += config.pretraining.epochs * len(train) * per_image
     train, held_out = cut_validation(task.train, config.task.validation_fraction, seed=0, num_images=config.task.num_images)
-    encoders = needs_plain(config.regulation) + needs_emotional(config.regulation)
+    encoders = config.regulation.needs_plain + config.regulation.needs_emotional
     images = len(train) + _EVALUATION_SHARE * len(held_out)
     return total + config.regulation.epochs * images * encoders * per_image
 

@@ -37,7 +37,6 @@ from emoreg.memory import Relief
 from emoreg.optimization import length_dependence, uses_bf16
 from emoreg.pretrain import EmotionalNet, pretrain
 from emoreg.records import EpochRecord
-from emoreg.regulation import needs_emotional
 
 TRAINER_VERSION = 1
 """Raised when the numbers of pre-training change: old snapshots are then left alone."""
@@ -105,7 +104,7 @@ def trunk(config: TrialConfig) -> str | None:
     names count by name, and not, as in ``experience_key``, by content.
     """
     config = config.applied()
-    if config.pretraining.epochs == 0 or not needs_emotional(config.regulation):
+    if config.pretraining.epochs == 0 or not config.regulation.needs_emotional:
         return None
     parts = {
         "backbone": config.backbone,

@@ -45,16 +45,6 @@ class Response:
     balance: Float[Tensor, ""] | Float[Tensor, " B"]
 
 
-def needs_plain(config: RegulationConfig) -> bool:
-    """Whether the plain encoder has a part in the response: not at b = 1, except to condition the emotional one."""
-    return config.form == "conditioned" or not (config.kind == "fixed" and config.balance == 1.0)
-
-
-def needs_emotional(config: RegulationConfig) -> bool:
-    """Whether the emotional encoder has a part in the response: not at b = 0."""
-    return not (config.kind == "fixed" and config.balance == 0.0)
-
-
 class Regulation(nn.Module):
     """Both encoders, their task heads and the balance. An encoder that b makes superfluous is not there at all."""
 
@@ -79,8 +69,8 @@ class Regulation(nn.Module):
             seed: of the heads and of what is drawn; the encoders come initialised.
         """
         super().__init__()
-        assert (plain is not None) == needs_plain(config)
-        assert (emotional is not None) == needs_emotional(config)
+        assert (plain is not None) == config.needs_plain
+        assert (emotional is not None) == config.needs_emotional
         self.config = config
         self.plain = plain
         self.emotional = emotional

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -35,7 +35,7 @@ _SIMULATED = 1000
 _MOST_SIMULATED_SEEDS = 11  # from 12 on both tests see the same
 
 Key = TypeVar("Key", bound=Hashable)
-Says = Literal["helps", "harms", "no difference seen"]
+Says = Literal["helps", "harms", "no difference seen", "nothing can be said"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +103,19 @@ def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resampl
     adjusted = multipletests(p_values, alpha=ALPHA, method="holm")[1]
     found = {}
     for (key, array), p_value, holm in zip(arrays.items(), p_values, adjusted, strict=True):
+        n, mean = len(array), float(array.mean())
+        deviation = float(array.std(ddof=1)) if n > 1 else math.nan
         low, high = _interval(array, seed, num_resamples)
-        found[key] = replace(_comparison(array, p_value, float(holm), len(family)), low=low, high=high)
+        found[key] = Comparison(
+            n=n,
+            difference=mean,
+            low=low,
+            high=high,
+            p_value=p_value,
+            adjusted=float(holm),
+            effect_size=mean / deviation if deviation > 0 else None,
+            visible=visible_effect(deviation, n, len(family)) if n > 1 else math.inf,
+        )
     return found
 
 
@@ -148,15 +159,17 @@ def judge(comparisons: Mapping[str, Comparison], what: str) -> Verdict:
     """
     missing = [control for control in REQUIRED if control not in comparisons]
     beaten = [control for control in REQUIRED if control in comparisons and comparisons[control].is_better]
-    plain = comparisons.get("plain")
-    if not missing and len(beaten) == len(REQUIRED):
+    worse = [control for control in REQUIRED if control in comparisons and comparisons[control].is_worse]
+    gain = f"beats {_listed(beaten)}, but " if beaten else ""
+    if len(beaten) == len(REQUIRED):
         gains = ", ".join(f"{_points(comparisons[control])} over {control}" for control in REQUIRED)
         return Verdict("helps", f"{what}: helps: {gains}")
-    if plain is not None and plain.is_worse:
-        return Verdict("harms", f"{what}: harms: {_points(plain)} against plain")
+    if worse:
+        losses = ", ".join(f"{_points(comparisons[control])} against {control}" for control in worse)
+        return Verdict("harms", f"{what}: {gain}harms: {losses}")
     if missing:
         return Verdict(
-            "no difference seen",
+            "nothing can be said",
             f"{what}: nothing can be said without {_listed(missing)}, of which no trial has finished on these seeds",
         )
     rest = [control for control in REQUIRED if control not in beaten]
@@ -166,24 +179,7 @@ def judge(comparisons: Mapping[str, Comparison], what: str) -> Verdict:
         seen = f"with {n} seed{'' if n == 1 else 's'} no effect could have been seen, however large"
     else:
         seen = f"effects above {100 * largest:.1f} points would have been"
-    gain = f"beats {_listed(beaten)}, but " if beaten else ""
     return Verdict("no difference seen", f"{what}: {gain}no difference seen to {_listed(rest)} ({seen})")
-
-
-def _comparison(differences: np.ndarray, p_value: float, adjusted: float, num_comparisons: int) -> Comparison:
-    """Without its interval."""
-    n, mean = len(differences), float(differences.mean())
-    deviation = float(differences.std(ddof=1)) if n > 1 else math.nan
-    return Comparison(
-        n=n,
-        difference=mean,
-        low=None,
-        high=None,
-        p_value=p_value,
-        adjusted=adjusted,
-        effect_size=mean / deviation if deviation > 0 else None,
-        visible=visible_effect(deviation, n, num_comparisons) if n > 1 else math.inf,
-    )
 
 
 def _interval(differences: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float] | tuple[None, None]:

@@ -93,8 +93,7 @@ def print_confirmation(looks: Sequence[Look], records: Records, copy: WorkingCop
         gained = (
             ["", "", ""] if found is None else [f"{100 * found.difference:+.1f}", _interval(found), f"{found.adjusted:.2g}"]
         )
-        name = row.chosen.backbone if row.chosen.rank == 1 else f"{row.chosen.backbone}, number {row.chosen.rank}"
-        table.add_row(name, control_name(row.control), str(row.accuracy), *gained, str(row.accuracy.n))
+        table.add_row(row.chosen.name, control_name(row.control), str(row.accuracy), *gained, str(row.accuracy.n))
         if index + 1 == len(rows) or rows[index + 1].chosen != row.chosen:
             table.add_section()
     console.print()

@@ -24,7 +24,7 @@ from emoreg.optimization import reproducible
 from emoreg.pretrain import EmotionalNet, create_emotional_net
 from emoreg.records import EpochRecord, Stage, TrialResult
 from emoreg.regulate import evaluate, regulate
-from emoreg.regulation import Regulation, needs_emotional, needs_plain
+from emoreg.regulation import Regulation
 from emoreg.reporter import Confusion, Event, Experienced, ImagesSample, Reporter
 from emoreg.seeding import derive_seed, generator
 
@@ -78,7 +78,7 @@ def run_trial(
             for earlier in start["history"]:
                 history.report(EpochRecord(**earlier))
         experience = None
-        if needs_emotional(config.regulation):
+        if config.regulation.needs_emotional:
             stimuli, source = _load_stimuli(config, load_images)
             if stimuli.regression:
                 _check_regression(config, stimuli)
@@ -149,7 +149,7 @@ def check_images(config: TrialConfig, load_images: LoadImages) -> None:
     """
     config = config.applied()
     _load_task(config, load_images)
-    if needs_emotional(config.regulation):
+    if config.regulation.needs_emotional:
         stimuli, source = _load_stimuli(config, load_images)
         if stimuli.regression:
             _check_regression(config, stimuli)
@@ -290,7 +290,7 @@ def _gain(
 
 def _network(config: TrialConfig, experience: EmotionalNet | None, num_classes: int) -> Regulation:
     plain = None
-    if needs_plain(config.regulation):
+    if config.regulation.needs_plain:
         plain = create_encoder(
             config.backbone,
             image_size=config.image_size,

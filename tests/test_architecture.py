@@ -25,7 +25,9 @@ MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."
 IMPORTS = {name: imports(path) for name, path in MODULES.items()}
 
 
-RAY_CLUSTERS = {name for name in MODULES if name.startswith("cluster.") and name not in ("cluster.bundle", "cluster.jobs")}
+RAY_CLUSTERS = {
+    f"cluster.{name}" for name in ("autoscaler", "client", "coordination", "doctor", "joining", "placement", "probes")
+}
 
 
 def users(dependency: str) -> set[str]:

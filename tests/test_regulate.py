@@ -16,7 +16,7 @@ from emoreg.errors import Diverged, Interrupted
 from emoreg.imagesets.batches import Batches
 from emoreg.records import EpochRecord
 from emoreg.regulate import evaluate, regulate
-from emoreg.regulation import Regulation, needs_emotional, needs_plain
+from emoreg.regulation import Regulation
 from emoreg.reporter import BalanceSample, Event
 from tests.trials import (
     CPU,
@@ -39,8 +39,8 @@ def network_of(config: TrialConfig) -> Regulation:
     torch.manual_seed(0)
     return Regulation(
         config.regulation,
-        plain=linear_encoder(5, seed=1) if needs_plain(config.regulation) else None,
-        emotional=linear_encoder(5, seed=2) if needs_emotional(config.regulation) else None,
+        plain=linear_encoder(5, seed=1) if config.regulation.needs_plain else None,
+        emotional=linear_encoder(5, seed=2) if config.regulation.needs_emotional else None,
         emotion_head=torch.nn.Linear(5, 4),
         num_classes=3,
         seed=0,

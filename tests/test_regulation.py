@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emoreg.backbones import Encoder
 from emoreg.config import RegulationConfig
-from emoreg.regulation import Regulation, Response, needs_emotional, needs_plain
+from emoreg.regulation import Regulation, Response
 from tests.trials import linear_encoder
 
 C = 4
@@ -24,9 +24,9 @@ def build(seed: int = 7, **settings: Any) -> Regulation:
     torch.manual_seed(99)
     return Regulation(
         config,
-        plain=linear_encoder(5, seed=1) if needs_plain(config) else None,
-        emotional=linear_encoder(6, seed=2) if needs_emotional(config) else None,
-        emotion_head=nn.Linear(6, 3) if needs_emotional(config) else None,
+        plain=linear_encoder(5, seed=1) if config.needs_plain else None,
+        emotional=linear_encoder(6, seed=2) if config.needs_emotional else None,
+        emotion_head=nn.Linear(6, 3) if config.needs_emotional else None,
         num_classes=C,
         seed=seed,
     )

@@ -25,7 +25,8 @@ from emoreg.cluster.probes import (
 from emoreg.cluster.verdicts import (
     CURE_STORAGE,
     Skew,
-    groups,
+    grouped,
+    in_gib,
     judge_access,
     judge_clocks,
     judge_code,
@@ -35,7 +36,6 @@ from emoreg.cluster.verdicts import (
     judge_storage,
     judge_versions,
     names_of,
-    size,
 )
 from emoreg.doctor import Finding
 from emoreg.files import Files, without_credentials
@@ -92,7 +92,7 @@ def examine_nodes(
     probes = Probes(nodes)
     declared = {node.name: node for node in nodes}
     looks, silent = probes.ask(declared, look, seconds=answer_seconds)
-    for group, reason in groups(silent):
+    for group, reason in grouped(silent):
         yield Finding(
             verdict="bad",
             what="nodes",
@@ -169,6 +169,6 @@ def _cluster_line(nodes: Sequence[Node], num_gone: int) -> Finding:
 
 
 def _object_store_line(nodes: Sequence[Node]) -> Finding:
-    sizes = sorted({size(node.object_store) for node in nodes}, key=lambda size: float(size.split()[0]))
+    sizes = sorted({in_gib(node.object_store) for node in nodes}, key=lambda size: float(size.split()[0]))
     found = f"{' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} a node: image sets take none of it, they are mapped from disk"
     return Finding(verdict="ok", what="object store", found=found)

@@ -36,7 +36,7 @@ def judge_versions(here: Look, there: Mapping[str, Look]) -> Iterator[Finding]:
         alike = [name for name in there if name not in others]
         if alike:
             yield Finding(verdict="ok", what=package, found=f"{version} {_here_and_on(alike, there)}")
-        for group, other in groups(others):
+        for group, other in grouped(others):
             needs_same = package in ("Python", "ray") or other == "none"
             way = f"use Python {version} there" if package == "Python" else f"pip install {package}=={version} there"
             why = "or one image for all" if needs_same else "else a trial's numbers may depend on its node"
@@ -54,7 +54,7 @@ def judge_code(here: Mapping[str, str], there: Mapping[str, Mapping[str, str]], 
     alike = [name for name, code in there.items() if code == here]
     if alike:
         yield Finding(verdict="ok", what="emoreg", found=f"{here['version']} {_here_and_on(alike, everywhere)}")
-    for group, code in groups({name: (code["version"], code["digest"]) for name, code in there.items() if code != here}):
+    for group, code in grouped({name: (code["version"], code["digest"]) for name, code in there.items() if code != here}):
         version, digest = code
         yield Finding(
             verdict="note" if version == here["version"] else "bad",
@@ -62,7 +62,7 @@ def judge_code(here: Mapping[str, str], there: Mapping[str, Mapping[str, str]], 
             found=f"{version}, code {digest}, {_on(group, everywhere)}; {here['version']}, code {here['digest']}, here",
             cure=f"install this checkout there, {_SUBMIT}",
         )
-    for group, reason in groups(cannot):
+    for group, reason in grouped(cannot):
         yield Finding(
             verdict="bad",
             what="emoreg",
@@ -86,7 +86,7 @@ def judge_gpus(declared: Mapping[str, float], seen: Mapping[str, list[str]], unk
             said[name] = ("note", f"Ray gives away {declared[name]:g}, torch sees {kinds}", cure)
     for name, reason in unknown.items():
         said[name] = ("bad", f"torch cannot be asked: {reason}", "pip install torch there, of this machine's version")
-    for group, (verdict, found, cure) in groups(said):
+    for group, (verdict, found, cure) in grouped(said):
         yield Finding(verdict=verdict, what="GPUs", found=f"{found} {_on(group, said)}", cure=cure)
 
 
@@ -107,7 +107,7 @@ def judge_storage(
         untried: nodes that could not be asked, having no emoreg.
     """
     for verb, failed in (("write to", cannot_write), ("read from", cannot_read)):
-        for group, reason in groups(failed):
+        for group, reason in grouped(failed):
             found = f"{names_of(group)} cannot {verb} {uri}: {reason}"
             yield Finding(verdict="bad", what="storage", found=found, cure=CURE_STORAGE)
     everywhere = [*cannot_write, *cannot_read, *unseen, *untried]
@@ -116,7 +116,7 @@ def judge_storage(
         found = f"each node sees at {uri} only what it wrote itself"
         yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_SHARED)
     else:
-        for group, lost in groups({node: lost for node, lost in unseen.items() if lost}):
+        for group, lost in grouped({node: lost for node, lost in unseen.items() if lost}):
             found = f"{names_of(group)} cannot see at {uri} what {names_of(lost)} wrote"
             yield Finding(verdict="bad", what="storage", found=found, cure=_CURE_SHARED)
     if untried:
@@ -151,7 +151,7 @@ def judge_room(sets: Mapping[str, int], declared: Mapping[str, Node], looks: Map
     """Whether the image sets of the storage, bytes by name, fit on the disks of the nodes, and in their memory."""
     arrow = {name: size for name, size in sets.items() if name.endswith(".arrow")}
     total = sum(arrow.values())
-    inside = f"{len(arrow)} in this storage, {size(total)}" if arrow else "none in this storage yet"
+    inside = f"{len(arrow)} in this storage, {in_gib(total)}" if arrow else "none in this storage yet"
     cure = "free some, or start Ray there with TMPDIR on a larger disk: each node keeps its copies in its temporary folder"
     good = []
     for name, look in looks.items():
@@ -162,7 +162,7 @@ def judge_room(sets: Mapping[str, int], declared: Mapping[str, Node], looks: Map
             yield Finding(
                 verdict="bad" if too_big else "note",
                 what="image sets",
-                found=f"{name} has {size(look.free_disk)} of disk for copies of {size(sum(missing))}"
+                found=f"{name} has {in_gib(look.free_disk)} of disk for copies of {in_gib(sum(missing))}"
                 + (", and the largest does not fit" if too_big else ", which fit singly"),
                 cure=cure,
             )
@@ -170,14 +170,14 @@ def judge_room(sets: Mapping[str, int], declared: Mapping[str, Node], looks: Map
             yield Finding(
                 verdict="note",
                 what="image sets",
-                found=f"{name} has {size(memory)} of memory for {size(total)}",
+                found=f"{name} has {in_gib(memory)} of memory for {in_gib(total)}",
                 cure="what memory does not hold is read from its disk again and again: smaller sets, or more memory",
             )
         else:
             good.append(name)
     if good:
         disk, memory = min(looks[name].free_disk for name in good), min(declared[name].memory for name in good)
-        room = f"disk for copies {size(disk)} and memory {size(memory)} or more {_on(good, looks)}"
+        room = f"disk for copies {in_gib(disk)} and memory {in_gib(memory)} or more {_on(good, looks)}"
         yield Finding(verdict="ok", what="image sets", found=f"{inside}; {room}")
 
 
@@ -213,7 +213,7 @@ def judge_dashboard(url: str) -> Finding:
     )
 
 
-def size(num_bytes: float) -> str:
+def in_gib(num_bytes: float) -> str:
     """Bytes in words."""
     return f"{num_bytes / _GIB:.1f} GiB"
 
@@ -225,12 +225,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def groups(said: Mapping[str, Any]) -> Iterator[tuple[list[str], Any]]:
+def grouped(said: Mapping[str, Any]) -> Iterator[tuple[list[str], Any]]:
     """The nodes of which the same is said, and what."""
-    groups = defaultdict(list)
+    names_by_what = defaultdict(list)
     for name, what in said.items():
-        groups[what].append(name)
-    for what, names in groups.items():
+        names_by_what[what].append(name)
+    for what, names in names_by_what.items():
         yield names, what
 
 

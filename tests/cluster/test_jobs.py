@@ -239,7 +239,7 @@ def test_a_dry_run_says_what_would_travel_and_run(tmp_path: Path, capsys: Output
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("submit STUDY --num-trials 0 --dry-run", "num_trials must be above 0"),
+        ("submit STUDY --num-trials -1 --dry-run", "num_trials must be 0 or more"),
         ("submit STUDY --trial.backbone resnt18 --dry-run", "must be a timm model"),
         ("submit --address http://h:1 STUDY", "STUDY must come right after `emoreg submit`, but there is '--address'"),
         (

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from ray.tune import PlacementGroupFactory
 
+from emoreg.cluster.autoscaler import Autoscaler
 from emoreg.cluster.placement import (
-    Autoscaler,
     Nodes,
     bundle,
     describe,

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 
 from emoreg.messages import last_result
-from emoreg.records import TrialResult
+from tests.benchmarks.idle_trials import result_of
 
 
 def hold(assignment: dict[str, Any], *, workplace: object, folder: Path) -> None:
@@ -44,20 +44,7 @@ def hold(assignment: dict[str, Any], *, workplace: object, folder: Path) -> None
     while not (folder / "go").exists() and not (folder / f"{identity}.go").exists():
         time.sleep(0.05)
     _leave(folder / f"{identity}.ended", {**place, "ended": time.time()})
-    result = TrialResult(
-        identity=identity,
-        accuracy=0.5,
-        loss=1.0,
-        final_balance=0.5,
-        test_accuracy=None,
-        num_parameters=1,
-        pretraining_seconds=0.0,
-        experience_seconds=0.0,
-        regulation_seconds=1.0,
-        waiting_seconds=0.0,
-        micro_batch_size=None,
-        recomputed=False,
-    )
+    result = result_of(assignment["trial"], 1.0)
     last = last_result(role=assignment["role"], epochs=1, accuracy=0.5, loss=1.0, device_seconds=1.0)
     tune.report({**last, "result": dataclasses.asdict(result), "device": "none"})
 

@@ -55,7 +55,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "worker_start_ray_commands": [],
     }
     folder = tmp_path_factory.mktemp("r")
-    path, log = folder / "ray_bootstrap_config.yaml", folder / "head.log"  # as the cluster launcher leaves it at home
+    # The first version tells nobody what it may start: there is what the cluster launcher leaves at home. KubeRay has no such.
+    path, log = folder / ("ray_bootstrap_config.yaml" if request.param == 1 else "config.json"), folder / "head.log"
     path.write_text(json.dumps(config))
     settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "HOME": str(folder)}
     cluster = Cluster(address, cluster_environment() | settings | (VERSION_2 if request.param == 2 else {}))
