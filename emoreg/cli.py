@@ -25,16 +25,13 @@ from rich.console import Console
 from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
 import emoreg
-from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, leaves, require
+from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, require
 from emoreg.errors import ConfigError, UserError
-from emoreg.search_space import SearchSpace, pin
-from emoreg.study_file import load_study, shipped_studies
+from emoreg.search_space import SearchSpace
+from emoreg.study_file import Launch, find_study, read_study_file, shipped_studies
 
 if TYPE_CHECKING:
-    from emoreg.driver import StudyEnd
-    from emoreg.leases import Claims
-    from emoreg.records import Records
-    from emoreg.storage import WorkingCopy
+    pass
 
 _STUDY_COMMANDS = ("run", "confirm", "submit", "trial", "show")
 _OVERVIEW = """\
@@ -46,6 +43,10 @@ a plain one on the task. Does that help, and how much of it?
   emoreg show STUDY         what that would do, and what it would cost
   emoreg confirm STUDY      its best on fresh seeds, beside every control, once on
                             the test split: the answer, and how sure it is
+  emoreg report STUDY...    its answer as one HTML file: verdicts, curves, costs
+  emoreg status STUDY       how it stands; with --address, how its job does
+  emoreg dashboard STUDY    its search in optuna-dashboard
+  emoreg tensorboard STUDY  its trials in TensorBoard
   emoreg trial STUDY        one trial, in this process, without Ray
   emoreg experience list    what the experience store holds, and what it saved
   emoreg experience prune   remove of it what was not used for longest
@@ -54,11 +55,11 @@ a plain one on the task. Does that help, and how much of it?
   emoreg data show NAME     a contact sheet of one
   emoreg doctor             what this machine or a cluster lacks, and the cure
   emoreg submit STUDY       run a study on a Ray cluster, and follow it
-  emoreg status STUDY       how a submitted study stands
-  emoreg logs STUDY         what it has printed
+  emoreg logs STUDY         what the job of a submitted study has printed
   emoreg stop STUDY         let its trials save, and end it
 
-STUDY is a module or a Python file with study(). emoreg ships:
+STUDY is a module or a Python file with study(), or the name or folder of one
+that was run where it is only looked at. emoreg ships:
   {studies}
 Every setting of a study can be overridden by its dotted path:
 
@@ -79,6 +80,9 @@ _Study = Annotated[
 _Submitted = Annotated[
     Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
 ]
+_WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
+_Written = Annotated[Positional[str], arg(metavar="STUDY", help=_WRITTEN)]
+_LOOPBACK = "127.0.0.1"
 _Config = Annotated[StudyConfig, arg(name="")]
 _Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
 _Switch = FlagCreatePairsOff[bool]
@@ -118,7 +122,7 @@ def _parse(arguments: list[str]) -> _Command:
     study = StudyConfig(search_space={"regulation.balance": Float(0.0, 1.0)})
     named = command in _STUDY_COMMANDS and rest[:1] and not rest[0].startswith("-")
     if named:
-        study = load_study(rest[0])
+        study = read_study_file(rest[0])
     elif command in _STUDY_COMMANDS and rest and not {"-h", "--help"} & set(rest):
         raise ConfigError(
             f"STUDY must come right after `emoreg {command}`, but there is {rest[0]!r}: put the options behind it, since they "
@@ -188,6 +192,9 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     """
     overridden = _overridden(arguments)
 
+    def launch(study: str, config: StudyConfig, address: str | None = None) -> Launch:
+        return Launch(study, config, space, overridden, address, f"emoreg {shlex.join(arguments)}")
+
     def run(
         study: _Study, config: _Config = default, dry_run: _Switch = False, address: str | None = None, debug: _Debug = False
     ) -> _Command:
@@ -203,9 +210,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             dry_run: Show what would run and what it would cost, like `emoreg show`.
             address: A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine.
         """
-        if dry_run:
-            return partial(_show, study, config, space, overridden)
-        return partial(_run, config, space, overridden, address, f"emoreg {shlex.join(arguments)}")
+        return partial(_show if dry_run else _run, launch(study, config, address))
 
     def confirm(
         study: _Study,
@@ -237,14 +242,14 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         require(top > 0, "--top must be above 0", top, "1 confirms the best of each backbone")
         require(seeds > 0, "--seeds must be above 0", seeds, "10 show differences of about 1.5 standard deviations")
         require(first_seed >= 0, "--first-seed must be 0 or more", first_seed, "give a natural number")
-        asked = _Asked(top, seeds, first_seed, again, dry_run)
-        return partial(_confirm, config, space, overridden, asked, address, f"emoreg {shlex.join(arguments)}")
+        return partial(_confirm, launch(study, config, address), top, seeds, first_seed, again, dry_run)
 
     def trial(
         study: _Study,
         config: _Config = default,
         evaluate: _Evaluate = "validation",
         device: _Device = "auto",
+        replay: str | None = None,
         debug: _Debug = False,
     ) -> _Command:
         """Run one trial of a study in this process, without Ray.
@@ -256,7 +261,10 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         Args:
             evaluate: `test` opens the test split once at the end, and is recorded.
             device: Where to compute; `auto` takes the GPU where there is one.
+            replay: Identity of a recorded trial, of the study or its confirmation: run it again, and compare.
         """
+        if replay is not None:
+            return partial(_replay, config, replay, device)
         return partial(_trial, config, evaluate, device)
 
     def show(study: _Study, config: _Config = default, debug: _Debug = False) -> _Command:
@@ -266,14 +274,14 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
         A few training steps are measured; image sets that are new are prepared.
         """
-        return partial(_show, study, config, space, overridden)
+        return partial(_show, launch(study, config))
 
-    dashboard = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    head = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
 
     def submit(
         study: _Study,
         config: _Config = default,
-        address: str = dashboard,
+        address: str = head,
         follow: bool = True,
         dry_run: _Switch = False,
         debug: _Debug = False,
@@ -289,18 +297,76 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             follow: Print the log until the job ends; `--no-follow` leaves as soon as it is submitted.
             dry_run: Only say what would travel and run.
         """
-        return partial(_submit, study, config, space, overridden, arguments[2:], address, follow, dry_run)
+        return partial(_submit, launch(study, config, address), arguments[2:], follow, dry_run)
 
-    def status(study: _Submitted, address: str = dashboard, json: _Switch = False, debug: _Debug = False) -> _Command:
-        """Show how the newest job of a study stands.
+    def status(
+        study: _Written,
+        storage: str = default.storage,
+        address: str | None = os.environ.get("RAY_API_SERVER_ADDRESS"),
+        json: _Switch = False,
+        debug: _Debug = False,
+    ) -> _Command:
+        """Show how a study stands: trials done and running, the best so far, the time left.
 
         Args:
-            address: The URL of the cluster's dashboard.
+            storage: Folder or URI that holds it, where STUDY is a name.
+            address: The URL of a cluster's dashboard: how the newest job of the study stands there.
             json: Print it for programs.
         """
-        return partial(_status, study, address, json)
+        if address is not None:
+            return partial(_job_status, study, address, json)
+        return partial(_status, study, storage, json)
 
-    def logs(study: _Submitted, address: str = dashboard, follow: _Switch = False, debug: _Debug = False) -> _Command:
+    def report(
+        studies: Annotated[Positional[tuple[str, ...]], arg(metavar="STUDY [STUDY ...]", help=_WRITTEN)],
+        storage: str = default.storage,
+        output: str | None = None,
+        price_per_hour: float | None = None,
+        images: bool = True,
+        debug: _Debug = False,
+    ) -> _Command:
+        """Write a study's report, or that of several side by side: one HTML file that needs no server and no network.
+
+        Args:
+            storage: Folder or URI that holds them, where STUDY is a name.
+            output: Folder to write to. None: `report` in the folder of the first study.
+            price_per_hour: What an hour of the device costs, for the account of costs.
+            images: Every figure as PNG and SVG too, which takes a Chrome or Chromium; `--no-images` leaves them out.
+        """
+        require(len(studies) > 0, "emoreg report needs a STUDY", studies, "name one, e.g. `emoreg report quickstart`")
+        require(
+            price_per_hour is None or 0 <= price_per_hour < math.inf,
+            "--price-per-hour must be 0 or more",
+            price_per_hour,
+            "give what an hour of the device costs",
+        )
+        return partial(_report, studies, storage, output, price_per_hour, images)
+
+    def dashboard(
+        study: _Written, storage: str = default.storage, host: str = _LOOPBACK, port: int = 8080, debug: _Debug = False
+    ) -> _Command:
+        """Look at a study's search in optuna-dashboard, also while it runs, until Ctrl-C.
+
+        Args:
+            storage: Folder or URI that holds it, where STUDY is a name.
+            host: Address to listen on: this machine alone, unless you say otherwise.
+            port: Port to listen on; 0 takes a free one.
+        """
+        return partial(_dashboard, study, storage, host, port)
+
+    def tensorboard(
+        study: _Written, storage: str = default.storage, host: str = _LOOPBACK, port: int = 6006, debug: _Debug = False
+    ) -> _Command:
+        """Look at a study's trials in TensorBoard, also while it runs, until Ctrl-C.
+
+        Args:
+            storage: Folder or URI that holds it, where STUDY is a name.
+            host: Address to listen on: this machine alone, unless you say otherwise.
+            port: Port to listen on; 0 takes a free one.
+        """
+        return partial(_tensorboard, study, storage, host, port)
+
+    def logs(study: _Submitted, address: str = head, follow: _Switch = False, debug: _Debug = False) -> _Command:
         """Print what the newest job of a study has printed.
 
         Args:
@@ -309,7 +375,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         """
         return partial(_logs, study, address, follow)
 
-    def stop(study: _Submitted, address: str = dashboard, debug: _Debug = False) -> _Command:
+    def stop(study: _Submitted, address: str = head, debug: _Debug = False) -> _Command:
         """Stop the newest job of a study: its trials save, and submitting it again goes on.
 
         Args:
@@ -398,130 +464,30 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         "data": data,
         "submit": submit,
         "status": status,
+        "report": report,
+        "dashboard": dashboard,
+        "tensorboard": tensorboard,
         "logs": logs,
         "stop": stop,
     }
 
 
-def _pinned(config: StudyConfig, space: SearchSpace, overridden: set[str]) -> StudyConfig:
-    """The study with the search space that the command line leaves of ``space``; says what it takes out."""
-    values = {path: value for path, value in leaves(config.trial) if path in overridden and path in space}
-    left = pin(space, values)
-    for path, value in values.items():
-        print(f"{path} is {value!r}, by the command line: it leaves the search space")
-    for path in space.keys() - left.keys() - values.keys():
-        print(f"{path} leaves the search space with it")
-    return dataclasses.replace(config, search_space=left)
+def _run(launch: Launch) -> int:
+    from emoreg.launch import run
+
+    return run(launch)
 
 
-def _run(config: StudyConfig, space: SearchSpace, overridden: set[str], address: str | None, command: str) -> int:
-    from emoreg.optimization import length_dependence
-    from emoreg.preflight import adopt_controls, check_study, driving
-    from emoreg.summary import print_summary
+def _confirm(launch: Launch, top: int, num_seeds: int, first_seed: int, again: bool, dry_run: bool) -> int:
+    from emoreg.launch import confirm
 
-    config = _pinned(config, space, overridden)
-    console = Console(highlight=False)
-    check_study(config, address=address)
-    reason = length_dependence(config.trial.pretraining)
-    if reason is not None:
-        console.print(reason, style="yellow", markup=False, soft_wrap=True)
-    with driving(config) as (copy, records, claims):
-        _begin(config, copy, console)
-        adopt_controls(config, records)
-        end = _drive(config, copy, records, claims, address, console)
-        print_summary(config, records, copy, console)
-    return _ended(end, config, records, command, console)
+    return confirm(launch, top=top, num_seeds=num_seeds, first_seed=first_seed, again=again, dry_run=dry_run)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Asked:
-    """The options of `emoreg confirm`."""
+def _show(launch: Launch) -> int:
+    from emoreg.launch import show
 
-    top: int
-    num_seeds: int
-    first_seed: int
-    again: bool
-    dry_run: bool
-
-
-def _confirm(
-    config: StudyConfig, space: SearchSpace, overridden: set[str], asked: _Asked, address: str | None, command: str
-) -> int:
-    from emoreg.confirmation import PLAN, choose, confirming, fresh_seeds, look_of, open_look, plan_trials
-    from emoreg.preflight import check_study, count_images, driving, study_files
-    from emoreg.records import Records
-    from emoreg.storage import WorkingCopy
-    from emoreg.summary import print_confirmation, print_confirmation_plan
-
-    config = _pinned(config, space, overridden)
-    console = Console(highlight=False)
-    check_study(config, address=address)
-    seeds = fresh_seeds(config, asked.num_seeds, asked.first_seed)
-    with WorkingCopy(study_files(config)) as copy:
-        copy.pull("records")
-        searched = Records(copy.folder).trials
-    chosen = choose(config, searched.values(), asked.top)
-    planned = plan_trials(config, chosen, seeds, images=count_images(config))
-    confirmation = confirming(config, [trial for _, trial in planned])
-    print_confirmation_plan(config, planned, searched, console)
-    if asked.dry_run:
-        return 0
-    with driving(confirmation) as (copy, records, claims):
-        _begin(confirmation, copy, console)
-        copy.pull(PLAN)
-        has_looked = any(record.test_accuracy is not None for record in records.trials.values())
-        looks = open_look(copy.folder, look_of(planned), has_looked=has_looked, again=asked.again)
-        copy.push(PLAN)
-        end = _drive(confirmation, copy, records, claims, address, console)
-        print_confirmation(looks, records, copy, console)
-    return _ended(end, confirmation, records, command, console)
-
-
-def _begin(config: StudyConfig, copy: WorkingCopy, console: Console) -> None:
-    """Prepare the image sets of a study that is checked, and refuse to go on with another one than was begun."""
-    from emoreg.preflight import prepare_image_sets, write_study_file
-
-    console.print(f"study {config.name!r}: preparing image sets")
-    write_study_file(config, copy.folder, prepare_image_sets(config))
-    copy.push("study.json")
-
-
-def _drive(
-    config: StudyConfig,
-    copy: WorkingCopy,
-    records: Records,
-    claims: Claims | None,
-    address: str | None,
-    console: Console,
-) -> StudyEnd:
-    """Run what is missing of a study, with progress."""
-    from emoreg.progress import StudyProgress
-    from emoreg.study import run_study  # ray takes seconds to import: only when everything else holds
-
-    progress = StudyProgress(config, records.trials, console)
-    console.print(f"study {config.name!r}: starting Ray")
-    with progress.shown():
-        end = run_study(config, copy, records, progress, claims=claims, address=address)
-    console.print(progress.closing_line(), markup=False, soft_wrap=True)
-    return end
-
-
-def _ended(end: StudyEnd, config: StudyConfig, records: Records, command: str, console: Console) -> int:
-    """Say how to go on; the exit code."""
-    if end == "interrupted":
-        console.print(f"Interrupted: run the same command again to go on.\n  {command}", markup=False, soft_wrap=True)
-        return 130
-    if end == "broken":
-        last = max((record for record in records.trials.values() if record.status == "failed"), key=lambda row: row.ended)
-        console.print(f"The last fault, in trial {last.identity}:\n{last.log_tail}", markup=False, soft_wrap=True)
-        console.print(
-            f"Stopped: a fault in code broke {config.resources.max_failures} trials (resources.max_failures). Mend it and "
-            f"run the same command again to go on.\n  {command}",
-            markup=False,
-            soft_wrap=True,
-        )
-        return 1
-    return 1 if any(record.status == "failed" for record in records.trials.values()) else 0
+    return show(launch)
 
 
 def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
@@ -536,38 +502,52 @@ def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
         return run_single(config, copy, records, evaluate, chosen, Console(highlight=False))
 
 
-def _show(study: str, config: StudyConfig, space: SearchSpace, overridden: set[str]) -> int:
-    from emoreg.preflight import check_study
-    from emoreg.summary import print_plan
-
-    config = _pinned(config, space, overridden)
-    check_study(config)
-    print_plan(study, config, Console(highlight=False))
-    return 0
-
-
-def _submit(
-    study: str,
-    config: StudyConfig,
-    space: SearchSpace,
-    overridden: set[str],
-    arguments: list[str],
-    address: str,
-    follow: bool,
-    dry_run: bool,
-) -> int:
+def _submit(launch: Launch, arguments: list[str], follow: bool, dry_run: bool) -> int:
     from emoreg.cluster.jobs import submit_study
+    from emoreg.launch import pinned
 
-    _prepare_for_ray(address)
-    config = _pinned(config, space, overridden)
-    return submit_study(study, config, arguments, address, follow=follow, dry_run=dry_run)
+    assert launch.address is not None
+    _prepare_for_ray(launch.address)
+    return submit_study(launch.reference, pinned(launch), arguments, launch.address, follow=follow, dry_run=dry_run)
 
 
-def _status(study: str, address: str, as_json: bool) -> int:
+def _job_status(study: str, address: str, as_json: bool) -> int:
     from emoreg.cluster.jobs import print_status
 
     _prepare_for_ray(address)
     return print_status(study, address, as_json=as_json)
+
+
+def _status(study: str, storage: str, as_json: bool) -> int:
+    from emoreg.status import print_study_status
+
+    return print_study_status(find_study(study, storage), as_json=as_json)
+
+
+def _report(studies: Sequence[str], storage: str, output: str | None, price_per_hour: float | None, images: bool) -> int:
+    from emoreg.report import print_report
+
+    places = [find_study(study, storage) for study in studies]
+    return print_report(places, output, price_per_hour=price_per_hour, images=images, console=Console(highlight=False))
+
+
+def _dashboard(study: str, storage: str, host: str, port: int) -> int:
+    from emoreg.viewers import serve_dashboard
+
+    return serve_dashboard(find_study(study, storage), host, port)
+
+
+def _tensorboard(study: str, storage: str, host: str, port: int) -> int:
+    from emoreg.viewers import serve_tensorboard
+
+    return serve_tensorboard(find_study(study, storage), host, port)
+
+
+def _replay(config: StudyConfig, identity: str, device: _Device) -> int:
+    from emoreg.devices import pick_device
+    from emoreg.replay import replay
+
+    return replay(config, identity, pick_device(device), Console(highlight=False))
 
 
 def _logs(study: str, address: str, follow: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import pynvml
 import torch
 
 from emoreg.errors import ConfigError
@@ -29,3 +30,13 @@ def pick_device(choice: DeviceChoice) -> torch.device:
 def device_name(device: torch.device) -> str:
     """What a person calls the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def gpu_utilisation(device: torch.device) -> float | None:
+    """Share of the last second in which the GPU computed, in [0, 1]; None on a CPU, and where NVML cannot be asked."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ModuleNotFoundError, RuntimeError, pynvml.NVMLError):  # a container without NVML, or a driver that hides it
+        return None

@@ -21,7 +21,7 @@ from emoreg.errors import StorageError
 from emoreg.experience import ExperienceStore
 from emoreg.files import sweep, without_credentials
 from emoreg.messages import EXPERIENCED, FAULT, STATUS
-from emoreg.records import EpochRecord, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
+from emoreg.records import EpochRecord, Provenance, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.searcher import OptunaSearcher
 from emoreg.storage import WorkingCopy
 from emoreg.worker import log_tail
@@ -137,6 +137,7 @@ class Driver(tune.Callback):
         searcher: OptunaSearcher,
         store: ExperienceStore,
         stop: Stop,
+        provenance: Provenance,
     ) -> None:
         self._config = config
         self._copy = copy
@@ -156,7 +157,7 @@ class Driver(tune.Callback):
         self._ended: set[str] = set()
         self._experiences: dict[str, dict[str, Any]] = {}
         self._faults: dict[str, tuple[str, int | None]] = {}
-        self._run = records.begin_run()
+        self._run = records.begin_run(provenance)
         self._last_step = time.monotonic()
         self.num_broken = 0
         self.unwritable: StorageError | None = None

@@ -22,12 +22,12 @@ from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.database import DatabaseLeases, is_postgresql, make_ready
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.experience import TRAINER_VERSION
-from emoreg.files import Files, replacing
+from emoreg.files import Files, replacing, without_credentials
 from emoreg.imagesets import check, cut_validation, load
 from emoreg.imagesets.fetch import Prepared, Source, offer, source
 from emoreg.leases import Claims
 from emoreg.reconcile import check_warm_start
-from emoreg.records import Records
+from emoreg.records import Provenance, Records
 from emoreg.storage import PATIENCE_SECONDS, WorkingCopy, join, node_cache, only_driver
 from emoreg.trial import check_images
 
@@ -237,8 +237,7 @@ def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, 
         "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
         "fingerprints": fingerprints,
         "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
-        "versions": {"emoreg": emoreg.__version__, "python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": _versions(),
         "git_commit": own_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "platform": platform.platform(),
@@ -247,6 +246,21 @@ def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, 
         _refuse_changes(config.name, json.loads(path.read_text()), content)
     with replacing(path) as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def provenance(command: str | None) -> Provenance:
+    """Where the numbers of a run that begins now come from; passwords in the command are hidden."""
+    return Provenance(
+        command=None if command is None else without_credentials(command),
+        versions=_versions(),
+        git_commit=own_commit(),
+        host=f"{platform.node()} ({platform.platform()})",
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"emoreg": emoreg.__version__, "python": platform.python_version()} | packages
 
 
 def _refuse_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:

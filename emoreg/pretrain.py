@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emoreg.backbones import Encoder, create_encoder
 from emoreg.checkpoint import Keeper, State
 from emoreg.config import TrialConfig
+from emoreg.devices import gpu_utilisation
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
 from emoreg.memory import MicroBatches, Relief
@@ -174,6 +175,7 @@ def pretrain(
             seconds=time.perf_counter() - started,
             balance=None,
             balance_std=None,
+            gpu_utilisation=gpu_utilisation(device),
         )
         steps, seconds, totals = 0, 0.0, EpochTotals("pretraining", first_step=step)
         epoch_draws = draws.get_state()

@@ -27,7 +27,8 @@ from emoreg.config import TrialConfig, Value
 from emoreg.errors import StorageError
 from emoreg.files import replacing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Records of older versions are read: what they lack has the column's default. Newer ones are refused."""
 
 Stage = Literal["pretraining", "regulation"]
 Status = Literal["finished", "pruned", "failed"]
@@ -55,6 +56,9 @@ class EpochRecord:
     seconds: float = _column("wall time of the epoch, validation included, in seconds")
     balance: float | None = _column("mean balance b on the validation split; null in pretraining")
     balance_std: float | None = _column("standard deviation of b over validation images; 0 unless kind=dynamic")
+    gpu_utilisation: float | None = _column(
+        "share of the second before the epoch's end in which the GPU computed (NVML), in [0, 1]; null on a CPU", default=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,14 +90,22 @@ class TrialRecord:
     regulation_epochs: int = _column("regulation epochs run")
     num_parameters: int | None = _column("parameters of the regulated network")
     pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
-    experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null where it did not get it")
+    experience_seconds: float | None = _column(
+        "seconds that its experience cost, whoever paid; null where it did not get it", default=None
+    )
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
-    waiting_seconds: float = _column("seconds that its last attempt waited for an experience which another trial was training")
+    waiting_seconds: float = _column(
+        "seconds that its last attempt waited for an experience which another trial was training", default=0.0
+    )
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
-    micro_batch_size: int | None = _column("images in a forward pass where memory was too small for a whole batch; else null")
-    recomputed: bool = _column("activations were computed again in the backward pass because memory was too small to keep them")
-    attempts: int = _column("times that it was begun or taken up again in its last run")
-    log_tail: str | None = _column("last lines of its log where it failed; null otherwise")
+    micro_batch_size: int | None = _column(
+        "images in a forward pass where memory was too small for a whole batch; else null", default=None
+    )
+    recomputed: bool = _column(
+        "activations were computed again in the backward pass because memory was too small to keep them", default=False
+    )
+    attempts: int = _column("times that it was begun or taken up again in its last run", default=1)
+    log_tail: str | None = _column("last lines of its log where it failed; null otherwise", default=None)
     device: str = _column("name of the device")
     started: str = _column("start of the last attempt, ISO 8601 UTC")
     ended: str = _column("end, ISO 8601 UTC")
@@ -113,6 +125,31 @@ class RunRecord:
     waiting_slot_seconds: float = _column("of these, spent waiting for an experience: by empty slots, and inside of trials")
     paid_seconds: float = _column("pre-training that this run's trials paid for, in seconds of the device")
     reused_seconds: float = _column("pre-training that they took from the store instead")
+    command: str | None = _column("what was typed, without passwords; null where it was not a command", default=None)
+    versions: str | None = _column(
+        "JSON object: versions of emoreg, Python and the packages that make the numbers", default=None
+    )
+    git_commit: str | None = _column(
+        "commit of emoreg's checkout, with + where it was changed; null outside of one", default=None
+    )
+    host: str | None = _column("machine of the driver, and its platform", default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where a run's numbers come from.
+
+    Attributes:
+        command: what was typed, without passwords.
+        versions: by package, with ``python`` and ``emoreg``.
+        git_commit: of emoreg's checkout, with ``+`` where it was changed.
+        host: the driver's machine, and its platform.
+    """
+
+    command: str | None
+    versions: Mapping[str, str]
+    git_commit: str | None
+    host: str
 
 
 Row = TypeVar("Row", EpochRecord, TrialRecord, RunRecord)
@@ -243,11 +280,13 @@ class Records:
         """
         self._folder = folder / "records"
         self._shared = turn
-        self.trials: dict[str, TrialRecord] = {row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)}
-        self.epochs: dict[tuple[str, str, int], EpochRecord] = {
-            (row.identity, row.stage, row.epoch): row for row in _read(self._folder / "epochs.parquet", EpochRecord)
+        self.trials: dict[str, TrialRecord] = {
+            row.identity: row for row in read_rows(self._folder / "trials.parquet", TrialRecord)
         }
-        self.runs: dict[int, RunRecord] = {row.run: row for row in _read(self._folder / "runs.parquet", RunRecord)}
+        self.epochs: dict[tuple[str, str, int], EpochRecord] = {
+            (row.identity, row.stage, row.epoch): row for row in read_rows(self._folder / "epochs.parquet", EpochRecord)
+        }
+        self.runs: dict[int, RunRecord] = {row.run: row for row in read_rows(self._folder / "runs.parquet", RunRecord)}
 
     def refresh(self) -> None:
         """See what other drivers have recorded, where there are any."""
@@ -255,7 +294,7 @@ class Records:
             with self._shared():
                 self._merge()
 
-    def begin_run(self) -> RunRecord:
+    def begin_run(self, provenance: Provenance) -> RunRecord:
         """The row of a run that begins now, written: one that is killed is a run too."""
         with self._turn():
             row = RunRecord(
@@ -269,6 +308,10 @@ class Records:
                 waiting_slot_seconds=0.0,
                 paid_seconds=0.0,
                 reused_seconds=0.0,
+                command=provenance.command,
+                versions=json.dumps(dict(provenance.versions)),
+                git_commit=provenance.git_commit,
+                host=provenance.host,
             )
             self._add_run(row)
         return row
@@ -310,10 +353,10 @@ class Records:
 
     def _merge(self) -> None:
         """Take in what is on disk. Epochs in memory are newer: those of running trials are not on disk yet."""
-        self.trials.update({row.identity: row for row in _read(self._folder / "trials.parquet", TrialRecord)})
-        for epoch in _read(self._folder / "epochs.parquet", EpochRecord):
+        self.trials.update({row.identity: row for row in read_rows(self._folder / "trials.parquet", TrialRecord)})
+        for epoch in read_rows(self._folder / "epochs.parquet", EpochRecord):
             self.epochs.setdefault((epoch.identity, epoch.stage, epoch.epoch), epoch)
-        for run in _read(self._folder / "runs.parquet", RunRecord):
+        for run in read_rows(self._folder / "runs.parquet", RunRecord):
             self.runs[run.run] = run
 
     def _add_run(self, row: RunRecord) -> None:
@@ -325,7 +368,12 @@ class Records:
         _write(self._folder / "trials.parquet", TrialRecord, list(self.trials.values()))
 
 
-def _read(path: Path, row_type: type[Row]) -> list[Row]:
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """The rows of a table, none where there is no file.
+
+    Raises:
+        StorageError: for a file that is damaged, or of a newer emoreg.
+    """
     if not path.exists():
         return []
     try:
@@ -335,13 +383,19 @@ def _read(path: Path, row_type: type[Row]) -> list[Row]:
             f"records must be Parquet, but {path} cannot be read ({error}): move it away and run the study again; trials "
             "that have a checkpoint are not paid for twice"
         ) from error
-    version = (table.schema.metadata or {}).get(b"emoreg.schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
+    version = schema_version(table.schema)
+    if version is None or version > SCHEMA_VERSION:
         raise StorageError(
-            f"records must have schema version {SCHEMA_VERSION}, but {path} has {version}: read it with the emoreg that "
-            "wrote it, or choose another storage"
+            f"records must have schema version 1 to {SCHEMA_VERSION}, but {path} has {version or 'none'}: read it with the "
+            "emoreg that wrote it, or choose another storage"
         )
     return [row_type(**values) for values in table.to_pylist()]
+
+
+def schema_version(stored: pa.Schema) -> int | None:
+    """Which version of the schemas a table was written with; None for a table that is not emoreg's."""
+    version = (stored.metadata or {}).get(b"emoreg.schema_version", b"").decode()
+    return int(version) if version.isdigit() else None
 
 
 def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from emoreg.checkpoint import Keeper, State
 from emoreg.config import TrialConfig
+from emoreg.devices import gpu_utilisation
 from emoreg.errors import Diverged
 from emoreg.imagesets.batches import Batches
 from emoreg.memory import MicroBatches, Relief
@@ -157,6 +158,7 @@ def regulate(
             seconds=time.perf_counter() - started,
             balance=float(held_out.balance.mean()),
             balance_std=float(held_out.balance.std(correction=0)),
+            gpu_utilisation=gpu_utilisation(device),
         )
         steps, seconds, totals = 0, 0.0, EpochTotals("regulation", first_step=step)
         epoch_draws = draws.get_state()

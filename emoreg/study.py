@@ -32,7 +32,7 @@ from emoreg.experience import ExperienceStore
 from emoreg.history import open_study
 from emoreg.leases import Claims
 from emoreg.messages import REGULATION_EPOCH, metric_key
-from emoreg.preflight import named_study, offer_image_sets, storage_uri, store_uri
+from emoreg.preflight import named_study, offer_image_sets, provenance, storage_uri, store_uri
 from emoreg.reconcile import reconcile, warm_start
 from emoreg.records import Records
 from emoreg.search_space import lengths
@@ -62,6 +62,7 @@ def run_study(
     *,
     claims: Claims | None = None,
     address: str | None = None,
+    command: str | None = None,
 ) -> StudyEnd:
     """Run what is missing of a study, until all is there, it is told to stop, or faults in code stop it.
 
@@ -75,6 +76,7 @@ def run_study(
         progress: told what happens.
         claims: where the study may have other drivers: see ``preflight.driving``.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
+        command: what was typed, for the records.
 
     Raises:
         ConfigError: for resources that the cluster will never have.
@@ -97,7 +99,7 @@ def run_study(
             )
             store = ExperienceStore(places.store, leases=places.trunk_leases(), patience_seconds=PATIENCE_SECONDS)
             placement = Placement(config, say=progress.say)
-            driver = Driver(config, copy, records, progress, searcher, store, stop)
+            driver = Driver(config, copy, records, progress, searcher, store, stop, provenance(command))
             workplace = Workplace(
                 places=ray.put(places),
                 study=config.name,

@@ -1,20 +1,47 @@
-"""From what a user names, a module or a file, to the ``StudyConfig`` that its ``study()`` returns."""
+"""From what a user names to a study: to the ``StudyConfig`` of a module or file, or to the folder of one that has run."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import traceback
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError, UserError
+from emoreg.files import Files
+from emoreg.search_space import SearchSpace
+from emoreg.storage import join
 
 
-def load_study(reference: str) -> StudyConfig:
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A study as it was asked for.
+
+    Attributes:
+        reference: the module or file that names it.
+        config: with what the command line has set.
+        space: the whole search space, before the command line set anything.
+        overridden: paths into the trial that the command line may have set.
+        address: of a Ray cluster; None for this machine.
+        command: what was typed.
+    """
+
+    reference: str
+    config: StudyConfig
+    space: SearchSpace
+    overridden: Set[str]
+    address: str | None
+    command: str
+
+
+def read_study_file(reference: str) -> StudyConfig:
     """The study that ``reference`` names: a module (``studies.quickstart``) or a path to a Python file.
 
     Raises:
@@ -37,6 +64,34 @@ def load_study(reference: str) -> StudyConfig:
             f"study() must return a StudyConfig, but that of {reference!r} returns a {type(study).__name__}: return one"
         )
     return study
+
+
+def find_study(reference: str, storage: str) -> str:
+    """The folder or URI of a study that was run.
+
+    Args:
+        reference: its folder or URI, its name in ``storage``, or the module or file that defines it.
+        storage: where names are looked for.
+
+    Raises:
+        ConfigError: where nothing is called so, or it was never run.
+    """
+    if "://" in reference or (Path(reference).expanduser() / "study.json").exists():
+        return reference
+    place = join(storage, reference)
+    if re.fullmatch(r"[\w.-]+", reference) and Files(place).exists("study.json"):
+        return place
+    try:
+        config = read_study_file(reference)
+    except ConfigError:
+        raise ConfigError(
+            f"a study is its name in {storage!r}, its folder or URI, or the module or file that defines it, but there is no "
+            f"{reference!r}: give --storage, or its folder"
+        ) from None
+    place = join(config.storage if storage == StudyConfig().storage else storage, config.name)
+    if not Files(place).exists("study.json"):
+        raise ConfigError(f"a study must have been run, but there is none in {place!r}: `emoreg run {reference}` runs it")
+    return place
 
 
 def _import(reference: str) -> ModuleType:

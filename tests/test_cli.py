@@ -19,7 +19,7 @@ from emoreg.cli import main
 from emoreg.config import StudyConfig, leaves
 from emoreg.preflight import prepare_image_sets, study_files, write_study_file
 from emoreg.storage import only_driver
-from emoreg.study_file import load_study
+from emoreg.study_file import read_study_file
 from tests.studies import study_file
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_the_version(capsys: Output) -> None:
 
 def paths() -> set[str]:
     of_the_file = {"search_space", "resources_by_backbone", "confirmed"}
-    return {path for path, _ in leaves(load_study("studies.quickstart"))} - of_the_file
+    return {path for path, _ in leaves(read_study_file("studies.quickstart"))} - of_the_file
 
 
 @pytest.mark.parametrize("command", ["run", "confirm", "trial", "show", "submit"])
@@ -204,7 +204,7 @@ def test_a_bad_command_is_one_message_and_code_2(command: str, message: str, tin
 
 
 def stored(tiny: str, storage: Path) -> StudyConfig:
-    return dataclasses.replace(load_study(tiny), storage=str(storage))
+    return dataclasses.replace(read_study_file(tiny), storage=str(storage))
 
 
 def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
@@ -317,7 +317,7 @@ def test_a_searched_path_that_is_set_leaves_the_search_space(
     for gone in also_gone:
         assert f"{gone} leaves the search space with it\n" in out
     assert settings[f"trial.{path}"] == str(value)
-    assert load_study(tiny).search_space.keys() - space.keys() == {path} | also_gone
+    assert read_study_file(tiny).search_space.keys() - space.keys() == {path} | also_gone
 
 
 def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Path, storage: Path, capsys: Output) -> None:
@@ -348,7 +348,7 @@ def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Pa
 def test_a_path_that_is_not_searched_is_only_set(tiny: str, storage: Path, capsys: Output) -> None:
     settings, space, out = show(capsys, tiny, storage, "--trial.drop-path=0.1", "--trial.seed", "4", "--num-trials", "9")
     assert (settings["trial.drop_path"], settings["trial.seed"], settings["num_trials"]) == ("0.1", "4", "9")
-    assert space.keys() >= load_study(tiny).search_space.keys()
+    assert space.keys() >= read_study_file(tiny).search_space.keys()
     assert "leaves the search space" not in out
 
 
@@ -383,7 +383,7 @@ def test_a_trial_and_then_the_study(tiny: str, storage: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 trials: 3 finished, 2 of them now, in " in done.stdout
     rows = {row["identity"]: row for row in pq.read_table(storage / "both" / "records" / "trials.parquet").to_pylist()}
-    as_configured = load_study(tiny).trial.identity
+    as_configured = read_study_file(tiny).trial.identity
     assert rows[as_configured]["role"] == "control"
     assert rows[as_configured]["test_accuracy"] is not None, "it was not run again"
     lines = done.stdout.splitlines()

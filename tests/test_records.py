@@ -203,7 +203,7 @@ def test_another_version_is_refused(written: Path) -> None:
     path = written / "records" / "trials.parquet"
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"emoreg.schema_version": "99"}), path)
-    with pytest.raises(StorageError, match=r"records must have schema version 2, but .* has 99"):
+    with pytest.raises(StorageError, match=r"records must have schema version 1 to 3, but .* has 99"):
         Records(written)
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(StorageError, match="has none"):

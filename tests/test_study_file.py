@@ -12,7 +12,7 @@ import pytest
 
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError
-from emoreg.study_file import load_study, shipped_studies
+from emoreg.study_file import read_study_file, shipped_studies
 
 ROOT = Path(__file__).parents[1]
 GOOD = """\
@@ -24,7 +24,7 @@ def study():
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_shipped_studies_load(name: str) -> None:
-    study = load_study(name)
+    study = read_study_file(name)
     assert isinstance(study, StudyConfig)
     assert study.control_trials()
 
@@ -35,7 +35,7 @@ def test_the_study_in_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     (text,) = (block for block in blocks if "def study" in block)
     path = tmp_path / "mine_of_the_readme.py"
     path.write_text(text)
-    assert load_study(str(path)).name == "mine"
+    assert read_study_file(str(path)).name == "mine"
 
 
 def test_every_study_says_how_it_is_run() -> None:
@@ -59,14 +59,14 @@ def test_a_file_loads_from_any_directory_with_what_lies_beside_it(tmp_path: Path
     monkeypatch.setattr(sys, "path", list(sys.path))
     for folder, reference in ((tmp_path, "mine/my-study.py"), (tmp_path / "mine", "my-study.py"), (Path("/"), str(path))):
         monkeypatch.chdir(folder)
-        assert (load_study(reference).name, load_study(reference).num_trials) == ("mine", 7)
+        assert (read_study_file(reference).name, read_study_file(reference).num_trials) == ("mine", 7)
 
 
 def test_a_module_of_the_working_directory_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_module_of_mine.py").write_text(GOOD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert "drop_path" in load_study("a_module_of_mine").search_space
+    assert "drop_path" in read_study_file("a_module_of_mine").search_space
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ def test_a_bad_file_is_refused_with_the_place(text: str, message: str, tmp_path:
     path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_study(str(path))
+        read_study_file(str(path))
 
 
 def test_what_is_not_there_is_refused_with_what_is() -> None:
     with pytest.raises(ConfigError, match=re.escape("no file 'nowhere/study.py': correct the path")):
-        load_study("nowhere/study.py")
+        read_study_file("nowhere/study.py")
     with pytest.raises(ConfigError, match=r"no module 'studies\.quikstart'.* emoreg ships .*studies\.quickstart"):
-        load_study("studies.quikstart")
+        read_study_file("studies.quikstart")
 
 
 def test_the_wheel_holds_the_studies(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_the_wheel_holds_the_studies(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(target)
     (elsewhere / "mine.py").write_text(GOOD)
     script = (
-        "import emoreg, studies, sys; from emoreg.study_file import load_study;"
+        "import emoreg, studies, sys; from emoreg.study_file import read_study_file;"
         "assert emoreg.__file__.startswith(sys.argv[1]) and studies.__file__.startswith(sys.argv[1]), emoreg.__file__;"
-        "print(load_study('studies.quickstart').name, load_study('mine.py').name, load_study('mine').name)"
+        "print(read_study_file('studies.quickstart').name, read_study_file('mine.py').name, read_study_file('mine').name)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(target)],

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from emoreg.cluster.bundle import without_secrets
 from emoreg.errors import ConfigError
 from emoreg.progress import duration
-from emoreg.study_file import load_study
+from emoreg.study_file import read_study_file
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 60.0
 _POLL_SECONDS = 0.5
@@ -111,7 +111,7 @@ class Cluster:
         names = [reference]
         if all(job.study != reference for job in jobs):
             try:
-                names.append(load_study(reference).name)
+                names.append(read_study_file(reference).name)
             except ConfigError:
                 if reference.endswith(".py") or "/" in reference:
                     raise

@@ -13,7 +13,7 @@ import emoreg
 from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of, without_secrets
 from emoreg.config import ExperienceConfig
 from emoreg.errors import ConfigError
-from emoreg.study_file import load_study
+from emoreg.study_file import read_study_file
 from tests.studies import tiny_study
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: 
     helpers = ("near_helper.py", "near_package/__init__.py", "near_package/inner.py", "unused_helper.py")
     write(tmp_path, {"far.py": text} | dict.fromkeys(helpers, ""))
     reference = str(tmp_path / "far.py")
-    bundle = collect(reference, load_study(reference))
+    bundle = collect(reference, read_study_file(reference))
     own = {name for name, path in bundle.files.items() if path.is_relative_to(tmp_path)}
     assert own == {"submitted/far.py", "near_helper.py", "near_package/__init__.py", "near_package/inner.py"}
     assert bundle.study == "submitted/far.py"
@@ -101,7 +101,7 @@ def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: 
 def test_a_module_below_the_working_directory_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"far_studies/__init__.py": "", "far_studies/one.py": "from tests.studies import tiny_study as study\n"})
     monkeypatch.chdir(tmp_path)
-    bundle = collect("far_studies.one", load_study("far_studies.one"))
+    bundle = collect("far_studies.one", read_study_file("far_studies.one"))
     assert bundle.files["far_studies/one.py"] == tmp_path / "far_studies" / "one.py"
     assert bundle.study == "far_studies.one"
 

@@ -1,0 +1,218 @@
+"""What a study left, read back: typed rows, DataFrames and its confirmation. Imports neither torch nor Ray.
+
+    study = emoreg.load_study("runs/quickstart")
+
+Everything comes from the study's folder: ``study.json``, the records and, of a confirmation, ``plan.json``. What is damaged is
+left out and said, as long as the trials themselves can be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from emoreg.analysis import ControlRow, best_by_backbone, control_rows
+from emoreg.config import Choice, Distribution, Float, Int, Objective, Value, When
+from emoreg.confirmation import PLAN, Look, Row, read_looks, rows_of, verdicts
+from emoreg.errors import ConfigError, StorageError
+from emoreg.files import Files
+from emoreg.records import SCHEMA_VERSION, EpochRecord, RunRecord, TrialRecord, read_rows, schema_version
+from emoreg.statistics import Verdict
+from emoreg.storage import WorkingCopy
+
+CONFIRM = ".confirm"
+"""Ends the name of a confirmation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study as it stands in its folder.
+
+    Attributes:
+        name: of the study.
+        place: its folder or URI.
+        written: ``study.json``: config, fingerprints, trainer, versions, git_commit, device, platform.
+        trials: every trial that ended, in the order of their ends.
+        epochs: every epoch, by trial, in the order in which they were reported.
+        runs: every time that it was run.
+        looks: at the test split, the first one first; none but for a confirmation.
+        confirmation: the study's, where it has one.
+        problems: what could not be read, and what can then not be concluded.
+    """
+
+    name: str
+    place: str
+    written: Mapping[str, Any]
+    trials: tuple[TrialRecord, ...]
+    epochs: tuple[EpochRecord, ...]
+    runs: tuple[RunRecord, ...]
+    looks: tuple[Look, ...] = ()
+    confirmation: Study | None = None
+    problems: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def search_space(self) -> dict[str, Distribution]:
+        """Distributions by path into the trial."""
+        return {path: _distribution(values) for path, values in self.written["config"]["search_space"].items()}
+
+    @functools.cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the search makes large or small."""
+        return tuple(Objective(**values) for values in self.written["config"]["objectives"])
+
+    @functools.cached_property
+    def searched(self) -> tuple[TrialRecord, ...]:
+        """The trials of the search, by Optuna's number."""
+        return tuple(sorted((row for row in self.trials if row.number is not None), key=lambda row: row.number or 0))
+
+    @functools.cached_property
+    def backbones(self) -> tuple[str, ...]:
+        """The backbones that the study compares, in its own order."""
+        searched = self.search_space.get("backbone")
+        if isinstance(searched, Choice):
+            return tuple(map(str, searched.values))
+        return (str(self.written["config"]["trial"]["backbone"]),)
+
+    @property
+    def best(self) -> dict[str, TrialRecord]:
+        """The best finished trial of the search for each backbone, by the first objective."""
+        return best_by_backbone(self.trials, self.objectives[0])
+
+    @property
+    def controls(self) -> list[ControlRow]:
+        """Regulation as configured, beside its controls, on validation."""
+        return control_rows(self.trials)
+
+    @functools.cached_property
+    def confirmed(self) -> list[Row]:
+        """What the last look at the test split has found; for a study, that of its confirmation."""
+        study = self.confirmation or self
+        return rows_of(study.looks[-1], {row.identity: row for row in study.trials}) if study.looks else []
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What may be said of each confirmed configuration, by the identity of its trial in the search."""
+        return verdicts(self.confirmed)
+
+    def epochs_of(self, identity: str) -> list[EpochRecord]:
+        """The epochs of one trial."""
+        return self._epochs_by_trial.get(identity, [])
+
+    @functools.cached_property
+    def _epochs_by_trial(self) -> dict[str, list[EpochRecord]]:
+        found: dict[str, list[EpochRecord]] = {}
+        for row in self.epochs:
+            found.setdefault(row.identity, []).append(row)
+        return found
+
+    def trials_frame(self) -> pd.DataFrame:
+        """One row a trial: the columns of the records, and each searched path as ``params.PATH``."""
+        frame = _frame(self.trials, TrialRecord)
+        params: list[dict[str, Value]] = [json.loads(row.params) for row in self.trials]
+        for path in self.search_space:
+            frame[f"params.{path}"] = [values.get(path) for values in params]
+        return frame
+
+    def epochs_frame(self) -> pd.DataFrame:
+        """One row an epoch of a stage of a trial."""
+        return _frame(self.epochs, EpochRecord)
+
+    def runs_frame(self) -> pd.DataFrame:
+        """One row a run of the study."""
+        return _frame(self.runs, RunRecord)
+
+
+def load_study(place: str | Path) -> Study:
+    """Read what a study left.
+
+    Args:
+        place: its folder (``runs/quickstart``), or URI in an object store (``s3://bucket/studies/quickstart``).
+
+    Raises:
+        ConfigError: where there is no study.
+        StorageError: where it cannot be read, or nothing can be concluded from what can.
+    """
+    place = str(place).rstrip("/")
+    study = _load(place)
+    if study is None:
+        raise ConfigError(f"a study is a folder with study.json, but {place!r} has none: see `ls` of your storage")
+    if study.name.endswith(CONFIRM):
+        return study
+    base, question, query = place.partition("?") if "://" in place else (place, "", "")
+    confirmation = _load(f"{base}{CONFIRM}{question}{query}")
+    return dataclasses.replace(study, confirmation=confirmation)
+
+
+def _load(place: str) -> Study | None:
+    files = Files(place)
+    if not files.exists("study.json"):
+        return None
+    with WorkingCopy(files) as copy:
+        copy.pull("study.json", "records", PLAN)
+        try:
+            written = json.loads((copy.folder / "study.json").read_text())
+            name = written["config"]["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"study.json must be as emoreg wrote it, but {place}/study.json cannot be read ({error}): run the study again, "
+                "which writes it anew where it is moved away"
+            ) from error
+        records = copy.folder / "records"
+        trials = read_rows(records / "trials.parquet", TrialRecord)
+        problems = _age(records / "trials.parquet", place)
+        epochs = _or_none(records / "epochs.parquet", EpochRecord, problems, "learning curves and balances over epochs")
+        runs = _or_none(records / "runs.parquet", RunRecord, problems, "waiting, restarts and versions by run")
+        looks = read_looks(copy.folder)
+    return Study(
+        name=name,
+        place=place,
+        written=written,
+        trials=tuple(sorted(trials, key=lambda row: row.ended)),
+        epochs=tuple(epochs),
+        runs=tuple(sorted(runs, key=lambda row: row.run)),
+        looks=tuple(looks),
+        problems=tuple(problems),
+    )
+
+
+def _age(path: Path, place: str) -> list[str]:
+    version = schema_version(pq.read_schema(path)) if path.exists() else SCHEMA_VERSION
+    if version == SCHEMA_VERSION:
+        return []
+    return [
+        f"The records of {place} have schema version {version}, and this emoreg writes {SCHEMA_VERSION}: what was not recorded "
+        "then is empty, or counted as none. Running the study again writes them anew."
+    ]
+
+
+def _or_none(path: Path, row_type: Any, problems: list[str], lost: str) -> list[Any]:
+    """The rows, or none and a word on what is lost without them."""
+    try:
+        return read_rows(path, row_type)
+    except StorageError as error:
+        problems.append(f"{error}. Without it nothing is known of {lost}; accuracies and verdicts stand.")
+        return []
+
+
+def _frame(rows: tuple[Any, ...], row_type: Any) -> pd.DataFrame:
+    names = [item.name for item in dataclasses.fields(row_type)]
+    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in names}, columns=names)
+
+
+def _distribution(values: Mapping[str, Any]) -> Distribution:
+    """A distribution as ``study.json`` holds it: its fields tell which one it is."""
+    when = None if values["when"] is None else When(values["when"]["path"], tuple(values["when"]["values"]))
+    if "values" in values:
+        return Choice(tuple(values["values"]), when=when)
+    low, high, step = values["low"], values["high"], values["step"]
+    if step is None or any(isinstance(number, float) for number in (low, high, step)):
+        return Float(low, high, log=values["log"], step=step, when=when)
+    return Int(low, high, log=values["log"], step=step, when=when)
