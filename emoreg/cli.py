@@ -301,7 +301,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def status(
         study: _Written,
-        storage: str = default.storage,
+        storage: str | None = None,
         address: str | None = os.environ.get("RAY_API_SERVER_ADDRESS"),
         json: _Switch = False,
         debug: _Debug = False,
@@ -309,7 +309,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         """Show how a study stands: trials done and running, the best so far, the time left.
 
         Args:
-            storage: Folder or URI that holds it, where STUDY is a name.
+            storage: Folder or URI that holds it, where it is not `runs` or what the study's file says.
             address: The URL of a cluster's dashboard: how the newest job of the study stands there.
             json: Print it for programs.
         """
@@ -319,7 +319,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def report(
         studies: Annotated[Positional[tuple[str, ...]], arg(metavar="STUDY [STUDY ...]", help=_WRITTEN)],
-        storage: str = default.storage,
+        storage: str | None = None,
         output: str | None = None,
         price_per_hour: float | None = None,
         images: bool = True,
@@ -328,7 +328,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         """Write a study's report, or that of several side by side: one HTML file that needs no server and no network.
 
         Args:
-            storage: Folder or URI that holds them, where STUDY is a name.
+            storage: Folder or URI that holds them, where it is not `runs` or what the study's file says.
             output: Folder to write to. None: `report` in the folder of the first study.
             price_per_hour: What an hour of the device costs, for the account of costs.
             images: Every figure as PNG and SVG too, which takes a Chrome or Chromium; `--no-images` leaves them out.
@@ -343,24 +343,24 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         return partial(_report, studies, storage, output, price_per_hour, images)
 
     def dashboard(
-        study: _Written, storage: str = default.storage, host: str = _LOOPBACK, port: int = 8080, debug: _Debug = False
+        study: _Written, storage: str | None = None, host: str = _LOOPBACK, port: int = 8080, debug: _Debug = False
     ) -> _Command:
         """Look at a study's search in optuna-dashboard, also while it runs, until Ctrl-C.
 
         Args:
-            storage: Folder or URI that holds it, where STUDY is a name.
+            storage: Folder or URI that holds it, where it is not `runs` or what the study's file says.
             host: Address to listen on: this machine alone, unless you say otherwise.
             port: Port to listen on; 0 takes a free one.
         """
         return partial(_dashboard, study, storage, host, port)
 
     def tensorboard(
-        study: _Written, storage: str = default.storage, host: str = _LOOPBACK, port: int = 6006, debug: _Debug = False
+        study: _Written, storage: str | None = None, host: str = _LOOPBACK, port: int = 6006, debug: _Debug = False
     ) -> _Command:
         """Look at a study's trials in TensorBoard, also while it runs, until Ctrl-C.
 
         Args:
-            storage: Folder or URI that holds it, where STUDY is a name.
+            storage: Folder or URI that holds it, where it is not `runs` or what the study's file says.
             host: Address to listen on: this machine alone, unless you say otherwise.
             port: Port to listen on; 0 takes a free one.
         """
@@ -518,26 +518,26 @@ def _job_status(study: str, address: str, as_json: bool) -> int:
     return print_status(study, address, as_json=as_json)
 
 
-def _status(study: str, storage: str, as_json: bool) -> int:
+def _status(study: str, storage: str | None, as_json: bool) -> int:
     from emoreg.status import print_study_status
 
     return print_study_status(find_study(study, storage), as_json=as_json)
 
 
-def _report(studies: Sequence[str], storage: str, output: str | None, price_per_hour: float | None, images: bool) -> int:
+def _report(studies: Sequence[str], storage: str | None, output: str | None, price_per_hour: float | None, images: bool) -> int:
     from emoreg.report import print_report
 
     places = [find_study(study, storage) for study in studies]
     return print_report(places, output, price_per_hour=price_per_hour, images=images, console=Console(highlight=False))
 
 
-def _dashboard(study: str, storage: str, host: str, port: int) -> int:
+def _dashboard(study: str, storage: str | None, host: str, port: int) -> int:
     from emoreg.viewers import serve_dashboard
 
     return serve_dashboard(find_study(study, storage), host, port)
 
 
-def _tensorboard(study: str, storage: str, host: str, port: int) -> int:
+def _tensorboard(study: str, storage: str | None, host: str, port: int) -> int:
     from emoreg.viewers import serve_tensorboard
 
     return serve_tensorboard(find_study(study, storage), host, port)

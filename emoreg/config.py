@@ -23,6 +23,9 @@ Control = Literal["none", "plain", "matched", "emotional", "untrained", "shuffle
 
 CONTROLS: tuple[Control, ...] = ("plain", "matched", "emotional", "untrained", "shuffled", "neutral")
 
+STORAGE = "runs"
+"""Where studies lie unless they say otherwise."""
+
 FIRST_SEED = 1000
 """Where the seeds of confirmations begin: far from the small numbers that searches use."""
 
@@ -541,7 +544,7 @@ class StudyConfig:
 
     name: str = "study"
     """Folder of the study inside the storage: letters, digits, '.', '_' and '-'."""
-    storage: str = "runs"
+    storage: str = STORAGE
     """Folder or URI (file://, s3://, gs://) that holds studies, experience and prepared image sets."""
     trial: TrialConfig = field(default_factory=TrialConfig)
     """Every setting of a trial that the search does not choose."""

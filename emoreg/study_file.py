@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from emoreg.config import StudyConfig
+from emoreg.config import STORAGE, StudyConfig
 from emoreg.errors import ConfigError, UserError
 from emoreg.files import Files
 from emoreg.search_space import SearchSpace
@@ -66,29 +66,30 @@ def read_study_file(reference: str) -> StudyConfig:
     return study
 
 
-def find_study(reference: str, storage: str) -> str:
+def find_study(reference: str, storage: str | None) -> str:
     """The folder or URI of a study that was run.
 
     Args:
         reference: its folder or URI, its name in ``storage``, or the module or file that defines it.
-        storage: where names are looked for.
+        storage: where names are looked for, and what a file defines; None for ``STORAGE``, and the storage that the file names.
 
     Raises:
         ConfigError: where nothing is called so, or it was never run.
     """
     if "://" in reference or (Path(reference).expanduser() / "study.json").exists():
         return reference
-    place = join(storage, reference)
+    named_in = STORAGE if storage is None else storage
+    place = join(named_in, reference)
     if re.fullmatch(r"[\w.-]+", reference) and Files(place).exists("study.json"):
         return place
     try:
         config = read_study_file(reference)
     except ConfigError:
         raise ConfigError(
-            f"a study is its name in {storage!r}, its folder or URI, or the module or file that defines it, but there is no "
+            f"a study is its name in {named_in!r}, its folder or URI, or the module or file that defines it, but there is no "
             f"{reference!r}: give --storage, or its folder"
         ) from None
-    place = join(config.storage if storage == StudyConfig().storage else storage, config.name)
+    place = join(config.storage if storage is None else storage, config.name)
     if not Files(place).exists("study.json"):
         raise ConfigError(f"a study must have been run, but there is none in {place!r}: `emoreg run {reference}` runs it")
     return place

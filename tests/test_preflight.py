@@ -17,6 +17,7 @@ from emoreg.preflight import (
     check_study,
     image_storage,
     prepare_image_sets,
+    provenance,
     storage_uri,
     store_uri,
     study_files,
@@ -227,3 +228,11 @@ def test_a_trial_that_was_run_alone_becomes_the_control_that_the_study_asks_for(
     adopt_controls(study, records)
     again = Records(folder_of(study)).trials
     assert {identity: record.role for identity, record in again.items()} == {TINY.identity: "control", other.identity: "trial"}
+
+
+def test_provenance_hides_passwords() -> None:
+    found = provenance("emoreg run x --optuna-storage postgresql://user:secret@host/db --storage s3://key:secret@bucket/x")
+    assert found.command is not None
+    assert "secret" not in found.command
+    assert "host/db" in found.command
+    assert found.versions.keys() >= {"emoreg", "python", "torch", "ray", "optuna"}

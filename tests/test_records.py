@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from emoreg.config import ImageSetConfig, TrialConfig
 from emoreg.errors import StorageError
-from emoreg.records import SCHEMA_VERSION, EpochRecord, Records, TrialRecord, TrialResult, schema, trial_record
+from emoreg.records import SCHEMA_VERSION, EpochRecord, Provenance, Records, TrialRecord, TrialResult, schema, trial_record
 
 CONFIG = TrialConfig(control="plain", neutral=ImageSetConfig(name="openmoji-objects"))
 
@@ -268,3 +268,13 @@ def test_a_trial_that_never_began_has_no_numbers() -> None:
     )
     assert row.accuracy is row.loss is row.final_balance is None
     assert (row.regulation_epochs, row.device_seconds) == (0, 0)
+
+
+def test_a_run_says_where_its_numbers_come_from(tmp_path: Path) -> None:
+    provenance = Provenance(command="emoreg run x", versions={"torch": "2.13.0"}, git_commit=None, host="here (Linux)")
+    Records(tmp_path).begin_run(provenance)
+    again = Records(tmp_path)
+    assert again.begin_run(provenance).run == 2
+    (first, _) = Records(tmp_path).runs.values()
+    assert (first.command, first.git_commit, first.host) == ("emoreg run x", None, "here (Linux)")
+    assert json.loads(first.versions or "") == {"torch": "2.13.0"}

@@ -12,7 +12,8 @@ import pytest
 
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError
-from emoreg.study_file import read_study_file, shipped_studies
+from emoreg.study_file import find_study, read_study_file, shipped_studies
+from tests.written import made_up_config, write_study
 
 ROOT = Path(__file__).parents[1]
 GOOD = """\
@@ -136,3 +137,34 @@ def test_the_wheel_holds_the_studies(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["quickstart", "study", "study"]
+
+
+def test_a_study_that_was_run_is_found_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = tmp_path / "runs"
+    folder = write_study(storage, made_up_config(name="quickstart", num_trials=1), num_seeds=0)
+    for reference in ("quickstart", "studies.quickstart", str(folder), f"file://{folder}"):
+        assert find_study(reference, str(storage)) in (str(folder), f"file://{folder}")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from emoreg.config import *\ndef study():\n    return StudyConfig(name='quickstart', "
+        f"storage={str(storage)!r}, search_space={{'regulation.balance': Float(0.0, 1.0)}})\n"
+    )
+    assert find_study(str(file), None) == str(folder)  # the storage that the file names, unless another one is given
+    monkeypatch.chdir(tmp_path)
+    assert find_study("studies.quickstart", None) == "runs/quickstart"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("quikstart", r"a study is its name in 'runs', its folder or URI, .* but there is no 'quikstart'"),
+        ("nowhere/at/all", "there is no 'nowhere/at/all'"),
+        ("studies.quickstart", r"must have been run, but there is none in 'runs/quickstart': `emoreg run studies.quickstart`"),
+    ],
+)
+def test_a_study_that_is_not_there_is_said(
+    reference: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        find_study(reference, None)

@@ -92,4 +92,4 @@ def test_seeds_of_the_search_are_refused_before_anything_runs(searched: Path) ->
 
 def test_a_study_that_has_not_run_has_nothing_to_confirm(tmp_path: Path) -> None:
     assert "no trial of the search of 'tiny' has finished: run the study first" in confirm(tmp_path, code=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) in ([], ["tiny"])
+    assert not list(tmp_path.iterdir())
