@@ -54,7 +54,7 @@ a plain one on the task. Does that help, and how much of it?
   emoreg data prepare NAME  decode one, once for all studies of a storage
   emoreg data show NAME     a contact sheet of one
   emoreg doctor             what this machine or a cluster lacks, and the cure
-  emoreg submit STUDY       run a study on a Ray cluster, and follow it
+  emoreg submit STUDY       run a study, or confirm it, on a Ray cluster
   emoreg logs STUDY         what the job of a submitted study has printed
   emoreg stop STUDY         let its trials save, and end it
 
@@ -239,9 +239,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             dry_run: Only say what would run, and what it would cost.
             address: A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine.
         """
-        require(top > 0, "--top must be above 0", top, "1 confirms the best of each backbone")
-        require(seeds > 0, "--seeds must be above 0", seeds, "10 show differences of about 1.5 standard deviations")
-        require(first_seed >= 0, "--first-seed must be 0 or more", first_seed, "give a natural number")
+        _check_confirmation(top, seeds, first_seed)
         return partial(_confirm, launch(study, config, address), top, seeds, first_seed, again, dry_run)
 
     def trial(
@@ -282,11 +280,18 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         study: _Study,
         config: _Config = default,
         address: str = head,
+        confirm: _Switch = False,
+        top: int = 1,
+        seeds: int = 10,
+        first_seed: int = FIRST_SEED,
+        again: _Switch = False,
         follow: bool = True,
         dry_run: _Switch = False,
         debug: _Debug = False,
     ) -> _Command:
         """Run a study on a Ray cluster, as a job of its head, and follow its log.
+
+        With --confirm its confirmation: a job of its own, named NAME.confirm.
 
         Ctrl-C detaches: the job goes on. Submitted again, a study goes on.
 
@@ -294,10 +299,16 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
         Args:
             address: The URL of the cluster's dashboard.
+            confirm: Confirm the best of the study's search, like `emoreg confirm`, in place of running the study.
+            top: With --confirm: how many configurations of each backbone.
+            seeds: With --confirm: how many seeds.
+            first_seed: With --confirm: the first of them.
+            again: With --confirm: look at the test split a further time.
             follow: Print the log until the job ends; `--no-follow` leaves as soon as it is submitted.
             dry_run: Only say what would travel and run.
         """
-        return partial(_submit, launch(study, config, address), arguments[2:], follow, dry_run)
+        _check_confirmation(top, seeds, first_seed)
+        return partial(_submit, launch(study, config, address), arguments[2:], confirm, follow, dry_run)
 
     def status(
         study: _Written,
@@ -472,6 +483,13 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     }
 
 
+def _check_confirmation(top: int, seeds: int, first_seed: int) -> None:
+    """Refuse what no confirmation can be asked for."""
+    require(top > 0, "--top must be above 0", top, "1 confirms the best of each backbone")
+    require(seeds > 0, "--seeds must be above 0", seeds, "10 show differences of about 1.5 standard deviations")
+    require(first_seed >= 0, "--first-seed must be 0 or more", first_seed, "give a natural number")
+
+
 def _run(launch: Launch) -> int:
     from emoreg.launch import run
 
@@ -502,13 +520,15 @@ def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
         return run_single(config, copy, records, evaluate, chosen, Console(highlight=False))
 
 
-def _submit(launch: Launch, arguments: list[str], follow: bool, dry_run: bool) -> int:
+def _submit(launch: Launch, arguments: list[str], confirm: bool, follow: bool, dry_run: bool) -> int:
     from emoreg.cluster.jobs import submit_study
     from emoreg.launch import pinned
 
     assert launch.address is not None
     _prepare_for_ray(launch.address)
-    return submit_study(launch.reference, pinned(launch), arguments, launch.address, follow=follow, dry_run=dry_run)
+    return submit_study(
+        launch.reference, pinned(launch), arguments, launch.address, confirm=confirm, follow=follow, dry_run=dry_run
+    )
 
 
 def _job_status(study: str, address: str, as_json: bool) -> int:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from tyro.conf import Suppress
 
@@ -25,6 +25,9 @@ CONTROLS: tuple[Control, ...] = ("plain", "matched", "emotional", "untrained", "
 
 STORAGE = "runs"
 """Where studies lie unless they say otherwise."""
+
+CONFIRM = ".confirm"
+"""Ends the name of a confirmation."""
 
 FIRST_SEED = 1000
 """Where the seeds of confirmations begin: far from the small numbers that searches use."""
@@ -345,6 +348,9 @@ class Float:
     when: When | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        for name, number in (("low", self.low), ("high", self.high), ("step", self.step)):
+            if isinstance(number, int):  # what is written down tells a Float from an Int
+                object.__setattr__(self, name, float(number))
         _check_range(self.low, self.high, log=self.log, step=self.step)
 
     def bounds(self) -> tuple[Value, ...]:
@@ -387,6 +393,7 @@ class Choice:
 
 
 Distribution = Float | Int | Choice
+Config = TypeVar("Config")
 
 
 def _check_range(low: float, high: float, *, log: bool, step: float | None) -> None:
@@ -699,6 +706,50 @@ class StudyConfig:
         """The backbones that the study compares: those searched, or the one that the trial has."""
         searched = self.search_space.get("backbone")
         return tuple(map(str, searched.values)) if isinstance(searched, Choice) else (self.trial.backbone,)
+
+
+def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A configuration from what JSON made of its ``dataclasses.asdict``. Settings that came later have their defaults.
+
+    Raises:
+        ConfigError: for settings that there are none of, or values that break a rule.
+    """
+    import typing
+
+    hints = typing.get_type_hints(kind)
+    unknown = values.keys() - hints.keys()
+    require(
+        not unknown,
+        f"{kind.__name__} must have settings that this emoreg knows",
+        ", ".join(sorted(unknown)),
+        "read it with the emoreg that wrote it",
+    )
+    return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    import typing
+
+    options, outer = get_args(hint), typing.get_origin(hint)
+    if value is None:
+        return None
+    if hint == Distribution:
+        return _distribution(value)
+    if outer is tuple:
+        return tuple(_from_json(options[0], item) for item in value)
+    if outer is Mapping:
+        return {key: _from_json(options[1], item) for key, item in value.items()}
+    inner = next((option for option in (hint, *options) if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+    return value if inner is None else from_json(inner, value)
+
+
+def _distribution(values: Mapping[str, Any]) -> Distribution:
+    """A distribution, whose fields tell which one it is."""
+    if "values" in values:
+        return from_json(Choice, values)
+    if all(isinstance(values[name], int) for name in ("low", "high", "step")):
+        return from_json(Int, values)
+    return from_json(Float, values)
 
 
 def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

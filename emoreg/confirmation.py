@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emoreg.analysis import Estimate, estimate, ranked_by_backbone
-from emoreg.config import CONTROLS, Control, RegulationConfig, SchedulerConfig, StudyConfig, TrialConfig, Value
+from emoreg.config import CONFIRM, CONTROLS, Control, RegulationConfig, SchedulerConfig, StudyConfig, TrialConfig, Value
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import replacing
 from emoreg.records import TrialRecord, utc_now
@@ -88,7 +88,7 @@ def confirming(config: StudyConfig, trials: Sequence[TrialConfig]) -> StudyConfi
     """The study that runs these trials of a confirmation of ``config``."""
     return dataclasses.replace(
         config,
-        name=f"{config.name}.confirm",
+        name=f"{config.name}{CONFIRM}",
         num_trials=0,
         controls=(),
         confirmed=tuple(trials),

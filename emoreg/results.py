@@ -20,16 +20,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows
-from emoreg.config import Choice, Distribution, Float, Int, Objective, Value, When
+from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, Value, from_json
 from emoreg.confirmation import PLAN, Look, Row, read_looks, rows_of, verdicts
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files
 from emoreg.records import SCHEMA_VERSION, EpochRecord, RunRecord, TrialRecord, read_rows, schema_version
 from emoreg.statistics import Verdict
 from emoreg.storage import WorkingCopy
-
-CONFIRM = ".confirm"
-"""Ends the name of a confirmation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,8 @@ class Study:
     Attributes:
         name: of the study.
         place: its folder or URI.
-        written: ``study.json``: config, fingerprints, trainer, versions, git_commit, device, platform.
+        config: of the study.
+        written: ``study.json``: the config again, fingerprints, trainer, versions, git_commit, device, platform.
         trials: every trial that ended, in the order of their ends.
         epochs: every epoch, by trial, in the order in which they were reported.
         runs: every time that it was run.
@@ -50,6 +48,7 @@ class Study:
 
     name: str
     place: str
+    config: StudyConfig
     written: Mapping[str, Any]
     trials: tuple[TrialRecord, ...]
     epochs: tuple[EpochRecord, ...]
@@ -58,28 +57,25 @@ class Study:
     confirmation: Study | None = None
     problems: tuple[str, ...] = ()
 
-    @functools.cached_property
-    def search_space(self) -> dict[str, Distribution]:
+    @property
+    def search_space(self) -> Mapping[str, Distribution]:
         """Distributions by path into the trial."""
-        return {path: _distribution(values) for path, values in self.written["config"]["search_space"].items()}
+        return self.config.search_space
 
-    @functools.cached_property
+    @property
     def objectives(self) -> tuple[Objective, ...]:
         """What the search makes large or small."""
-        return tuple(Objective(**values) for values in self.written["config"]["objectives"])
+        return self.config.objectives
 
     @functools.cached_property
     def searched(self) -> tuple[TrialRecord, ...]:
         """The trials of the search, by Optuna's number."""
         return tuple(sorted((row for row in self.trials if row.number is not None), key=lambda row: row.number or 0))
 
-    @functools.cached_property
+    @property
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares, in its own order."""
-        searched = self.search_space.get("backbone")
-        if isinstance(searched, Choice):
-            return tuple(map(str, searched.values))
-        return (str(self.written["config"]["trial"]["backbone"]),)
+        return self.config.backbones()
 
     @property
     def best(self) -> dict[str, TrialRecord]:
@@ -97,7 +93,7 @@ class Study:
         study = self.confirmation or self
         return rows_of(study.looks[-1], {row.identity: row for row in study.trials}) if study.looks else []
 
-    @property
+    @functools.cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """What may be said of each confirmed configuration, by the identity of its trial in the search."""
         return verdicts(self.confirmed)
@@ -143,11 +139,15 @@ def load_study(place: str | Path) -> Study:
     place = str(place).rstrip("/")
     study = _load(place)
     if study is None:
-        raise ConfigError(f"a study is a folder with study.json, but {place!r} has none: see `ls` of your storage")
+        raise ConfigError(f"a study is a folder with study.json, but {Files(place).uri!r} has none: see `ls` of your storage")
     if study.name.endswith(CONFIRM):
         return study
     base, question, query = place.partition("?") if "://" in place else (place, "", "")
-    confirmation = _load(f"{base}{CONFIRM}{question}{query}")
+    try:
+        confirmation = _load(f"{base}{CONFIRM}{question}{query}")
+    except StorageError as error:
+        lost = f"The confirmation of {study.place} cannot be read, so nothing is claimed from it: {error}."
+        return dataclasses.replace(study, problems=(*study.problems, lost))
     return dataclasses.replace(study, confirmation=confirmation)
 
 
@@ -159,21 +159,25 @@ def _load(place: str) -> Study | None:
         copy.pull("study.json", "records", PLAN)
         try:
             written = json.loads((copy.folder / "study.json").read_text())
-            name = written["config"]["name"]
+            config = from_json(StudyConfig, written["config"])
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                f"study.json must be as emoreg wrote it, but {place}/study.json cannot be read ({error}): run the study again, "
-                "which writes it anew where it is moved away"
+                f"study.json must be as emoreg wrote it, but {files.uri}/study.json cannot be read ({error}): read it with the "
+                "emoreg that wrote it, or move it away and run the study again, which writes it anew"
             ) from error
         records = copy.folder / "records"
         trials = read_rows(records / "trials.parquet", TrialRecord)
-        problems = _age(records / "trials.parquet", place)
-        epochs = _or_none(records / "epochs.parquet", EpochRecord, problems, "learning curves and balances over epochs")
-        runs = _or_none(records / "runs.parquet", RunRecord, problems, "waiting, restarts and versions by run")
+        problems = _age(records / "trials.parquet", files.uri)
+        has_any = bool(trials)
+        epochs = _or_none(
+            records / "epochs.parquet", EpochRecord, problems, "learning curves and balances over epochs", has_any
+        )
+        runs = _or_none(records / "runs.parquet", RunRecord, problems, "waiting, restarts and versions by run", has_any)
         looks = read_looks(copy.folder)
     return Study(
-        name=name,
-        place=place,
+        name=config.name,
+        place=files.uri,
+        config=config,
         written=written,
         trials=tuple(sorted(trials, key=lambda row: row.ended)),
         epochs=tuple(epochs),
@@ -193,26 +197,20 @@ def _age(path: Path, place: str) -> list[str]:
     ]
 
 
-def _or_none(path: Path, row_type: Any, problems: list[str], lost: str) -> list[Any]:
+def _or_none(path: Path, row_type: Any, problems: list[str], lost: str, is_expected: bool) -> list[Any]:
     """The rows, or none and a word on what is lost without them."""
+    why = None
     try:
-        return read_rows(path, row_type)
+        rows = read_rows(path, row_type)
+        if is_expected and not path.exists():
+            why = f"There is no {path.name}"
     except StorageError as error:
-        problems.append(f"{error}. Without it nothing is known of {lost}; accuracies and verdicts stand.")
-        return []
+        rows, why = [], str(error)
+    if why is not None:
+        problems.append(f"{why}. Without it nothing is known of {lost}; accuracies and verdicts stand.")
+    return rows
 
 
 def _frame(rows: tuple[Any, ...], row_type: Any) -> pd.DataFrame:
     names = [item.name for item in dataclasses.fields(row_type)]
     return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in names}, columns=names)
-
-
-def _distribution(values: Mapping[str, Any]) -> Distribution:
-    """A distribution as ``study.json`` holds it: its fields tell which one it is."""
-    when = None if values["when"] is None else When(values["when"]["path"], tuple(values["when"]["values"]))
-    if "values" in values:
-        return Choice(tuple(values["values"]), when=when)
-    low, high, step = values["low"], values["high"], values["step"]
-    if step is None or any(isinstance(number, float) for number in (low, high, step)):
-        return Float(low, high, log=values["log"], step=step, when=when)
-    return Int(low, high, log=values["log"], step=step, when=when)

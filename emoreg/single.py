@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from emoreg import tensorboard
-from emoreg.config import StudyConfig
+from emoreg.config import StudyConfig, TrialConfig
 from emoreg.devices import device_name
 from emoreg.errors import Diverged, Interrupted
 from emoreg.experience import ExperienceStore
@@ -54,7 +54,7 @@ def run_single(
         f"trial {trial.identity}: {trial.backbone}, control {trial.control}, seed {trial.seed}, on {device_name(device)}",
         highlight=False,
     )
-    lines = _Lines(config, records, console)
+    lines = EpochLines(trial, console)
     store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
     store.sweep()
     signals: list[int] = []
@@ -89,6 +89,8 @@ def run_single(
         except Diverged as diverged:
             reason = str(diverged)
         finally:
+            for row in lines.epochs:
+                records.add_epoch(row)
             records.write()
             copy.push("records", *own)
     earlier = records.trials.get(trial.identity)
@@ -123,20 +125,19 @@ def run_single(
     return 0
 
 
-class _Lines:
-    """Prints a line an epoch and keeps the rows. A ``Reporter``."""
+class EpochLines:
+    """Prints a line an epoch and keeps the rows, as ``epochs``. A ``Reporter``."""
 
-    def __init__(self, config: StudyConfig, records: Records, console: Console) -> None:
-        self._totals = {"pretraining": config.trial.pretraining.epochs, "regulation": config.trial.regulation.epochs}
-        self._records = records
+    def __init__(self, trial: TrialConfig, console: Console) -> None:
+        self._totals = {"pretraining": trial.pretraining.epochs, "regulation": trial.regulation.epochs}
         self._console = console
         self.epochs: list[EpochRecord] = []
 
     def report(self, event: Event) -> None:
+        """Tell of an epoch; other events are nothing to a terminal."""
         if not isinstance(event, EpochRecord):
             return
         self.epochs.append(event)
-        self._records.add_epoch(event)
         accuracy = event.validation_accuracy if event.validation_accuracy is not None else event.accuracy
         split = "validation" if event.validation_accuracy is not None else "training"
         self._console.print(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +29,13 @@ from emoreg.config import (
     TrialConfig,
     TrialResources,
     When,
+    from_json,
     leaves,
     read_path,
     replace_paths,
 )
 from emoreg.errors import ConfigError
+from emoreg.study_file import read_study_file, shipped_studies
 from tests.values import OTHER_VALUES, whole
 
 NAN, INF = float("nan"), float("inf")
@@ -267,3 +270,18 @@ def test_controls_come_seed_by_seed_for_every_backbone() -> None:
     assert [(trial.seed, trial.backbone, trial.control) for trial in config.control_trials()] == [
         (seed, backbone, control) for seed in (3, 4) for backbone in ("resnet18", "vit_tiny") for control in ("none", "plain")
     ]
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_a_study_survives_json(name: str) -> None:
+    study = read_study_file(name)
+    study = dataclasses.replace(
+        study, confirmed=(study.trial,), resources_by_backbone={study.backbones()[0]: TrialResources(gpus=2)}
+    )
+    written = json.loads(json.dumps(dataclasses.asdict(study)))
+    assert from_json(StudyConfig, written) == study
+    del written["resources"]["grace_seconds"]  # a setting that came later
+    assert from_json(StudyConfig, written) == study
+    written["trial"]["regulation"]["mood"] = 1
+    with pytest.raises(ConfigError, match="RegulationConfig must have settings that this emoreg knows, but it is 'mood'"):
+        from_json(StudyConfig, written)

@@ -1,6 +1,7 @@
 """Studies as jobs of a Ray cluster, over the HTTP address of its dashboard: submitted, followed, looked at, stopped.
 
-A job runs `emoreg run` on the cluster's head, with the code of this machine. Ray keeps it going when nobody follows.
+A job runs `emoreg run`, or `emoreg confirm`, on the cluster's head, with the code of this machine. Ray keeps it going when
+nobody follows.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from pathlib import Path
 import emoreg
 from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of, without_secrets
 from emoreg.cluster.client import Cluster, Job, write
-from emoreg.config import StudyConfig
+from emoreg.config import CONFIRM, StudyConfig
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.progress import duration
 
 _ENDING_SECONDS = 60  # beyond the trials' grace: what is in memory goes to the storage, Ray is left
-_NUM_VALUES = {"--address": 1, "--follow": 0, "--no-follow": 0, "--dry-run": 0, "--debug": 0}  # of submit's own options
+_NUM_VALUES = {"--address": 1, "--follow": 0, "--no-follow": 0, "--confirm": 0, "--dry-run": 0, "--debug": 0}  # submit's own
+_CONFIRM_OPTIONS = ("--top", "--seeds", "--first-seed", "--again")
 _STATES = {"PENDING": "waiting to start", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
 _PROGRESS_LINE = re.compile(r"^\d+/\d+ trials: .*|^\d+ trials?: .*", re.MULTILINE)
 
@@ -51,30 +53,33 @@ def submit_study(
     arguments: Sequence[str],
     address: str,
     *,
+    confirm: bool = False,
     follow: bool = True,
     dry_run: bool = False,
 ) -> int:
-    """Run a study on a cluster, with the code of this machine, and follow its log.
+    """Run a study, or its confirmation, on a cluster, with the code of this machine, and follow its log.
 
     Args:
         reference: to the study: a module or a file.
         config: the study with the overrides.
         arguments: of the command line, after the study.
         address: of the cluster's dashboard.
+        confirm: run the confirmation, with the options for it among the ``arguments``: a job of its own, ``NAME.confirm``.
         follow: False leaves as soon as the job is submitted.
         dry_run: only say what would travel and run.
 
     Returns:
         The exit code: of the job where it was followed to its end; 0 where Ctrl-C detached.
     """
-    check_arguments(arguments)
+    check_arguments(arguments, confirm=confirm)
     bundle = collect(reference, config)
-    entrypoint = job_command(bundle.study, config, arguments)
+    entrypoint = job_command(bundle.study, config, arguments, confirm=confirm)
+    name = f"{config.name}{CONFIRM}" if confirm else config.name
     cluster = None if dry_run else Cluster(address)
     if cluster is not None:
-        _check_is_alone(config.name, cluster)
+        _check_is_alone(name, cluster)
     check_config(config, bundle)
-    print(f"study {config.name!r}: {bundle} travel")
+    print(f"study {name!r}: {bundle} travel")
     for sentence in local_paths(config):
         print(sentence)
     if cluster is None:
@@ -85,8 +90,8 @@ def submit_study(
         bundle.write(package, secrets_of(config))
         for sentence in compare_versions(cluster):
             print(sentence)
-        job_id = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        metadata = {"study": config.name, "user": _user(), "command": shlex.join(["emoreg", "submit", reference, *arguments])}
+        job_id = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        metadata = {"study": name, "user": _user(), "command": shlex.join(["emoreg", "submit", reference, *arguments])}
         cluster.submit(
             entrypoint=entrypoint,
             job_id=job_id,
@@ -94,11 +99,11 @@ def submit_study(
             metadata=metadata | ({} if bundle.commit is None else {"commit": bundle.commit}),
             stop_seconds=round(config.resources.grace_seconds) + _ENDING_SECONDS,
         )
-    print(f"study {config.name!r}: submitted to {cluster.address} as job {job_id}", flush=True)
+    print(f"study {name!r}: submitted to {cluster.address} as job {job_id}", flush=True)
     if not follow:
-        print(_ways(config.name, cluster.address))
+        print(_ways(name, cluster.address))
         return 0
-    return _follow(cluster, config.name, job_id)
+    return _follow(cluster, name, job_id)
 
 
 def _check_is_alone(study: str, cluster: Cluster) -> None:
@@ -203,13 +208,16 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse passwords and keys on the command line, which Ray's dashboard would show.
+def check_arguments(arguments: Sequence[str], *, confirm: bool) -> None:
+    """Refuse passwords and keys on the command line, which Ray's dashboard would show, and what only a confirmation takes.
 
     Raises:
         ConfigError: with the argument, masked.
     """
     for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in _CONFIRM_OPTIONS and not confirm:
+            raise ConfigError(f"{flag} is for a confirmation, but the study itself is submitted: add --confirm, or drop it")
         masked = without_secrets(argument)
         if masked != argument:
             raise ConfigError(
@@ -281,8 +289,8 @@ def _places(config: StudyConfig) -> dict[str, str]:
     }
 
 
-def job_command(study: str, config: StudyConfig, arguments: Sequence[str]) -> str:
-    """What the job runs, quoted for a shell: `emoreg run` with the overrides among ``arguments``."""
+def job_command(study: str, config: StudyConfig, arguments: Sequence[str], *, confirm: bool = False) -> str:
+    """What the job runs, quoted for a shell: `emoreg run`, or `confirm`, with the ``arguments`` that are not submit's own."""
     places = {option: place for option, place in _places(config).items() if "://" not in place}
     num_values = _NUM_VALUES | dict.fromkeys(places, 1)
     overrides = []
@@ -295,7 +303,8 @@ def job_command(study: str, config: StudyConfig, arguments: Sequence[str]) -> st
         elif num and not equals:
             next(left, None)
     written = [text for option in places.items() for text in option]
-    return "exec " + shlex.join(["python", "-m", "emoreg", "run", study, *overrides, *written, "--address", "auto"])
+    command = "confirm" if confirm else "run"
+    return "exec " + shlex.join(["python", "-m", "emoreg", command, study, *overrides, *written, "--address", "auto"])
 
 
 def compare_versions(cluster: Cluster) -> list[str]:

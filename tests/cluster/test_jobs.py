@@ -60,6 +60,19 @@ def test_what_is_said_to_submit_is_not_said_to_run(own: str) -> None:
     assert words(command)[5:] == ["s.py", "--num-trials", "4", "--name", "x", "--address", "auto"]
 
 
+def test_a_job_confirms_a_study_with_the_options_for_that() -> None:
+    options = ["--top", "2", "--seeds=3", "--first-seed", "7", "--again"]
+    command = job_command("s.py", tiny_study(storage="s3://b/x"), ["--confirm", *options, "--no-follow"], confirm=True)
+    assert words(command) == ["exec", "python", "-m", "emoreg", "confirm", "s.py", *options, "--address", "auto"]
+
+
+@pytest.mark.parametrize("option", ["--top", "--seeds=3", "--first_seed", "--again"])
+def test_what_a_confirmation_takes_a_study_does_not(option: str) -> None:
+    check_arguments([option], confirm=True)
+    with pytest.raises(ConfigError, match="is for a confirmation, but the study itself is submitted: add --confirm, or drop"):
+        check_arguments([option], confirm=False)
+
+
 def test_folders_that_are_written_to_are_absolute_since_the_jobs_own_is_removed(tmp_path: Path) -> None:
     study = tiny_study(storage="runs", experience=ExperienceConfig(uri="store"))
     command = job_command("s.py", study, ["--storage=runs", "--name", "x", "--experience.uri", "store"])
@@ -83,11 +96,11 @@ def test_a_folder_must_be_seen_by_all_machines(storage: str, said: str, tmp_path
 
 
 def test_a_password_on_the_command_line_is_refused() -> None:
-    check_arguments(["--optuna-storage", "postgresql://anna@db/x", "--storage", "s3://bucket/x?region=a"])
+    check_arguments(["--optuna-storage", "postgresql://anna@db/x", "--storage", "s3://bucket/x?region=a"], confirm=False)
     with pytest.raises(
         ConfigError, match=r"'--optuna-storage=postgresql://anna:\*\*\*@db': take it out, .* PGPASSWORD"
     ) as error:
-        check_arguments(["--name", "x", "--optuna-storage=postgresql://anna:pw@db"])
+        check_arguments(["--name", "x", "--optuna-storage=postgresql://anna:pw@db"], confirm=False)
     assert "pw@" not in str(error.value)
 
 

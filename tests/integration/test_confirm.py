@@ -6,28 +6,37 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.test_study import command, run, trials, wait_for
+from tests.integration.test_study import trials, wait_for
 
-CONFIRM = ("emoreg", "confirm")
+STUDY = Path(__file__).with_name("neutral_study.py")
 TWO = ("--seeds", "2")
 
 
-def confirm(storage: Path, *options: str, code: int = 0) -> str:
-    done = subprocess.run(command(storage, *options, program=CONFIRM), capture_output=True, text=True, timeout=280, check=False)
+def command(name: str, storage: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "emoreg", name, str(STUDY), "--storage", str(storage), *options]
+
+
+def emoreg(name: str, storage: Path, *options: str, code: int = 0) -> str:
+    done = subprocess.run(command(name, storage, *options), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def confirm(storage: Path, *options: str, code: int = 0) -> str:
+    return emoreg("confirm", storage, *options, code=code)
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a study that has ended."""
     storage = tmp_path_factory.mktemp("searched")
-    run(storage)
+    emoreg("run", storage)
     return storage
 
 
@@ -36,12 +45,14 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     before = trials(searched)
     plan = confirm(searched, *TWO, "--dry-run")
-    assert "12 trials: regulation, plain, matched, emotional, untrained, shuffled, on seeds 1000 to 1001. About" in plan
-    assert "With 2 seeds no difference can be shown, however large, for 5 comparisons are made: give --seeds 8 or more." in plan
+    assert (
+        "14 trials: regulation, plain, matched, emotional, untrained, shuffled, neutral, on seeds 1000 to 1001. About" in plan
+    )
+    assert "With 2 seeds no difference can be shown, however large, for 6 comparisons are made: give --seeds 8 or more." in plan
     assert not (searched / "tiny.confirm" / "records").exists()
 
     first = subprocess.Popen(
-        command(searched, *TWO, program=CONFIRM),
+        command("confirm", searched, *TWO),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -57,7 +68,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     rows = trials(searched, "tiny.confirm")
     assert {identity: rows[identity] for identity in killed} == killed, "a finished trial opened the test split again"
     assert {(row["role"], row["status"]) for row in rows.values()} == {("confirm", "finished")}
-    controls = ["emotional", "matched", "none", "plain", "shuffled", "untrained"]
+    controls = ["emotional", "matched", "neutral", "none", "plain", "shuffled", "untrained"]
     assert sorted((row["control"], row["seed"]) for row in rows.values()) == [
         (name, seed) for name in controls for seed in (1000, 1001)
     ]
@@ -65,7 +76,8 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     epochs = pq.read_table(searched / "tiny.confirm" / "records" / "epochs.parquet").to_pylist()
     pretraining = [(row["identity"], row["epoch"]) for row in epochs if row["stage"] == "pretraining"]
     length = max(epoch for _, epoch in pretraining)
-    assert len(pretraining) == 2 * 2 * length, "two trunks a seed, and none paid for twice"
+    assert len(pretraining) == 2 * 3 * length, "three trunks a seed, and none paid for twice"
+    assert {row["stimuli"] for row in rows.values() if row["control"] == "neutral"} == {"openmoji-objects"}
     assert (
         "test_resnet: no difference seen to plain, untrained and shuffled (with 2 seeds no effect could have been seen"
         in output

@@ -114,7 +114,7 @@ def read_until(process: subprocess.Popen[str], pattern: str, seconds: float = 12
     return said
 
 
-def test_a_study_is_submitted_and_followed_to_its_end(dashboard: Dashboard, tmp_path: Path) -> None:
+def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(dashboard: Dashboard, tmp_path: Path) -> None:
     """The study lies outside the checkout."""
     (tmp_path / "my_helper.py").write_text("NAME = 'mine'\n")
     shutil.copy(STUDY, tmp_path / "tiny.py")
@@ -139,6 +139,18 @@ def test_a_study_is_submitted_and_followed_to_its_end(dashboard: Dashboard, tmp_
     assert job["progress"].startswith("2 trials: 2 finished")
     assert dashboard.emoreg("logs", "mine")[1] in output
     assert dashboard.emoreg("stop", "mine") == (0, f"study 'mine': job {job['id']} is done already\n")
+
+    code, output = dashboard.emoreg(*submit, "--confirm", "--seeds", "1")
+    assert code == 0, output
+    assert output.splitlines()[-1].startswith("study 'mine.confirm': done, job mine.confirm-")
+    confirmed = trials(tmp_path / "a folder", "mine.confirm").values()
+    assert [(row["status"], row["seed"], row["test_accuracy"] is None) for row in confirmed] == [("finished", 1000, False)] * 6
+    assert dashboard.state("mine")["id"] == job["id"], "the newest job of the study itself"
+    confirming = dashboard.state("mine.confirm")
+    assert confirming["command"].endswith(f" --confirm --seeds 1 --address {dashboard.url}")
+    assert dashboard.emoreg("logs", "mine.confirm")[1] in output
+    code, said = dashboard.emoreg("stop", "mine.confirm")
+    assert (code, said) == (0, f"study 'mine.confirm': job {confirming['id']} is done already\n")
 
 
 def test_a_wrong_token_is_refused(dashboard: Dashboard) -> None:
