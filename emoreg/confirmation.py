@@ -117,7 +117,7 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
     chosen = []
     for backbone in sorted(by_backbone):
         for rank, record in enumerate(by_backbone[backbone][:top], 1):
-            params: dict[str, Value] = json.loads(record.params)
+            params = record.sampled
             if resolve(config.trial, params).identity != record.identity:
                 raise ConfigError(
                     f"a confirmation runs what the search ran, but trial {record.identity} had other settings than the study "

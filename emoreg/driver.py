@@ -23,11 +23,14 @@ from emoreg.files import sweep, without_credentials
 from emoreg.messages import EXPERIENCED, FAULT, STATUS
 from emoreg.records import EpochRecord, Provenance, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.searcher import OptunaSearcher
+from emoreg.status import Now
 from emoreg.storage import WorkingCopy
+from emoreg.study_board import RUN, StudyBoard
 from emoreg.worker import log_tail
 
 _PRUNE_SECONDS = 60.0
 _PUSH_SECONDS = 5.0
+_PUSH_BOARD_SECONDS = 60.0
 _GIB = 2**30
 _EPOCH_FIELDS = [item.name for item in dataclasses.fields(EpochRecord)]
 
@@ -153,11 +156,14 @@ class Driver(tune.Callback):
         self.stop_sign = StopSign()
         self._next_prune = time.monotonic() + _PRUNE_SECONDS
         self._next_push = 0.0
+        self._next_push_board = 0.0
         self._started: dict[str, str] = {}
         self._ended: set[str] = set()
         self._experiences: dict[str, dict[str, Any]] = {}
         self._faults: dict[str, tuple[str, int | None]] = {}
         self._run = records.begin_run(provenance)
+        self._now = Now(copy.folder, self._run.run)
+        self._board = StudyBoard(copy.folder, config, records, self._run.run)
         self._last_step = time.monotonic()
         self.num_broken = 0
         self.unwritable: StorageError | None = None
@@ -181,10 +187,15 @@ class Driver(tune.Callback):
                 # Tune tells nobody of a trial whose worker was not ready for it.
                 self._searcher.on_trial_complete(trial.trial_id, error=True)
                 self.on_trial_error(iteration, trials, trial)
+        self._count_slots()
+        self._now.write(slots=self._run.slots, num_waiting=self._searcher.num_waiting)
+        self._board.tick()
         if time.monotonic() > self._next_push:
             push(self._copy, "records", "optuna.journal")
             self._next_push = time.monotonic() + _PUSH_SECONDS
-        self._count_slots()
+        if time.monotonic() > self._next_push_board:  # one file, which grows: more seldom
+            push(self._copy, f"events/{RUN}")
+            self._next_push_board = time.monotonic() + _PUSH_BOARD_SECONDS
         self._progress.tick(self._searcher.num_waiting)
 
     def _count_slots(self) -> None:
@@ -208,6 +219,8 @@ class Driver(tune.Callback):
         """Record that, and how, the run ended."""
         self._run = dataclasses.replace(self._run, ended=utc_now(), ending=ending)
         self._records.add_run(self._run)
+        self._now.end()
+        self._board.end(draw=ending != "interrupted")
         return ending
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -216,6 +229,7 @@ class Driver(tune.Callback):
         self._searcher.on_trial_start(trial.trial_id)
         self._machines.began(trial)
         self._started[trial.trial_id] = utc_now()
+        self._now.started(config, trial.config["role"])
         self._progress.started(config.identity, config, trial.config["role"])
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
@@ -223,6 +237,7 @@ class Driver(tune.Callback):
         if "stage" in result:
             row = EpochRecord(**{name: result[name] for name in _EPOCH_FIELDS})
             self._records.add_epoch(row)
+            self._now.epoch(row)
             self._progress.epoch(row)
         match result.get(STATUS):
             case "finished":
@@ -235,6 +250,7 @@ class Driver(tune.Callback):
                 if self.num_broken >= self._config.resources.max_failures:
                     self._stop.ask()
             case "interrupted":
+                self._now.stopped(trial.config["trial"].identity)
                 self._progress.saved(trial.config["trial"].identity)
             case _ if EXPERIENCED in result:
                 self._experiences[trial.trial_id] = result[EXPERIENCED]
@@ -250,8 +266,10 @@ class Driver(tune.Callback):
         reason, number = self._faults.get(trial.trial_id, ("its worker died", None))
         identity = trial.config["trial"].identity
         if self._searcher.is_retried(trial.trial_id):
+            self._now.stopped(identity)
             self._progress.retried(identity, reason)
         elif number in UNWRITABLE:  # no fault of the trial: the study stops, and it goes on when that is mended
+            self._now.stopped(identity)
             self.unwritable = unwritable(number, reason)
             self._stop.ask()
         else:
@@ -319,6 +337,9 @@ class Driver(tune.Callback):
         )
         self._records.add_run(self._run)
         tensorboard.finish(self._copy.folder, record)
+        running = self._now.num_running  # this one too: its place is not empty yet
+        self._board.ended(record, running=running, slots=self._run.slots, gpu_utilisation=self._now.gpu_utilisation)
+        self._now.stopped(config.identity)
         push(self._copy, "records", f"events/{config.identity}")  # before Optuna is told: the records decide
         self._progress.ended(record)
         if time.monotonic() > self._next_prune:

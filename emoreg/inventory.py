@@ -13,7 +13,7 @@ from emoreg.errors import StorageError
 from emoreg.files import Files
 from emoreg.housekeeping import Entry, day_text, entries, ledger, prune, size_text
 from emoreg.leases import FileLeases
-from emoreg.progress import duration
+from emoreg.words import duration
 
 
 def print_inventory(uri: str, console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from emoreg.analysis import better, experience_ledger
-from emoreg.config import StudyConfig, TrialConfig, Value
+from emoreg.config import StudyConfig, TrialConfig
 from emoreg.records import EpochRecord, Role, TrialRecord
 from emoreg.search_space import num_searched
+from emoreg.words import control_name, duration, format_params
 
 _LOG_SECONDS = 20.0
 _REFRESH_PER_SECOND = 4
@@ -156,7 +156,7 @@ class StudyProgress:
         if self._best is None:
             return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
         metric = self._config.objectives[0].metric
-        params = ", ".join(format_params(self._best))
+        params = ", ".join(format_params(self._best.sampled))
         return f"best {metric} {getattr(self._best, metric):.4g}: {self._best.backbone}{f', {params}' if params else ''}"
 
     def _time_left(self) -> str:
@@ -196,26 +196,3 @@ def _epoch(trial: _Running) -> str:
 
 def _describe(trial: _Running) -> str:
     return f"{_role(trial)} {trial.config.backbone} {trial.stage} {_epoch(trial)}".rstrip()
-
-
-def control_name(control: str) -> str:
-    """What a reader calls a control."""
-    return "regulation" if control == "none" else control
-
-
-def format_params(record: TrialRecord) -> list[str]:
-    """The sampled values but the backbone, which stands beside them: ["regulation.balance 0.422"]."""
-    params: dict[str, Value] = json.loads(record.params)
-    return [
-        f"{path} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for path, value in params.items()
-        if path != "backbone"
-    ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "45 s", "3 min", "2 h 10 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

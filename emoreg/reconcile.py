@@ -109,7 +109,7 @@ def _add_missing(study: optuna.Study, config: StudyConfig, records: Mapping[str,
     missing = [record for record in records.values() if record.number is not None and record.identity not in known]
     for record in sorted(missing, key=lambda record: record.number or 0):
         attributes = {"identity": record.identity, "seed": record.seed, RESTORED: True}
-        trial = _fit(config, json.loads(record.params), recorded_outcome(record, config.objectives), attributes)
+        trial = _fit(config, record.sampled, recorded_outcome(record, config.objectives), attributes)
         if trial is None or _identity(config, trial.params) != record.identity:
             did["recorded, but outside of today's search space: left out of Optuna's history"] += 1
             continue

@@ -110,6 +110,12 @@ class TrialRecord:
     started: str = _column("start of the last attempt, ISO 8601 UTC")
     ended: str = _column("end, ISO 8601 UTC")
 
+    @property
+    def sampled(self) -> dict[str, Value]:
+        """The sampled values by path."""
+        params: dict[str, Value] = json.loads(self.params)
+        return params
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:

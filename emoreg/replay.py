@@ -11,11 +11,10 @@ import difflib
 import json
 import math
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich import box
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import emoreg
-from emoreg.config import CONFIRM, ImageSetConfig, StudyConfig, TrialConfig
+from emoreg.config import CONFIRM, ImageSetConfig, StudyConfig, TrialConfig, from_json
 from emoreg.devices import device_name
 from emoreg.errors import ConfigError, Diverged, Interrupted, StorageError
 from emoreg.experience import ExperienceStore
@@ -48,7 +47,6 @@ _EPOCH: Mapping[Stage, Mapping[str, str]] = {
     "regulation": {"validation accuracy": "validation_accuracy", "validation loss": "validation_loss"},
 }
 
-Config = TypeVar("Config")
 Place = tuple[Stage, int]
 
 
@@ -255,37 +253,18 @@ def _trial_of(recorded: _Recorded) -> TrialConfig:
         StorageError: where this emoreg has other settings than the one that wrote it.
     """
     record = recorded.record
+    writer = recorded.versions.get("emoreg", "of an unknown version")
+    by_whom = f"it was written by emoreg {writer}, and this is {emoreg.__version__}"
     try:
-        trial = _config_of(TrialConfig, json.loads(record.config))
-        other = None if trial.identity == record.identity else f"its identity would be {trial.identity}"
-    except _OtherSettings as difference:
-        other = str(difference)
-    if other is not None:
-        writer = recorded.versions.get("emoreg", "of an unknown version")
+        trial = from_json(TrialConfig, json.loads(record.config))
+    except ConfigError as error:
+        raise StorageError(f"trial {record.identity} cannot be replayed here: {error}; {by_whom}") from error
+    if trial.identity != record.identity:
         raise StorageError(
-            f"a trial is replayed by an emoreg with the same settings, but of the configuration of trial {record.identity} "
-            f"{other}: it was written by emoreg {writer}, and this is {emoreg.__version__}; replay it with the former"
+            f"a trial is replayed by an emoreg with the same settings, but here the configuration of trial {record.identity} "
+            f"would have the identity {trial.identity}: {by_whom}; replay it with the former"
         )
     return trial
-
-
-class _OtherSettings(Exception):
-    """A configuration that has not the settings of this emoreg's."""
-
-
-def _config_of(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
-    """A configuration from what ``dataclasses.asdict`` made of it."""
-    hints = typing.get_type_hints(kind)
-    names = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for what, differing in (("is missing", names - values.keys()), ("is unknown", values.keys() - names)):
-        if differing:
-            raise _OtherSettings(f"{path}{min(differing)} {what}")
-    settings = dict(values)
-    for name, value in values.items():
-        for option in (hints[name], *typing.get_args(hints[name])):
-            if isinstance(option, type) and dataclasses.is_dataclass(option) and value is not None:
-                settings[name] = _config_of(option, value, f"{path}{name}.")
-    return kind(**settings)
 
 
 def _check_images(trial: TrialConfig, recorded: _Recorded, load_images: LoadImages) -> None:

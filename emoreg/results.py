@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows
-from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, Value, from_json
+from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, from_json
 from emoreg.confirmation import PLAN, Look, Row, read_looks, rows_of, verdicts
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files
@@ -112,7 +112,7 @@ class Study:
     def trials_frame(self) -> pd.DataFrame:
         """One row a trial: the columns of the records, and each searched path as ``params.PATH``."""
         frame = _frame(self.trials, TrialRecord)
-        params: list[dict[str, Value]] = [json.loads(row.params) for row in self.trials]
+        params = [row.sampled for row in self.trials]
         for path in self.search_space:
             frame[f"params.{path}"] = [values.get(path) for values in params]
         return frame

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from functools import partial
 
@@ -99,7 +98,7 @@ def run_single(
         # A trial of the study that is looked at again stays what it was in the study.
         role="trial" if earlier is None else earlier.role,
         number=None if earlier is None else earlier.number,
-        params={} if earlier is None else json.loads(earlier.params),
+        params={} if earlier is None else earlier.sampled,
         status="pruned" if result is None else "finished",
         reason=reason,
         result=result,

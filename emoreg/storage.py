@@ -147,7 +147,7 @@ def _hold_by_lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5, poll_interval=0.05)  # `emoreg status` may hold it for a moment
     except Timeout as error:
         raise _held(str(folder)) from error
     try:

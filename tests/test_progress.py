@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
-from emoreg.progress import StudyProgress, duration
+from emoreg.progress import StudyProgress
 from emoreg.records import EpochRecord, TrialRecord
 from emoreg.search_space import num_searched
+from emoreg.words import duration
 from tests.studies import ended, tiny_study
 from tests.trials import TINY, tiny
 

@@ -253,14 +253,14 @@ def with_settings(**changes: Any) -> Callable[[TrialRecord], TrialRecord]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"warmup_steps": None}, "pretraining.warmup_steps is missing"),
-        ({"cooldown": 3}, "pretraining.cooldown is unknown"),
-        ({"epochs": 3}, f"its identity would be {tiny(pretraining__epochs=3).identity}"),
+        ({"warmup_steps": None}, "would have the identity [0-9a-f]{12}: "),
+        ({"cooldown": 3}, "PretrainingConfig must have settings that this emoreg knows, but it is 'cooldown': "),
+        ({"epochs": 3}, f"would have the identity {tiny(pretraining__epochs=3).identity}: "),
     ],
 )
 def test_a_record_of_another_emoreg_is_refused(changes: dict[str, Any], said: str, study: StudyConfig) -> None:
     rewrite(single(study), with_settings(**changes))
-    with pytest.raises(StorageError, match=f"of trial {IDENTITY} {said}: it was written by emoreg of an unknown version, and"):
+    with pytest.raises(StorageError, match=f"trial {IDENTITY} .*{said}.*it was written by emoreg of an unknown version, and"):
         replayed(study)
 
 

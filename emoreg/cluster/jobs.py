@@ -27,7 +27,7 @@ from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of, witho
 from emoreg.cluster.client import Cluster, Job, write
 from emoreg.config import CONFIRM, StudyConfig
 from emoreg.errors import ConfigError, ImageSetError
-from emoreg.progress import duration
+from emoreg.words import duration
 
 _ENDING_SECONDS = 60  # beyond the trials' grace: what is in memory goes to the storage, Ray is left
 _NUM_VALUES = {"--address": 1, "--follow": 0, "--no-follow": 0, "--confirm": 0, "--dry-run": 0, "--debug": 0}  # submit's own

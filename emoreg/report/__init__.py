@@ -1,0 +1,75 @@
+"""A study's report: one HTML file, and its figures as images, from the records alone. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from emoreg.files import Files, replacing
+from emoreg.report.drawing import Figure, labels
+from emoreg.report.figures import comparison, figures_of
+from emoreg.report.images import draw_images
+from emoreg.report.page import Part, render
+from emoreg.report.tables import notes, verdict_lines
+from emoreg.results import Study, load_study
+
+
+def print_report(
+    places: Sequence[str], output: str | None, *, price_per_hour: float | None, images: bool, console: Console
+) -> int:
+    """Write the report of one study, or of several side by side, and say what they answer.
+
+    Args:
+        places: folders or URIs of the studies.
+        output: folder to write to; None: ``report`` in the folder of the first study, or ``report/NAME`` here where it lies
+            in an object store.
+        price_per_hour: what an hour of the device costs.
+        images: whether every figure becomes a PNG and an SVG too.
+        console: to show progress and the answer on.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: for a study that is not there or cannot be read, and a folder that cannot be written to.
+    """
+    studies = [load_study(place) for place in places]
+    folder = Path(output).expanduser() if output is not None else _default_folder(studies[0])
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("Making figures", total=len(studies) + 1)
+        compared = comparison(studies) if len(studies) > 1 else []
+        progress.advance(task)
+        parts = []
+        for label, study in zip(labels(studies), studies, strict=True):
+            parts.append(Part(study=study, label=label, figures=tuple(figures_of(study))))
+            progress.advance(task)
+    with replacing(folder / "index.html") as stream:
+        stream.write(render(parts, compared, price_per_hour).encode())
+    for part in parts:
+        for line in verdict_lines(part.study):
+            name = f"{part.label}: " if len(parts) > 1 else ""
+            console.print(f"{name}{line.text}", style="bold", markup=False, soft_wrap=True)
+        for note in notes(part.study):
+            console.print(note, style="yellow", markup=False, soft_wrap=True)
+    console.print(f"report:  {folder / 'index.html'}", markup=False, soft_wrap=True)
+    if images:
+        console.print(draw_images(_named(parts, compared), folder / "figures", console), markup=False, soft_wrap=True)
+    return 0
+
+
+def _default_folder(study: Study) -> Path:
+    folder = Files(study.place).folder
+    return Path("report") / study.name if folder is None else folder / "report"
+
+
+def _named(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Figure]:
+    """Every figure by the name of its images: of several studies, each study's begin with its number."""
+    found = {figure.name: figure for figure in compared}
+    for index, part in enumerate(parts, 1):
+        found |= {
+            figure.name if len(parts) == 1 else f"{index}-{part.study.name}-{figure.name}": figure for figure in part.figures
+        }
+    return found

@@ -1,0 +1,210 @@
+"""What every figure of the report has in common: its look, its colours, the words of its axes."""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from emoreg.config import Objective
+from emoreg.records import TrialRecord
+from emoreg.results import Study
+from emoreg.surrogate import FEWEST, Parameter, Surrogate
+from emoreg.words import format_params
+
+Section = Literal["answer", "response", "search", "training", "cost"]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, which the colour-blind tell apart, less yellow and black: those are lost on a light or a dark page."""
+GREY = "#7f7f7f"
+"""Text, axes and controls: seen on white and on black."""
+SCALE = "Cividis"
+"""Of numbers as the colours of an area."""
+LINE_SCALE = [[0.0, "#56B4E9"], [1.0, "#D55E00"]]
+"""Of numbers as the colours of lines and points: seen on white and on black."""
+PANEL = 260
+"""Height of one of several panels, in pixels."""
+UNDER_TITLES = {"l": 12, "r": 12, "t": 32, "b": 12}
+"""Margins of a figure whose panels have titles."""
+ACCURACY = "validation accuracy, %"
+OF_PANEL = {ACCURACY: "validation<br>accuracy, %"}
+"""Titles that are too long for the axis of a panel."""
+MOST_POINTS = 2000
+"""Points that are drawn one by one: a browser stays quick, and a printed page legible."""
+
+_AXIS = {
+    "gridcolor": "rgba(127,127,127,0.25)",
+    "linecolor": GREY,
+    "zeroline": False,
+    "automargin": True,
+    "ticks": "outside",
+    "tickcolor": GREY,
+    "ticklabelstandoff": 4,
+    "title": {"standoff": 8},
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": GREY},
+        "colorway": list(COLORS),
+        "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hoverlabel": {"align": "left"},
+        "hovermode": "closest",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A figure of the report.
+
+    Attributes:
+        name: of its file, e.g. ``accuracy-by-balance``.
+        title: plain text.
+        caption: plain text: what is drawn, of how many, and what it says.
+        section: where it stands.
+        figure: plotly's. ``layout.height`` is set where its panels or rows need more than the usual.
+    """
+
+    name: str
+    title: str
+    caption: str
+    section: Section
+    figure: go.Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What figures are made from: a study, and what several of them need of it."""
+
+    study: Study
+
+    @functools.cached_property
+    def finished(self) -> dict[str, list[TrialRecord]]:
+        """Finished trials of the search that have an accuracy, by backbone, in the study's order."""
+        found: dict[str, list[TrialRecord]] = {backbone: [] for backbone in self.study.backbones}
+        for record in self.study.searched:
+            if record.status == "finished" and is_number(record.accuracy):
+                found.setdefault(record.backbone, []).append(record)
+        return {backbone: records for backbone, records in found.items() if records}
+
+    @functools.cached_property
+    def num_finished(self) -> int:
+        """Their number."""
+        return sum(map(len, self.finished.values()))
+
+    @functools.cached_property
+    def surrogates(self) -> dict[str, Surrogate]:
+        """One for each backbone that has trials enough."""
+        space = {path: found for path, found in self.study.search_space.items() if path != "backbone"}
+        return {backbone: Surrogate(rows, space) for backbone, rows in self.finished.items() if len(rows) >= FEWEST}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How a figure is made, and why it cannot be: the one says a sentence exactly where the other is not called."""
+
+    missing: Callable[[Material], str | None]
+    draw: Callable[[Material], Figure]
+
+
+def styled(figure: go.Figure, **layout: Any) -> go.Figure:
+    """The figure with the report's look, and further settings of its layout."""
+    return figure.update_layout(template=TEMPLATE, title=None, **layout)
+
+
+def color_of(name: str, names: Sequence[str]) -> str:
+    """The colour of a backbone or study among all of them."""
+    return COLORS[list(names).index(name) % len(COLORS)] if name in names else GREY
+
+
+def faded(color: str, opacity: float) -> str:
+    """A colour as ``rgba(...)``."""
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def labels(studies: Sequence[Study]) -> list[str]:
+    """What each study is called beside the others: its name, and its place where that is another's too."""
+    names = Counter(study.name for study in studies)
+    return [study.name if names[study.name] == 1 else f"{study.name} ({study.place})" for study in studies]
+
+
+def is_number(value: float | None) -> bool:
+    """Whether there is something to draw."""
+    return value is not None and math.isfinite(value)
+
+
+def described(record: TrialRecord) -> str:
+    """A trial where the pointer rests on it."""
+    accuracy = f"{100 * record.accuracy:.1f} %" if record.accuracy is not None else "no accuracy"
+    return "<br>".join(
+        html.escape(line) for line in (f"trial {record.identity}, {record.backbone}", accuracy, *format_params(record.sampled))
+    )
+
+
+def some_of(records: Sequence[TrialRecord], most: int = MOST_POINTS) -> list[TrialRecord]:
+    """So many of the records at random, always the same, in their order; all where there are no more."""
+    chosen = np.random.default_rng(0).permutation(len(records))[:most]
+    return [records[index] for index in sorted(chosen)]
+
+
+def subset_of(drawn: int, whole: int, which: str = "at random") -> str:
+    """What a caption says where not all is drawn."""
+    return f", of {whole:,}, {which}" if drawn < whole else ""
+
+
+def metric_title(objective: Objective) -> str:
+    """An objective as an axis names it."""
+    return {"accuracy": ACCURACY, "loss": "validation loss", "device_seconds": "device seconds"}[objective.metric]
+
+
+def metric_value(record: TrialRecord, objective: Objective) -> float | None:
+    """An objective of a trial in the unit of its axis; None where it is not a finite number."""
+    value: float | None = getattr(record, objective.metric)
+    if value is None or not math.isfinite(value):
+        return None
+    return 100 * value if objective.metric == "accuracy" else value
+
+
+def axis_title(path: str) -> str:
+    """A searched parameter as an axis names it."""
+    return {"regulation.balance": "balance b, as configured", "pretraining.epochs": "pre-training, epochs"}.get(path, path)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 trial", "40 trials"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def wrapped(path: str) -> str:
+    """A path, or a title, on as many short lines as it has parts."""
+    return html.escape(path).replace(".", ".<br>").replace(" ", "<br>", 1)
+
+
+def set_axis(figure: go.Figure, parameter: Parameter, direction: Literal["x", "y"], **where: int) -> None:
+    """Title, scale and ticks for the values of a searched parameter; ``where``: row and column of a panel."""
+    update = figure.update_xaxes if direction == "x" else figure.update_yaxes
+    update(title_text=axis_title(parameter.path), **where)
+    if not parameter.is_number:
+        update(type="category", **where)
+        return
+    low, high = parameter.range
+    ticks = parameter.grid(2)  # every value of a choice
+    if len(ticks) == 2 and parameter.is_log:
+        base = 2.0 if high / low < 2**9 else 10.0
+        ticks = base ** np.arange(np.ceil(np.log(low) / np.log(base)), np.floor(np.log(high) / np.log(base)) + 1)
+    update(type="log" if parameter.is_log else "linear", **where)
+    if 3 <= len(ticks) <= 10:
+        update(tickvals=ticks, ticktext=[f"{value:g}" for value in ticks], **where)

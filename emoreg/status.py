@@ -1,0 +1,431 @@
+"""How a study stands, from its records, also while it runs: answered in a second, without torch, Ray, SciPy or Optuna.
+
+Records know what has ended. What runs now is known to the driver alone, which leaves it in ``records/now.RUN.json`` every few
+seconds (``Now``). A killed driver leaves that file behind: whether one lives is told by its lock, or by its last sign of life.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from emoreg.config import Objective, StudyConfig, TrialConfig, Value, from_json
+from emoreg.errors import ConfigError, StorageError
+from emoreg.files import Files, replacing
+from emoreg.records import SCHEMA_VERSION, EpochRecord, Role, schema_version, utc_now
+from emoreg.search_space import num_searched
+from emoreg.words import control_name, duration, format_params
+
+State = Literal["running", "ended", "killed", "not run"]
+"""``killed``: it stopped without a word. How one ended that did say so is its ``ending``."""
+
+_WRITE_SECONDS = 5.0
+_BEAT_SECONDS = 20.0
+"""A driver that has not been heard of for so long, on another machine or in a database, is dead."""
+_TRIALS = ("identity", "role", "number", "control", "status", "seed", "backbone", "params", "ended")
+_RUNS = ("run", "started", "ended", "ending", "slots", "num_trials", "slot_seconds", "waiting_slot_seconds")
+
+
+@dataclass(kw_only=True, slots=True)
+class Running:
+    """A trial that runs. ``stage`` is None until its first epoch has ended; ``epochs`` is the stage's number of them."""
+
+    identity: str
+    role: Role
+    control: str
+    backbone: str
+    stage: str | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    accuracy: float | None = None
+
+
+class Now:
+    """What runs in a driver now, left for others in a file beside the records."""
+
+    def __init__(self, folder: Path, run: int) -> None:
+        """Begin for a run of the study in ``folder``."""
+        self._path = folder / "records" / _name(run)
+        self._configs: dict[str, TrialConfig] = {}
+        self._running: dict[str, Running] = {}
+        self._newest: dict[str, EpochRecord] = {}
+        self._next_write = 0.0
+
+    def started(self, config: TrialConfig, role: Role) -> None:
+        """A trial has a worker."""
+        applied, identity = config.applied(), config.identity
+        self._configs[identity] = applied
+        self._running[identity] = Running(identity=identity, role=role, control=applied.control, backbone=applied.backbone)
+
+    def epoch(self, row: EpochRecord) -> None:
+        """A running trial ended an epoch."""
+        trial = self._running.get(row.identity)
+        if trial is not None:
+            config = self._configs[row.identity]
+            self._newest[row.identity] = row
+            trial.stage, trial.epoch, trial.accuracy = row.stage, row.epoch, row.validation_accuracy
+            trial.epochs = (config.pretraining if row.stage == "pretraining" else config.regulation).epochs
+
+    def stopped(self, identity: str) -> None:
+        """A trial runs no more, whyever."""
+        self._running.pop(identity, None)
+        self._newest.pop(identity, None)
+
+    @property
+    def num_running(self) -> int:
+        """Trials that have a worker."""
+        return len(self._running)
+
+    @property
+    def gpu_utilisation(self) -> float | None:
+        """Mean over the running trials' newest epochs, in [0, 1]; None where there is no GPU, or no epoch yet."""
+        shares = [row.gpu_utilisation for row in self._newest.values() if row.gpu_utilisation is not None]
+        return sum(shares) / len(shares) if shares else None
+
+    def write(self, *, slots: int, num_waiting: int) -> None:
+        """Write the file, if it is time: changed or not, since it is a sign of life too.
+
+        Args:
+            slots: trials that can run at once.
+            num_waiting: trials that wait for an experience which another is training.
+        """
+        if time.monotonic() < self._next_write:
+            return
+        running = [dataclasses.asdict(trial) for trial in self._running.values()]
+        now = {"time": utc_now(), "slots": slots, "waiting": num_waiting, "running": running}
+        with replacing(self._path) as stream:
+            stream.write(json.dumps(now).encode())
+        self._next_write = time.monotonic() + _WRITE_SECONDS
+
+    def end(self) -> None:
+        """The run has ended."""
+        self._path.unlink(missing_ok=True)
+
+
+def _name(run: int) -> str:
+    return f"now.{run}.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trials:
+    """Trials of the search and beside it, counted. ``planned``: at most, as a sampler may propose one again."""
+
+    planned: int
+    finished: int
+    pruned: int
+    failed: int
+
+    @property
+    def ended(self) -> int:
+        """All that have a record."""
+        return self.finished + self.pruned + self.failed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Best:
+    """The best finished trial of the search by the study's first objective."""
+
+    identity: str
+    number: int
+    backbone: str
+    metric: str
+    value: float
+    params: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seeds:
+    """How much of a confirmation is done: trials, a seed each, of one control of one backbone that finished."""
+
+    backbone: str
+    control: str
+    finished: int
+    planned: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """How a study stands. None: not known, or there is none.
+
+    Attributes:
+        ending: of the last run: whole, interrupted or broken.
+        num_runs: times that it was run.
+        started: the last run, ISO 8601 UTC; None while a driver that has just begun has not said so.
+        last_ended: the last trial that ended, ISO 8601 UTC.
+        running: what runs now; None where that is not known.
+        num_waiting: trials that wait for an experience which another is training.
+        slots: trials that can run at once.
+        waiting_share: of the slots' time, over all runs, in [0, 1].
+        seconds_left: at the pace of this run.
+        confirmation: what is done of one; None for a search.
+    """
+
+    name: str
+    place: str
+    state: State
+    ending: str | None
+    num_runs: int
+    started: str | None
+    last_ended: str | None
+    trials: Trials
+    running: tuple[Running, ...] | None
+    num_waiting: int | None
+    best: Best | None
+    slots: int | None
+    waiting_share: float | None
+    seconds_left: float | None
+    confirmation: tuple[Seeds, ...] | None
+
+
+def print_study_status(place: str, *, as_json: bool) -> int:
+    """Print how the study in a folder or at a URI stands, for a person or, as JSON, for a program."""
+    status = read_status(place)
+    if as_json:
+        fields = dataclasses.asdict(status)
+        fields["trials"]["ended"] = status.trials.ended
+        print(json.dumps(fields, indent=2))
+    else:
+        _print(status, Console(highlight=False))
+    return 0
+
+
+def read_status(place: str) -> Status:
+    """How the study in a folder or at a URI stands. Nothing is written, and a driver is not disturbed.
+
+    Raises:
+        ConfigError: where there is no study.
+        StorageError: where its files cannot be read.
+    """
+    files = Files(place)
+    try:
+        config = from_json(StudyConfig, json.loads(files.read("study.json").to_pybytes())["config"])
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"a study is a folder with study.json, but {files.uri!r} has none: see `ls` of your storage"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"study.json must be as emoreg wrote it, but that of {files.uri!r} cannot be read ({error}): run the study again "
+            "with this emoreg, or read it with the one that wrote it"
+        ) from error
+    beside = {trial.identity for trial in (*config.control_trials(), *config.confirmed)}
+    objective = config.objectives[0]
+    columns = _read(files, "trials", dict.fromkeys((*_TRIALS, objective.metric)))
+    counted = [
+        index
+        for index, (identity, role) in enumerate(zip(columns["identity"], columns["role"], strict=True))
+        if role == "search" or identity in beside
+    ]
+    by_status = Counter(columns["status"][index] for index in counted)
+    runs = _read(files, "runs", _RUNS)
+    open_runs = [index for index, ended in enumerate(runs["ended"]) if ended is None]
+    found = {runs["run"][index]: _read_now(files, runs["run"][index]) for index in open_runs}
+    live = _live(files, config, found)
+    newest = max(range(len(runs["run"])), key=lambda index: runs["run"][index], default=None)
+    ending = None if newest is None else runs["ending"][newest]
+    state: State = "running" if live is not None else "not run" if newest is None else "killed" if ending is None else "ended"
+    trials = Trials(
+        planned=len(counted) if (state, ending) == ("ended", "whole") else num_searched(config) + len(beside),
+        finished=by_status["finished"],
+        pruned=by_status["pruned"],
+        failed=by_status["failed"],
+    )
+    nows = [now for run in live or () if (now := found[run]) is not None]
+    pace = sum(
+        runs["num_trials"][index] / _age(runs["started"][index]) for index in open_runs if runs["run"][index] in (live or ())
+    )
+    slot_seconds = sum(runs["slot_seconds"])
+    return Status(
+        name=config.name,
+        place=files.uri,
+        state=state,
+        ending=None if state == "running" else ending,
+        num_runs=len(runs["run"]),
+        started=None if newest is None or (state == "running" and ending is not None) else runs["started"][newest],
+        last_ended=max((columns["ended"][index] for index in counted), default=None),
+        trials=trials,
+        running=None if state == "running" and not nows else tuple(Running(**row) for now in nows for row in now["running"]),
+        num_waiting=sum(now["waiting"] for now in nows) if nows else None,
+        best=_best(columns, objective),
+        slots=sum(now["slots"] for now in nows) if nows else None if newest is None else runs["slots"][newest] or None,
+        waiting_share=sum(runs["waiting_slot_seconds"]) / slot_seconds if slot_seconds else None,
+        seconds_left=max(0, trials.planned - trials.ended) / pace if pace else None,
+        confirmation=_seeds(config, columns) if config.confirmed else None,
+    )
+
+
+def _read(files: Files, table: str, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Columns of a table of the records; empty ones where there is no table yet."""
+    name = f"records/{table}.parquet"
+    try:
+        stored = pq.ParquetFile(pa.BufferReader(files.read(name)))
+        version = schema_version(stored.schema_arrow)
+        if version is None or version > SCHEMA_VERSION:
+            raise StorageError(
+                f"records must have schema version 1 to {SCHEMA_VERSION}, but {name} of {files.uri!r} has {version or 'none'}: "
+                "read it with the emoreg that wrote it"
+            )
+        columns = stored.read(columns=list(names))
+    except FileNotFoundError:
+        return {name: [] for name in names}
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"records must be Parquet, but {name} of {files.uri!r} cannot be read ({error}): move it away and run the study "
+            "again; trials that have a checkpoint are not paid for twice"
+        ) from error
+    return {name: columns[name].to_pylist() for name in names}
+
+
+def _read_now(files: Files, run: int) -> dict[str, Any] | None:
+    try:
+        now: dict[str, Any] = json.loads(files.read(f"records/{_name(run)}").to_pybytes())
+    except FileNotFoundError:
+        return None
+    return now
+
+
+def _live(files: Files, config: StudyConfig, found: Mapping[int, Mapping[str, Any] | None]) -> list[int] | None:
+    """Which of the runs without an end go on, by what they have left; None where no driver lives."""
+    if (config.optuna_storage or "").startswith("postgresql"):  # several drivers, and no lock on the folder
+        return [run for run, now in found.items() if now is not None and _age(now["time"]) < _BEAT_SECONDS] or None
+    if files.folder is not None:
+        is_driven = _is_locked(files.folder / ".lock")
+    else:
+        try:
+            driver = json.loads(files.read(".driver.json").to_pybytes())
+        except FileNotFoundError:
+            return None
+        is_driven = time.time() - driver["time"] < _BEAT_SECONDS
+    return sorted(found)[-1:] if is_driven else None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds a lock. A shared lock, for a moment, is the only way to ask that sees other machines."""
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _age(moment: str) -> float:
+    """Seconds since a time of the records; a clock that is ahead has no say."""
+    return max(1e-3, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+
+
+def _best(columns: Mapping[str, list[Any]], objective: Objective) -> Best | None:
+    metric = objective.metric
+    candidates = [
+        index
+        for index, (number, status, value) in enumerate(zip(columns["number"], columns["status"], columns[metric], strict=True))
+        if number is not None and status == "finished" and value is not None
+    ]
+    if not candidates:
+        return None
+    pick = max if objective.mode == "max" else min
+    best = pick(candidates, key=lambda index: columns[metric][index])
+    return Best(
+        identity=columns["identity"][best],
+        number=columns["number"][best],
+        backbone=columns["backbone"][best],
+        metric=metric,
+        value=columns[metric][best],
+        params=json.loads(columns["params"][best]),
+    )
+
+
+def _seeds(config: StudyConfig, columns: Mapping[str, list[Any]]) -> tuple[Seeds, ...]:
+    planned = Counter((trial.backbone, trial.control) for trial in config.confirmed)
+    finished = Counter(
+        (backbone, control)
+        for backbone, control, status in zip(columns["backbone"], columns["control"], columns["status"], strict=True)
+        if status == "finished"
+    )
+    return tuple(
+        Seeds(backbone=backbone, control=control, finished=finished[backbone, control], planned=count)
+        for (backbone, control), count in planned.items()
+    )
+
+
+def _print(status: Status, console: Console) -> None:
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, soft_wrap=True)
+
+    trials = status.trials
+    say(f"{status.name}: {_state(status)}", style="bold")
+    counts = [f"{trials.finished} finished"]
+    counts += [f"{count} {what}" for what, count in (("pruned", trials.pruned), ("failed", trials.failed)) if count]
+    if status.running:
+        counts.append(f"{len(status.running)} running")
+    if status.num_waiting:
+        counts.append(f"{status.num_waiting} waiting for pre-training")
+    say(f"  trials    {trials.ended}/{trials.planned}: {', '.join(counts)}")
+    if status.state == "running":
+        left = "not known yet" if status.seconds_left is None else f"about {duration(status.seconds_left)}"
+        say(f"  time left {left}")
+    if status.slots is not None:
+        waiting = "" if status.waiting_share is None else f", {100 * status.waiting_share:.0f} % of their time spent waiting"
+        say(f"  slots     {status.slots}{waiting}")
+    best = status.best
+    if best is not None:
+        found = ", ".join([best.backbone, *format_params(best.params)])
+        say(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", "green")
+    elif status.confirmation is None:
+        say("  best      no searched trial has finished yet")
+    if status.confirmation is not None:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column, justify in (("  seeds done", "left"), ("backbone", "left"), ("finished", "right")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for row in status.confirmation:
+            table.add_row(f"  {control_name(row.control)}", row.backbone, f"{row.finished}/{row.planned}")
+        console.print(table)
+    if status.running:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("  running now", "trial", "backbone", "stage", "epoch", "accuracy"):
+            table.add_column(column, justify="right" if column in ("epoch", "accuracy") else "left")
+        for trial in status.running:
+            table.add_row(
+                "  search" if trial.role == "search" else f"  {control_name(trial.control)}",
+                trial.identity,
+                Text(trial.backbone),
+                trial.stage or "starting",
+                "" if trial.stage is None else f"{trial.epoch}/{trial.epochs}",
+                "" if trial.accuracy is None else f"{trial.accuracy:.3f}",
+            )
+        console.print(table)
+
+
+def _state(status: Status) -> str:
+    when = "" if status.last_ended is None else f"; its last trial ended {duration(_age(status.last_ended))} ago"
+    match status.state:
+        case "running":
+            return "starting" if status.started is None else f"running for {duration(_age(status.started))}"
+        case "ended":
+            words = {
+                "whole": "done, every trial has ended",
+                "interrupted": "interrupted",
+                "broken": "stopped by faults in code",
+            }
+            go_on = "" if status.ending == "whole" else "; run it again to go on"
+            return f"{words[status.ending or 'whole']}{when}{go_on}"
+        case "killed":
+            return f"killed, for its last run has no end and no driver lives{when}; run it again to go on"
+        case "not run":
+            return f"not run yet{when}"

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emoreg.analysis import experience_ledger, pareto_front
+from emoreg.config import Choice, Distribution, Float, Int, Objective, RegulationConfig, Value, When
+from emoreg.records import TrialRecord
+from emoreg.report.drawing import Figure
+from emoreg.report.figures import comparison, costs, figures_of, missing_of
+from emoreg.results import Study, load_study
+from tests.written import OPTIMUM, made_up_config, write_study
+
+ALL = [
+    "gains", "accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both", "optimization-history", "importances",
+    "parallel-coordinates", "slices", "pareto-front", "learning-curves", "balance-over-epochs", "cost",
+]  # fmt: skip
+
+Written = Callable[..., Study]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """A study that was written with these settings, read back."""
+
+    def write(num_seeds: int = 0, helps: float = 1.0, noise: float = 0.01, **config: object) -> Study:
+        settings: dict[str, object] = {"num_trials": 12, "controls": ("none", "plain"), **config}
+        return load_study(write_study(tmp_path, made_up_config(**settings), num_seeds=num_seeds, helps=helps, noise=noise))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    config = made_up_config(num_trials=60)
+    return load_study(write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=10, noise=0.003))
+
+
+@pytest.fixture(scope="module")
+def figures(study: Study) -> dict[str, Figure]:
+    return {figure.name: figure for figure in figures_of(study)}
+
+
+def named(study: Study) -> dict[str, Figure]:
+    """The figures of a study, each checked to be drawable, and nothing both drawn and missed."""
+    found = {figure.name: figure for figure in figures_of(study)}
+    for figure in found.values():
+        assert json.loads(figure.figure.to_json())["data"], figure.name
+    assert len(found) + len(missing_of(study)) == len(ALL)
+    return found
+
+
+def traces(figure: Figure, **having: object) -> list[Any]:
+    return list(figure.figure.select_traces(having))
+
+
+def with_trials(study: Study, trials: Sequence[TrialRecord]) -> Study:
+    return dataclasses.replace(study, trials=tuple(trials))
+
+
+def test_every_figure_is_drawn_in_reading_order(study: Study, figures: dict[str, Figure]) -> None:
+    assert list(figures) == ALL
+    assert missing_of(study) == []
+    sections = [figure.section for figure in figures.values()]
+    assert list(dict.fromkeys(sections)) == ["answer", "response", "search", "training", "cost"]
+
+
+def test_gains_are_those_of_the_confirmation(study: Study, figures: dict[str, Figure]) -> None:
+    comparisons = {(row.chosen.name, row.control): row.comparison for row in study.confirmed if row.comparison is not None}
+    for trace in figures["gains"].figure.data:
+        for gain, row in zip(trace.x, trace.hovertext, strict=True):
+            assert gain == 100 * comparisons[trace.name, row.removeprefix("over ")].difference
+        assert set(trace.marker.symbol) == {"circle"}
+    assert "helps" in figures["gains"].caption
+    assert len(figures["gains"].figure.data) == 2
+
+
+def test_gains_without_a_confirmation_claim_nothing(written: Written) -> None:
+    gains = named(written())["gains"]
+    assert "nothing is claimed" in gains.caption
+    assert "validation" in gains.caption
+    assert "helps" not in gains.caption
+    assert all(set(trace.marker.symbol) == {"circle-open"} for trace in gains.figure.data)
+
+
+def test_one_seed_of_controls_has_no_interval(written: Written) -> None:
+    gains = named(written(control_seeds=(0,)))["gains"]
+    assert "One seed tells nothing about chance" in gains.caption
+    assert set(gains.figure.data[0].error_x.array) == {0.0}
+
+
+def test_where_emotion_does_not_help_nothing_claims_it(written: Written) -> None:
+    gains = named(written(num_seeds=10, helps=0.0, controls=("none", "plain")))["gains"]
+    assert "no difference seen" in gains.caption
+    assert "helps:" not in gains.caption
+
+
+@pytest.mark.parametrize("name", ["accuracy-by-balance", "accuracy-by-pretraining"])
+def test_curves_have_their_trials_their_optimum_and_the_plain_control(
+    study: Study, figures: dict[str, Figure], name: str
+) -> None:
+    finished = [row for row in study.searched if row.status == "finished"]
+    assert sum(len(trace.x) for trace in traces(figures[name], mode="markers") if trace.marker.symbol is None) == len(finished)
+    optima = [trace for trace in traces(figures[name], mode="markers") if trace.marker.symbol == "diamond"]
+    assert len(optima) == 2
+    if name == "accuracy-by-balance":
+        for trace in optima:
+            assert trace.x[0] - trace.error_x.arrayminus[0] <= OPTIMUM <= trace.x[0] + trace.error_x.array[0]
+    else:
+        assert all(trace.x[0] > 8 for trace in optima)
+    plain = {row.backbone: 100 * row.accuracy.mean for row in study.controls if row.control == "plain"}
+    assert {trace.name.removesuffix(", plain"): trace.y[0] for trace in traces(figures[name], line_dash="dash")} == plain
+    assert "90 % interval" in figures[name].caption
+
+
+def test_pretraining_stands_on_a_logarithmic_axis(figures: dict[str, Figure]) -> None:
+    axis = figures["accuracy-by-pretraining"].figure.layout.xaxis
+    assert (axis.type, list(axis.tickvals)) == ("log", [2, 4, 8, 16, 32])
+
+
+def searching(study: Study, space: Mapping[str, Distribution], params: Sequence[Mapping[str, Value]]) -> Study:
+    """The study, had it searched this space and found these values."""
+    rows = [dataclasses.replace(row, params=json.dumps(own)) for row, own in zip(study.searched, params, strict=True)]
+    return dataclasses.replace(study, trials=tuple(rows), config=dataclasses.replace(study.config, search_space=space))
+
+
+def test_lengths_that_are_choices_are_numbers(written: Written) -> None:
+    params = [{"pretraining.epochs": (2, 4, 8)[index % 3]} for index in range(12)]
+    found = named(searching(written(), {"pretraining.epochs": Choice((2, 4, 8))}, params))
+    assert list(found["accuracy-by-pretraining"].figure.layout.xaxis.tickvals) == [2, 4, 8]
+    assert any(trace.marker.symbol == "diamond" for trace in found["accuracy-by-pretraining"].figure.data)
+    assert "accuracy-by-both" not in found
+
+
+def test_the_map_has_a_panel_a_backbone(study: Study, figures: dict[str, Figure]) -> None:
+    assert len(traces(figures["accuracy-by-both"], type="contour")) == 2
+    assert all(backbone in figures["accuracy-by-both"].caption for backbone in study.backbones)
+
+
+def test_the_history_is_the_records(study: Study, figures: dict[str, Figure]) -> None:
+    finished = {row.number: 100 * row.accuracy for row in study.searched if row.status == "finished" and row.accuracy}
+    points = traces(figures["optimization-history"], mode="markers")[0]
+    assert dict(zip(points.x, points.y, strict=True)) == finished
+    assert max(traces(figures["optimization-history"], mode="lines")[0].y) == max(finished.values())
+    assert "9 pruned, 3 failed" in figures["optimization-history"].caption
+
+
+def test_numbers_without_a_record_stay_free(written: Written) -> None:
+    study = written()
+    rows = [row for row in study.trials if row.number != 0]
+    points = traces(named(with_trials(study, rows))["optimization-history"], mode="markers")[0]
+    assert list(points.x) == [row.number for row in study.searched[1:] if row.status == "finished"]
+
+
+def test_importances_find_what_decides(figures: dict[str, Figure]) -> None:
+    shares = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in figures["importances"].figure.data}
+    assert set(shares) == {"fANOVA", "PED-ANOVA"}
+    for found in shares.values():
+        assert sum(found.values()) == pytest.approx(100)
+    assert max(shares["fANOVA"], key=lambda path: shares["fANOVA"][path]) == "backbone"
+    assert shares["fANOVA"]["backbone"] > 70
+
+
+def test_a_conditional_parameter_is_left_out_of_importances_and_drawn_elsewhere(written: Written) -> None:
+    config = made_up_config()
+    space = {**config.search_space, "drop_path": Float(0.0, 0.2, when=When("backbone", ("test_vit",)))}
+    study = written(search_space=space, num_trials=16)
+    rows = [
+        dataclasses.replace(row, params=json.dumps({**json.loads(row.params), "drop_path": 0.01 * (row.number or 0) % 0.2}))
+        if row.backbone == "test_vit" and row.number is not None
+        else row
+        for row in study.trials
+    ]
+    found = named(with_trials(study, rows))
+    assert "drop_path" in found["importances"].caption
+    labels = {label.text.lower() for label in found["parallel-coordinates"].figure.layout.annotations}
+    assert "none" in labels
+    assert "None: the trial" in found["parallel-coordinates"].caption
+    assert len(traces(found["slices"])) == 4
+
+
+def test_choices_alone_can_be_searched(written: Written) -> None:
+    forms: tuple[Value, ...] = ("output", "loss")
+    params = [{"regulation.form": forms[index % 2], "deterministic": index % 3 == 0} for index in range(12)]
+    space = {"regulation.form": Choice(forms), "deterministic": Choice((True, False))}
+    found = named(searching(written(), space, params))
+    assert not [name for name in found if name.startswith("accuracy-by")]
+    assert {"importances", "slices", "parallel-coordinates"} <= set(found)
+    assert found["slices"].figure.layout.xaxis.labelalias == {"'output'": "output", "'loss'": "loss"}
+
+
+def test_the_front_is_the_one_by_comparison(study: Study, figures: dict[str, Figure]) -> None:
+    slow = pareto_front(study.trials, (Objective(), Objective(metric="device_seconds", mode="min")))
+    line = traces(figures["pareto-front"], mode="lines")[0]
+    expected = sorted((row.device_seconds, 100 * (row.accuracy or 0.0)) for row in slow)
+    assert list(zip(line.x, line.y, strict=True)) == expected
+
+
+def test_learning_curves_are_the_epochs(study: Study, figures: dict[str, Figure]) -> None:
+    best = [trace for trace in figures["learning-curves"].figure.data if trace.name == "best of the search"]
+    expected = {
+        tuple(100 * (row.validation_accuracy or 0.0) for row in study.epochs_of(record.identity) if row.stage == "regulation")
+        for record in study.best.values()
+    }
+    assert {tuple(trace.y) for trace in best} == expected
+    plain = [row for row in study.trials if row.role == "control" and row.control == "plain" and row.backbone == "test_vit"]
+    last = [trace for trace in figures["learning-curves"].figure.data if trace.name == "plain"][1].y[-1]
+    ends = [study.epochs_of(row.identity)[-1].validation_accuracy or 0.0 for row in plain]
+    assert last == pytest.approx(100 * math.fsum(ends) / len(ends))
+
+
+def test_a_learned_balance_moves(study: Study, figures: dict[str, Figure]) -> None:
+    lines = traces(figures["balance-over-epochs"], mode="lines")
+    assert len(lines) == 50
+    assert sum(trace.line.width == 3 for trace in lines) == 2
+    assert all(abs(trace.y[-1] - OPTIMUM) <= abs(trace.y[0] - OPTIMUM) for trace in lines)
+    assert "the best" in figures["balance-over-epochs"].caption
+
+
+def test_a_balance_for_each_image_has_a_band(written: Written) -> None:
+    trial = dataclasses.replace(made_up_config().trial, regulation=RegulationConfig(kind="dynamic", epochs=4))
+    study = written(trial=trial)
+    epochs = [dataclasses.replace(row, balance_std=0.1) if row.balance is not None else row for row in study.epochs]
+    found = named(dataclasses.replace(study, epochs=tuple(epochs)))["balance-over-epochs"]
+    assert len(traces(found, fill="toself")) == 2
+    assert "Band" in found.caption
+
+
+def test_costs_add_up_to_the_records(study: Study, figures: dict[str, Figure]) -> None:
+    spent = {what: math.fsum(by_backbone.values()) for what, by_backbone in costs(study).items()}
+    assert spent["pre-training, paid"] == pytest.approx(math.fsum(row.pretraining_seconds for row in study.trials))
+    for status in ("finished", "pruned", "failed"):
+        seconds = math.fsum(row.regulation_seconds for row in study.trials if row.status == status)
+        assert spent[f"regulation, {status}"] == pytest.approx(seconds)
+    assert spent["waiting"] == pytest.approx(math.fsum(run.waiting_slot_seconds for run in study.runs))
+    assert spent["pre-training, saved"] == pytest.approx(experience_ledger(study.trials).reused)
+    assert "Sharing saved" in figures["cost"].caption
+    assert "confirmation" in figures["cost"].caption
+
+
+def test_no_finished_trial(written: Written) -> None:
+    study = written()
+    found = named(with_trials(study, [row for row in study.trials if row.status != "finished"]))
+    assert set(found) == {"cost"}
+    reasons = missing_of(study := with_trials(study, []))
+    assert figures_of(study) == []
+    assert len(reasons) == len(ALL)
+    assert all(reason.endswith(".") for reason in reasons)
+
+
+def test_one_trial_is_drawn_as_a_point(written: Written) -> None:
+    study = written(num_trials=1, controls=())
+    found = named(study)
+    assert not {"gains", "accuracy-by-both", "importances"} & set(found)
+    assert "No curve" in found["accuracy-by-balance"].caption
+    assert "1 finished trial of" in found["accuracy-by-balance"].caption
+
+
+def test_one_backbone_that_is_not_searched(written: Written) -> None:
+    space = {"regulation.balance": Float(0.05, 0.95), "pretraining.epochs": Int(2, 32, log=True)}
+    found = named(written(search_space=space))
+    assert list(found) == ALL
+    assert len(traces(found["accuracy-by-both"], type="contour")) == 1
+
+
+def test_no_controls_and_no_epochs(written: Written) -> None:
+    study = written(controls=())
+    found = named(dataclasses.replace(study, epochs=(), runs=()))
+    assert not {"gains", "learning-curves", "balance-over-epochs"} & set(found)
+    assert not traces(found["accuracy-by-balance"], line_dash="dash")
+
+
+def test_a_balance_that_is_not_searched_is_said(written: Written) -> None:
+    study = written(search_space={"backbone": Choice(("test_resnet", "test_vit")), "pretraining.epochs": Int(2, 32, log=True)})
+    assert "The balance was not searched: no curve of accuracy against it." in missing_of(study)
+    assert {"accuracy-by-balance", "accuracy-by-both"}.isdisjoint(named(study))
+
+
+@pytest.mark.parametrize(
+    ("objectives", "title"),
+    [
+        ((Objective(), Objective(metric="device_seconds", mode="min")), "validation accuracy, %"),
+        ((Objective(metric="loss", mode="min"),), "validation loss"),
+    ],
+)
+def test_other_objectives(written: Written, objectives: tuple[Objective, ...], title: str) -> None:
+    found = named(written(objectives=objectives))
+    assert list(found) == ALL
+    assert found["optimization-history"].figure.layout.yaxis.title.text == title
+    assert found["accuracy-by-balance"].figure.layout.yaxis.title.text == "validation accuracy, %"
+
+
+def test_values_outside_of_a_range_that_was_changed_since(written: Written) -> None:
+    study = written()
+    config = dataclasses.replace(study.config, search_space={"regulation.balance": Float(0.05, 0.5)})
+    found = named(dataclasses.replace(study, config=config))
+    assert {"optimization-history", "parallel-coordinates", "slices", "accuracy-by-balance"} <= set(found)
+
+
+def test_a_search_space_that_no_trial_knows(written: Written) -> None:
+    study = written()
+    config = dataclasses.replace(study.config, search_space={"drop_path": Float(0.0, 0.5)})
+    found = named(dataclasses.replace(study, config=config))
+    assert not {"importances", "parallel-coordinates", "slices"} & set(found)
+
+
+def test_accuracies_that_are_not_numbers_are_left_out(written: Written) -> None:
+    study = written()
+    rows = [dataclasses.replace(row, accuracy=math.nan) if row.number == 0 else row for row in study.trials]
+    assert "9 finished trials" in named(with_trials(study, rows))["accuracy-by-balance"].caption
+
+
+def test_two_studies_side_by_side(study: Study, written: Written) -> None:
+    other = written(name="other", helps=0.0)
+    found = {figure.name: figure for figure in comparison([study, other])}
+    assert list(found) == ["compared-gains", "compared-accuracies", "compared-balance", "compared-pre-training-length"]
+    assert [trace.name for trace in found["compared-gains"].figure.data] == ["made-up", "other"]
+    assert "no confirmation" in found["compared-gains"].caption
+    confirmed = next(trace for trace in found["compared-accuracies"].figure.data if trace.name == "made-up, confirmed")
+    means = [100 * row.accuracy.mean for row in study.confirmed if row.control == "none"]
+    assert list(confirmed.x) == means
+    assert {trace.name for trace in found["compared-balance"].figure.data if trace.showlegend} == {"made-up", "other"}
+
+
+def test_studies_that_have_nothing_in_common(written: Written) -> None:
+    empty = with_trials(written(), [])
+    assert comparison([empty, empty]) == []
+
+
+def test_no_torch_and_no_ray() -> None:
+    code = "import sys, emoreg.report.figures; assert not {'torch', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,376 @@
+"""`emoreg report`: what the page says of whole studies, of poor ones and of broken ones, from their records alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from emoreg.analysis import estimate
+from emoreg.cli import main
+from emoreg.report import print_report
+from emoreg.report.tables import cost_table, gains_table, notes, paper_table, replay_command, verdict_lines
+from emoreg.results import load_study
+from tests.browser import needs_chromium
+from tests.written import made_up_config, write_study
+
+Row = dict[str, Any]
+SMALL = made_up_config(num_trials=8)
+"""Too few trials for the figures that take seconds to make."""
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "ray", "torchvision", "timm"):
+            raise ImportError(f"{name} must not be imported")
+
+sys.meta_path.insert(0, Blocked())
+from emoreg.cli import main
+main(sys.argv[1:])
+"""
+
+
+def report(*arguments: str) -> int:
+    """Run the command in this process, and give its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main(["report", *arguments, "--no-images"])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def text_of(page: Path) -> str:
+    """What a reader sees: without scripts, styles and tags, and with every space alike."""
+    content = re.sub(r"<(script|style)\b.*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", content)).split()).replace(" :", ":").replace(" .", ".")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("runs"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def page(study: Path) -> Path:
+    assert report(str(study), "--price-per-hour", "3600") == 0
+    return study / "report" / "index.html"
+
+
+def test_the_answer_comes_first_in_the_words_of_the_verdict(page: Path, study: Path) -> None:
+    text = text_of(page)
+    for verdict in load_study(study).verdicts.values():
+        assert verdict.says == "helps"
+        assert verdict.sentence in text
+        assert text.index(verdict.sentence) < text.index("Test accuracy, %")
+
+
+def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
+    loaded = load_study(study)
+    table = paper_table([("made-up", loaded)])
+    assert table is not None
+    assert table.above == (("digits", 2),)
+    assert [column.title for column in table.columns] == ["method", "test_resnet", "test_vit"]
+    methods = {row[0].text: row[1:] for row in table.groups[0].rows}
+    assert list(methods) == ["regulation", "plain", "matched", "emotional", "untrained", "shuffled", "neutral"]
+    assert [cell.is_best for cell in methods["regulation"]] == [True, True]
+    assert sum(cell.is_best for cells in methods.values() for cell in cells) == 2
+    assert loaded.confirmation is not None
+    plain = [
+        row.test_accuracy
+        for row in loaded.confirmation.trials
+        if (row.backbone, row.control) == ("test_vit", "plain") and row.test_accuracy is not None
+    ]
+    assert methods["plain"][1].text == str(estimate(plain))
+    assert {cell.n for cells in methods.values() for cell in cells} == {10}
+
+
+def test_every_gain_carries_its_interval_its_p_and_its_n(study: Path) -> None:
+    loaded = load_study(study)
+    table = gains_table(loaded)
+    assert table is not None
+    compared = [row.comparison for row in loaded.confirmed if row.comparison is not None]
+    rows = [row for group in table.groups for row in group.rows]
+    assert len(rows) == len(compared) == 12
+    for row, comparison in zip(rows, compared, strict=True):
+        assert row[1].text == f"{100 * comparison.difference:+.1f}"
+        assert comparison.low is not None
+        assert row[2].text.startswith(f"{100 * comparison.low:+.1f} to ")
+        assert row[3].text == f"{comparison.adjusted:.2g}"
+        assert row[-1].text == "10"
+
+
+def test_costs_add_up_to_what_the_records_hold(study: Path) -> None:
+    loaded = load_study(study)
+    assert loaded.confirmation is not None
+    trials = [*loaded.trials, *loaded.confirmation.trials]
+    table = cost_table(loaded, 3600.0)
+    everything = [cell.text.replace(",", "") for cell in table.groups[-1].rows[0]]
+    seconds = sum(row.pretraining_seconds + row.regulation_seconds for row in trials)
+    pruned = sum(row.pretraining_seconds + row.regulation_seconds for row in trials if row.status == "pruned")
+    assert everything[:2] == ["all", str(len(trials))]
+    assert float(everything[4]) == pytest.approx(seconds, abs=1)
+    assert float(everything[5]) == pytest.approx(pruned, abs=1)
+    assert float(everything[8]) == pytest.approx(seconds, abs=0.01)  # 3600 an hour: 1 a second
+
+
+def test_half_a_gpu_costs_half(tmp_path: Path) -> None:
+    whole = cost_table(load_study(write_study(tmp_path, SMALL, num_seeds=0)), 3600.0)
+    resources = dataclasses.replace(SMALL.resources, gpus_per_trial=0.5)
+    half = cost_table(
+        load_study(write_study(tmp_path, dataclasses.replace(SMALL, name="half", resources=resources), num_seeds=0)), 3600.0
+    )
+    price = [float(table.groups[-1].rows[0][-1].text.replace(",", "")) for table in (whole, half)]
+    assert price[1] == pytest.approx(price[0] / 2, abs=0.01)
+
+
+def test_no_money_without_a_price(study: Path, tmp_path: Path) -> None:
+    assert report(str(study), "--output", str(tmp_path)) == 0
+    assert "money" not in text_of(tmp_path / "index.html").lower()
+
+
+def test_provenance_and_how_to_reproduce(page: Path, study: Path) -> None:
+    text = text_of(page)
+    for words in (
+        "0123456789abcdef0123456789abcdef01234567",
+        "torch 2.13.0",
+        "ab" * 32,
+        "CPU (184 trials)",
+        "confirmation 1000 to 1009",
+        "(begun 2 times)",
+        "emoreg run studies.made_up --num-trials 40",
+        f"emoreg report {study}",
+        "reconstruction",
+    ):
+        assert words in text
+    loaded = load_study(study)
+    assert loaded.confirmation is not None
+    for row in (*loaded.best.values(), *loaded.confirmation.trials):
+        assert f"emoreg trial studies.made_up --replay {row.identity}" in text
+
+
+def test_a_replay_finds_the_storage_and_the_name_that_the_study_was_given(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    typed = "emoreg run mine.py --num-trials 3 --storage '/my runs' --name=again --trial.seed 1"
+    study = load_study(folder)
+    study = dataclasses.replace(study, runs=tuple(dataclasses.replace(run, command=typed) for run in study.runs))
+    assert replay_command(study, "abc") == "emoreg trial mine.py --storage '/my runs' --name=again --replay abc"
+    study = dataclasses.replace(study, runs=())
+    assert replay_command(study, "abc") == "emoreg trial STUDY --replay abc"
+
+
+def test_the_page_may_ask_for_nothing_and_names_no_address_to_load_from(page: Path) -> None:
+    content = page.read_text()
+    assert "default-src 'none'" in content
+    without_scripts = re.sub(r"<script>.*?</script>", "", content, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", without_scripts)
+
+
+def test_what_records_say_cannot_become_a_part_of_the_page(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    evil = "</script><script>document.title = 'taken'</script>"
+    change(folder, "trials", lambda rows: [row | {"status": "failed", "reason": evil, "backbone": evil} for row in rows])
+    assert report(str(folder)) == 0
+    content = (folder / "report" / "index.html").read_text()
+    assert "<script>document.title" not in content
+    assert html.escape(evil, quote=False).partition("document")[0] in content
+
+
+def test_it_needs_neither_torch_nor_ray(study: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, "report", str(study), "--output", str(tmp_path), "--no-images"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test_vit: helps" in done.stdout
+    assert (tmp_path / "index.html").exists()
+
+
+def test_two_studies_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_study(tmp_path, dataclasses.replace(SMALL, name="other"), helps=0.0)
+    assert report(str(study), str(other), "--output", str(tmp_path / "both")) == 0
+    text = text_of(tmp_path / "both" / "index.html")
+    assert text.index("Verdicts by study") < text.index("The answer")
+    assert "made-up: digits other: digits" in text  # over the columns of the one table that has both
+    assert "other: test_vit: no difference seen" in capsys.readouterr().out
+
+
+def test_studies_of_one_name_are_told_apart(study: Path, tmp_path: Path) -> None:
+    other = write_study(tmp_path, SMALL, num_seeds=0)
+    assert report(str(study), str(other), "--output", str(tmp_path / "both")) == 0
+    text = text_of(tmp_path / "both" / "index.html")
+    assert f"made-up ({study})" in text
+    assert f"made-up ({other})" in text
+
+
+def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert "nothing can be said: no confirmation yet. The accuracies below were selected on validation and flatter." in text
+    assert "emoreg confirm studies.made_up gives the answer" in text
+    assert "helps: +" not in text
+    assert "Regulation as configured, beside its controls, on validation" in text
+
+
+def test_a_study_without_a_finished_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    change(folder, "trials", lambda rows: [row | {"status": "failed", "reason": "its worker died"} for row in rows])
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert "No trial has finished: nothing can be concluded of any configuration, only of what the study cost." in text
+    assert "44 of 44 trials failed" in text
+    assert "nothing can be said" in capsys.readouterr().out
+
+
+def test_a_study_whose_trials_are_yet_to_end(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    for path in (folder / "records").iterdir():
+        path.unlink()
+    assert report(str(folder)) == 0
+    assert "No trial has finished" in text_of(folder / "report" / "index.html")
+
+
+def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, made_up_config(num_trials=SMALL.num_trials, control_seeds=(0,)), num_seeds=1)
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert "with 1 seed no effect could have been seen, however large" in text
+    assert "The confirmation has a single seed, which tells nothing about chance" in text
+    assert "9 seeds or more can show one" in text
+    assert "The controls on validation have run on a single seed" in text
+
+
+def test_missing_controls_are_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+
+    def kept(rows: list[Row]) -> list[Row]:
+        return [row for row in rows if (row["control"], row["backbone"]) != ("shuffled", "test_vit")]
+
+    change(folder, "trials", kept)
+    change(tmp_path / "made-up.confirm", "trials", kept)
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert "test_vit: nothing can be said without shuffled" in text
+    assert "test_resnet: helps" in text
+    assert "Controls without a finished trial: shuffled of test_vit." in text
+    assert "10 of 140 trials of the confirmation have not finished" in text
+
+
+def test_a_study_without_any_control(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    change(folder, "trials", lambda rows: [row for row in rows if row["role"] != "control"])
+    assert any("No control has finished" in note for note in notes(load_study(folder)))
+    assert report(str(folder)) == 0
+
+
+def test_records_of_an_older_schema(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    path = folder / "records" / "trials.parquet"
+    table = pq.read_table(path).drop_columns(["attempts", "log_tail"])
+    pq.write_table(table.replace_schema_metadata({"emoreg.schema_version": "1"}), path)
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert "have schema version 1, and this emoreg writes" in text
+    assert "test_vit: helps" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"), [("epochs", "learning curves and balances"), ("runs", "waiting, restarts and versions")]
+)
+def test_a_truncated_file_beside_whole_trials(tmp_path: Path, name: str, lost: str) -> None:
+    folder = write_study(tmp_path, SMALL)
+    truncate(folder / "records" / f"{name}.parquet")
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert f"Without it nothing is known of {lost}" in text
+    assert "accuracies and verdicts stand" in text
+    assert "test_vit: helps" in text
+
+
+def test_truncated_trials_leave_nothing_to_conclude(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    (folder / "report").mkdir()
+    (folder / "report" / "index.html").write_text("the former one")
+    truncate(folder / "records" / "trials.parquet")
+    assert report(str(folder)) == 2
+    assert "records must be Parquet" in capsys.readouterr().err
+    assert (folder / "report" / "index.html").read_text() == "the former one"
+
+
+def test_a_second_look_is_told(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    plan = tmp_path / "made-up.confirm" / "plan.json"
+    content = json.loads(plan.read_text())
+    content["looks"].insert(0, content["looks"][0] | {"opened": "2025-12-31T10:00:00.000+00:00"})
+    plan.write_text(json.dumps(content))
+    assert report(str(folder)) == 0
+    text = text_of(folder / "report" / "index.html")
+    assert "The test split was looked at 2 times (2025-12-31, " in text
+    assert "it may have been chosen knowing an earlier one's answer" in text
+
+
+def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    folder = tmp_path / "made-up.confirm"
+    assert [line.says for line in verdict_lines(load_study(folder))] == ["helps", "helps"]
+    assert report(str(folder)) == 0
+
+
+@needs_chromium
+def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    console = Console(file=io.StringIO(), width=200)
+    figures = folder / "report" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "drawn.json").write_text(json.dumps(["former.png"]))
+    (figures / "former.png").write_text("")
+    (figures / "mine.png").write_text("")
+    assert print_report([str(folder)], None, price_per_hour=None, images=True, console=console) == 0
+    drawn = json.loads((figures / "drawn.json").read_text())
+    assert {path.name for path in figures.iterdir()} == {*drawn, "drawn.json", "mine.png"}
+    assert len(drawn) >= 6
+    for name in drawn:
+        content = (figures / name).read_bytes()
+        assert content.startswith(b"\x89PNG" if name.endswith(".png") else b"<svg")
+
+
+def test_without_a_browser_the_page_is_written_all_the_same(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    done = subprocess.run(
+        [sys.executable, "-m", "emoreg", "report", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/nowhere", "HOME": str(tmp_path), "BROWSER_PATH": "/nowhere/chrome"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PNG and SVG are left out" in done.stdout
+    assert "plotly_get_chrome" in done.stdout
+    assert (folder / "report" / "index.html").exists()
+    assert not (folder / "report" / "figures").exists()
+
+
+def change(folder: Path, name: str, changed: Callable[[list[Row]], list[Row]]) -> None:
+    """Write a table of a study's records anew, from its rows as dicts."""
+    path = folder / "records" / f"{name}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.from_pylist(changed(table.to_pylist()), schema=table.schema), path)
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
