@@ -129,6 +129,13 @@ def test_where_no_study_is_there_is_none_to_load(name: str, tmp_path: Path) -> N
         load_study(tmp_path / name)
 
 
+def test_the_notebook_of_the_readme_works(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "load_study" in block)
+    exec(block.replace("runs/quickstart", str(written)))
+    assert capsys.readouterr().out.count("helps") == 2
+
+
 # What others wrote, and what is broken
 
 
