@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -29,9 +29,6 @@ from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, requir
 from emoreg.errors import ConfigError, UserError
 from emoreg.search_space import SearchSpace
 from emoreg.study_file import Launch, find_study, read_study_file, shipped_studies
-
-if TYPE_CHECKING:
-    pass
 
 _STUDY_COMMANDS = ("run", "confirm", "submit", "trial", "show")
 _OVERVIEW = """\
@@ -262,6 +259,12 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             replay: Identity of a recorded trial, of the study or its confirmation: run it again, and compare.
         """
         if replay is not None:
+            require(
+                evaluate == "validation" and not overridden,
+                "--replay runs a trial as it was recorded, so it goes without --evaluate and --trial options",
+                shlex.join(arguments),
+                "drop them",
+            )
             return partial(_replay, config, replay, device)
         return partial(_trial, config, evaluate, device)
 
@@ -313,7 +316,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     def status(
         study: _Written,
         storage: str | None = None,
-        address: str | None = os.environ.get("RAY_API_SERVER_ADDRESS"),
+        address: str | None = None,
         json: _Switch = False,
         debug: _Debug = False,
     ) -> _Command:

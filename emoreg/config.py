@@ -36,13 +36,21 @@ Value = str | int | float | bool
 """A value that a search may choose."""
 
 
-_PASSWORD = re.compile(r"(?<=://)([^:/@]*:).*(?=@)")
+SECRETS = (re.compile(r"://[^:/@\s]*:(\S+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s]+)"))
+"""Find the passwords and keys in URLs: their first group."""
 
 
 def require(condition: bool, rule: str, value: object, cure: str) -> None:
     """Raise a ``ConfigError`` that names the rule, the value given and the way out, unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"{rule}, but it is {value!r}: {cure}")
+
+
+def without_secrets(text: str) -> str:
+    """The text with ``***`` in place of the passwords and keys of its URLs."""
+    for pattern in SECRETS:
+        text = pattern.sub(lambda match: match[0].replace(match[1], "***"), text)
+    return text
 
 
 def _positive(name: str, value: float | None) -> None:
@@ -686,9 +694,9 @@ class StudyConfig:
         url, uri = self.optuna_storage, self.experience.uri
         return dataclasses.replace(
             self,
-            storage=_PASSWORD.sub(r"\1***", self.storage),
-            optuna_storage=None if url is None else _PASSWORD.sub(r"\1***", url),
-            experience=dataclasses.replace(self.experience, uri=None if uri is None else _PASSWORD.sub(r"\1***", uri)),
+            storage=without_secrets(self.storage),
+            optuna_storage=None if url is None else without_secrets(url),
+            experience=dataclasses.replace(self.experience, uri=None if uri is None else without_secrets(uri)),
         )
 
     def trial_resources(self, backbone: str) -> TrialResources:

@@ -300,15 +300,22 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
     ]
 
 
-def verdicts(rows: Sequence[Row]) -> dict[str, Verdict]:
-    """What may be said of each chosen configuration, by its identity."""
-    found = {row.chosen.identity: row.chosen for row in rows}
+def verdicts(look: Look, records: Mapping[str, TrialRecord]) -> dict[str, Verdict]:
+    """What may be said of each chosen configuration, by its identity.
+
+    Nothing, before every trial of the look has ended: who looks in between and stops where he likes what he sees would make
+    false claims more often than the statistics allow for.
+    """
+    num_ended = sum(trial.identity in records for trial in look.trials)
+    if num_ended < len(look.trials):
+        why = f"nothing can be said yet: {num_ended} of {len(look.trials)} planned trials have ended"
+        return {found.identity: Verdict("nothing can be said", f"{found.name}: {why}") for found in look.chosen}
+    rows = rows_of(look, records)
     return {
-        identity: judge(
-            {row.control: row.comparison for row in rows if row.chosen.identity == identity and row.comparison is not None},
-            chosen.name,
+        found.identity: judge(
+            {row.control: row.comparison for row in rows if row.chosen == found and row.comparison is not None}, found.name
         )
-        for identity, chosen in found.items()
+        for found in look.chosen
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import signal
 import time
@@ -19,7 +18,7 @@ from emoreg.cluster.coordination import Machines, StopSign
 from emoreg.config import ResourcesConfig, StudyConfig, TrialConfig
 from emoreg.errors import StorageError
 from emoreg.experience import ExperienceStore
-from emoreg.files import sweep, without_credentials
+from emoreg.files import UNWRITABLE, sweep, without_credentials
 from emoreg.messages import EXPERIENCED, FAULT, STATUS
 from emoreg.records import EpochRecord, Provenance, Records, Role, Status, TrialRecord, TrialResult, trial_record, utc_now
 from emoreg.searcher import OptunaSearcher
@@ -33,9 +32,6 @@ _PUSH_SECONDS = 5.0
 _PUSH_BOARD_SECONDS = 60.0
 _GIB = 2**30
 _EPOCH_FIELDS = [item.name for item in dataclasses.fields(EpochRecord)]
-
-UNWRITABLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
-"""Why a storage cannot be written, by the number of the error: what no retry mends."""
 
 StudyEnd = Literal["whole", "interrupted", "broken"]
 """``whole``: every trial ended. ``interrupted``: told to stop. ``broken``: ``resources.max_failures`` faults in code."""

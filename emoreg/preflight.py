@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ import torch
 import emoreg
 from emoreg.backbones import check_backbone
 from emoreg.commit import own_commit
-from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
+from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig, without_secrets
 from emoreg.database import DatabaseLeases, is_postgresql, make_ready
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.experience import TRAINER_VERSION
-from emoreg.files import Files, replacing, without_credentials
+from emoreg.files import Files, replacing
 from emoreg.imagesets import check, cut_validation, load
 from emoreg.imagesets.fetch import Prepared, Source, offer, source
 from emoreg.leases import Claims
@@ -251,7 +251,7 @@ def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, 
 def provenance(command: str | None) -> Provenance:
     """Where the numbers of a run that begins now come from; passwords in the command are hidden."""
     return Provenance(
-        command=None if command is None else without_credentials(command),
+        command=None if command is None else without_secrets(command),
         versions=_versions(),
         git_commit=own_commit(),
         host=f"{platform.node()} ({platform.platform()})",
@@ -274,9 +274,9 @@ def _refuse_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> None
         for content in (old, new)
     )
     changed = [
-        f"  {name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        f"  {name}: {_shown(before, name)} -> {_shown(after, name)}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+        if (name in before, before.get(name)) != (name in after, after.get(name))  # 1 and 1.0 are one setting
     ]
     if changed:
         raise ConfigError(
@@ -289,7 +289,11 @@ def _refuse_changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> None
         )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
-        return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}.{name}").items()}
-    return {prefix.lstrip("."): json.dumps(value)}
+        return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}").items()}
+    return {prefix.lstrip("."): value}
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name]) if name in values else "absent"

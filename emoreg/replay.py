@@ -33,6 +33,7 @@ from emoreg.reporter import Event, Reporters
 from emoreg.signals import stop_on_signals
 from emoreg.single import EpochLines
 from emoreg.storage import WorkingCopy, scratch
+from emoreg.study_file import read_written
 from emoreg.trial import run_trial
 
 _LEAST_DIGITS = 4
@@ -41,11 +42,17 @@ _TRIAL = {
     "validation loss": "loss",
     "final balance": "final_balance",
     "test accuracy": "test_accuracy",
+    "parameters": "num_parameters",
 }
-_EPOCH: Mapping[Stage, Mapping[str, str]] = {
-    "pretraining": {"loss": "loss"},
-    "regulation": {"validation accuracy": "validation_accuracy", "validation loss": "validation_loss"},
+_OF_A_CLOCK = ("seconds", "images_per_second", "gpu_utilisation")
+_EPOCH = [
+    item.name for item in dataclasses.fields(EpochRecord) if item.name not in ("identity", "stage", "epoch", *_OF_A_CLOCK)
+]
+_SHOWN: Mapping[Stage, Sequence[str]] = {
+    "pretraining": ("loss",),
+    "regulation": ("validation_accuracy", "validation_loss"),
 }
+"""Of an epoch, even where they are equal; the other numbers are compared too, and shown where they differ."""
 
 Place = tuple[Stage, int]
 
@@ -90,6 +97,7 @@ class _Row:
     quantity: str
     recorded: float | None
     replayed: float | None
+    is_shown: bool = True
 
     @property
     def difference(self) -> float:
@@ -216,10 +224,10 @@ def _find(config: StudyConfig, identity: str) -> _Recorded:
     [known] = matching
     records, written = studies[owners[known]]
     record, epochs = records.trials[known], records.epochs_of(known)
-    if record.status == "failed" and not epochs:
+    if record.status != "finished" and not epochs:
         raise ConfigError(
-            f"a replay compares epochs, but trial {known} failed before its first one ({record.reason}): there is nothing to "
-            "compare"
+            f"a replay compares epochs, but trial {known} has none on record ({record.status}: {record.reason}): there is "
+            "nothing to compare"
         )
     during = [run for run in records.runs.values() if run.started <= record.started and record.ended <= (run.ended or "~")]
     return _Recorded(
@@ -233,16 +241,10 @@ def _find(config: StudyConfig, identity: str) -> _Recorded:
 
 def _read(config: StudyConfig, name: str) -> tuple[Records, Mapping[str, Any]]:
     """The records of a study of this name in the storage of ``config``, and its ``study.json``: empty where it has none."""
-    with WorkingCopy(study_files(dataclasses.replace(config, name=name))) as copy:
-        copy.pull("study.json", "records")
-        path = copy.folder / "study.json"
-        try:
-            written = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise StorageError(
-                f"study.json must be as emoreg wrote it, but {path} cannot be read ({error}): move it away and run the study "
-                "again, which writes it anew"
-            ) from error
+    files = study_files(dataclasses.replace(config, name=name))
+    written = read_written(files)[1] if files.exists("study.json") else {}
+    with WorkingCopy(files) as copy:
+        copy.pull("records")
         return Records(copy.folder), written
 
 
@@ -296,9 +298,13 @@ def _rows(recorded: _Recorded, replayed: TrialRecord, epochs: Mapping[Place, Epo
             yield _Row(quantity=quantity, recorded=getattr(recorded.record, name), replayed=getattr(replayed, name))
     for place, row in recorded.epochs.items():
         stage, epoch = place
-        for quantity, name in _EPOCH[stage].items():
-            again = None if place not in epochs else getattr(epochs[place], name)
-            yield _Row(quantity=f"{stage} epoch {epoch}, {quantity}", recorded=getattr(row, name), replayed=again)
+        for name in _EPOCH:
+            yield _Row(
+                quantity=f"{stage} epoch {epoch}, {name.replace('_', ' ')}",
+                recorded=getattr(row, name),
+                replayed=None if place not in epochs else getattr(epochs[place], name),
+                is_shown=name in _SHOWN[stage],
+            )
 
 
 def _print_rows(rows: Sequence[_Row], console: Console) -> None:
@@ -307,6 +313,8 @@ def _print_rows(rows: Sequence[_Row], console: Console) -> None:
     for column in ("recorded", "replayed", "difference"):
         table.add_column(column, justify="right")
     for row in rows:
+        if not row.is_shown and not row.difference:
+            continue
         numbers = ["" if number is None else f"{number:.6f}" for number in (row.recorded, row.replayed)]
         difference = f"{row.difference:+.1e}" if row.difference else "0"
         table.add_row(row.quantity, *numbers, difference, style="red" if row.difference else None)
@@ -342,7 +350,7 @@ def _judge(differs: bool, rows: Sequence[_Row], excuses: Sequence[str], recorded
     console.print()
     if not differs:
         also = f", although {'; '.join(excuses)}" if excuses else ""
-        console.print(f"Equal to the bit{also}.", style="bold", markup=False, soft_wrap=True)
+        console.print(f"Equal to the bit in all {len(rows)} numbers{also}.", style="bold", markup=False, soft_wrap=True)
         return 0
     apart = [row for row in rows if row.difference]
     largest = max((abs(row.difference) for row in apart), default=math.inf)

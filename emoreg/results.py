@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows
-from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, from_json
+from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
 from emoreg.confirmation import PLAN, Look, Row, read_looks, rows_of, verdicts
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files
 from emoreg.records import SCHEMA_VERSION, EpochRecord, RunRecord, TrialRecord, read_rows, schema_version
 from emoreg.statistics import Verdict
 from emoreg.storage import WorkingCopy
+from emoreg.study_file import read_written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,12 @@ class Study:
         return tuple(sorted((row for row in self.trials if row.number is not None), key=lambda row: row.number or 0))
 
     @property
+    def trainer(self) -> Mapping[str, int]:
+        """Versions of the code that decides numbers, by stage; studies from before there were any have the first."""
+        versions: Mapping[str, int] = self.written.get("trainer", {"pretraining": 1, "regulation": 1})
+        return versions
+
+    @property
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares, in its own order."""
         return self.config.backbones()
@@ -91,16 +97,21 @@ class Study:
     def confirmed(self) -> list[Row]:
         """What the last look at the test split has found; for a study, that of its confirmation."""
         study = self.confirmation or self
-        return rows_of(study.looks[-1], {row.identity: row for row in study.trials}) if study.looks else []
+        return rows_of(study.looks[-1], study._by_identity) if study.looks else []
 
     @functools.cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """What may be said of each confirmed configuration, by the identity of its trial in the search."""
-        return verdicts(self.confirmed)
+        study = self.confirmation or self
+        return verdicts(study.looks[-1], study._by_identity) if study.looks else {}
 
     def epochs_of(self, identity: str) -> list[EpochRecord]:
         """The epochs of one trial."""
         return self._epochs_by_trial.get(identity, [])
+
+    @functools.cached_property
+    def _by_identity(self) -> dict[str, TrialRecord]:
+        return {row.identity: row for row in self.trials}
 
     @functools.cached_property
     def _epochs_by_trial(self) -> dict[str, list[EpochRecord]]:
@@ -136,35 +147,36 @@ def load_study(place: str | Path) -> Study:
         ConfigError: where there is no study.
         StorageError: where it cannot be read, or nothing can be concluded from what can.
     """
-    place = str(place).rstrip("/")
+    place = str(place)
     study = _load(place)
     if study is None:
         raise ConfigError(f"a study is a folder with study.json, but {Files(place).uri!r} has none: see `ls` of your storage")
     if study.name.endswith(CONFIRM):
         return study
-    base, question, query = place.partition("?") if "://" in place else (place, "", "")
     try:
-        confirmation = _load(f"{base}{CONFIRM}{question}{query}")
+        confirmation = _load(_beside(place))
     except StorageError as error:
         lost = f"The confirmation of {study.place} cannot be read, so nothing is claimed from it: {error}."
         return dataclasses.replace(study, problems=(*study.problems, lost))
     return dataclasses.replace(study, confirmation=confirmation)
 
 
+def _beside(place: str) -> str:
+    """Where the confirmation of the study in a folder or at a URI is."""
+    folder = Files(place).folder
+    if folder is not None:
+        return f"{folder}{CONFIRM}"
+    base, question, query = place.partition("?")
+    return f"{base.rstrip('/')}{CONFIRM}{question}{query}"
+
+
 def _load(place: str) -> Study | None:
     files = Files(place)
     if not files.exists("study.json"):
         return None
+    config, written = read_written(files)
     with WorkingCopy(files) as copy:
-        copy.pull("study.json", "records", PLAN)
-        try:
-            written = json.loads((copy.folder / "study.json").read_text())
-            config = from_json(StudyConfig, written["config"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"study.json must be as emoreg wrote it, but {files.uri}/study.json cannot be read ({error}): read it with the "
-                "emoreg that wrote it, or move it away and run the study again, which writes it anew"
-            ) from error
+        copy.pull("records", PLAN)
         records = copy.folder / "records"
         trials = read_rows(records / "trials.parquet", TrialRecord)
         problems = _age(records / "trials.parquet", files.uri)

@@ -166,26 +166,27 @@ def judge(comparisons: Mapping[str, Comparison], what: str) -> Verdict:
     missing = [control for control in REQUIRED if control not in comparisons]
     beaten = [control for control in REQUIRED if control in comparisons and comparisons[control].is_better]
     worse = [control for control in REQUIRED if control in comparisons and comparisons[control].is_worse]
+    above = [control for control, found in comparisons.items() if control not in REQUIRED and found.is_worse]
     gain = f"beats {_listed(beaten)}, but " if beaten else ""
+    # What is better than regulation stands beside every verdict: a gain that plainer training exceeds is a poor one.
+    below = "".join(f"; below {control}: {_points(comparisons[control])}" for control in above)
     if len(beaten) == len(REQUIRED):
         gains = ", ".join(f"{_points(comparisons[control])} over {control}" for control in REQUIRED)
-        return Verdict("helps", f"{what}: helps: {gains}")
+        return Verdict("helps", f"{what}: helps: {gains}{below}")
     if worse:
         losses = ", ".join(f"{_points(comparisons[control])} against {control}" for control in worse)
-        return Verdict("harms", f"{what}: {gain}harms: {losses}")
+        return Verdict("harms", f"{what}: {gain}harms: {losses}{below}")
     if missing:
-        return Verdict(
-            "nothing can be said",
-            f"{what}: nothing can be said without {_listed(missing)}, of which no trial has finished on these seeds",
-        )
+        lack = f"nothing can be said without {_listed(missing)}, of which no trial has finished on these seeds"
+        return Verdict("nothing can be said", f"{what}: {lack}{below}")
     rest = [control for control in REQUIRED if control not in beaten]
     largest = max(comparisons[control].visible for control in rest)
+    n = min(comparisons[control].n for control in rest)
     if math.isinf(largest):
-        n = min(comparisons[control].n for control in rest)
         seen = f"with {n} seed{'' if n == 1 else 's'} no effect could have been seen, however large"
     else:
-        seen = f"effects above {100 * largest:.1f} points would have been"
-    return Verdict("no difference seen", f"{what}: {gain}no difference seen to {_listed(rest)} ({seen})")
+        seen = f"n = {n}; effects above {100 * largest:.1f} points would have been, four times in five"
+    return Verdict("no difference seen", f"{what}: {gain}no difference seen to {_listed(rest)} ({seen}){below}")
 
 
 def _interval(differences: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float] | tuple[None, None]:

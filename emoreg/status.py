@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +24,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emoreg.config import Objective, StudyConfig, TrialConfig, Value, from_json
-from emoreg.errors import ConfigError, StorageError
-from emoreg.files import Files, replacing
+from emoreg.config import Objective, StudyConfig, TrialConfig, Value
+from emoreg.errors import StorageError
+from emoreg.files import UNWRITABLE, Files, replacing
 from emoreg.records import SCHEMA_VERSION, EpochRecord, Role, schema_version, utc_now
 from emoreg.search_space import num_searched
+from emoreg.study_file import read_written
 from emoreg.words import control_name, duration, format_params
+
+log = logging.getLogger(__name__)
 
 State = Literal["running", "ended", "killed", "not run"]
 """``killed``: it stopped without a word. How one ended that did say so is its ``ending``."""
@@ -63,6 +67,11 @@ class Now:
         self._configs: dict[str, TrialConfig] = {}
         self._running: dict[str, Running] = {}
         self._newest: dict[str, EpochRecord] = {}
+        self._next_write = 0.0
+        for path in self._path.parent.glob(_name("*")):  # of drivers that were killed; others rewrite theirs
+            if _age(json.loads(path.read_text())["time"]) > _BEAT_SECONDS:
+                path.unlink(missing_ok=True)
+        self.write(slots=0, num_waiting=0)  # a sign of life at once, and a whole one at the first step
         self._next_write = 0.0
 
     def started(self, config: TrialConfig, role: Role) -> None:
@@ -107,8 +116,13 @@ class Now:
             return
         running = [dataclasses.asdict(trial) for trial in self._running.values()]
         now = {"time": utc_now(), "slots": slots, "waiting": num_waiting, "running": running}
-        with replacing(self._path) as stream:
-            stream.write(json.dumps(now).encode())
+        try:
+            with replacing(self._path) as stream:
+                stream.write(json.dumps(now).encode())
+        except OSError as error:
+            if error.errno in UNWRITABLE:
+                raise
+            log.warning("what runs now could not be written down: %s", error)  # no reason to end a study
         self._next_write = time.monotonic() + _WRITE_SECONDS
 
     def end(self) -> None:
@@ -116,7 +130,7 @@ class Now:
         self._path.unlink(missing_ok=True)
 
 
-def _name(run: int) -> str:
+def _name(run: int | str) -> str:
     return f"now.{run}.json"
 
 
@@ -211,17 +225,7 @@ def read_status(place: str) -> Status:
         StorageError: where its files cannot be read.
     """
     files = Files(place)
-    try:
-        config = from_json(StudyConfig, json.loads(files.read("study.json").to_pybytes())["config"])
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"a study is a folder with study.json, but {files.uri!r} has none: see `ls` of your storage"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"study.json must be as emoreg wrote it, but that of {files.uri!r} cannot be read ({error}): run the study again "
-            "with this emoreg, or read it with the one that wrote it"
-        ) from error
+    config, _ = read_written(files)
     beside = {trial.identity for trial in (*config.control_trials(), *config.confirmed)}
     objective = config.objectives[0]
     columns = _read(files, "trials", dict.fromkeys((*_TRIALS, objective.metric)))
@@ -255,16 +259,16 @@ def read_status(place: str) -> Status:
         state=state,
         ending=None if state == "running" else ending,
         num_runs=len(runs["run"]),
-        started=None if newest is None or (state == "running" and ending is not None) else runs["started"][newest],
+        started=_started(runs, newest, live),
         last_ended=max((columns["ended"][index] for index in counted), default=None),
         trials=trials,
         running=None if state == "running" and not nows else tuple(Running(**row) for now in nows for row in now["running"]),
         num_waiting=sum(now["waiting"] for now in nows) if nows else None,
         best=_best(columns, objective),
-        slots=sum(now["slots"] for now in nows) if nows else None if newest is None else runs["slots"][newest] or None,
+        slots=sum(now["slots"] for now in nows) or None if nows else None if newest is None else runs["slots"][newest] or None,
         waiting_share=sum(runs["waiting_slot_seconds"]) / slot_seconds if slot_seconds else None,
         seconds_left=max(0, trials.planned - trials.ended) / pace if pace else None,
-        confirmation=_seeds(config, columns) if config.confirmed else None,
+        confirmation=_seeds(config, columns, beside) if config.confirmed else None,
     )
 
 
@@ -325,6 +329,12 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
+def _started(runs: Mapping[str, list[Any]], newest: int | None, live: Sequence[int] | None) -> str | None:
+    if live is None:
+        return None if newest is None else str(runs["started"][newest])
+    return min((started for run, started in zip(runs["run"], runs["started"], strict=True) if run in live), default=None)
+
+
 def _age(moment: str) -> float:
     """Seconds since a time of the records; a clock that is ahead has no say."""
     return max(1e-3, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
@@ -351,12 +361,14 @@ def _best(columns: Mapping[str, list[Any]], objective: Objective) -> Best | None
     )
 
 
-def _seeds(config: StudyConfig, columns: Mapping[str, list[Any]]) -> tuple[Seeds, ...]:
+def _seeds(config: StudyConfig, columns: Mapping[str, list[Any]], planned_now: Set[str]) -> tuple[Seeds, ...]:
     planned = Counter((trial.backbone, trial.control) for trial in config.confirmed)
     finished = Counter(
         (backbone, control)
-        for backbone, control, status in zip(columns["backbone"], columns["control"], columns["status"], strict=True)
-        if status == "finished"
+        for identity, backbone, control, status in zip(
+            *(columns[name] for name in ("identity", "backbone", "control", "status")), strict=True
+        )
+        if status == "finished" and identity in planned_now  # not what a former look ran
     )
     return tuple(
         Seeds(backbone=backbone, control=control, finished=finished[backbone, control], planned=count)

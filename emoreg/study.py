@@ -26,9 +26,10 @@ from emoreg.cluster.joining import join
 from emoreg.cluster.placement import Placement, placed
 from emoreg.config import StudyConfig, Value
 from emoreg.database import unanswered
-from emoreg.driver import UNWRITABLE, Driver, Progress, Stop, StudyEnd, push, unwritable
+from emoreg.driver import Driver, Progress, Stop, StudyEnd, push, unwritable
 from emoreg.errors import UserError
 from emoreg.experience import ExperienceStore
+from emoreg.files import UNWRITABLE
 from emoreg.history import open_study
 from emoreg.leases import Claims
 from emoreg.messages import REGULATION_EPOCH, metric_key

@@ -278,7 +278,9 @@ def draw_curves(config: StudyConfig, records: Sequence[TrialRecord]) -> dict[str
             axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_xlabel(path, fontsize=7)
         axes.set_ylabel("validation accuracy, %", fontsize=7)
-        axes.set_title(f"{len(records)} finished trials" + ("; mean and 90 % band" if surrogates else ""), fontsize=7)
+        most = max(map(len, by_backbone.values()), default=0)
+        fitted = f" of {_MOST_FITTED} a backbone" if most > _MOST_FITTED else ""
+        axes.set_title(f"{len(records)} finished trials" + (f"; mean and 90 % band{fitted}" if surrogates else ""), fontsize=7)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import threading
 import wsgiref.util
@@ -25,6 +26,7 @@ from emoreg.database import address_of, reason_of
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files, without_credentials
 from emoreg.storage import scratch
+from emoreg.study_file import read_written
 
 _FOLLOW_SECONDS = 5.0
 _RELOAD_SECONDS = 5
@@ -55,17 +57,17 @@ def serve_dashboard(place: str, host: str, port: int) -> int:
             "`emoreg dashboard` needs optuna-dashboard, but it is not installed: pip install -e '.[cluster]'"
         ) from error
     files = Files(place)
-    config = _written(files)
+    config, _ = read_written(files)
     with _followed(files, "optuna.journal") as folder:
-        url = config["optuna_storage"]
+        url = config.optuna_storage
         app = wsgi(_journal(folder, files) if url is None else _database(url))
-        study = _find(app, config["name"])
+        study = _find(app, config.name)
         try:
             server = make_server(host, port, _read_only(app), _Server, _Quiet)
         except OSError as error:
             raise _cannot_listen(host, port, error) from error
         with server:
-            _say(config["name"], f"http://{_in_url(host)}:{server.server_port}/dashboard/studies/{study}")
+            _say(config.name, f"http://{_in_url(host)}:{server.server_port}/dashboard/studies/{study}")
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
@@ -85,7 +87,7 @@ def serve_tensorboard(place: str, host: str, port: int) -> int:
         ConfigError: where it cannot listen there.
     """
     files = Files(place)
-    config = _written(files)
+    config, _ = read_written(files)
     try:  # TensorBoard would end this process, with less to say
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
@@ -99,25 +101,15 @@ def serve_tensorboard(place: str, host: str, port: int) -> int:
             host=host,
             port=port,
             reload_interval=_RELOAD_SECONDS,
-            window_title=config["name"],
+            window_title=config.name,
         )
         address = board.launch()
-        _say(config["name"], address, f"the study as a whole: {address}{_WHOLE}")
+        _say(config.name, address, f"the study as a whole: {address}{_WHOLE}")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             return 0
     return 0
-
-
-def _written(files: Files) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(files.read("study.json").to_pybytes())["config"]
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"a study is a folder with study.json, but {files.uri!r} has none: see `ls` of your storage"
-        ) from error
-    return config
 
 
 def _say(study: str, address: str, *more: str) -> None:
@@ -237,7 +229,7 @@ def _journal(folder: Path, files: Files) -> str:
 
 def _database(written: str) -> str:
     """The URL of a database that answers, of one as ``study.json`` has it: without its password."""
-    address = address_of(written.replace(":***@", "@"))
+    address = address_of(re.sub(r":\*\*\*(?=@)|(?<=[?&])\w+=\*\*\*&?", "", written))
     shown = address.render_as_string(hide_password=True)
     hint = "check that the server runs; study.json keeps no password: give PostgreSQL's by PGPASSWORD or ~/.pgpass"
     if address.get_backend_name() == "sqlite":

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
+
+_SECONDS = 120_000
+"""Most that a page may take for anything, in milliseconds: tests run beside others."""
+expect.set_options(timeout=_SECONDS)
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 
@@ -38,6 +42,7 @@ def opened(url: str, *, width: int = 1280, height: int = 900, dark: bool = False
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--enable-unsafe-swiftshader"])
         try:
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+            page.set_default_timeout(_SECONDS)
             found = Opened(page=page)
             page.on("console", lambda message: found.errors.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: found.errors.append(str(error)))

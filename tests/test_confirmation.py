@@ -175,9 +175,18 @@ def test_rows_compare_over_common_seeds() -> None:
     assert by_control["plain"].n == 9
     assert by_control["matched"].n == 10
     assert by_control["emotional"].difference == pytest.approx(0.03, abs=1e-3)
-    (verdict,) = verdicts(rows).values()
-    assert verdict.says == "helps"
-    assert verdict.sentence.startswith("test_resnet: helps: +5.0 points [")
+    resnet, vit = verdicts(look_of(trials), records).values()
+    assert (resnet.says, vit.says) == ("nothing can be said", "nothing can be said"), "who looks in between claims nothing"
+    assert resnet.sentence == f"test_resnet: nothing can be said yet: {len(records)} of {len(trials)} planned trials have ended"
+    lost = {
+        trial.identity: dataclasses.replace(confirmed(trial, 0.5), status="failed", test_accuracy=None)
+        for _, trial in trials
+        if trial.identity not in records
+    }
+    resnet, vit = verdicts(look_of(trials), records | lost).values()
+    assert resnet.says == "helps"
+    assert resnet.sentence.startswith("test_resnet: helps: +5.0 points [")
+    assert "nothing can be said without plain, untrained and shuffled" in vit.sentence
 
 
 def test_an_unfinished_confirmation_has_few_rows() -> None:
@@ -186,8 +195,6 @@ def test_an_unfinished_confirmation_has_few_rows() -> None:
     assert rows_of(look_of(trials), {}) == []
     (row,) = rows_of(look_of(trials), {trial.identity: confirmed(trial, 0.5)})
     assert (row.chosen, row.control, row.accuracy.n) == (found, "none", 1)
-    (verdict,) = verdicts([row]).values()
-    assert "nothing can be said without plain, untrained and shuffled" in verdict.sentence
 
 
 def test_it_needs_neither_torch_nor_ray() -> None:

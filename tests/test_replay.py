@@ -106,7 +106,7 @@ def test_a_fresh_process_comes_to_the_same_to_the_bit_and_touches_nothing(study:
     assert row(done.stdout, "validation accuracy") == [f"{record.accuracy:.6f}", f"{record.accuracy:.6f}", "0"]
     for quantity in ("final balance", "pretraining epoch 1, loss", "regulation epoch 2, validation loss"):
         assert row(done.stdout, quantity)[-1] == "0"
-    assert lines[-1] == "Equal to the bit."
+    assert lines[-1] == "Equal to the bit in all 28 numbers."
     assert tree(folder) == before
     assert tree(folder.parent / "experience") == experience
     assert tree(folder.parent / "imagesets") == images
@@ -118,7 +118,7 @@ def test_a_deterministic_trial_that_differs_is_a_defect(study: StudyConfig) -> N
     code, text = replayed(study, IDENTITY[:4])
     assert code == 1
     assert row(text, "validation accuracy")[-1] == "+2.5e-01"
-    assert "1 of 8 numbers differ, by 2.5e-01 at most." in text
+    assert "1 of 28 numbers differ, by 2.5e-01 at most." in text
     assert "must be equal to the bit with the same versions, as far as is known (a study's runs note theirs" in text
 
 
@@ -131,10 +131,10 @@ def excused(study: StudyConfig, trial: TrialConfig = TINY, provenance: Provenanc
         records = Records(folder)
         run = records.begin_run(provenance)
         records.add_run(dataclasses.replace(run, started=record.started))
-        (folder / "study.json").write_text("{}")
+        write_study_file(study, folder, {})
     code, text = replayed(changed, trial.identity)
     assert code == 0, text
-    assert "1 of 8 numbers differ, by 1.0e-03 at most. It need not be equal to the bit: " in text
+    assert "1 of 28 numbers differ, by 1.0e-03 at most. It need not be equal to the bit: " in text
     return text.rstrip("\n").rpartition("to the bit: ")[2]
 
 
@@ -181,6 +181,7 @@ def test_a_trial_that_the_scheduler_has_stopped_is_replayed_as_far_as_it_came(st
             accuracy=first.validation_accuracy,
             loss=first.validation_loss,
             regulation_epochs=1,
+            num_parameters=None,
         )
     )
     code, text = replayed(study)
@@ -279,7 +280,7 @@ def test_a_trial_that_is_not_there_is_told_from_those_that_are(study: StudyConfi
     with pytest.raises(ConfigError, match=f"'{IDENTITY[:4]}' names 2: it may be {IDENTITY}, {twin}"):
         replayed(study, IDENTITY[:4])
     records.add_trial(dataclasses.replace(records.trials[IDENTITY], identity=twin, status="failed", reason="its worker died"))
-    with pytest.raises(ConfigError, match=r"failed before its first one \(its worker died\)"):
+    with pytest.raises(ConfigError, match=r"has none on record \(failed: its worker died\)"):
         replayed(study, twin)
 
 

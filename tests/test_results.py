@@ -207,10 +207,10 @@ def test_without_its_trials_nothing_is_said_of_a_study(own: Path) -> None:
         load_study(own)
 
 
-@pytest.mark.parametrize("content", ["", '{"config": {"na', "{}", '{"config": {}}', "[]", "null"])
+@pytest.mark.parametrize("content", ["", '{"config": {"na', "{}", '{"config": {}}', '{"config": []}', "[]", "null"])
 def test_a_study_file_that_emoreg_did_not_write_is_refused(content: str, own: Path) -> None:
     (own / "study.json").write_text(content)
-    with pytest.raises(StorageError, match=r"study\.json must be as emoreg wrote it, but .*/study\.json cannot be read"):
+    with pytest.raises(StorageError, match=r"study\.json must be as emoreg wrote it, but that of '.*made-up' cannot be read"):
         load_study(own)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from emoreg.errors import ConfigError
 from emoreg.statistics import REQUIRED, Comparison, compare, fewest_seeds, judge, visible_effect
@@ -99,12 +100,12 @@ def test_fewer_seeds_could_not_show_the_largest_effect(num_comparisons: int, see
         (
             (BETTER, SAME, BETTER),
             "no difference seen",
-            r"beats plain and shuffled, but no difference seen to untrained \(effects ab",
+            r"beats plain and shuffled, but no difference seen to untrained \(n = 10; effects ab",
         ),
         (
             (SAME, SAME, SAME),
             "no difference seen",
-            r"to plain, untrained and shuffled \(effects above 1\.0 points would have been\)",
+            r"to plain, untrained and shuffled \(n = 10; effects above 1\.0 points would have been, four times in five\)",
         ),
         (
             (SAME, WORSE, SAME),
@@ -126,10 +127,25 @@ def test_without_a_control_nothing_helps() -> None:
     assert "nothing can be said without untrained" in verdict.sentence
 
 
+@pytest.mark.parametrize("others", [BETTER, SAME, WORSE])
+def test_what_is_better_than_regulation_stands_beside_every_verdict(others: Comparison) -> None:
+    verdict = judge(dict.fromkeys(REQUIRED, others) | {"matched": WORSE, "emotional": SAME}, "resnet")
+    assert verdict.sentence.endswith("; below matched: -2.0 points [-3.0, -1.0] (n = 10, p = 0.01)")
+
+
 def test_too_few_seeds_are_named() -> None:
     blind = dataclasses.replace(SAME, n=3, visible=math.inf)
     verdict = judge(dict.fromkeys(REQUIRED, blind), "resnet")
     assert "(with 3 seeds no effect could have been seen, however large)" in verdict.sentence
+
+
+@pytest.mark.parametrize("n", [6, 10])
+def test_the_simulated_power_is_that_of_the_permutation_test(n: int) -> None:
+    """Of SciPy's test, which gives the p-values."""
+    effect = visible_effect(1.0, n, 1)
+    samples = np.random.default_rng(1).normal(effect, 1.0, size=(400, n))
+    p_values = [stats.permutation_test((row,), np.mean, permutation_type="samples", n_resamples=2**n).pvalue for row in samples]
+    assert np.mean(np.array(p_values) <= 0.05) == pytest.approx(0.8, abs=0.06)
 
 
 # Simulated truth

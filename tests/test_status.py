@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -169,8 +170,10 @@ def test_time_left_is_that_of_this_run(tmp_path: Path) -> None:
 def test_several_drivers_in_a_database_live_by_their_signs_of_life(tmp_path: Path) -> None:
     config = made_up_config(num_trials=2, optuna_storage="postgresql://user:secret@host/name")
     folder = write_study(tmp_path, config, num_seeds=0)
-    first, second = (Now(folder, begin(folder)) for _ in range(2))
+    runs = [begin(folder) for _ in range(2)]
     assert read_status(str(folder)).state == "killed"
+    first, second = (Now(folder, run) for run in runs)
+    assert read_status(str(folder)).state == "running"
     for now, control in zip((first, second), config.control_trials(), strict=False):
         now.started(control, "control")
         now.write(slots=2, num_waiting=0)
@@ -248,12 +251,13 @@ def test_ten_thousand_trials_in_a_second_and_nothing_heavy_is_imported(tmp_path:
         "import sys\nfrom emoreg.cli import main\ntry:\n    main(['status', sys.argv[1], '--json'])\n"
         "finally:\n    print(*sys.modules, file=sys.stderr)\n"
     )
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    seconds = time.monotonic() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     assert json.loads(done.stdout)["trials"]["ended"] == 10_000
     assert not HEAVY & set(done.stderr.split())
-    assert seconds < 4, "0.5 seconds of a processor; tests run beside others"
+    assert seconds < 1, "of a processor: tests run beside others"
 
 
 def test_a_working_copy_carries_what_runs_now(tmp_path: Path, bucket: str) -> None:

@@ -142,9 +142,10 @@ def test_response_curves_are_drawn_beside_the_study(folder: Path) -> None:
     records = Records(folder)
     board = StudyBoard(folder, CONFIG, records, 1)
     board.tick()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while "response/balance" not in read(own(folder)).Tags()["tensors"]:
         assert time.monotonic() < deadline, "never drawn"
+        time.sleep(0.2)
         board.tick()
     board.tick()  # not again so soon
     board.end(draw=True)

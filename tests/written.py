@@ -84,7 +84,7 @@ def write_study(
         _add(records, trial, "search", number, params, status, _truth(trial, helps) + random.normal(0, noise))
     for trial in config.control_trials():
         _add(records, trial, "control", None, {}, "finished", _truth(trial, helps) + random.normal(0, noise))
-    _end(records, folder)
+    _end(records, folder, PROVENANCE)
     if num_seeds:
         searched = records.trials
         chosen = choose(config, searched.values(), 1)
@@ -97,7 +97,8 @@ def write_study(
         for _, trial in planned:
             accuracy = _truth(trial, helps) + by_seed[trial.seed] + random.normal(0, noise / 4)
             _add(theirs, trial, "confirm", None, {}, "finished", accuracy)
-        _end(theirs, storage / confirmation.name)
+        typed = f"emoreg confirm studies.made_up --seeds {num_seeds}"
+        _end(theirs, storage / confirmation.name, dataclasses.replace(PROVENANCE, command=typed))
     return folder
 
 
@@ -122,8 +123,8 @@ def _begin(folder: Path, config: StudyConfig) -> Records:
     return Records(folder)
 
 
-def _end(records: Records, folder: Path) -> None:
-    row = records.begin_run(PROVENANCE)
+def _end(records: Records, folder: Path, provenance: Provenance) -> None:
+    row = records.begin_run(provenance)
     end = (BEGAN + timedelta(seconds=60 * len(records.trials))).isoformat(timespec="milliseconds")
     seconds = math.fsum(trial.device_seconds for trial in records.trials.values())
     records.add_run(

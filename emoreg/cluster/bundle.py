@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import sysconfig
 import zipfile
@@ -14,13 +13,12 @@ from typing import Any
 
 import emoreg
 from emoreg.commit import COMMIT_FILE, git, is_checkout, own_commit
-from emoreg.config import StudyConfig, leaves
+from emoreg.config import SECRETS, StudyConfig, leaves
 from emoreg.errors import ConfigError
 
 _MIB = 2**20
 _MOST_BYTES = 500 * _MIB  # Ray's limit of a package
 _OUTSIDE = "submitted"
-_SECRETS = (re.compile(r"://[^:/@\s]*:([^@\s]+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s]+)"))
 _LITERAL = 8  # a shorter password may stand in code for something else
 
 
@@ -101,19 +99,12 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
     return Bundle(files=files, study=study, root=root, commit=own_commit())
 
 
-def without_secrets(text: str) -> str:
-    """The text with ``***`` in place of the passwords and keys of its URLs."""
-    for pattern in _SECRETS:
-        text = pattern.sub(lambda match: match[0].replace(match[1], "***"), text)
-    return text
-
-
 def secrets_of(config: StudyConfig) -> set[str]:
     """What a file would hold that holds a password or key of the study's settings: the URL's piece, or the bare literal."""
     found = set()
     for path, value in leaves(config):
         for text in _texts(value) if path != "search_space" else ():
-            for match in (match for pattern in _SECRETS for match in pattern.finditer(text)):
+            for match in (match for pattern in SECRETS for match in pattern.finditer(text)):
                 found |= {match[0]} | ({f'"{match[1]}"', f"'{match[1]}'"} if len(match[1]) >= _LITERAL else set())
     return found
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from emoreg.cluster.bundle import without_secrets
+from emoreg.config import without_secrets
 from emoreg.errors import ConfigError
 from emoreg.study_file import read_study_file
 from emoreg.words import duration

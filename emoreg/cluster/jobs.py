@@ -23,9 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import emoreg
-from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of, without_secrets
+from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of
 from emoreg.cluster.client import Cluster, Job, write
-from emoreg.config import CONFIRM, StudyConfig
+from emoreg.config import CONFIRM, StudyConfig, without_secrets
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.words import duration
 

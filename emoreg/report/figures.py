@@ -479,6 +479,7 @@ def _compared_gains(studies: Sequence[Study], names: Sequence[str]) -> Figure | 
 def _compared_accuracies(studies: Sequence[Study], names: Sequence[str]) -> Figure | None:
     series: dict[str, list[_Dot]] = {}
     colors = {}
+    counts: list[str] = []
     for name, study in zip(names, studies, strict=True):
         best = [
             _Dot(row=wrapped(backbone), mean=100 * accuracy)
@@ -488,9 +489,10 @@ def _compared_accuracies(studies: Sequence[Study], names: Sequence[str]) -> Figu
         confirmed = []
         for row in study.confirmed:
             if row.control == "none" and row.chosen.rank == 1:
-                mean, half = 100 * row.accuracy.mean, 100 * (row.accuracy.half_width or 0.0)
-                place = wrapped(row.chosen.backbone)
-                confirmed.append(_Dot(row=place, mean=mean, low=mean - half, high=mean + half, is_filled=True))
+                mean, half = 100 * row.accuracy.mean, row.accuracy.half_width
+                low, high = (None, None) if half is None else (mean - 100 * half, mean + 100 * half)
+                confirmed.append(_Dot(row=wrapped(row.chosen.backbone), mean=mean, low=low, high=high, is_filled=True))
+                counts.append(f"{name}, {row.chosen.backbone}: n = {row.accuracy.n}")
         for kind, dots in (("best of the search", best), ("confirmed", confirmed)):
             if dots:
                 series[f"{name}, {kind}"] = dots
@@ -500,8 +502,9 @@ def _compared_accuracies(studies: Sequence[Study], names: Sequence[str]) -> Figu
     return Figure(
         name="compared-accuracies",
         title="Accuracy by study and backbone",
-        caption="Open: the best trial of the search on validation, which was selected, so it flatters. Filled: the same "
-        "configuration on fresh seeds and the test split, with 95 % confidence (Student's t), where it was confirmed.",
+        caption="Open: the best trial of the search on validation (n = 1), selected, so it flatters. Filled: the same "
+        "configuration on fresh seeds and the test split, with 95 % confidence (Student's t), where it was confirmed"
+        + (f" ({'; '.join(counts)})." if counts else "."),
         section="answer",
         figure=_forest(series, colors, "accuracy, %"),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kaleido
-from kaleido.errors import ChromeNotFoundError
+from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError, KaleidoError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -43,6 +43,8 @@ def draw_images(figures: Mapping[str, Figure], folder: Path, console: Console) -
             "figures: PNG and SVG are left out, which take a Chrome or Chromium: `plotly_get_chrome` fetches one, and so does "
             "your distribution's package chromium"
         )
+    except (KaleidoError, BrowserFailedError, BrowserClosedError) as error:
+        return f"figures: PNG and SVG are left out, because the browser did not draw them ({error})"
     return f"figures: {folder} ({len(figures)} as PNG and SVG)"
 
 

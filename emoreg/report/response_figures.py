@@ -30,7 +30,7 @@ from emoreg.report.drawing import (
     styled,
 )
 from emoreg.results import Study
-from emoreg.surrogate import FEWEST, MOST, Optimum, Parameter, Response, value_of
+from emoreg.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
 
 BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 _VAGUE = 0.5  # of a parameter's axis: an interval as wide as this tells nothing of where the optimum lies
@@ -49,6 +49,12 @@ def _missing(material: Material, paths: Sequence[str], what: str) -> str | None:
         both = " and ".join(_NAMES[path] for path in paths)
         return f"No backbone has {FEWEST} finished trials that differ in {both}: no {what}."
     return None
+
+
+def _trials(surrogate: Surrogate) -> str:
+    """How many trials a surrogate is of."""
+    fitted = f", fitted on {surrogate.num_fitted} at random" if surrogate.num_fitted < surrogate.num_trials else ""
+    return f"n = {surrogate.num_trials:,}{fitted}"
 
 
 def _located(name: str, parameter: Parameter, found: Optimum, response: Response) -> str:
@@ -132,7 +138,7 @@ def _draw_response(material: Material, path: str) -> Figure:
             response = fitted.response(path)
             found = response.optimum()[0]
             _add_curve(figure, response, found, backbone, color)
-            says.append(_located(backbone, parameter, found, response))
+            says.append(_located(f"{backbone} ({_trials(fitted)})", parameter, found, response))
         else:
             without.append(backbone)
         if backbone in plain and parameter.is_number:
@@ -146,8 +152,6 @@ def _draw_response(material: Material, path: str) -> Figure:
     caption = [f"{counted(material.num_finished, 'finished trial')} of the search{drawn}."]
     if says:
         caption.append(f"{_LINES} Where accuracy is highest: {'; '.join(says)}.")
-    if any(found.num_fitted < found.num_trials for found in material.surrogates.values()):
-        caption.append(f"Fitted on at most {MOST} trials a backbone, at random.")
     if without:
         caption.append(f"No curve for {' and '.join(without)}: it takes {FEWEST} finished trials that differ in this number.")
     if plain:
@@ -212,7 +216,7 @@ def _draw_both(material: Material) -> Figure:
             **where,
         )  # fmt: skip
         says.append(
-            f"{backbone} ({surrogate.num_trials} trials): b {optima[0].value:.2g} "
+            f"{backbone} ({_trials(surrogate)}): b {optima[0].value:.2g} "
             f"({optima[0].low:.2g} to {optima[0].high:.2g}), "
             f"{optima[1].value:.0f} epochs ({optima[1].low:.0f} to {optima[1].high:.0f})"
         )
@@ -275,7 +279,7 @@ def compared_responses(studies: Sequence[Study], names: Sequence[str], path: str
                 found = response.optimum()[0]
                 _add_curve(figure, response, found, name, color_of(name, names), **where)
                 figure.data[-2].showlegend = name not in named
-                says.append(_located(f"{name}, {backbone}", parameter, found, response))
+                says.append(_located(f"{name}, {backbone} ({_trials(fitted)})", parameter, found, response))
             named.add(name)
             set_axis(figure, parameter, "x", **where)
             figure.update_xaxes(title_text=axis_title(path) if where["row"] == len(backbones) else None, **where)

@@ -178,8 +178,8 @@ def _importances(material: Material) -> Figure:
         title="Which parameters matter",
         caption=f"Of {counted(len(finished), 'finished trial')}. fANOVA{subset}: the share of the variance of "
         f"{metric_title(study.objectives[0]).removesuffix(', %')} over the whole space that a parameter explains by itself "
-        "(Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, "
-        f"{math.ceil(0.1 * len(finished))}, differ from the rest in it (Watanabe et al. 2023). Each adds up to 100 %. "
+        f"(Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, {math.ceil(0.1 * len(finished))} or more with "
+        "ties, differ from all in it (Watanabe et al. 2023). Each is scaled to add up to 100 %. "
         f"{says}.{left_out}",
         section="search",
         figure=styled(

@@ -44,7 +44,7 @@ class Column:
     """The head of a column, and how its cells are set."""
 
     title: str
-    kind: Literal["text", "number", "code"] = "number"
+    kind: Literal["text", "number", "code", "command"] = "number"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,8 +153,8 @@ def _confirmation_notes(study: Study) -> list[str]:
     open_trials = [trial for trial in look.trials if trial.identity not in finished]
     if open_trials:
         found.append(
-            f"{len(open_trials)} of {len(look.trials)} trials of the confirmation have not finished, so n differs between "
-            f"numbers: `{confirm_command(study)}` runs what is missing."
+            f"{len(open_trials)} of {len(look.trials)} trials of the confirmation have not finished: "
+            f"`{confirm_command(study)}` runs what is missing. Before all have ended, no verdict is given."
         )
     num_comparisons = sum(row.comparison is not None for row in study.confirmed)
     most = max((row.comparison.n for row in study.confirmed if row.comparison is not None), default=0)
@@ -414,9 +414,7 @@ def provenance(study: Study) -> list[tuple[str, str]]:
     for role, fingerprint in written["fingerprints"].items():
         found.append((f"Fingerprint of {role}", fingerprint))
     found.append(("Seeds", _seeds(study)))
-    found.append(
-        ("Code of the trainers", ", ".join(f"{stage} version {version}" for stage, version in written["trainer"].items()))
-    )
+    found.append(("Code of the trainers", ", ".join(f"{stage} version {version}" for stage, version in study.trainer.items())))
     found.append(
         (
             "Restarted",
@@ -459,7 +457,7 @@ def runs_table(study: Study) -> Table | None:
             Column(title="ended", kind="text"),
             Column(title="trials"),
             Column(title="slots"),
-            Column(title="command", kind="code"),
+            Column(title="command", kind="command"),
             Column(title="commit", kind="code"),
             Column(title="host", kind="text"),
         ),
@@ -505,21 +503,18 @@ def verdicts_table(studies: Sequence[tuple[str, Study]]) -> Table:
     groups = []
     for label, study in studies:
         rows = []
-        for row in study.confirmed:
-            if row.control == "none":
-                verdict = study.verdicts[row.chosen.identity]
-                gains = [
-                    _points(other.comparison) if other is not None and other.comparison is not None else Cell(text="")
-                    for other in (_row(study, row.chosen, control) for control in REQUIRED)
-                ]
-                rows.append(
-                    (
-                        Cell(text=f"{row.chosen.name}, {_task(study, row.chosen)}"),
-                        Cell(text=verdict.says, says=verdict.says),
-                        Cell(text=str(row.accuracy), n=row.accuracy.n),
-                        *gains,
-                    )
+        by_chosen = {row.chosen.identity: row for row in study.confirmed if row.control == "none"}
+        for identity, verdict in study.verdicts.items():
+            row = by_chosen.get(identity)
+            gains = [_points(None if row is None else _row(study, row.chosen, control)) for control in REQUIRED]
+            rows.append(
+                (
+                    Cell(text="–" if row is None else f"{row.chosen.name}, {_task(study, row.chosen)}"),
+                    Cell(text=verdict.says, says=verdict.says),
+                    _accuracy(None if row is None else row.accuracy, math.inf),
+                    *gains,
                 )
+            )
         if not rows:
             nothing: Says = "nothing can be said"
             empty = (Cell(text=""),) * (1 + len(REQUIRED))
@@ -545,8 +540,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def confirm_command(study: Study) -> str:
-    """What confirms the study, as far as its records tell how it is called."""
-    return f"emoreg confirm {_reference(study)}"
+    """What confirms the study, or goes on with that, as far as the records tell what was typed."""
+    owner = study.confirmation or study
+    if owner.looks:
+        return _typed(owner.runs) or f"emoreg confirm {_reference(study)}"
+    words = shlex.split(_typed(study.runs) or "emoreg run STUDY")
+    return shlex.join(["emoreg", "confirm", *words[2:]])
 
 
 def replay_command(study: Study, identity: str) -> str:
@@ -586,7 +585,7 @@ def _replays(study: Study, caption: str, rows: Sequence[tuple[str, TrialRecord]]
             Column(title="validation accuracy, %"),
             Column(title="test accuracy, %"),
             Column(title="ended", kind="text"),
-            Column(title="command", kind="code"),
+            Column(title="command", kind="command"),
         ),
         groups=(
             Group(
@@ -635,9 +634,12 @@ def _gain(found: Comparison) -> tuple[Cell, ...]:
     )
 
 
-def _points(found: Comparison) -> Cell:
+def _points(row: Row | None) -> Cell:
+    found = None if row is None else row.comparison
+    if found is None:
+        return Cell(text="–")
     interval = f" [{_interval(found)}]" if found.low is not None else ""
-    return Cell(text=f"{_signed(found.difference)}{interval}", n=found.n)
+    return Cell(text=f"{_signed(found.difference)}{interval}, p = {found.adjusted:.2g}", n=found.n)
 
 
 def _interval(found: Comparison) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import emoreg
-from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of, without_secrets
-from emoreg.config import ExperienceConfig
+from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of
+from emoreg.config import ExperienceConfig, without_secrets
 from emoreg.errors import ConfigError
 from emoreg.study_file import read_study_file
 from tests.studies import tiny_study

@@ -221,7 +221,7 @@ def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
     assert report(str(folder)) == 0
     text = text_of(folder / "report" / "index.html")
     assert "nothing can be said: no confirmation yet. The accuracies below were selected on validation and flatter." in text
-    assert "emoreg confirm studies.made_up gives the answer" in text
+    assert "emoreg confirm studies.made_up --num-trials 40 gives the answer" in text
     assert "helps: +" not in text
     assert "Regulation as configured, beside its controls, on validation" in text
 
@@ -257,17 +257,28 @@ def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> N
 def test_missing_controls_are_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
 
-    def kept(rows: list[Row]) -> list[Row]:
-        return [row for row in rows if (row["control"], row["backbone"]) != ("shuffled", "test_vit")]
+    def is_lost(row: Row) -> bool:
+        return (row["control"], row["backbone"]) == ("shuffled", "test_vit")
 
-    change(folder, "trials", kept)
-    change(tmp_path / "made-up.confirm", "trials", kept)
+    change(folder, "trials", lambda rows: [row for row in rows if not is_lost(row)])
+    failed = {"status": "failed", "reason": "its worker died", "test_accuracy": None}
+    change(tmp_path / "made-up.confirm", "trials", lambda rows: [row | failed if is_lost(row) else row for row in rows])
     assert report(str(folder)) == 0
     text = text_of(folder / "report" / "index.html")
     assert "test_vit: nothing can be said without shuffled" in text
     assert "test_resnet: helps" in text
     assert "Controls without a finished trial: shuffled of test_vit." in text
     assert "10 of 140 trials of the confirmation have not finished" in text
+
+
+def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_study(tmp_path, SMALL)
+    change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] != 1009])
+    assert report(str(folder)) == 0
+    said = capsys.readouterr().out
+    assert "test_resnet: nothing can be said yet: 126 of 140 planned trials have ended" in said
+    assert "14 of 140 trials of the confirmation have not finished: `emoreg confirm studies.made_up --seeds 10` runs" in said
+    assert "helps" not in said
 
 
 def test_a_study_without_any_control(tmp_path: Path) -> None:
