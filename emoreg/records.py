@@ -383,7 +383,9 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        # Opened once: `pq.read_table` opens a path twice, and a driver may replace the file in between.
+        with pq.ParquetFile(path, page_checksum_verification=True) as stored:
+            table = stored.read()
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
             f"records must be Parquet, but {path} cannot be read ({error}): move it away and run the study again; trials "

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,7 +18,17 @@ from hypothesis import strategies as st
 
 from emoreg.config import ImageSetConfig, TrialConfig
 from emoreg.errors import StorageError
-from emoreg.records import SCHEMA_VERSION, EpochRecord, Provenance, Records, TrialRecord, TrialResult, schema, trial_record
+from emoreg.records import (
+    SCHEMA_VERSION,
+    EpochRecord,
+    Provenance,
+    Records,
+    TrialRecord,
+    TrialResult,
+    read_rows,
+    schema,
+    trial_record,
+)
 
 CONFIG = TrialConfig(control="plain", neutral=ImageSetConfig(name="openmoji-objects"))
 
@@ -278,3 +289,31 @@ def test_a_run_says_where_its_numbers_come_from(tmp_path: Path) -> None:
     (first, _) = Records(tmp_path).runs.values()
     assert (first.command, first.git_commit, first.host) == ("emoreg run x", None, "here (Linux)")
     assert json.loads(first.versions or "") == {"torch": "2.13.0"}
+
+
+def test_records_are_read_while_they_are_replaced(written: Path) -> None:
+    """The rows are those of one moment: of before a replacement, or of after it."""
+    records = Records(written)
+    few = written / "few"
+    one = Records(few)
+    one.trials = dict(list(records.trials.items())[:1])
+    one.write()
+    path = written / "records" / "trials.parquet"
+    versions = [path.read_bytes(), (few / "records" / "trials.parquet").read_bytes()]
+    numbers = {len(records.trials), 1}
+    has_ended = threading.Event()
+
+    def replace() -> None:
+        while not has_ended.is_set():
+            for version in versions:
+                path.with_suffix(".new").write_bytes(version)
+                os.replace(path.with_suffix(".new"), path)
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    try:
+        seen = {len(read_rows(path, TrialRecord)) for _ in range(300)}
+    finally:
+        has_ended.set()
+        replacing.join()
+    assert seen == numbers

@@ -142,7 +142,7 @@ def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm,
 
     def begun(start: int) -> None:
         runs = storage / "tiny" / "records" / "runs.parquet"
-        wait_until(lambda: runs.exists() and pq.read_table(runs).num_rows == start + 1, otherwise=log.read_text)
+        wait_until(lambda: runs.exists() and pq.read_metadata(runs).num_rows == start + 1, otherwise=log.read_text)
         wait_until(lambda: any((storage / "tiny" / "trials").glob("*/*")), otherwise=log.read_text)
 
     def queued_again(restarts: int) -> None:

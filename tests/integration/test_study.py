@@ -40,7 +40,8 @@ def run(storage: Path | str, *overrides: str, code: int = 0) -> str:
 
 
 def trials(storage: Path, name: str = "tiny") -> dict[str, dict[str, object]]:
-    rows = pq.read_table(storage / name / "records" / "trials.parquet").to_pylist()
+    with pq.ParquetFile(storage / name / "records" / "trials.parquet") as stored:  # opened once: its driver may replace it
+        rows = stored.read().to_pylist()
     by_identity = {row["identity"]: row for row in rows}
     assert len(by_identity) == len(rows), "a trial is recorded twice"
     return by_identity
