@@ -315,7 +315,10 @@ def _print_rows(rows: Sequence[_Row], console: Console) -> None:
     for row in rows:
         if not row.is_shown and not row.difference:
             continue
-        numbers = ["" if number is None else f"{number:.6f}" for number in (row.recorded, row.replayed)]
+        numbers = [
+            "" if number is None else str(number) if isinstance(number, int) else f"{number:.6f}"
+            for number in (row.recorded, row.replayed)
+        ]
         difference = f"{row.difference:+.1e}" if row.difference else "0"
         table.add_row(row.quantity, *numbers, difference, style="red" if row.difference else None)
     console.print()
