@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from playwright.sync_api import expect
 
+from emoreg.database import address_of
 from emoreg.files import Files
 from emoreg.history import open_study
 from emoreg.reconcile import reconcile
@@ -150,3 +152,19 @@ def test_they_follow_a_study_in_an_object_store(study: Path, bucket: str) -> Non
         number = address.rpartition("/")[2]
         shown = answer(f"{address.partition('/dashboard')[0]}/api/studies/{number}")
         assert len(shown["trials"]) >= CONFIG.num_trials
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_search_of_a_study_in_a_database(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = f"sqlite:///{tmp_path}/search.db" if kind == "sqlite" else request.getfixturevalue("database")
+    config = made_up_config(optuna_storage=url, num_trials=3, controls=())
+    folder = write_study(tmp_path, config, num_seeds=0)
+    history = optuna.storages.RDBStorage(address_of(url).render_as_string(hide_password=False))
+    search = optuna.create_study(storage=history, study_name=config.name, direction="maximize")
+    search.add_trials([optuna.trial.create_trial(value=0.5)] * 3)
+    history.engine.dispose()
+    assert "secret" not in (folder / "study.json").read_text()
+    with served("dashboard", str(folder)) as (address,):
+        number = address.rpartition("/")[2]
+        shown = answer(f"{address.partition('/dashboard')[0]}/api/studies/{number}")
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete"] * 3
