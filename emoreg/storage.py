@@ -82,8 +82,12 @@ class WorkingCopy:
             for name in names:
                 found = [item.name for item in self.files.find(name)] or ([name] if self.files.exists(name) else [])
                 for item in found:
+                    try:
+                        content = self.files.read(item)
+                    except FileNotFoundError:  # gone since it was found: what runs now is written down only while it runs
+                        continue
                     with replacing(self.folder / item) as stream:
-                        stream.write(self.files.read(item))
+                        stream.write(content)
                     self._known[item] = _stamp(self.folder / item)
 
     def push(self, *names: str) -> None:

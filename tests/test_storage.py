@@ -11,7 +11,7 @@ import pytest
 
 from emoreg import storage
 from emoreg.errors import StorageError
-from emoreg.files import Files
+from emoreg.files import Files, Found
 from emoreg.storage import WorkingCopy, join, only_driver
 
 
@@ -58,6 +58,22 @@ def test_a_working_copy_brings_and_takes_what_it_is_asked_to(bucket: str) -> Non
         folder = copy.folder
     assert contents(files) == {"records/trials": b"changed", "study.json": b"study.json", "other": b"other"}
     assert not folder.exists()
+
+
+def test_a_file_that_goes_while_it_is_brought_is_no_fault(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files(bucket)
+    for name in ("records/trials", "records/now.1.json"):
+        files.write(name, name.encode())
+
+    def find(name: str) -> list[Found]:
+        found = list(Files(bucket).find(name))
+        files.remove("records/now.1.json")
+        return found
+
+    monkeypatch.setattr(files, "find", find)
+    with WorkingCopy(files) as copy:
+        copy.pull("records")
+        assert [path.name for path in (copy.folder / "records").iterdir()] == ["trials"]
 
 
 def test_only_what_changed_travels(bucket: str) -> None:
