@@ -108,7 +108,7 @@ def test_what_is_not_there_is_refused_with_what_is() -> None:
         read_study_file("studies.quikstart")
 
 
-def test_the_wheel_holds_the_studies(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_studies_and_the_report_s_page(tmp_path: Path) -> None:
     source, target, elsewhere = tmp_path / "source", tmp_path / "target", tmp_path / "elsewhere"
     source.mkdir()
     elsewhere.mkdir()
@@ -121,6 +121,9 @@ def test_the_wheel_holds_the_studies(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("emoreg-*.whl")
     zipfile.ZipFile(wheel).extractall(target)
+    assert {path.name for path in (ROOT / "emoreg" / "report").glob("page.*")} == {
+        path.name for path in (target / "emoreg" / "report").glob("page.*")
+    }, "the report's page"
     (elsewhere / "mine.py").write_text(GOOD)
     script = (
         "import emoreg, studies, sys; from emoreg.study_file import read_study_file;"
