@@ -173,9 +173,18 @@ class Files:
             FileNotFoundError: where there is none.
         """
 
+        def stamp() -> tuple[int | None, int | None]:
+            info = self._filesystem.get_file_info(self._path(name))
+            return info.mtime_ns, info.size
+
         def read() -> pa.Buffer:
-            with self._filesystem.open_input_file(self._path(name)) as stream:
-                return stream.read_buffer()
+            while True:
+                before = None if self.folder is not None else stamp()
+                with self._filesystem.open_input_file(self._path(name)) as stream:
+                    content = stream.read_buffer()
+                # An object that is replaced between the request for its size and that for its content is read cut off.
+                if before is None or stamp() == before:
+                    return content
 
         return self._patiently(read)
 

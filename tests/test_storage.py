@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,27 @@ def test_a_file_that_goes_while_it_is_brought_is_no_fault(bucket: str, monkeypat
     with WorkingCopy(files) as copy:
         copy.pull("records")
         assert [path.name for path in (copy.folder / "records").iterdir()] == ["trials"]
+
+
+def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
+    versions = [b"a" * 100_000, b"b" * 300_000]
+    files = Files(bucket)
+    files.write("records", versions[0])
+    has_ended = threading.Event()
+
+    def replace() -> None:
+        while not has_ended.is_set():
+            for version in versions:
+                Files(bucket).write("records", version)
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    try:
+        for _ in range(100):
+            assert files.read("records").to_pybytes() in versions
+    finally:
+        has_ended.set()
+        replacing.join()
 
 
 def test_only_what_changed_travels(bucket: str) -> None:
