@@ -300,17 +300,21 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
     ]
 
 
-def verdicts(look: Look, records: Mapping[str, TrialRecord]) -> dict[str, Verdict]:
+def verdicts(look: Look, rows: Sequence[Row], records: Mapping[str, TrialRecord]) -> dict[str, Verdict]:
     """What may be said of each chosen configuration, by its identity.
 
     Nothing, before every trial of the look has ended: who looks in between and stops where he likes what he sees would make
     false claims more often than the statistics allow for.
+
+    Args:
+        look: at the test split.
+        rows: what it has found.
+        records: of its trials, by identity.
     """
     num_ended = sum(trial.identity in records for trial in look.trials)
     if num_ended < len(look.trials):
         why = f"nothing can be said yet: {num_ended} of {len(look.trials)} planned trials have ended"
         return {found.identity: Verdict("nothing can be said", f"{found.name}: {why}") for found in look.chosen}
-    rows = rows_of(look, records)
     return {
         found.identity: judge(
             {row.control: row.comparison for row in rows if row.chosen == found and row.comparison is not None}, found.name

@@ -83,12 +83,12 @@ class Study:
         """The backbones that the study compares, in its own order."""
         return self.config.backbones()
 
-    @property
+    @functools.cached_property
     def best(self) -> dict[str, TrialRecord]:
         """The best finished trial of the search for each backbone, by the first objective."""
         return best_by_backbone(self.trials, self.objectives[0])
 
-    @property
+    @functools.cached_property
     def controls(self) -> list[ControlRow]:
         """Regulation as configured, beside its controls, on validation."""
         return control_rows(self.trials)
@@ -103,7 +103,7 @@ class Study:
     def verdicts(self) -> dict[str, Verdict]:
         """What may be said of each confirmed configuration, by the identity of its trial in the search."""
         study = self.confirmation or self
-        return verdicts(study.looks[-1], study._by_identity) if study.looks else {}
+        return verdicts(study.looks[-1], self.confirmed, study._by_identity) if study.looks else {}
 
     def epochs_of(self, identity: str) -> list[EpochRecord]:
         """The epochs of one trial."""

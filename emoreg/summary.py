@@ -105,7 +105,7 @@ def print_confirmation(looks: Sequence[Look], records: Records, copy: WorkingCop
         soft_wrap=True,
     )
     console.print()
-    for verdict in verdicts(looks[-1], records.trials).values():
+    for verdict in verdicts(looks[-1], rows, records.trials).values():
         console.print(verdict.sentence, style="bold", markup=False, soft_wrap=True)
     if len(looks) > 1:
         console.print(

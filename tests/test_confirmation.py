@@ -175,7 +175,7 @@ def test_rows_compare_over_common_seeds() -> None:
     assert by_control["plain"].n == 9
     assert by_control["matched"].n == 10
     assert by_control["emotional"].difference == pytest.approx(0.03, abs=1e-3)
-    resnet, vit = verdicts(look_of(trials), records).values()
+    resnet, vit = verdicts(look_of(trials), rows, records).values()
     assert (resnet.says, vit.says) == ("nothing can be said", "nothing can be said"), "who looks in between claims nothing"
     assert resnet.sentence == f"test_resnet: nothing can be said yet: {len(records)} of {len(trials)} planned trials have ended"
     lost = {
@@ -183,7 +183,8 @@ def test_rows_compare_over_common_seeds() -> None:
         for _, trial in trials
         if trial.identity not in records
     }
-    resnet, vit = verdicts(look_of(trials), records | lost).values()
+    look, ended = look_of(trials), records | lost
+    resnet, vit = verdicts(look, rows_of(look, ended), ended).values()
     assert resnet.says == "helps"
     assert resnet.sentence.startswith("test_resnet: helps: +5.0 points [")
     assert "nothing can be said without plain, untrained and shuffled" in vit.sentence

@@ -14,7 +14,7 @@ from emoreg.report.figures import comparison, figures_of
 from emoreg.report.images import draw_images
 from emoreg.report.page import Part, render
 from emoreg.report.tables import notes, verdict_lines
-from emoreg.results import Study, load_study
+from emoreg.results import load_study
 
 
 def print_report(
@@ -37,7 +37,7 @@ def print_report(
         UserError: for a study that is not there or cannot be read, and a folder that cannot be written to.
     """
     studies = [load_study(place) for place in places]
-    folder = Path(output).expanduser() if output is not None else _default_folder(studies[0])
+    folder = Path(output).expanduser() if output is not None else _default_folder(places[0], studies[0].name)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("Making figures", total=len(studies) + 1)
         compared = comparison(studies) if len(studies) > 1 else []
@@ -60,9 +60,9 @@ def print_report(
     return 0
 
 
-def _default_folder(study: Study) -> Path:
-    folder = Files(study.place).folder
-    return Path("report") / study.name if folder is None else folder / "report"
+def _default_folder(place: str, name: str) -> Path:
+    folder = Files(place).folder
+    return Path("report") / name if folder is None else folder / "report"
 
 
 def _named(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Figure]:
