@@ -380,24 +380,35 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     Raises:
         StorageError: for a file that is damaged, or of a newer emoreg.
     """
-    if not path.exists():
-        return []
+    return [row_type(**values) for values in read_table(path, str(path)).to_pylist()] if path.exists() else []
+
+
+def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:
+    """A table of the records.
+
+    Args:
+        source: where it is.
+        name: what a message calls it.
+        columns: those wanted; None for all.
+
+    Raises:
+        StorageError: for a file that is damaged, or of a newer emoreg.
+    """
     try:
         # Opened once: `pq.read_table` opens a path twice, and a driver may replace the file in between.
-        with pq.ParquetFile(path, page_checksum_verification=True) as stored:
-            table = stored.read()
+        with pq.ParquetFile(source, page_checksum_verification=True) as stored:
+            version = schema_version(stored.schema_arrow)
+            if version is None or version > SCHEMA_VERSION:
+                raise StorageError(
+                    f"records must have schema version 1 to {SCHEMA_VERSION}, but {name} has {version or 'none'}: read it with "
+                    "the emoreg that wrote it, or choose another storage"
+                )
+            return stored.read(columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
-            f"records must be Parquet, but {path} cannot be read ({error}): move it away and run the study again; trials "
+            f"records must be Parquet, but {name} cannot be read ({error}): move it away and run the study again; trials "
             "that have a checkpoint are not paid for twice"
         ) from error
-    version = schema_version(table.schema)
-    if version is None or version > SCHEMA_VERSION:
-        raise StorageError(
-            f"records must have schema version 1 to {SCHEMA_VERSION}, but {path} has {version or 'none'}: read it with the "
-            "emoreg that wrote it, or choose another storage"
-        )
-    return [row_type(**values) for values in table.to_pylist()]
 
 
 def schema_version(stored: pa.Schema) -> int | None:

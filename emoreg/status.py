@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from emoreg.config import Objective, StudyConfig, TrialConfig, Value
-from emoreg.errors import StorageError
 from emoreg.files import UNWRITABLE, Files, replacing
-from emoreg.records import SCHEMA_VERSION, EpochRecord, Role, schema_version, utc_now
+from emoreg.records import EpochRecord, Role, read_table, utc_now
 from emoreg.search_space import num_searched
 from emoreg.study_file import read_written
 from emoreg.words import control_name, duration, format_params
@@ -276,21 +274,10 @@ def _read(files: Files, table: str, names: Iterable[str]) -> dict[str, list[Any]
     """Columns of a table of the records; empty ones where there is no table yet."""
     name = f"records/{table}.parquet"
     try:
-        stored = pq.ParquetFile(pa.BufferReader(files.read(name)))
-        version = schema_version(stored.schema_arrow)
-        if version is None or version > SCHEMA_VERSION:
-            raise StorageError(
-                f"records must have schema version 1 to {SCHEMA_VERSION}, but {name} of {files.uri!r} has {version or 'none'}: "
-                "read it with the emoreg that wrote it"
-            )
-        columns = stored.read(columns=list(names))
+        content = files.read(name)
     except FileNotFoundError:
         return {name: [] for name in names}
-    except pa.ArrowInvalid as error:
-        raise StorageError(
-            f"records must be Parquet, but {name} of {files.uri!r} cannot be read ({error}): move it away and run the study "
-            "again; trials that have a checkpoint are not paid for twice"
-        ) from error
+    columns = read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", list(names))
     return {name: columns[name].to_pylist() for name in names}
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from emoreg.analysis import estimate
 from emoreg.cli import main
+from emoreg.files import Files
 from emoreg.report import print_report
 from emoreg.report.tables import cost_table, gains_table, notes, paper_table, replay_command, verdict_lines
 from emoreg.results import load_study
@@ -385,3 +386,18 @@ def change(folder: Path, name: str, changed: Callable[[list[Row]], list[Row]]) -
 def truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+
+
+def test_a_study_in_an_object_store(
+    tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    files = Files(bucket)
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            files.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert report(bucket) == 0
+    page = tmp_path / "here" / "report" / "made-up" / "index.html"
+    assert "secret" not in page.read_text() + capsys.readouterr().out
