@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from emoreg.files import Files, replacing
+from emoreg.report.answer import notes, verdict_lines
 from emoreg.report.drawing import Figure, labels
 from emoreg.report.figures import comparison, figures_of
 from emoreg.report.images import draw_images
 from emoreg.report.page import Part, render
-from emoreg.report.tables import notes, verdict_lines
 from emoreg.results import load_study
 
 

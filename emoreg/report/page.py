@@ -12,10 +12,10 @@ from plotly.offline import get_plotlyjs
 
 import emoreg
 from emoreg.records import utc_now
-from emoreg.report import tables
+from emoreg.report import account, answer, reproduce
+from emoreg.report.cells import Table, listed
 from emoreg.report.drawing import Figure
 from emoreg.report.figures import missing_of
-from emoreg.report.tables import Table
 from emoreg.results import Study
 
 _SECTIONS = {
@@ -60,12 +60,14 @@ def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: fl
     return environment.get_template("page.html.jinja").render(
         parts=parts,
         compared=compared,
-        paper_table=tables.paper_table(named) if len(parts) > 1 else None,
-        verdicts_table=tables.verdicts_table(named) if len(parts) > 1 else None,
+        paper_table=answer.paper_table(named) if len(parts) > 1 else None,
+        verdicts_table=answer.verdicts_table(named) if len(parts) > 1 else None,
         price_per_hour=price_per_hour,
         sections=_SECTIONS,
         missing_of=missing_of,
-        tables=tables,
+        answer=answer,
+        account=account,
+        reproduce=reproduce,
         summary=_summary,
         there=_there,
         version=emoreg.__version__,
@@ -81,8 +83,8 @@ def _summary(study: Study) -> str:
     stimuli = sorted({row.stimuli for row in trials if row.control == "none"})
     stimuli = stimuli or [study.config.trial.stimuli.name]
     return (
-        f"Does experience with affective images ({tables.listed(stimuli)}), balanced against a plain encoder, help "
-        f"{tables.listed(study.backbones)} on {tables.listed(tasks)}?"
+        f"Does experience with affective images ({listed(stimuli)}), balanced against a plain encoder, help "
+        f"{listed(study.backbones)} on {listed(tasks)}?"
     )
 
 

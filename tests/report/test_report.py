@@ -21,7 +21,9 @@ from emoreg.analysis import estimate
 from emoreg.cli import main
 from emoreg.files import Files
 from emoreg.report import print_report
-from emoreg.report.tables import cost_table, gains_table, notes, paper_table, replay_command, verdict_lines
+from emoreg.report.account import cost_table
+from emoreg.report.answer import gains_table, notes, paper_table, verdict_lines
+from emoreg.report.reproduce import replay_command
 from emoreg.results import load_study
 from tests.browser import needs_chromium
 from tests.written import made_up_config, write_study
