@@ -1,4 +1,4 @@
-"""How times, controls and parameters are called in what a person reads."""
+"""How numbers, times, controls and parameters are called in what a person reads."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 trial", "40 trials"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

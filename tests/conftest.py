@@ -36,6 +36,16 @@ install_import_hook(
 )
 
 
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """For tests of what sets how many threads torch has."""
+    import torch  # the hook above must come first
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage whose image sets are shared by all tests, each being prepared by the first that loads it."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from emoreg.analysis import experience_ledger, pareto_front, waiting_share
 from emoreg.records import RunRecord, TrialRecord
-from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, counted, listed, percent, seconds_text, span
+from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, listed, percent, seconds_text, span
 from emoreg.results import Study
 from emoreg.search_space import describe
-from emoreg.words import duration, format_params
+from emoreg.words import counted, duration, format_params
 
 
 def search_line(study: Study) -> str:

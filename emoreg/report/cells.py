@@ -68,11 +68,6 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things, with its plural."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
 def span(seeds: Sequence[int]) -> str:
     """Seeds, as a range where they are one."""
     if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):

@@ -183,11 +183,6 @@ def axis_title(path: str) -> str:
     return {"regulation.balance": "balance b, as configured", "pretraining.epochs": "pre-training, epochs"}.get(path, path)
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 trial", "40 trials"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def wrapped(path: str) -> str:
     """A path, or a title, on as many short lines as it has parts."""
     return html.escape(path).replace(".", ".<br>").replace(" ", "<br>", 1)

@@ -23,7 +23,6 @@ from emoreg.report.drawing import (
     Figure,
     Material,
     color_of,
-    counted,
     described,
     faded,
     is_number,
@@ -35,7 +34,7 @@ from emoreg.report.drawing import (
 )
 from emoreg.report.response_figures import BALANCE, LENGTH
 from emoreg.results import Study
-from emoreg.words import control_name, duration
+from emoreg.words import control_name, counted, duration
 
 __all__ = ["Figure", "comparison", "figures_of", "missing_of"]
 

@@ -22,7 +22,6 @@ from emoreg.report.drawing import (
     Material,
     axis_title,
     color_of,
-    counted,
     described,
     faded,
     set_axis,
@@ -31,6 +30,7 @@ from emoreg.report.drawing import (
 )
 from emoreg.results import Study
 from emoreg.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
+from emoreg.words import counted
 
 BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 _VAGUE = 0.5  # of a parameter's axis: an interval as wide as this tells nothing of where the optimum lies

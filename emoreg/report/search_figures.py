@@ -33,7 +33,6 @@ from emoreg.report.drawing import (
     Figure,
     Material,
     color_of,
-    counted,
     described,
     metric_title,
     metric_value,
@@ -45,7 +44,7 @@ from emoreg.report.drawing import (
 )
 from emoreg.results import Study
 from emoreg.surrogate import Parameter
-from emoreg.words import duration
+from emoreg.words import counted, duration
 
 _MOST_LINES = 500
 _MOST_FANOVA = 500  # its cost grows faster than the number of trials, and 2,000 give the same shares
