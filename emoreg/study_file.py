@@ -125,6 +125,8 @@ def _import(reference: str) -> ModuleType:
     is_file = reference.endswith(".py") or "/" in reference
     if is_file and not path.is_file():
         raise ConfigError(f"a study is a module or a Python file, but there is no file {reference!r}: correct the path")
+    if is_file and path.suffix != ".py":
+        raise ConfigError(f"a study's file must end in .py, but this is {reference!r}: name the file that defines the study")
     # Modules of the user's own are found as `python FILE` and `python -m MODULE` would find them.
     beside = str(path.resolve().parent if is_file else Path.cwd())
     if beside not in sys.path:

@@ -101,6 +101,13 @@ def test_a_bad_file_is_refused_with_the_place(text: str, message: str, tmp_path:
         read_study_file(str(path))
 
 
+def test_a_file_that_is_not_python_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# Mine\n")
+    with pytest.raises(ConfigError, match=r"must end in \.py, but this is .*README\.md"):
+        read_study_file(str(path))
+
+
 def test_what_is_not_there_is_refused_with_what_is() -> None:
     with pytest.raises(ConfigError, match=re.escape("no file 'nowhere/study.py': correct the path")):
         read_study_file("nowhere/study.py")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
+from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files, replacing
 from emoreg.report.answer import notes, verdict_lines
 from emoreg.report.drawing import Figure, labels
@@ -34,10 +38,16 @@ def print_report(
         The exit code.
 
     Raises:
-        UserError: for a study that is not there or cannot be read, and a folder that cannot be written to.
+        UserError: for a study that is not there, cannot be read or is named twice, and a folder that cannot be written to.
     """
+    [(place, times)] = Counter(Files(place).place for place in places).most_common(1)
+    if times > 1:
+        raise ConfigError(f"a report must name each study once, but {place!r} is named {times} times: drop one")
     studies = [load_study(place) for place in places]
     folder = Path(output).expanduser() if output is not None else _default_folder(places[0], studies[0].name)
+    with _writing_to(folder):  # before the figures, which take their time
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("Making figures", total=len(studies) + 1)
         compared = comparison(studies) if len(studies) > 1 else []
@@ -46,7 +56,7 @@ def print_report(
         for label, study in zip(labels(studies), studies, strict=True):
             parts.append(Part(study=study, label=label, figures=tuple(figures_of(study))))
             progress.advance(task)
-    with replacing(folder / "index.html") as stream:
+    with _writing_to(folder), replacing(folder / "index.html") as stream:
         stream.write(render(parts, compared, price_per_hour).encode())
     for part in parts:
         for line in verdict_lines(part.study):
@@ -56,8 +66,21 @@ def print_report(
             console.print(note, style="yellow", markup=False, soft_wrap=True)
     console.print(f"report:  {folder / 'index.html'}", markup=False, soft_wrap=True)
     if images:
-        console.print(draw_images(_named(parts, compared), folder / "figures", console), markup=False, soft_wrap=True)
+        with _writing_to(folder):
+            said = draw_images(_named(parts, compared), folder / "figures", console)
+        console.print(said, markup=False, soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"a report needs a folder that can be written to, but {str(folder)!r} is none ({error.strerror}): name another "
+            "with --output"
+        ) from error
 
 
 def _default_folder(place: str, name: str) -> Path:

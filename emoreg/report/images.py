@@ -82,8 +82,11 @@ def _options(figure: Figure, kind: str) -> dict[str, Any]:
 
 def _remove_former(folder: Path, drawn: Iterable[str]) -> None:
     path = folder / _DRAWN
-    former = json.loads(path.read_text()) if path.exists() else []
-    for name in set(former) - {*drawn}:
+    try:
+        former = {*map(str, json.loads(path.read_bytes()))}
+    except (FileNotFoundError, ValueError, TypeError):  # the first, or whatever someone put there
+        former = set()
+    for name in former - {*drawn}:
         (folder / Path(name).name).unlink(missing_ok=True)
     with replacing(path) as stream:
         stream.write(json.dumps(sorted(drawn)).encode())

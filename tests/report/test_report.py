@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import html
 import io
 import json
@@ -219,6 +220,38 @@ def test_studies_of_one_name_are_told_apart(study: Path, tmp_path: Path) -> None
     assert f"made-up ({other})" in text
 
 
+def test_a_study_is_named_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(str(study), f"{study}/") == 2
+    assert f"must name each study once, but 'local:{study}' is named 2 times" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_drawn(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("emoreg.report.figures_of", lambda _: pytest.fail("drawn"))
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "report", Path("/proc/report")):
+        assert report(str(study), "--output", str(folder)) == 2
+        assert f"but {str(folder)!r} is none" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_up_is_told_and_the_former_page_stays(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(str(study), "--output", str(tmp_path)) == 0
+    former = (tmp_path / "index.html").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert report(str(study), "--output", str(tmp_path)) == 2
+    assert "(No space left on device): name another with --output" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_bytes() == former
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
 def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     assert report(str(folder)) == 0
@@ -350,7 +383,9 @@ def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -
     console = Console(file=io.StringIO(), width=200)
     figures = folder / "report" / "figures"
     figures.mkdir(parents=True)
-    (figures / "drawn.json").write_text(json.dumps(["former.png"]))
+    (figures / "drawn.json").write_text("[")  # cut off by somebody
+    assert print_report([str(folder)], None, price_per_hour=None, images=True, console=console) == 0
+    (figures / "drawn.json").write_text(json.dumps([*json.loads((figures / "drawn.json").read_text()), "former.png"]))
     (figures / "former.png").write_text("")
     (figures / "mine.png").write_text("")
     assert print_report([str(folder)], None, price_per_hour=None, images=True, console=console) == 0
