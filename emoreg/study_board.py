@@ -78,9 +78,8 @@ class StudyBoard:
         self._drawing: Future[dict[str, Image.Image]] | None = None
         self._next_drawing = time.monotonic()
         self._num_drawn = 0
-        self._write_history()
-        for backbone, control in self._groups:
-            self._write_control(backbone, control)
+        self._num_ended = 0
+        self._catch_up()
 
     def ended(self, record: TrialRecord, *, running: int, slots: int, gpu_utilisation: float | None) -> None:
         """A trial ended, and has its record.
@@ -122,6 +121,7 @@ class StudyBoard:
             if self._drawing is not None:
                 self._write_curves(self._drawing)
         self._painter.shutdown(wait=False, cancel_futures=True)
+        self._catch_up()  # with what other drivers ended
         for file in (self._file, *self._files.values()):
             file.close()
 
@@ -159,15 +159,20 @@ class StudyBoard:
         return values | {f"study/best_{metric}": None if best is None else getattr(best, metric)}
 
     def _write(self, step: int, values: Mapping[str, float | None]) -> None:
+        self._num_ended = step
         self._file.write(step, *(scalar_pb(tag, float(value)) for tag, value in values.items() if value is not None))
 
-    def _write_history(self) -> None:
+    def _catch_up(self) -> None:
+        """Write how the study stood after each trial that ended since the last one that was told, and the controls' curves."""
         counts: Counter[Status] = Counter()
         best: TrialRecord | None = None
         for step, row in enumerate(sorted(self._counted(), key=lambda row: row.ended), start=1):
             counts[row.status] += 1
             best = self._better(row, best)
-            self._write(step, self._standing(counts, best))
+            if step > self._num_ended:
+                self._write(step, self._standing(counts, best))
+        for backbone, control in self._groups:
+            self._write_control(backbone, control)
 
     def _write_control(self, backbone: str, control: Control) -> None:
         """Write a control's curve: the mean over its trials that finished."""

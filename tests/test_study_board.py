@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,28 @@ def test_a_control_that_ends_moves_its_mean(folder: Path) -> None:
     after = mean_curve(records, "test_vit", "plain")
     assert after != before
     assert series(own(folder, "plain"), "controls/test_vit") == after
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_drivers_that_share_a_study_agree_at_its_end(folder: Path, order: tuple[int, int]) -> None:
+    both = Records(folder)
+    last = [row for row in both.trials.values() if (row.backbone, row.control, row.role) == ("test_vit", "plain", "control")][
+        -2:
+    ]
+    views = [Records(folder), Records(folder)]
+    for records in views:
+        for row in last:
+            del records.trials[row.identity]
+    boards = [StudyBoard(folder, CONFIG, records, run) for run, records in enumerate(views, start=1)]
+    for board, records, row in zip(boards, views, last, strict=True):  # each ends a trial, and knows nothing of the other's
+        records.trials[row.identity] = row
+        board.ended(row, running=1, slots=1, gpu_utilisation=None)
+    for index in order:
+        views[index].trials |= both.trials  # what it reads when it ends
+        boards[index].end(draw=False)
+    counts = Counter(row.status for row in both.trials.values())
+    assert series(own(folder), "study/trials_finished")[-1] == (len(both.trials), counts["finished"])
+    assert series(own(folder, "plain"), "controls/test_vit") == mean_curve(both, "test_vit", "plain")
 
 
 def test_killed_and_run_again_it_stays_one_line(folder: Path) -> None:
