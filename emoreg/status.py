@@ -66,8 +66,10 @@ class Now:
         self._running: dict[str, Running] = {}
         self._newest: dict[str, EpochRecord] = {}
         self._next_write = 0.0
+        files = Files(str(folder))
         for path in self._path.parent.glob(_name("*")):  # of drivers that were killed; others rewrite theirs
-            if _age(json.loads(path.read_text())["time"]) > _BEAT_SECONDS:
+            now = _read_now(files, path.name)
+            if now is None or _age(now["time"]) > _BEAT_SECONDS:
                 path.unlink(missing_ok=True)
         self.write(slots=0, num_waiting=0)  # a sign of life at once, and a whole one at the first step
         self._next_write = 0.0
@@ -235,7 +237,7 @@ def read_status(place: str) -> Status:
     by_status = Counter(columns["status"][index] for index in counted)
     runs = _read(files, "runs", _RUNS)
     open_runs = [index for index, ended in enumerate(runs["ended"]) if ended is None]
-    found = {runs["run"][index]: _read_now(files, runs["run"][index]) for index in open_runs}
+    found = {runs["run"][index]: _read_now(files, _name(runs["run"][index])) for index in open_runs}
     live = _live(files, config, found)
     newest = max(range(len(runs["run"])), key=lambda index: runs["run"][index], default=None)
     ending = None if newest is None else runs["ending"][newest]
@@ -281,12 +283,13 @@ def _read(files: Files, table: str, names: Iterable[str]) -> dict[str, list[Any]
     return {name: columns[name].to_pylist() for name in names}
 
 
-def _read_now(files: Files, run: int) -> dict[str, Any] | None:
+def _read_now(files: Files, name: str) -> dict[str, Any] | None:
+    """What a driver has left; None where it is gone, or damaged."""
     try:
-        now: dict[str, Any] = json.loads(files.read(f"records/{_name(run)}").to_pybytes())
-    except FileNotFoundError:
+        now: dict[str, Any] = json.loads(files.read(f"records/{name}").to_pybytes())
+        return now if now.keys() >= {"time", "slots", "waiting", "running"} else None
+    except (FileNotFoundError, ValueError, AttributeError):
         return None
-    return now
 
 
 def _live(files: Files, config: StudyConfig, found: Mapping[int, Mapping[str, Any] | None]) -> list[int] | None:

@@ -131,6 +131,18 @@ def test_a_driver_that_was_killed_is_told_from_one_that_lives(tmp_path: Path, ca
     assert not list(folder.glob("records/now.*"))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"time": "2026-01-01T00:00:00.000+00:00"}'])
+def test_a_damaged_word_on_what_runs_is_as_good_as_none(tmp_path: Path, content: str) -> None:
+    folder = write_study(tmp_path, made_up_config(num_trials=2), num_seeds=0)
+    path = folder / "records" / f"now.{begin(folder)}.json"
+    path.write_text(content)
+    with driven(folder):
+        status = read_status(str(folder))
+    assert (status.state, status.running, status.slots) == ("running", None, None)
+    Now(folder, begin(folder))
+    assert not path.exists(), "the next driver clears it away"
+
+
 def test_a_driver_that_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=2), num_seeds=0)
     with driven(folder):
