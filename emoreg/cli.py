@@ -26,7 +26,8 @@ from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
 import emoreg
 from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, require
-from emoreg.errors import ConfigError, UserError
+from emoreg.errors import ConfigError, StorageError, UserError
+from emoreg.files import without_credentials
 from emoreg.search_space import SearchSpace
 from emoreg.study_file import Launch, find_study, read_study_file, shipped_studies
 
@@ -541,12 +542,28 @@ def _job_status(study: str, address: str, as_json: bool) -> int:
     return print_status(study, address, as_json=as_json)
 
 
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Around a command that looks at what is stored: the storage may not answer, or not let it."""
+    try:
+        yield
+    except BrokenPipeError:  # who reads our output has enough of it
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"a storage must let itself be read, but this one does not ({without_credentials(str(error))}): check its address, "
+            "its permissions and that it answers"
+        ) from error
+
+
+@_reading()
 def _status(study: str, storage: str | None, as_json: bool) -> int:
     from emoreg.status import print_study_status
 
     return print_study_status(find_study(study, storage), as_json=as_json)
 
 
+@_reading()
 def _report(studies: Sequence[str], storage: str | None, output: str | None, price_per_hour: float | None, images: bool) -> int:
     from emoreg.report import print_report
 
@@ -554,12 +571,14 @@ def _report(studies: Sequence[str], storage: str | None, output: str | None, pri
     return print_report(places, output, price_per_hour=price_per_hour, images=images, console=Console(highlight=False))
 
 
+@_reading()
 def _dashboard(study: str, storage: str | None, host: str, port: int) -> int:
     from emoreg.viewers import serve_dashboard
 
     return serve_dashboard(find_study(study, storage), host, port)
 
 
+@_reading()
 def _tensorboard(study: str, storage: str | None, host: str, port: int) -> int:
     from emoreg.viewers import serve_tensorboard
 

@@ -17,6 +17,7 @@ from PIL import Image
 import emoreg
 from emoreg.cli import main
 from emoreg.config import StudyConfig, leaves
+from emoreg.files import Files
 from emoreg.preflight import prepare_image_sets, study_files, write_study_file
 from emoreg.storage import only_driver
 from emoreg.study_file import read_study_file
@@ -425,3 +426,19 @@ def test_data(storage: Path, tmp_path: Path, capsys: Output) -> None:
     assert "contact sheet: digits.png" in out
     with Image.open(tmp_path / "digits.png") as sheet:
         assert sheet.width > 100
+
+
+@pytest.mark.parametrize("command", ["status", "report", "dashboard", "tensorboard"])
+def test_a_storage_that_cannot_be_read_is_named(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Files, name: str) -> None:
+        raise OSError(f"no answer from s3://key:secret@bucket of {name}")
+
+    (tmp_path / "study.json").touch()
+    monkeypatch.setattr(Files, "read", fail)
+    with pytest.raises(SystemExit) as end:
+        main([command, str(tmp_path)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "must let itself be read, but this one does not (no answer from s3://***@bucket of study.json)" in said
