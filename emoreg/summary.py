@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front, waiting_share
-from emoreg.config import Objective, StudyConfig, TrialConfig, leaves
+from emoreg.config import CONFIRM, Objective, StudyConfig, TrialConfig, leaves
 from emoreg.confirmation import Chosen, Look, expected_seconds, rows_of, verdicts
 from emoreg.records import Records, TrialRecord
 from emoreg.statistics import Comparison, fewest_seeds
@@ -50,6 +51,8 @@ def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, cons
             console.print(f"failed: trial {record.identity}: {record.reason}", style="red", markup=False, soft_wrap=True)
     for line in places(copy):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if shown:
+        console.print("next:         emoreg confirm: the answer, on fresh seeds and the test split", highlight=False)
 
 
 def print_confirmation_plan(
@@ -122,10 +125,16 @@ def _interval(found: Comparison) -> str:
     return "" if found.low is None or found.high is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
-def places(copy: WorkingCopy) -> tuple[str, str]:
-    """Where a study's records are, and how to look at its events."""
+def places(copy: WorkingCopy) -> tuple[str, str, str]:
+    """Where a study's records are, and what shows them: a confirmation is reported with its study."""
     place = str(copy.folder) if not copy.is_remote else copy.files.uri
-    return f"records:      {join(place, 'records')}", f"TensorBoard:  tensorboard --logdir {join(place, 'events')}"
+    base, question, query = place.partition("?") if copy.is_remote else (place, "", "")
+    reported = base.removesuffix(CONFIRM) + question + query
+    return (
+        f"records:      {join(place, 'records')}",
+        f"report:       emoreg report {shlex.quote(reported)}",
+        f"TensorBoard:  emoreg tensorboard {shlex.quote(place)}",
+    )
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:

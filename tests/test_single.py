@@ -53,7 +53,7 @@ def test_a_trial_is_told_and_recorded(study: StudyConfig) -> None:
     assert lines[0] == f"trial {TINY.identity}: test_resnet, control none, seed 0, on CPU"
     assert [line.split()[:2] for line in lines[1:4]] == [["pretraining", "1/1"], ["regulation", "1/2"], ["regulation", "2/2"]]
     assert lines[4] == f"validation accuracy {record.accuracy:.4f}, balance 0.500"
-    assert lines[6] == f"TensorBoard:  tensorboard --logdir {Path(study.storage) / 'tiny' / 'events'}"
+    assert lines[7] == f"TensorBoard:  emoreg tensorboard {Path(study.storage) / 'tiny'}"
     epochs = Records(Path(study.storage) / "tiny").epochs
     assert list(epochs) == [
         (TINY.identity, stage, n) for stage, n in (("pretraining", 1), ("regulation", 1), ("regulation", 2))

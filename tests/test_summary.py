@@ -11,7 +11,7 @@ from emoreg.config import Choice, Objective, StudyConfig
 from emoreg.files import Files
 from emoreg.records import Records, TrialRecord
 from emoreg.storage import WorkingCopy
-from emoreg.summary import print_plan, print_summary
+from emoreg.summary import places, print_plan, print_summary
 from tests.studies import ended, tiny_study
 from tests.trials import TINY, tiny
 
@@ -65,8 +65,23 @@ def test_the_answer_of_two_backbones(tmp_path: Path) -> None:
     assert "-5.0 ± 0.0" in next(line for line in text.splitlines() if "untrained" in line)
     assert "selected, so its accuracy flatters it" in text
     assert "95 % confidence over seeds" in text
-    assert f"tensorboard --logdir {tmp_path / 'events'}" in text
-    assert str(tmp_path / "records") in text
+    assert text.splitlines()[-4:] == [
+        f"records:      {tmp_path / 'records'}",
+        f"report:       emoreg report {tmp_path}",
+        f"TensorBoard:  emoreg tensorboard {tmp_path}",
+        "next:         emoreg confirm: the answer, on fresh seeds and the test split",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "reported"),
+    [("/runs/mine.confirm", "/runs/mine"), ("s3://bucket/mine.confirm?region=x", "'s3://bucket/mine?region=x'")],
+)
+def test_a_confirmation_is_reported_with_its_study(uri: str, reported: str, tmp_path: Path) -> None:
+    uri = uri if "://" in uri else f"{tmp_path}{uri}"
+    reported = reported if "://" in reported else f"{tmp_path}{reported}"
+    with WorkingCopy(Files(uri)) as copy:
+        assert places(copy)[1] == f"report:       emoreg report {reported}"
 
 
 def test_parameters_stand_whole_at_80_columns(tmp_path: Path) -> None:
@@ -74,7 +89,7 @@ def test_parameters_stand_whole_at_80_columns(tmp_path: Path) -> None:
     assert "regulation.balance 0.422 " in text
     assert "pretraining.epochs 8" in text
     assert "…" not in text
-    assert all(len(line) <= 80 for line in text.splitlines() if "logdir" not in line and "records:" not in line)
+    assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
     wide = summary(tiny_study(), tmp_path, ended(accuracy=0.3, params=PARAMS), width=100)
     assert "pretraining.optimizer.learning_rate 0.000123" in wide
 

@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a study that ran undisturbed, one trial at a time, so that its sampler saw each before the next."""
     storage = tmp_path_factory.mktemp("finished")
     output = run(storage, "--resources.max-concurrent", "1")
-    assert "tensorboard --logdir" in output
+    assert f"emoreg tensorboard {storage / 'tiny'}" in output
     return storage
 
 
