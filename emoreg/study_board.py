@@ -2,8 +2,9 @@
 
 Scalars of the run ``study`` have the number of trials that have ended as their step. Regulation and each control are a run
 each, ``study/regulation`` and so on, so that they have a colour each: ``controls/BACKBONE`` by epoch of regulation, a chart a
-backbone on the page Custom Scalars. A driver that takes the study up writes files of its own, and the curves anew from the
-records: ``tensorboard``'s header says how its values replace those of a driver that was killed.
+backbone, or a configuration that is confirmed, on the page Custom Scalars. A driver that takes the study up writes files of
+its own, and the curves anew from the records: ``tensorboard``'s header says how its values replace those of a driver that was
+killed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
@@ -29,7 +30,8 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.util import tensor_util
 
 from emoreg.analysis import better, waiting_share
-from emoreg.config import CONTROLS, Choice, Control, Distribution, StudyConfig
+from emoreg.config import Choice, Control, Distribution, StudyConfig
+from emoreg.confirmation import Look, read_looks
 from emoreg.records import Records, Status, TrialRecord
 from emoreg.tensorboard import EventFile, image_pb
 from emoreg.words import control_name
@@ -66,14 +68,14 @@ class StudyBoard:
             run: of the study, from 1.
         """
         self._config, self._records = config, records
-        self._beside = {trial.identity for trial in (*config.control_trials(), *config.confirmed)}
-        self._groups = _groups(config)
+        self._groups = _groups(config, read_looks(folder))
+        self._beside = set().union(*self._groups.values())
         self._file = _begin(folder / "events" / RUN, run)
         self._files = {
             control: _begin(folder / "events" / RUN / control_name(control), run)
             for control in dict.fromkeys(control for _, control in self._groups)
         }
-        self._file.write(0, _layout_pb(config, [backbone for backbone, _ in self._groups]))
+        self._file.write(0, _layout_pb(config, [title for title, _ in self._groups]))
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="response curves")
         self._drawing: Future[dict[str, Image.Image]] | None = None
         self._next_drawing = time.monotonic()
@@ -101,8 +103,9 @@ class StudyBoard:
             "study/waiting_share": waiting_share(self._records.runs.values()),
         }
         self._write(len(rows), values)
-        if record.identity in self._beside and record.status == "finished":
-            self._write_control(record.backbone, cast("Control", record.control))
+        for group, identities in self._groups.items():
+            if record.identity in identities and record.status == "finished":
+                self._write_control(*group)
 
     def tick(self) -> None:
         """Time passed: curves are written when they are drawn, and drawn again when there is more to show."""
@@ -171,15 +174,16 @@ class StudyBoard:
             best = self._better(row, best)
             if step > self._num_ended:
                 self._write(step, self._standing(counts, best))
-        for backbone, control in self._groups:
-            self._write_control(backbone, control)
+        for group in self._groups:
+            self._write_control(*group)
 
-    def _write_control(self, backbone: str, control: Control) -> None:
+    def _write_control(self, title: str, control: Control) -> None:
         """Write a control's curve: the mean over its trials that finished."""
+        trials = self._records.trials
         identities = {
-            row.identity
-            for row in self._records.trials.values()
-            if row.identity in self._beside and (row.backbone, row.control, row.status) == (backbone, control, "finished")
+            identity
+            for identity in self._groups[title, control]
+            if identity in trials and trials[identity].status == "finished"
         }
         by_epoch: dict[int, list[float]] = {}
         for epoch in self._records.epochs.values():
@@ -187,18 +191,22 @@ class StudyBoard:
                 by_epoch.setdefault(epoch.epoch, []).append(epoch.validation_accuracy)
         for number in sorted(by_epoch):
             mean = math.fsum(by_epoch[number]) / len(by_epoch[number])
-            self._files[control].write(number, scalar_pb(_tag(backbone), mean))
+            self._files[control].write(number, scalar_pb(_tag(title), mean))
 
 
-def _groups(config: StudyConfig) -> list[tuple[str, Control]]:
-    """Backbones with the controls that run on them, regulation itself first."""
-    found = {(trial.backbone, trial.control) for trial in (*config.control_trials(), *config.confirmed)}
-    return [
-        (backbone, control)
-        for backbone in config.backbones()
-        for control in ("none", *CONTROLS)
-        if (backbone, control) in found
-    ]
+def _groups(config: StudyConfig, looks: Sequence[Look]) -> dict[tuple[str, Control], set[str]]:
+    """Trials beside the search, by the title of their chart and what they are.
+
+    A chart is a backbone's, or that of a configuration which is confirmed.
+    """
+    found = [(trial.backbone, trial.control, trial.identity) for trial in config.control_trials()]
+    if looks:
+        names = {chosen.identity: chosen.name for chosen in looks[-1].chosen}
+        found += [(names[trial.chosen], trial.control, trial.identity) for trial in looks[-1].trials]
+    groups: dict[tuple[str, Control], set[str]] = {}
+    for title, control, identity in found:
+        groups.setdefault((title, control), set()).add(identity)
+    return groups
 
 
 def _begin(folder: Path, run: int) -> EventFile:
@@ -209,11 +217,11 @@ def _begin(folder: Path, run: int) -> EventFile:
     return EventFile(path)
 
 
-def _tag(backbone: str) -> str:
-    return f"controls/{backbone}"
+def _tag(title: str) -> str:
+    return f"controls/{title}"
 
 
-def _layout_pb(config: StudyConfig, backbones: Iterable[str]) -> Any:
+def _layout_pb(config: StudyConfig, titles: Iterable[str]) -> Any:
     """The page Custom Scalars: which tags share a chart."""
 
     def chart(title: str, *tags: str) -> Any:
@@ -224,7 +232,7 @@ def _layout_pb(config: StudyConfig, backbones: Iterable[str]) -> Any:
     categories = [
         layout_pb2.Category(
             title="Regulation and its controls: mean validation accuracy by epoch",
-            chart=[chart(name, _tag(name)) for name in dict.fromkeys(backbones)],
+            chart=[chart(title, _tag(title)) for title in dict.fromkeys(titles)],
         ),
         layout_pb2.Category(
             title="The study by trials ended",

@@ -13,8 +13,12 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.util import tensor_util
 
 from emoreg.analysis import best_by_backbone
+from emoreg.confirmation import read_looks
+from emoreg.files import Files
 from emoreg.records import Records, TrialRecord
 from emoreg.study_board import RUN, StudyBoard, draw_curves
+from emoreg.study_file import read_written
+from emoreg.words import control_name
 from tests.test_tensorboard import read, series
 from tests.written import made_up_config, write_study
 
@@ -187,22 +191,28 @@ def test_only_what_was_searched_is_drawn(folder: Path) -> None:
     assert draw_curves(CONFIG, rows[:2]).keys() == {"response/balance", "response/pretraining_epochs"}
 
 
-def test_a_confirmation_has_its_controls_and_no_search(tmp_path: Path) -> None:
-    write_study(tmp_path, CONFIG, num_seeds=2)
+def test_a_confirmation_has_a_chart_for_each_configuration_and_no_search(tmp_path: Path) -> None:
+    write_study(tmp_path, CONFIG, top=2, num_seeds=2)
     folder = tmp_path / "made-up.confirm"
     records = Records(folder)
-    trials = [row.identity for row in records.trials.values()]
-    from emoreg.confirmation import choose, confirming, plan_trials
-
-    searched = Records(tmp_path / "made-up").trials.values()
-    images = {("stimuli", "openmoji"): 600, ("task", "digits"): 1000}
-    planned = plan_trials(CONFIG, choose(CONFIG, searched, 1), range(1000, 1002), images=images)
-    config = confirming(CONFIG, [trial for _, trial in planned])
-    assert {trial.identity for trial in config.confirmed} == set(trials)
-    board = StudyBoard(folder, config, records, 1)
-    board.end(draw=True)
-    tags = read(own(folder)).Tags()["tensors"]
+    config, _ = read_written(Files(str(folder)))
+    StudyBoard(folder, config, records, 1).end(draw=True)
+    run = read(own(folder))
+    tags = run.Tags()["tensors"]
     assert "study/best_accuracy" not in tags
     assert not [tag for tag in tags if tag.startswith("response/")]
-    assert series(own(folder), "study/trials_finished")[-1] == (len(trials), len(trials))
-    assert {path.name for path in own(folder).iterdir() if path.is_dir()} >= {"regulation", "plain", "matched"}
+    assert series(own(folder), "study/trials_finished")[-1] == (len(records.trials), len(records.trials))
+    content = run.Tensors(metadata.CONFIG_SUMMARY_TAG)[0].tensor_proto
+    layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(content).item())
+    names = ["test_resnet", "test_resnet, number 2", "test_vit", "test_vit, number 2"]
+    assert [chart.title for chart in layout.category[0].chart] == names
+    [look] = read_looks(folder)
+    for chosen in look.chosen:
+        for control in ("none", "plain", "matched"):
+            identities = {
+                trial.identity for trial in look.trials if (trial.chosen, trial.control) == (chosen.identity, control)
+            }
+            curve = series(own(folder, control_name(control)), f"controls/{chosen.name}")
+            last = [records.epochs_of(identity)[-1].validation_accuracy or 0.0 for identity in identities]
+            assert curve[-1][1] == pytest.approx(sum(last) / len(last))
+            assert len(last) == 2

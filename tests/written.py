@@ -54,13 +54,20 @@ def made_up_config(**values: object) -> StudyConfig:
 
 
 def write_study(
-    storage: Path, config: StudyConfig | None = None, *, num_seeds: int = 10, helps: float = 1.0, noise: float = 0.01
+    storage: Path,
+    config: StudyConfig | None = None,
+    *,
+    top: int = 1,
+    num_seeds: int = 10,
+    helps: float = 1.0,
+    noise: float = 0.01,
 ) -> Path:
     """Write a study, and its confirmation on ``num_seeds`` seeds where there are any, into ``storage``.
 
     Args:
         storage: folder of studies.
         config: of the study; ``made_up_config()`` where left out.
+        top: configurations of each backbone that are confirmed.
         num_seeds: of the confirmation; 0 for none.
         helps: how far regulation is above its controls, times 2 to 5 points; 0: not at all.
         noise: standard deviation of accuracies over seeds.
@@ -87,7 +94,7 @@ def write_study(
     _end(records, folder, PROVENANCE)
     if num_seeds:
         searched = records.trials
-        chosen = choose(config, searched.values(), 1)
+        chosen = choose(config, searched.values(), top)
         images = {("stimuli", config.trial.stimuli.name): 600, ("task", config.trial.task.name): 1000}
         planned = plan_trials(config, chosen, range(1000, 1000 + num_seeds), images=images)
         confirmation = confirming(config, [trial for _, trial in planned])
