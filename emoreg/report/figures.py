@@ -42,6 +42,7 @@ _LEARNED = ("learnable", "random_learnable", "dynamic")
 _MOST_LINES = 50
 _EVERY = 12  # epochs up to which each has its tick
 _GAIN = "gain of regulation, points"
+_SHAPES = ("circle", "square", "diamond", "triangle-up", "star")
 _DASHES = {
     "plain": "dash", "matched": "longdash", "emotional": "dot", "untrained": "dashdot", "shuffled": "longdashdot",
     "neutral": "5px,2px",
@@ -73,10 +74,11 @@ def comparison(studies: Sequence[Study]) -> list[Figure]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Dot:
-    """An estimate with its interval, in a row of a forest plot."""
+    """An estimate with its interval, in a row of a forest plot. ``rank``: of the configuration, which the shape tells."""
 
     row: str
     mean: float
+    rank: int = 1
     low: float | None = None
     high: float | None = None
     is_filled: bool = False
@@ -84,9 +86,10 @@ class _Dot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Gain:
-    """Regulation minus a control, in points; ``what`` is the configuration, by its backbone."""
+    """Regulation minus a control, in points; ``what`` is the configuration, by its backbone and its rank there."""
 
     backbone: str
+    rank: int
     what: str
     control: str
     mean: float
@@ -97,7 +100,7 @@ class _Gain:
 
     def dot(self, row: str) -> _Dot:
         """It, in a row."""
-        return _Dot(row=row, mean=self.mean, low=self.low, high=self.high, is_filled=self.is_shown)
+        return _Dot(row=row, rank=self.rank, mean=self.mean, low=self.low, high=self.high, is_filled=self.is_shown)
 
 
 def _gains(study: Study) -> tuple[list[_Gain], bool]:
@@ -105,6 +108,7 @@ def _gains(study: Study) -> tuple[list[_Gain], bool]:
     confirmed = [
         _Gain(
             backbone=row.chosen.backbone,
+            rank=row.chosen.rank,
             what=row.chosen.name,
             control=row.control,
             mean=100 * found.difference,
@@ -121,6 +125,7 @@ def _gains(study: Study) -> tuple[list[_Gain], bool]:
     on_validation = [
         _Gain(
             backbone=row.backbone,
+            rank=1,
             what=row.backbone,
             control=row.control,
             mean=100 * gain.mean,
@@ -150,7 +155,7 @@ def _forest(series: Mapping[str, Sequence[_Dot]], colors: Mapping[str, str], axi
             marker={
                 "color": color,
                 "size": 9,
-                "symbol": ["circle" if dot.is_filled else "circle-open" for dot in dots],
+                "symbol": [_SHAPES[(dot.rank - 1) % len(_SHAPES)] + ("" if dot.is_filled else "-open") for dot in dots],
                 "line": {"width": 2, "color": color},
             },
             error_x={

@@ -83,6 +83,21 @@ def test_gains_are_those_of_the_confirmation(study: Study, figures: dict[str, Fi
     assert len(figures["gains"].figure.data) == 2
 
 
+def test_configurations_of_one_backbone_differ_in_shape(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, made_up_config(num_trials=12, controls=("none", "plain")), top=2, num_seeds=3)
+    drawn = {figure.name: figure for figure in figures_of(load_study(folder))}["gains"].figure.data
+    looks = {
+        trace.name: (trace.marker.color, {symbol.removesuffix("-open") for symbol in trace.marker.symbol}) for trace in drawn
+    }
+    assert {name: shapes for name, (_, shapes) in looks.items()} == {
+        "test_resnet": {"circle"},
+        "test_resnet, number 2": {"square"},
+        "test_vit": {"circle"},
+        "test_vit, number 2": {"square"},
+    }
+    assert looks["test_resnet"][0] == looks["test_resnet, number 2"][0] != looks["test_vit"][0]
+
+
 def test_gains_without_a_confirmation_claim_nothing(written: Written) -> None:
     gains = named(written())["gains"]
     assert "nothing is claimed" in gains.caption
