@@ -36,7 +36,7 @@ Value = str | int | float | bool
 """A value that a search may choose."""
 
 
-SECRETS = (re.compile(r"://[^:/@\s]*:(\S+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s]+)"))
+SECRETS = (re.compile(r"://[^:/@\s]*:(\S+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s'\"]+)"))
 """Find the passwords and keys in URLs: their first group."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emoreg.errors import StorageError
-from emoreg.files import Files, replacing, scratch_folder, sweep
+from emoreg.files import Files, replacing, scratch_folder, sweep, without_credentials
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -145,3 +145,15 @@ with scratch_folder(Path(sys.argv[1])) as folder:
             assert folder.is_dir()
             assert other != folder
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://AKIA:se/cret+x@bucket/x failed", "s3://***@bucket/x failed"),
+        ("no 's3://key@bucket' nor s3://a:b@c?region=x", "no 's3://***@bucket' nor s3://***@c?region=x"),
+        ("s3://bucket/mail@host", "s3://bucket/mail@host"),
+    ],
+)
+def test_credentials_are_hidden_and_nothing_else(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown

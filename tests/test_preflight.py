@@ -236,3 +236,5 @@ def test_provenance_hides_passwords() -> None:
     assert "secret" not in found.command
     assert "host/db" in found.command
     assert found.versions.keys() >= {"emoreg", "python", "torch", "ray", "optuna"}
+    quoted = provenance("emoreg run x --optuna-storage 'postgresql://u@h/db?password=secret' --num-trials 3").command
+    assert quoted == "emoreg run x --optuna-storage 'postgresql://u@h/db?password=***' --num-trials 3"

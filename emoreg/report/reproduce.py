@@ -15,7 +15,8 @@ from emoreg.words import control_name
 
 def commands(study: Study) -> list[tuple[str, str]]:
     """What gives the numbers of the report again: words and the command."""
-    found = [("Run the study, or what is missing of it", _typed(study.runs) or f"emoreg run {_reference(study)}")]
+    what, verb = ("Confirm", "confirm") if study.config.confirmed else ("Run", "run")
+    found = [(f"{what} the study, or what is missing of it", _typed(study.runs) or f"emoreg {verb} {_reference(study)}")]
     if study.confirmation is not None:
         typed = _typed(study.confirmation.runs)
         found.append(("Confirm its best on the test split", typed or f"emoreg confirm {_reference(study)}"))
@@ -50,8 +51,7 @@ def confirm_command(study: Study) -> str:
     owner = study.confirmation or study
     if owner.looks:
         return _typed(owner.runs) or f"emoreg confirm {_reference(study)}"
-    words = shlex.split(_typed(study.runs) or "emoreg run STUDY")
-    return shlex.join(["emoreg", "confirm", *words[2:]])
+    return shlex.join(["emoreg", "confirm", *(_words(study)[2:] or ["STUDY"])])
 
 
 def replay_command(study: Study, identity: str) -> str:
@@ -61,8 +61,7 @@ def replay_command(study: Study, identity: str) -> str:
 
 def _reference(study: Study) -> str:
     """The study as commands take it: its module or file, and where the last command told its name and storage to be."""
-    command = _typed(study.runs)
-    words = shlex.split(command) if command is not None else []
+    words = _words(study)
     if len(words) < 3:
         return "STUDY"
     found = [words[2]]
@@ -71,6 +70,14 @@ def _reference(study: Study) -> str:
         if option in ("--storage", "--name"):
             found += [word] if equals else words[index : index + 2]
     return shlex.join(found)
+
+
+def _words(study: Study) -> list[str]:
+    """What was typed last to run the study, as words; none where that is not known."""
+    try:
+        return shlex.split(_typed(study.runs) or "")
+    except ValueError:  # an older emoreg could hide a password with the quotation mark after it
+        return []
 
 
 def _typed(runs: Iterable[RunRecord]) -> str | None:
