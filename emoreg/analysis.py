@@ -113,7 +113,17 @@ def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]
             better(other, one, objective) for objective in objectives
         )
 
-    return [record for record in finished if not any(dominates(other, record) for other in finished)]
+    def compared(one: TrialRecord, other: TrialRecord) -> int:
+        """By the first objective in which they differ: what dominates comes before what it dominates."""
+        sides = (better(other, one, objective) - better(one, other, objective) for objective in objectives)
+        return next((side for side in sides if side), 0)
+
+    front: list[TrialRecord] = []
+    for record in sorted(finished, key=cmp_to_key(compared)):
+        if not any(dominates(other, record) for other in reversed(front)):  # the last one is the likeliest
+            front.append(record)
+    there = {record.identity for record in front}
+    return [record for record in finished if record.identity in there]
 
 
 def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,14 @@ class Parameter:
         if isinstance(self.distribution, Choice):
             return np.array(sorted(float(value) for value in self.distribution.values))
         low, high = self.range
-        values = np.geomspace(low, high, num_points) if self.is_log else np.linspace(low, high, num_points)
-        return np.unique(np.round(values)) if isinstance(self.distribution, Int) else values
+        if self.is_log:
+            values = np.geomspace(low, high, num_points)
+            return np.unique(np.round(values)) if isinstance(self.distribution, Int) else values
+        step = self.distribution.step
+        if not step:
+            return np.linspace(low, high, num_points)
+        last = math.floor((high - low) / step + 1e-9)
+        return low + step * np.unique(np.round(np.linspace(0, last, min(num_points, last + 1))))
 
     def encoded(self, values: Sequence[Value | None] | np.ndarray) -> np.ndarray:
         """Shape (number of values, 1) for a number, else (number of values, number of choices)."""

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -119,3 +120,18 @@ def test_neither_torch_nor_ray_is_needed() -> None:
     script = "import sys; import emoreg.analysis; print({'torch', 'ray'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+def test_the_front_of_thousands_is_found_soon_and_is_that_of_all_pairs() -> None:
+    random = np.random.default_rng(0)
+    base = ended(number=0, accuracy=0.5)
+    values = np.round(random.uniform(size=(400, 3)), 2)  # with ties
+    trials = [
+        replace(base, identity=f"{number:012x}", accuracy=accuracy, loss=loss, device_seconds=seconds)
+        for number, (accuracy, loss, seconds) in enumerate(values.tolist())
+    ]
+    costs = values * (-1, 1, 1)
+    is_beaten = [bool(np.any((costs <= cost).all(axis=1) & (costs != cost).any(axis=1))) for cost in costs]
+    expected = [trial for trial, beaten in zip(trials, is_beaten, strict=True) if not beaten]
+    assert pareto_front(trials, (ACCURACY, LOSS, SECONDS)) == expected
+    assert 10 < len(expected) < 100

@@ -136,3 +136,19 @@ def test_of_many_trials_some_are_fitted_and_the_same_every_time(record: TrialRec
     first, second = Surrogate(rows, SPACE), Surrogate(rows, SPACE)
     assert (first.num_fitted, first.num_trials) == (MOST, MOST + 50)
     assert np.array_equal(first.response(BALANCE).mean, second.response(BALANCE).mean)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "values"),
+    [
+        (Int(0, 20, step=10), [0, 10, 20]),
+        (Int(1, 6, step=2), [1, 3, 5]),
+        (Float(0.0, 1.0, step=0.25), [0.0, 0.25, 0.5, 0.75, 1.0]),
+        (Int(0, 1000, step=100), [0, 200, 500, 800, 1000]),
+        (Int(1, 16, log=True), [1, 2, 4, 8, 16]),
+        (Float(0.0, 1.0), [0.0, 0.25, 0.5, 0.75, 1.0]),
+    ],
+)
+def test_a_grid_has_values_that_a_trial_could_have(distribution: Int | Float, values: list[float]) -> None:
+    grid = Parameter(path="x", distribution=distribution).grid(5)
+    np.testing.assert_allclose(grid, values)

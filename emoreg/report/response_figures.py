@@ -59,8 +59,8 @@ def _trials(surrogate: Surrogate) -> str:
 
 def _located(name: str, parameter: Parameter, found: Optimum, response: Response) -> str:
     """What is known of where the optimum lies, in words."""
-    best = int(response.mean.argmax())
-    accuracy = f"{100 * response.mean[best]:.1f} ± {100 * response.half_width[best]:.1f} %"
+    x = response.points[:, 0]
+    mean, half = (100 * float(np.interp(found.value, x, values)) for values in (response.mean, response.half_width))
     ends = parameter.encoded(np.array([found.low, found.high])).ravel()
     interval = f"90 % interval {found.low:.3g} to {found.high:.3g}"
     if ends[1] - ends[0] > _VAGUE:
@@ -68,7 +68,7 @@ def _located(name: str, parameter: Parameter, found: Optimum, response: Response
     low, high = parameter.range
     is_bound = parameter.path == BALANCE and found.value in (0.0, 1.0)
     edge = ", an end of what was searched: it may lie beyond" if found.value in (low, high) and not is_bound else ""
-    return f"{name}: at {found.value:.3g} ({interval}{edge}), with {accuracy}"
+    return f"{name}: at {found.value:.3g} ({interval}{edge}), with {mean:.1f} ± {half:.1f} %"
 
 
 def _add_curve(figure: go.Figure, response: Response, found: Optimum, name: str, color: str, **where: int) -> None:

@@ -171,14 +171,15 @@ def _importances(material: Material) -> Figure:
     absent = [path for path in study.search_space if path not in paths]
     left_out = f" Left out, because not every trial has it or it never varied: {', '.join(absent)}." if absent else ""
     subset = f", of {len(few):,} of them at random" if len(few) < len(finished) else ""
+    num_best = max(2, math.ceil(0.1 * len(finished)))
     says = "; ".join(f"{name} puts {max(shares, key=lambda path: shares[path])} first" for name, shares in found.items())
     return Figure(
         name="importances",
         title="Which parameters matter",
         caption=f"Of {counted(len(finished), 'finished trial')}. fANOVA{subset}: the share of the variance of "
         f"{metric_title(study.objectives[0]).removesuffix(', %')} over the whole space that a parameter explains by itself "
-        f"(Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, {math.ceil(0.1 * len(finished))} or more with "
-        "ties, differ from all in it (Watanabe et al. 2023). Each is scaled to add up to 100 %. "
+        f"(Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, {num_best} or more with ties, differ from all "
+        "in it (Watanabe et al. 2023). Each is scaled to add up to 100 %. "
         f"{says}.{left_out}",
         section="search",
         figure=styled(
