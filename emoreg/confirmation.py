@@ -10,12 +10,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from emoreg.analysis import Estimate, estimate, ranked_by_backbone
-from emoreg.config import CONFIRM, CONTROLS, Control, RegulationConfig, SchedulerConfig, StudyConfig, TrialConfig, Value
+from emoreg.config import (
+    CONFIRM,
+    CONTROLS,
+    Control,
+    ImageSetConfig,
+    RegulationConfig,
+    SchedulerConfig,
+    StudyConfig,
+    TrialConfig,
+    Value,
+)
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import replacing
 from emoreg.records import TrialRecord, utc_now
@@ -32,9 +43,10 @@ class Chosen:
 
     Attributes:
         identity: of the trial of the search.
-        rank: among its backbone's, from 1.
+        rank: among its backbone's, and task's, from 1.
         accuracy: on validation, in [0, 1]. Selected, so it flatters.
         params: what the search chose, by path.
+        task: where several were searched, else None.
     """
 
     identity: str
@@ -42,11 +54,13 @@ class Chosen:
     rank: int
     accuracy: float | None
     params: Mapping[str, Value]
+    task: str | None = None
 
     @property
     def name(self) -> str:
         """What a reader calls it."""
-        return self.backbone if self.rank == 1 else f"{self.backbone}, number {self.rank}"
+        where = self.backbone if self.task is None else f"{self.backbone} on {self.task}"
+        return where if self.rank == 1 else f"{where}, number {self.rank}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,58 +99,81 @@ class Row:
 
 
 def confirming(config: StudyConfig, trials: Sequence[TrialConfig]) -> StudyConfig:
-    """The study that runs these trials of a confirmation of ``config``."""
+    """The study that runs these trials of a confirmation of ``config``, each once: configurations may share a control."""
     return dataclasses.replace(
         config,
         name=f"{config.name}{CONFIRM}",
         num_trials=0,
         controls=(),
-        confirmed=tuple(trials),
+        confirmed=tuple({trial.identity: trial for trial in trials}.values()),
         scheduler=SchedulerConfig(),
         warm_start_from=(),
     )
 
 
 def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tuple[Chosen, ...]:
-    """The best configurations of the search, by backbone, by its first objective on validation.
+    """The best configurations of the search, by backbone and task, by its first objective on validation.
 
     Args:
         config: the study.
         records: its trials.
-        top: how many of each backbone.
+        top: how many of each backbone, on each task that was searched.
 
     Raises:
         ConfigError: where no trial of the search has finished, or one was run by a configuration that is not the study's now.
     """
-    by_backbone = ranked_by_backbone(records, config.objectives[0])
-    if not by_backbone:
+    rows = list(records)
+    tasks = sorted({row.task for row in rows if row.number is not None and row.status == "finished"})
+    ranked = {
+        (backbone, task): found
+        for task in tasks
+        for backbone, found in ranked_by_backbone((row for row in rows if row.task == task), config.objectives[0]).items()
+    }
+    if not ranked:
         raise ConfigError(
             f"a confirmation takes the best of a search, but no trial of the search of {config.name!r} has finished: run the "
             "study first"
         )
     chosen = []
-    for backbone in sorted(by_backbone):
-        for rank, record in enumerate(by_backbone[backbone][:top], 1):
+    for backbone, task in sorted(ranked):
+        for rank, record in enumerate(ranked[backbone, task][:top], 1):
             params = record.sampled
+            for path in params.keys() - config.search_space.keys():
+                raise ConfigError(
+                    f"a confirmation runs what the search ran, but {path} was searched, and is set now: leave it out"
+                )
             if resolve(config.trial, params).identity != record.identity:
                 raise ConfigError(
                     f"a confirmation runs what the search ran, but trial {record.identity} had other settings than the study "
                     "gives it now: undo the change of the study, or search anew under another name"
                 )
             chosen.append(
-                Chosen(identity=record.identity, backbone=backbone, rank=rank, accuracy=record.accuracy, params=params)
+                Chosen(
+                    identity=record.identity,
+                    backbone=backbone,
+                    rank=rank,
+                    accuracy=record.accuracy,
+                    params=params,
+                    task=task if len(tasks) > 1 else None,
+                )
             )
     return tuple(chosen)
 
 
-def fresh_seeds(config: StudyConfig, num_seeds: int, first: int) -> tuple[int, ...]:
+def fresh_seeds(config: StudyConfig, records: Iterable[TrialRecord], num_seeds: int, first: int) -> tuple[int, ...]:
     """Seeds that nothing was chosen with.
+
+    Args:
+        config: the study.
+        records: its trials.
+        num_seeds: how many.
+        first: of them.
 
     Raises:
         ConfigError: where one of them was used in the search.
     """
     seeds = tuple(range(first, first + num_seeds))
-    used = sorted({config.trial.seed, *config.control_seeds} & {*seeds})
+    used = sorted({config.trial.seed, *config.control_seeds, *(row.seed for row in records)} & {*seeds})
     if used:
         raise ConfigError(
             f"a confirmation needs fresh seeds, but the search has used {', '.join(map(str, used))}: give another --first-seed"
@@ -145,7 +182,7 @@ def fresh_seeds(config: StudyConfig, num_seeds: int, first: int) -> tuple[int, .
 
 
 def plan_trials(
-    config: StudyConfig, chosen: Sequence[Chosen], seeds: Sequence[int], *, images: Mapping[tuple[str, str], int]
+    config: StudyConfig, chosen: Sequence[Chosen], seeds: Sequence[int], *, images: Callable[[ImageSetConfig], int]
 ) -> list[tuple[Chosen, TrialConfig]]:
     """Every trial of a look, with what it belongs to; seeds outermost, so that one seed is whole before the next.
 
@@ -155,15 +192,14 @@ def plan_trials(
         config: the study.
         chosen: configurations.
         seeds: the same for all.
-        images: in an epoch of each set that a trial may train on, by its role and its name.
+        images: counts those in an epoch of a set.
     """
     controls = [control for control in _CONTROLS if control != "neutral" or config.trial.neutral is not None]
     planned = []
     for seed in seeds:
         for found in chosen:
             base = dataclasses.replace(resolve(config.trial, found.params), seed=seed)
-            of_stimuli, of_task = images["stimuli", base.stimuli.name], images["task", base.task.name]
-            further = math.ceil(base.pretraining.epochs * of_stimuli / of_task)
+            further = math.ceil(base.pretraining.epochs * images(base.stimuli) / images(base.task))
             longer = dataclasses.replace(base.regulation, epochs=base.regulation.epochs + further)
             for control in controls:
                 regulation = longer if control == "matched" else base.regulation
@@ -236,44 +272,54 @@ def read_looks(folder: Path) -> list[Look]:
         ) from error
 
 
-def open_look(folder: Path, look: Look, *, has_looked: bool, again: bool) -> list[Look]:
-    """Fix what is to be run, or go on with the same.
+def with_look(looks: Sequence[Look], look: Look, *, is_open: bool, again: bool) -> list[Look]:
+    """All looks, the one that is asked for last: it is the last one, takes its place or comes after it.
 
     Args:
-        folder: of the confirmation.
+        looks: so far.
         look: what is asked for.
-        has_looked: whether a trial has opened the test split.
+        is_open: whether what the last one fixed has begun to open the test split.
         again: whether a further look is wanted.
-
-    Returns:
-        All looks, the one that is asked for last.
 
     Raises:
         ConfigError: for something else than was fixed, unless a further look is wanted.
     """
-    looks = read_looks(folder)
     if looks and looks[-1].trials == look.trials:
-        return looks
-    if looks and has_looked:
-        if not again:
-            raise ConfigError(
-                "what a confirmation runs is fixed before the test split is opened, but it was opened for "
-                f"{_describe(looks[-1])}, and now it is to be {_describe(look)}: give the former --top, --seeds and study, or "
-                "--again for a further look, which the report will tell of"
-            )
-        looks.append(look)
-    else:
-        looks[-1:] = [look]
+        return [*looks]
+    if not looks or not is_open:
+        return [*looks[:-1], look]
+    if not again:
+        raise ConfigError(
+            "what a confirmation runs is fixed before the test split is opened, but it was opened for "
+            f"{_describe(looks[-1])}, and now it is to be {_describe(look)}: give the former --top, --seeds and study, or "
+            "--again for a further look, which the report will tell of"
+        )
+    return [*looks, look]
+
+
+def write_looks(folder: Path, looks: Iterable[Look]) -> None:
+    """Fix what is to be run."""
     content = {"looks": [dataclasses.asdict(item) for item in looks]}
     with replacing(folder / PLAN) as stream:
         stream.write(json.dumps(content, indent=1).encode() + b"\n")
-    return looks
+
+
+def opened_beside(looks: Iterable[Look], records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Trials that have opened the test split though no look planned them: `emoreg trial --evaluate test` does so."""
+    planned = {trial.identity for look in looks for trial in look.trials}
+    return [row for row in records if row.test_accuracy is not None and row.identity not in planned]
+
+
+def is_whole(look: Look, records: Mapping[str, TrialRecord]) -> bool:
+    """Whether every trial of a look has ended."""
+    return all(trial.identity in records for trial in look.trials)
 
 
 def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
     """What a look has found: each configuration beside its controls, compared over the seeds that both have finished.
 
-    All comparisons of the look are one family.
+    All comparisons of the look are one family. None are made before the look is whole: who tests in between and stops where he
+    likes what he sees would make false claims more often than the statistics allow for.
     """
     accuracies: dict[tuple[str, Control], dict[int, float]] = {}
     for trial in look.trials:
@@ -284,7 +330,7 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
     for (identity, control), by_seed in accuracies.items():
         regulated = accuracies.get((identity, "none"), {})
         common = sorted(regulated.keys() & by_seed.keys())
-        if control != "none" and common:
+        if control != "none" and common and is_whole(look, records):
             family[identity, control] = [regulated[seed] - by_seed[seed] for seed in common]
     compared: dict[tuple[str, Control], Comparison] = compare(family)
     return [
@@ -301,26 +347,37 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
 
 
 def verdicts(look: Look, rows: Sequence[Row], records: Mapping[str, TrialRecord]) -> dict[str, Verdict]:
-    """What may be said of each chosen configuration, by its identity.
+    """What may be said of each chosen configuration, by its identity: nothing before the look is whole.
 
-    Nothing, before every trial of the look has ended: who looks in between and stops where he likes what he sees would make
-    false claims more often than the statistics allow for.
+    Nothing either where regulation diverged on a seed: to leave that seed out would be to choose by the outcome. A control that
+    diverged is compared on its other seeds, which flatters it, and the sentence says so.
 
     Args:
         look: at the test split.
         rows: what it has found.
         records: of its trials, by identity.
     """
-    num_ended = sum(trial.identity in records for trial in look.trials)
-    if num_ended < len(look.trials):
+    if not is_whole(look, records):
+        num_ended = sum(trial.identity in records for trial in look.trials)
         why = f"nothing can be said yet: {num_ended} of {len(look.trials)} planned trials have ended"
         return {found.identity: Verdict("nothing can be said", f"{found.name}: {why}") for found in look.chosen}
-    return {
-        found.identity: judge(
-            {row.control: row.comparison for row in rows if row.chosen == found and row.comparison is not None}, found.name
-        )
-        for found in look.chosen
-    }
+    return {found.identity: _verdict(look, found, rows, records) for found in look.chosen}
+
+
+def _verdict(look: Look, found: Chosen, rows: Sequence[Row], records: Mapping[str, TrialRecord]) -> Verdict:
+    diverged = Counter(
+        trial.control for trial in look.trials if trial.chosen == found.identity and records[trial.identity].status == "pruned"
+    )
+    if diverged["none"]:
+        why = f"regulation diverged on {diverged['none']} of {len(look.seeds)} seeds, which cannot be left out"
+        return Verdict("nothing can be said", f"{found.name}: nothing can be said: {why}")
+    verdict = judge(
+        {row.control: row.comparison for row in rows if row.chosen == found and row.comparison is not None}, found.name
+    )
+    left_out = "".join(
+        f"; {control} diverged on {count} of {len(look.seeds)} seeds, which are left out" for control, count in diverged.items()
+    )
+    return Verdict(verdict.says, verdict.sentence + left_out)
 
 
 def _describe(look: Look) -> str:

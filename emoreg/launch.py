@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from emoreg.config import StudyConfig, leaves
-from emoreg.confirmation import PLAN, choose, confirming, fresh_seeds, look_of, open_look, plan_trials
+from emoreg.confirmation import (
+    PLAN,
+    choose,
+    confirming,
+    fresh_seeds,
+    look_of,
+    plan_trials,
+    read_looks,
+    with_look,
+    write_looks,
+)
 from emoreg.leases import Claims
 from emoreg.optimization import length_dependence
 from emoreg.preflight import (
@@ -17,6 +28,7 @@ from emoreg.preflight import (
     count_images,
     driving,
     prepare_image_sets,
+    refuse_changes,
     study_files,
     write_study_file,
 )
@@ -76,22 +88,26 @@ def confirm(launch: Launch, *, top: int, num_seeds: int, first_seed: int, again:
     config = pinned(launch)
     console = Console(highlight=False)
     check_study(config, address=launch.address)
-    seeds = fresh_seeds(config, num_seeds, first_seed)
     with WorkingCopy(study_files(config)) as copy:
-        copy.pull("records")
+        copy.pull("records", "study.json")
         searched = Records(copy.folder).trials
-    chosen = choose(config, searched.values(), top)
+        seeds = fresh_seeds(config, searched.values(), num_seeds, first_seed)
+        chosen = choose(config, searched.values(), top)
+        refuse_changes(config, copy.folder, prepare_image_sets(config))
     planned = plan_trials(config, chosen, seeds, images=count_images(config))
     confirmation = confirming(config, [trial for _, trial in planned])
     print_confirmation_plan(config, planned, searched, console)
     if dry_run:
         return 0
     with driving(confirmation) as (copy, records, claims):
-        _begin(confirmation, copy, console)
-        copy.pull(PLAN)
-        has_looked = any(record.test_accuracy is not None for record in records.trials.values())
-        looks = open_look(copy.folder, look_of(planned), has_looked=has_looked, again=again)
-        copy.push(PLAN)
+        with nullcontext() if claims is None else claims.turn():
+            copy.pull(PLAN)
+            is_open = any(row.test_accuracy is not None for row in (*records.trials.values(), *searched.values()))
+            is_open |= claims is not None and any(run.ended is None for run in records.runs.values())  # another driver's
+            looks = with_look(read_looks(copy.folder), look_of(planned), is_open=is_open, again=again)
+            _begin(confirmation, copy, console)  # refused above, nothing of it has changed
+            write_looks(copy.folder, looks)
+            copy.push(PLAN)
         end = _drive(confirmation, copy, records, claims, launch, console)
         print_confirmation(looks, records, copy, console)
     return _ended(end, confirmation, records, launch.command, console)

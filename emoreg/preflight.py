@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -162,20 +163,21 @@ def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
     return offered
 
 
-def count_images(config: StudyConfig) -> dict[tuple[str, str], int]:
-    """Images in an epoch of every set that a trial may train on, by role and name; new ones are prepared.
+def count_images(config: StudyConfig) -> Callable[[ImageSetConfig], int]:
+    """What counts the images in an epoch of a set that a trial of the study trains on; new sets are prepared.
 
     Raises:
-        UserError: for a set that cannot be read.
+        UserError: when called, for a set that cannot be read.
     """
-    counts = {}
     load_images = partial(load, storage=image_storage(config.storage), image_size=config.trial.image_size)
-    for role, image_set in _every_image_set(config):
-        with _naming(role):
-            whole = load_images(image_set).train
-            train, _ = cut_validation(whole, image_set.validation_fraction, config.trial.seed, image_set.num_images)
-        counts[role, image_set.name] = len(train)
-    return counts
+
+    @functools.cache
+    def count(image_set: ImageSetConfig) -> int:
+        whole = load_images(image_set).train
+        train, _ = cut_validation(whole, image_set.validation_fraction, config.trial.seed, image_set.num_images)
+        return len(train)
+
+    return count
 
 
 def _every_image_set(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig]]:
@@ -227,25 +229,40 @@ def driving(config: StudyConfig) -> Iterator[tuple[WorkingCopy, Records, Claims 
 def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, str]) -> None:
     """Write ``study.json``: what is run, on what, with which versions. A study goes on only as what it began.
 
-    Not compared are the versions of packages; what changes emoreg's own numbers counts as ``trainer``.
-
     Raises:
         ConfigError: where the study on disk is another one, with the differences.
     """
-    path = folder / "study.json"
-    content: dict[str, Any] = {
-        "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
-        "fingerprints": fingerprints,
-        "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
+    refuse_changes(config, folder, fingerprints)
+    content = _fixed(config, fingerprints) | {
         "versions": _versions(),
         "git_commit": own_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "platform": platform.platform(),
     }
-    if path.exists():
-        _refuse_changes(config.name, json.loads(path.read_text()), content)
-    with replacing(path) as stream:
+    with replacing(folder / "study.json") as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def refuse_changes(config: StudyConfig, folder: Path, fingerprints: dict[str, str]) -> None:
+    """Refuse a study that is not the one in a folder any more, where there is one.
+
+    Not compared are the versions of packages; what changes emoreg's own numbers counts as ``trainer``.
+
+    Raises:
+        ConfigError: with the differences.
+    """
+    path = folder / "study.json"
+    if path.exists():
+        _refuse_changes(config.name, json.loads(path.read_text()), _fixed(config, fingerprints))
+
+
+def _fixed(config: StudyConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """What is compared, of ``study.json``."""
+    return {
+        "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
+        "fingerprints": fingerprints,
+        "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
+    }
 
 
 def provenance(command: str | None) -> Provenance:

@@ -374,13 +374,18 @@ class Records:
         _write(self._folder / "trials.parquet", TrialRecord, list(self.trials.values()))
 
 
-def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+def read_rows(path: Path, row_type: type[Row], *, name: str = "") -> list[Row]:
     """The rows of a table, none where there is no file.
+
+    Args:
+        path: of the table.
+        row_type: of its rows.
+        name: what a message calls it, where that is not its path.
 
     Raises:
         StorageError: for a file that is damaged, or of a newer emoreg.
     """
-    return [row_type(**values) for values in read_table(path, str(path)).to_pylist()] if path.exists() else []
+    return [row_type(**values) for values in read_table(path, name or str(path)).to_pylist()] if path.exists() else []
 
 
 def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows
 from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
-from emoreg.confirmation import PLAN, Look, Row, read_looks, rows_of, verdicts
+from emoreg.confirmation import PLAN, Look, Row, opened_beside, read_looks, rows_of, verdicts
 from emoreg.errors import ConfigError, StorageError
 from emoreg.files import Files
 from emoreg.records import SCHEMA_VERSION, EpochRecord, RunRecord, TrialRecord, read_rows, schema_version
 from emoreg.statistics import Verdict
-from emoreg.storage import WorkingCopy
+from emoreg.storage import WorkingCopy, join
 from emoreg.study_file import read_written
 
 
@@ -105,6 +105,13 @@ class Study:
         study = self.confirmation or self
         return verdicts(study.looks[-1], self.confirmed, study._by_identity) if study.looks else {}
 
+    @property
+    def opened_beside(self) -> list[TrialRecord]:
+        """Trials that have opened the test split though no look planned them, of the study and its confirmation."""
+        confirmation = self.confirmation or self
+        trials = self.trials if confirmation is self else (*self.trials, *confirmation.trials)
+        return opened_beside(confirmation.looks, trials)
+
     def epochs_of(self, identity: str) -> list[EpochRecord]:
         """The epochs of one trial."""
         return self._epochs_by_trial.get(identity, [])
@@ -178,13 +185,16 @@ def _load(place: str) -> Study | None:
     with WorkingCopy(files) as copy:
         copy.pull("records", PLAN)
         records = copy.folder / "records"
-        trials = read_rows(records / "trials.parquet", TrialRecord)
+        trials = read_rows(records / "trials.parquet", TrialRecord, name=join(files.uri, "records/trials.parquet"))
         problems = _age(records / "trials.parquet", files.uri)
         has_any = bool(trials)
-        epochs = _or_none(
-            records / "epochs.parquet", EpochRecord, problems, "learning curves and balances over epochs", has_any
-        )
-        runs = _or_none(records / "runs.parquet", RunRecord, problems, "waiting, restarts and versions by run", has_any)
+
+        def rows_or_none(table: str, row_type: Any, lost: str) -> list[Any]:
+            path, name = records / f"{table}.parquet", join(files.uri, f"records/{table}.parquet")
+            return _or_none(path, name, row_type, problems, lost, has_any)
+
+        epochs = rows_or_none("epochs", EpochRecord, "learning curves and balances over epochs")
+        runs = rows_or_none("runs", RunRecord, "waiting, restarts and versions by run")
         looks = read_looks(copy.folder)
     return Study(
         name=config.name,
@@ -209,13 +219,13 @@ def _age(path: Path, place: str) -> list[str]:
     ]
 
 
-def _or_none(path: Path, row_type: Any, problems: list[str], lost: str, is_expected: bool) -> list[Any]:
+def _or_none(path: Path, name: str, row_type: Any, problems: list[str], lost: str, is_expected: bool) -> list[Any]:
     """The rows, or none and a word on what is lost without them."""
     why = None
     try:
-        rows = read_rows(path, row_type)
+        rows = read_rows(path, row_type, name=name)
         if is_expected and not path.exists():
-            why = f"There is no {path.name}"
+            why = f"There is no {name}"
     except StorageError as error:
         rows, why = [], str(error)
     if why is not None:

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front, waiting_share
 from emoreg.config import CONFIRM, Objective, StudyConfig, TrialConfig, leaves
-from emoreg.confirmation import Chosen, Look, expected_seconds, rows_of, verdicts
+from emoreg.confirmation import Chosen, Look, expected_seconds, opened_beside, rows_of, verdicts
 from emoreg.records import Records, TrialRecord
 from emoreg.statistics import Comparison, fewest_seeds
 from emoreg.storage import WorkingCopy, join
-from emoreg.words import control_name, duration, format_params
+from emoreg.words import control_name, counted, duration, format_params
 
 
 def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, console: Console) -> None:
@@ -75,11 +75,19 @@ def print_confirmation_plan(
         "device, by what the search's trials took; each opens the test split once.",
         soft_wrap=True,
     )
+    opened = opened_beside((), searched.values())
+    if opened:
+        console.print(
+            f"The test split has been opened by {counted(len(opened), 'trial')} of the study already (`emoreg trial --evaluate "
+            "test`): what was chosen since may have been chosen knowing it, and the report will say so.",
+            style="yellow",
+            soft_wrap=True,
+        )
     num_comparisons = len(chosen) * (len(controls) - 1)
     if len(seeds) < fewest_seeds(num_comparisons):
         console.print(
-            f"With {len(seeds)} seeds no difference can be shown, however large, for {num_comparisons} comparisons are made: "
-            f"give --seeds {fewest_seeds(num_comparisons)} or more.",
+            f"With {counted(len(seeds), 'seed')} no difference can be shown, however large, for {num_comparisons} "
+            f"comparisons are made: give --seeds {fewest_seeds(num_comparisons)} or more.",
             style="yellow",
             soft_wrap=True,
         )

@@ -156,7 +156,8 @@ def test_records_of_an_older_emoreg_are_read_and_their_age_is_said(version: int,
     write_as(version, own)
     then = load_study(own)
     said, *more = then.problems
-    assert [text[:28] for text in more] == (["There is no runs.parquet. Wi"] if version == 1 else [])
+    lost = f"There is no {own / 'records' / 'runs.parquet'}. Without it nothing is known of waiting, restarts and versions"
+    assert [text[: len(lost)] for text in more] == ([lost] if version == 1 else [])
     assert said.startswith(
         f"The records of {own} have schema version {version}, and this emoreg writes 3: what was not recorded"
     )
@@ -226,7 +227,9 @@ def test_a_confirmation_that_cannot_be_read_leaves_no_claim(name: str, own: Path
 def test_a_table_that_is_gone_is_said(own: Path) -> None:
     (own / "records" / "epochs.parquet").unlink()
     (problem,) = load_study(own).problems
-    assert problem.startswith("There is no epochs.parquet. Without it nothing is known of learning curves")
+    assert problem.startswith(
+        f"There is no {own / 'records' / 'epochs.parquet'}. Without it nothing is known of learning curves"
+    )
 
 
 # The search space

@@ -191,3 +191,20 @@ def test_an_effect_is_seen_as_often_as_computed() -> None:
     small, large = ([confirm(random, factor * visible, 10) for _ in range(100)] for factor in (0.2, 2.0))
     assert sum(verdict == "helps" for verdicts in small for verdict in verdicts) / 200 < 0.05
     assert sum(verdict == "helps" for verdicts in large for verdict in verdicts) / 200 > 0.95
+
+
+def test_a_large_family_is_tested_finely_enough_to_show_anything() -> None:
+    random = np.random.default_rng(0)
+    family = {number: list(random.normal(0.3, 0.01, 14)) for number in range(216)}
+    found = compare(family, num_resamples=20)
+    assert all(comparison.is_better for comparison in found.values())
+
+
+def test_differences_that_are_equal_but_for_rounding_do_not_vary() -> None:
+    found = compare({"plain": [(200 + i) / 360 - (199 + i) / 360 for i in (1, 5, 9)]})["plain"]
+    assert found.effect_size is None
+    assert (found.low, found.high) == (pytest.approx(1 / 360), pytest.approx(1 / 360))
+    alike = compare(dict.fromkeys(REQUIRED, [0.0] * 10))
+    assert "no difference seen to plain, untrained and shuffled (n = 10; no seed differs from another)" in (
+        judge({str(key): value for key, value in alike.items()}, "vit").sentence
+    )

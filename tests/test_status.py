@@ -92,6 +92,15 @@ def test_a_confirmation_shows_its_seeds_instead_of_a_best(storage: Path, capsys:
     assert text.split("finished\n")[-1].startswith("  regulation  test_resnet     10/10\n")
 
 
+def test_configurations_that_share_a_control_are_done_with_it(tmp_path: Path) -> None:
+    write_study(tmp_path, made_up_config(num_trials=12), top=2, num_seeds=3)
+    status = read_status(str(tmp_path / "made-up.confirm"))
+    assert status.confirmation is not None
+    done = {(row.backbone, row.control): (row.finished, row.planned) for row in status.confirmation}
+    assert done["test_resnet", "plain"] == (3, 3)
+    assert done["test_resnet", "none"] == (6, 6)
+
+
 def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert print_study_status(str(storage / "made-up"), as_json=True) == 0
     content = json.loads(capsys.readouterr().out)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from emoreg.config import Choice, Control, Float, ImageSetConfig, Int, RegulationConfig, StudyConfig, TrialConfig, Value
-from emoreg.confirmation import choose, confirming, look_of, open_look, plan_trials
+from emoreg.confirmation import choose, confirming, look_of, plan_trials, write_looks
 from emoreg.records import EpochRecord, Provenance, Records, Role, Status, TrialRecord, TrialResult, trial_record
 from emoreg.search_space import resolve
 
@@ -95,11 +95,15 @@ def write_study(
     if num_seeds:
         searched = records.trials
         chosen = choose(config, searched.values(), top)
-        images = {("stimuli", config.trial.stimuli.name): 600, ("task", config.trial.task.name): 1000}
-        planned = plan_trials(config, chosen, range(1000, 1000 + num_seeds), images=images)
+        planned = plan_trials(
+            config,
+            chosen,
+            range(1000, 1000 + num_seeds),
+            images=lambda image_set: 600 if image_set == config.trial.stimuli else 1000,
+        )
         confirmation = confirming(config, [trial for _, trial in planned])
         theirs = _begin(storage / confirmation.name, confirmation)
-        open_look(storage / confirmation.name, look_of(planned), has_looked=False, again=False)
+        write_looks(storage / confirmation.name, [look_of(planned)])
         by_seed = {seed: random.normal(0, noise) for seed in range(1000, 1000 + num_seeds)}
         for _, trial in planned:
             accuracy = _truth(trial, helps) + by_seed[trial.seed] + random.normal(0, noise / 4)

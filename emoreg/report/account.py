@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from emoreg.analysis import experience_ledger, pareto_front, waiting_share
 from emoreg.records import RunRecord, TrialRecord
@@ -16,6 +17,8 @@ from emoreg.words import counted, duration, format_params
 
 def search_line(study: Study) -> str:
     """How the trials of the search ended."""
+    if study.config.confirmed:
+        return "Nothing was searched: this is a confirmation."
     statuses = Counter(row.status for row in study.searched)
     counts = ", ".join(f"{statuses[status]} {status}" for status in ("finished", "pruned", "failed"))
     sampler, scheduler = study.config.sampler.name, study.config.scheduler.name
@@ -55,6 +58,7 @@ def best_table(study: Study) -> Table | None:
         ),
         groups=(Group(rows=tuple(rows)),),
         note="Selected on validation, so these accuracies flatter; one seed each.",
+        is_long=len(rows) > MOST_LISTED,
     )
 
 
@@ -121,23 +125,31 @@ def waiting_line(study: Study, price_per_hour: float | None) -> str:
 
 def provenance(study: Study) -> list[tuple[str, str]]:
     """Where the numbers come from: name and value."""
-    written, confirmation = study.written, study.confirmation
-    trials = [*study.trials, *(confirmation.trials if confirmation is not None else ())]
+    confirmation = study.confirmation
+    studies = [study, *([confirmation] if confirmation is not None else [])]
+    written = [one.written for one in studies]
+    trials = [row for one in studies for row in one.trials]
     devices = Counter(row.device for row in trials)
     again = [row for row in trials if row.attempts > 1]
+    runs = _runs(study)
+    versions = [json.loads(run.versions) for run in runs if run.versions is not None] + [one["versions"] for one in written]
+    packages = dict.fromkeys(name for found in versions for name in found)
+    commits = [commit for commit in (*(run.git_commit for run in runs), *(one["git_commit"] for one in written)) if commit]
     found = [
-        ("Commit of emoreg", written["git_commit"] or "not run from a checkout"),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in written["versions"].items())),
-        ("Platform", written["platform"]),
+        ("Commit of emoreg", _each(commits) or "not run from a checkout"),
+        ("Versions", ", ".join(f"{name} {_each(found.get(name) for found in versions)}" for name in packages)),
+        ("Platform", _each(one["platform"] for one in written)),
         (
             "Devices",
-            ", ".join(f"{name} ({counted(count, 'trial')})" for name, count in devices.most_common()) or written["device"],
+            ", ".join(f"{name} ({counted(count, 'trial')})" for name, count in devices.most_common())
+            or _each(one["device"] for one in written),
         ),
     ]
-    for role, fingerprint in written["fingerprints"].items():
-        found.append((f"Fingerprint of {role}", fingerprint))
+    for role in dict.fromkeys(role for one in written for role in one["fingerprints"]):
+        found.append((f"Fingerprint of {role}", _each(one["fingerprints"].get(role) for one in written)))
     found.append(("Seeds", _seeds(study)))
-    found.append(("Code of the trainers", ", ".join(f"{stage} version {version}" for stage, version in study.trainer.items())))
+    stages = {stage: _each(str(one.trainer[stage]) for one in studies) for stage in study.trainer}
+    found.append(("Code of the trainers", ", ".join(f"{stage} version {version}" for stage, version in stages.items())))
     found.append(
         (
             "Restarted",
@@ -150,6 +162,11 @@ def provenance(study: Study) -> list[tuple[str, str]]:
         said = listed([f"{look.opened[:16].replace('T', ' ')} UTC, seeds {span(look.seeds)}" for look in looks])
         found.append(("Looks at the test split", f"{len(looks)}: {said}"))
     return found
+
+
+def _each(values: Iterable[str | None]) -> str:
+    """What is the same throughout once, else all there was: search, confirmation and runs may differ."""
+    return " / ".join(dict.fromkeys(value for value in values if value))
 
 
 def runs_table(study: Study) -> Table | None:

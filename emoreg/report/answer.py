@@ -91,31 +91,49 @@ def notes(study: Study) -> list[str]:
 
 def _confirmation_notes(study: Study) -> list[str]:
     owner = study.confirmation or study
-    if not owner.looks:
-        return []
-    look = owner.looks[-1]
     found = []
-    finished = {row.identity for row in owner.trials if row.status == "finished"}
-    open_trials = [trial for trial in look.trials if trial.identity not in finished]
+    if study.opened_beside:
+        opened = [f"{row.identity} ({row.ended[:10]})" for row in study.opened_beside]
+        found.append(
+            f"The test split was opened outside of a confirmation's plan too, by {listed(opened)}: what was chosen after that "
+            "may have been chosen knowing it."
+        )
+    if not owner.looks:
+        return found
+    look = owner.looks[-1]
+    by_identity = {row.identity: row for row in owner.trials}
+    open_trials = [trial for trial in look.trials if trial.identity not in by_identity]
     if open_trials:
         found.append(
-            f"{len(open_trials)} of {len(look.trials)} trials of the confirmation have not finished: "
-            f"`{confirm_command(study)}` runs what is missing. Before all have ended, no verdict is given."
+            f"{len(open_trials)} of {len(look.trials)} trials of the confirmation have not ended: `{confirm_command(study)}` "
+            "runs what is missing. Before all have, nothing is compared and no verdict given."
         )
-    num_comparisons = sum(row.comparison is not None for row in study.confirmed)
-    most = max((row.comparison.n for row in study.confirmed if row.comparison is not None), default=0)
-    if most == 1:
+    names = {chosen.identity: chosen.name for chosen in look.chosen}
+    for status, what in (
+        ("failed", f"failed and count nowhere; `{confirm_command(study)}` runs them again"),
+        ("pruned", "diverged, for their loss was not finite, and are not run again"),
+    ):
+        lost = Counter(
+            f"{control_name(trial.control)} of {names[trial.chosen]}"
+            for trial in look.trials
+            if trial.identity in by_identity and by_identity[trial.identity].status == status
+        )
+        if lost:
+            which = listed([f"{name} ({count})" for name, count in lost.items()])
+            found.append(f"{lost.total()} of {len(look.trials)} trials of the confirmation {what}: {which}.")
+    num_comparisons = len({(trial.chosen, trial.control) for trial in look.trials if trial.control != "none"})
+    if len(look.seeds) == 1:
         found.append(
             "The confirmation has a single seed, which tells nothing about chance: there is no interval and no effect could "
             f"have been seen. {fewest_seeds(num_comparisons)} seeds or more can show one."
         )
-    elif num_comparisons and most < fewest_seeds(num_comparisons):
+    elif num_comparisons and len(look.seeds) < fewest_seeds(num_comparisons):
         found.append(
-            f"With {most} seeds no difference can be shown, however large, for {num_comparisons} comparisons are made: "
-            f"{fewest_seeds(num_comparisons)} seeds or more can show one."
+            f"With {len(look.seeds)} seeds no difference can be shown, however large, for {num_comparisons} comparisons are "
+            f"made: {fewest_seeds(num_comparisons)} seeds or more can show one."
         )
     absent = [control for control in REQUIRED if control not in {row.control for row in study.confirmed}]
-    if absent and study.confirmed:
+    if absent and study.confirmed and not open_trials:
         found.append(
             f"The confirmation lacks {listed(absent)}: without {'it' if len(absent) == 1 else 'them'} a gain cannot be told "
             "from that of a second encoder, of its pre-training on any labels, or of chance."
@@ -243,12 +261,14 @@ def verdicts_table(studies: Sequence[tuple[str, Study]]) -> Table:
     for label, study in studies:
         rows = []
         by_chosen = {row.chosen.identity: row for row in study.confirmed if row.control == "none"}
+        chosen = {found.identity: found for look in (study.confirmation or study).looks[-1:] for found in look.chosen}
         for identity, verdict in study.verdicts.items():
             row = by_chosen.get(identity)
-            gains = [_points(None if row is None else _row(study, row.chosen, control)) for control in REQUIRED]
+            found = chosen[identity]
+            gains = [_points(_row(study, found, control)) for control in REQUIRED]
             rows.append(
                 (
-                    Cell(text="–" if row is None else f"{row.chosen.name}, {_task(study, row.chosen)}"),
+                    Cell(text=f"{found.name}, {_task(study, found)}"),
                     Cell(text=verdict.says, says=verdict.says),
                     _accuracy(None if row is None else row.accuracy, math.inf),
                     *gains,
@@ -278,9 +298,7 @@ def _row(study: Study, chosen: Chosen, control: str) -> Row | None:
 
 def _task(study: Study, chosen: Chosen) -> str:
     """The task that a confirmed configuration was tested on, which may be searched."""
-    owner = study.confirmation or study
-    planned = {trial.identity for trial in owner.looks[-1].trials if trial.chosen == chosen.identity}
-    return next(row.task for row in owner.trials if row.identity in planned)
+    return str(chosen.params.get("task.name", study.config.trial.task.name))
 
 
 def _accuracy(found: Estimate | None, top: float) -> Cell:

@@ -190,7 +190,7 @@ def _what_gains_are(gains: Sequence[_Gain], is_confirmed: bool) -> str:
     bars = "95 % confidence by Student's t" if seeds[-1] > 1 else "One seed tells nothing about chance"
     return (
         f"Regulation as configured minus each control, paired over {n} seed{'' if n == '1' else 's'} on validation: there is "
-        f"no confirmation, so nothing is claimed. {bars}."
+        f"no whole confirmation, so nothing is claimed. {bars}."
     )
 
 

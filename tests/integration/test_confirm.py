@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     assert trials(searched) == before, "the search was touched"
     assert not any(row["test_accuracy"] is not None for row in before.values()), "the search opened the test split"
 
+    written = (searched / "tiny.confirm" / "study.json").read_text()
     refused = confirm(searched, "--seeds", "3", code=2)
+    assert (searched / "tiny.confirm" / "study.json").read_text() == written, "what is refused leaves no trace"
     assert (
         "emoreg: what a confirmation runs is fixed before the test split is opened, but it was opened for test_resnet"
         in refused
@@ -96,6 +99,27 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     looks = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["looks"]
     assert [look["seeds"] for look in looks] == [[1000, 1001], [1000, 1001, 1002]]
     assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
+
+
+def test_other_images_than_those_of_the_search_are_refused(searched: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(searched / "tiny", folder)
+    content = json.loads((folder / "study.json").read_text())
+    content["fingerprints"]["task"] = "ab" * 32
+    (folder / "study.json").write_text(json.dumps(content))
+    assert f'fingerprints.task: "{"ab" * 32}" -> ' in confirm(tmp_path, *TWO, code=2)
+    assert not (tmp_path / "tiny.confirm").exists()
+
+
+def test_what_was_searched_cannot_be_set(searched: Path) -> None:
+    refused = confirm(searched, *TWO, "--trial.regulation.balance", "0.5", code=2)
+    assert "regulation.balance was searched, and is set now: leave it out" in refused
+
+
+def test_the_test_split_opened_before_is_told(searched: Path, tmp_path: Path) -> None:
+    shutil.copytree(searched / "tiny", tmp_path / "tiny")
+    emoreg("trial", tmp_path, "--evaluate", "test")
+    assert "The test split has been opened by 1 trial of the study already" in confirm(tmp_path, *TWO, "--dry-run")
 
 
 def test_seeds_of_the_search_are_refused_before_anything_runs(searched: Path) -> None:

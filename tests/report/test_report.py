@@ -22,7 +22,7 @@ from emoreg.analysis import estimate
 from emoreg.cli import main
 from emoreg.files import Files
 from emoreg.report import print_report
-from emoreg.report.account import cost_table
+from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdict_lines
 from emoreg.report.reproduce import replay_command
 from emoreg.results import load_study
@@ -304,7 +304,11 @@ def test_missing_controls_are_named(tmp_path: Path) -> None:
     assert "test_vit: nothing can be said without shuffled" in text
     assert "test_resnet: helps" in text
     assert "Controls without a finished trial: shuffled of test_vit." in text
-    assert "10 of 140 trials of the confirmation have not finished" in text
+    assert (
+        "10 of 140 trials of the confirmation failed and count nowhere; emoreg confirm studies.made_up --seeds 10 runs" in text
+    )
+    assert "runs them again: shuffled of test_vit (10)." in text
+    assert "no verdict given" not in text
 
 
 def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,8 +317,66 @@ def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path, capsys: pyte
     assert report(str(folder)) == 0
     said = capsys.readouterr().out
     assert "test_resnet: nothing can be said yet: 126 of 140 planned trials have ended" in said
-    assert "14 of 140 trials of the confirmation have not finished: `emoreg confirm studies.made_up --seeds 10` runs" in said
+    assert "14 of 140 trials of the confirmation have not ended: `emoreg confirm studies.made_up --seeds 10` runs" in said
+    text = text_of(folder / "report" / "index.html")
+    assert "p (Holm)" not in text, "what may not be concluded from is not tested"
     assert "helps" not in said
+
+
+def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] == 1000])
+    said = " ".join(notes(load_study(folder)))
+    assert "126 of 140 trials of the confirmation have not ended" in said
+    assert "single seed" not in said
+    assert "no difference can be shown" not in said
+
+
+def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    diverged = {"status": "pruned", "reason": "the loss of regulation is not finite at step 3", "test_accuracy": None}
+
+    def change_rows(rows: list[Row]) -> list[Row]:
+        found = ("test_vit", "none", 1003)
+        return [row | diverged if (row["backbone"], row["control"], row["seed"]) == found else row for row in rows]
+
+    change(tmp_path / "made-up.confirm", "trials", change_rows)
+    study = load_study(folder)
+    assert [line.says for line in verdict_lines(study)] == ["helps", "nothing can be said"]
+    assert "regulation diverged on 1 of 10 seeds, which cannot be left out" in verdict_lines(study)[1].text
+    (note,) = [note for note in notes(study) if "diverged" in note]
+    assert note.endswith("diverged, for their loss was not finite, and are not run again: regulation of test_vit (1).")
+
+
+def test_the_test_split_opened_beside_the_plan_is_told(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    assert not [note for note in notes(load_study(folder)) if "test split" in note]
+    first = load_study(folder).searched[0].identity
+    change(folder, "trials", lambda rows: [row | {"test_accuracy": 0.9} if row["identity"] == first else row for row in rows])
+    (note,) = [note for note in notes(load_study(folder)) if "test split" in note]
+    assert note.startswith(f"The test split was opened outside of a confirmation's plan too, by {first} (20")
+
+
+def test_provenance_is_that_of_search_and_confirmation(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    path = tmp_path / "made-up.confirm" / "study.json"
+    content = json.loads(path.read_text())
+    content["versions"]["torch"], content["git_commit"], content["fingerprints"]["task"] = "9.9.9", "f" * 40, "99" * 32
+    path.write_text(json.dumps(content))
+    found = dict(provenance(load_study(folder)))
+    assert "torch 2.13.0 / 9.9.9," in found["Versions"]
+    assert "ray 2.60.0," in found["Versions"]
+    assert found["Commit of emoreg"].endswith(f" / {'f' * 40}")
+    assert found["Fingerprint of task"] == f"{'ab' * 32} / {'99' * 32}"
+    assert found["Fingerprint of stimuli"] == "cd" * 32
+
+
+def test_a_command_that_cannot_be_read_again_costs_its_hint_alone(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    broken = "emoreg run studies.made_up --optuna-storage 'postgresql://u@h/db?password=***"
+    change(folder, "runs", lambda rows: [row | {"command": broken} for row in rows])
+    assert report(str(folder)) == 0
+    assert "emoreg trial STUDY --replay" in text_of(folder / "report" / "index.html")
 
 
 def test_a_study_without_any_control(tmp_path: Path) -> None:
