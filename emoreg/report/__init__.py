@@ -78,8 +78,8 @@ def _writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"a report needs a folder that can be written to, but {str(folder)!r} is none ({error.strerror}): name another "
-            "with --output"
+            f"a report needs a folder that can be written to, but {str(folder)!r} is none ({error.strerror or error}): name "
+            "another with --output"
         ) from error
 
 
