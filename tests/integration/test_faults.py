@@ -113,7 +113,7 @@ class WatchedStudy:
         return {identity for identity, node in began.items() if identity not in ended and node_id in (None, node)}
 
     def recovered(self, identities: set[str], fault: float) -> float:
-        """Seconds from a moment until the last of these trials had reported an epoch that it had not before."""
+        """Seconds from a moment until the last of these trials had reported an epoch that it had not before, or its end."""
         before = {
             (event["identity"], event["stage"], event["epoch"]) for event in self.events("epoch") if event["time"] < fault
         }
@@ -121,6 +121,8 @@ class WatchedStudy:
         for event in self.events("epoch"):
             if (event["identity"], event["stage"], event["epoch"]) not in before:
                 firsts.setdefault(event["identity"], event["time"])
+        for event in self.events("ended"):  # of a trial that had reported its last epoch before
+            firsts.setdefault(event["identity"], event["time"])
         return max(firsts[identity] for identity in identities) - fault
 
     def finish(self) -> str:
