@@ -1,9 +1,12 @@
-"""Where the leases of trunks stand: beside their holders. For a cluster whose address is the argument; prints its counts."""
+"""Where the leases of trunks stand: beside their holders. For a cluster whose address and number of nodes are the arguments;
+prints its counts. It waits until Ray knows of so many nodes and no other: one that a test has lost is alive to Ray for seconds.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 
 import ray
 from ray._private import state
@@ -24,7 +27,10 @@ class Holder:
 
 if __name__ == "__main__":
     ray.init(address=sys.argv[1], log_to_driver=False)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    deadline = time.monotonic() + 100
+    while len(nodes := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) != int(sys.argv[2]):
+        assert time.monotonic() < deadline, f"the cluster has {len(nodes)} nodes"
+        time.sleep(0.2)  # between two looks at the nodes
     holder = ray.remote(num_cpus=0)(Holder)
     holders = [holder.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
     beside = 0

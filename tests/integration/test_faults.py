@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from emoreg.files import Files
 from emoreg.storage import WorkingCopy
-from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, lose, num_nodes, signal_machine
+from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, lose, signal_machine
 from tests.integration.fault_study import NUM_TRIALS, PRETRAINING_EPOCHS
 from tests.integration.gate import Gate
 from tests.integration.test_kill import losses, rows, settled
@@ -400,8 +400,7 @@ def test_a_restart_of_postgresql(field: Field, undisturbed: Path, note: Note, da
 
 
 def test_a_lease_stands_on_its_holder_s_node(field: Field) -> None:
-    _, node = field.add_node(), field.add_node()
-    wait_for(lambda: num_nodes(field.head) == 3, node)  # without those that other tests have lost
-    module = (sys.executable, "-m", "tests.integration.lease_places", field.head.address)
+    field.add_node(), field.add_node()
+    module = (sys.executable, "-m", "tests.integration.lease_places", field.head.address, "3")
     output, _ = field.head.start(*module).communicate(timeout=200)
     assert json.loads(output.splitlines()[-1]) == {"nodes": 3, "beside": 12}, output
