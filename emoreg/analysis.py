@@ -126,6 +126,14 @@ def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]
     return [record for record in finished if record.identity in there]
 
 
+def leading(records: Iterable[TrialRecord], objectives: Sequence[Objective], backbones: Sequence[str]) -> list[TrialRecord]:
+    """What a search has found: the best trial of each backbone by its objective, or the Pareto front of several objectives."""
+    if len(objectives) > 1:
+        return pareto_front(records, objectives)
+    best = best_by_backbone(records, objectives[0])
+    return [best[backbone] for backbone in backbones if backbone in best]
+
+
 def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
     """Regulation, then each control in the order of ``CONTROLS``, by backbone, with what regulation gains over it."""
     by_group: dict[tuple[str, str], dict[int, float]] = {}

@@ -330,9 +330,9 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
     for (identity, control), by_seed in accuracies.items():
         regulated = accuracies.get((identity, "none"), {})
         common = sorted(regulated.keys() & by_seed.keys())
-        if control != "none" and common and is_whole(look, records):
+        if control != "none" and common:
             family[identity, control] = [regulated[seed] - by_seed[seed] for seed in common]
-    compared: dict[tuple[str, Control], Comparison] = compare(family)
+    compared: dict[tuple[str, Control], Comparison] = compare(family) if is_whole(look, records) else {}
     return [
         Row(
             chosen=found,

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from emoreg.analysis import ControlRow, best_by_backbone, control_rows
+from emoreg.analysis import ControlRow, best_by_backbone, control_rows, leading
 from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
 from emoreg.confirmation import PLAN, Look, Row, opened_beside, read_looks, rows_of, verdicts
 from emoreg.errors import ConfigError, StorageError
@@ -87,6 +87,11 @@ class Study:
     def best(self) -> dict[str, TrialRecord]:
         """The best finished trial of the search for each backbone, by the first objective."""
         return best_by_backbone(self.trials, self.objectives[0])
+
+    @functools.cached_property
+    def leading(self) -> list[TrialRecord]:
+        """What the search has found: the best of each backbone, or the Pareto front of several objectives."""
+        return leading(self.trials, self.objectives, self.backbones)
 
     @functools.cached_property
     def controls(self) -> list[ControlRow]:

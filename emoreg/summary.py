@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emoreg.analysis import ControlRow, best_by_backbone, control_rows, pareto_front, waiting_share
+from emoreg.analysis import ControlRow, best_by_backbone, control_rows, leading, waiting_share
 from emoreg.config import CONFIRM, Objective, StudyConfig, TrialConfig, leaves
 from emoreg.confirmation import Chosen, Look, expected_seconds, opened_beside, rows_of, verdicts
 from emoreg.records import Records, TrialRecord
@@ -24,11 +24,10 @@ def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, cons
     """The answer: best configurations by backbone, regulation beside its controls, and where everything lies."""
     trials = list(records.trials.values())
     best = best_by_backbone(trials, config.objectives[0])
+    shown = leading(trials, config.objectives, config.backbones())
     if len(config.objectives) == 1:
-        shown = [best[backbone] for backbone in config.backbones() if backbone in best]
         title = f"Best of the search by backbone, selected on {config.objectives[0].metric}"
     else:
-        shown = pareto_front(trials, config.objectives)
         title = f"Pareto front of the search in {' and '.join(item.metric for item in config.objectives)}"
     console.print()
     if shown:

@@ -193,7 +193,7 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace,
         except Interrupted:
             log.info("asked to stop, and saved")
             return {**unfinished_result("interrupted"), **on_device}
-        except Exception:
+        except Exception:  # whatever it is, the trial's own log tells it, and Tune gets it as it was
             log.exception("broken")
             raise
     last = last_result(

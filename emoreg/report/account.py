@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from emoreg.analysis import experience_ledger, pareto_front, waiting_share
+from emoreg.analysis import experience_ledger, waiting_share
 from emoreg.records import RunRecord, TrialRecord
 from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, listed, percent, seconds_text, span
 from emoreg.results import Study
@@ -28,15 +28,10 @@ def search_line(study: Study) -> str:
 
 def best_table(study: Study) -> Table | None:
     """The best of the search: by backbone, or the Pareto front of several objectives."""
-    if len(study.objectives) == 1:
-        objective = study.objectives[0]
-        shown = [study.best[backbone] for backbone in study.backbones if backbone in study.best]
-        caption = f"Best of the search by backbone, selected on {objective.metric}"
-    else:
-        shown = pareto_front(study.trials, study.objectives)
-        caption = f"Pareto front of the search in {listed([item.metric for item in study.objectives])}"
-    if not shown:
+    if not study.leading:
         return None
+    metrics = listed([item.metric for item in study.objectives])
+    what = "Best of the search by backbone, selected on" if len(study.objectives) == 1 else "Pareto front of the search in"
     rows = [
         (
             Cell(text=row.backbone),
@@ -45,10 +40,10 @@ def best_table(study: Study) -> Table | None:
             Cell(text=", ".join(format_params(row.sampled))),
             Cell(text=row.identity),
         )
-        for row in shown
+        for row in study.leading
     ]
     return Table(
-        caption=caption,
+        caption=f"{what} {metrics}",
         columns=(
             Column(title="backbone", kind="text"),
             Column(title="validation accuracy, %"),

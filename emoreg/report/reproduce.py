@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from emoreg.analysis import pareto_front
 from emoreg.files import without_credentials
 from emoreg.records import RunRecord, TrialRecord
 from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, percent
@@ -28,8 +27,7 @@ def commands(study: Study) -> list[tuple[str, str]]:
 
 def replay_tables(study: Study) -> list[Table]:
     """The trials behind the numbers, with what runs each again."""
-    names = {row.identity: name for name, row in _best_named(study)}
-    best = [(name, row) for row in study.trials if (name := names.get(row.identity)) is not None]
+    best = [(f"{row.backbone}, trial {row.number}", row) for row in study.leading]
     owner = study.confirmation or study
     by_identity = {row.identity: row for row in owner.trials}
     looked = [
@@ -82,12 +80,6 @@ def _words(study: Study) -> list[str]:
 
 def _typed(runs: Iterable[RunRecord]) -> str | None:
     return next((run.command for run in reversed([*runs]) if run.command is not None), None)
-
-
-def _best_named(study: Study) -> list[tuple[str, TrialRecord]]:
-    if len(study.objectives) == 1:
-        return [(f"{row.backbone}, trial {row.number}", row) for row in study.best.values()]
-    return [(f"{row.backbone}, trial {row.number}", row) for row in pareto_front(study.trials, study.objectives)]
 
 
 def _replays(study: Study, caption: str, rows: Sequence[tuple[str, TrialRecord]]) -> Table:

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from emoreg.analysis import better
-from emoreg.config import Choice, Float, Value
+from emoreg.analysis import better, pareto_front
+from emoreg.config import Choice, Float, Objective, Value
 from emoreg.records import TrialRecord
 from emoreg.report.drawing import (
     ACCURACY,
@@ -322,12 +322,9 @@ def _pareto_front(material: Material) -> Figure:
 
 
 def _front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The cheapest first; ``analysis.pareto_front`` by sorting, for thousands of trials."""
-    front: list[TrialRecord] = []
-    for record in sorted(records, key=lambda record: (record.device_seconds, -(record.accuracy or 0.0))):
-        if not front or (record.accuracy or 0.0) > (front[-1].accuracy or 0.0):
-            front.append(record)
-    return front
+    """The cheapest first."""
+    objectives = (Objective(), Objective(metric="device_seconds", mode="min"))
+    return sorted(pareto_front(records, objectives), key=lambda record: record.device_seconds)
 
 
 def _costs(record: TrialRecord) -> str:
