@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emoreg.results import Study as Study
-    from emoreg.results import load_study as load_study
+    from emoreg.results.study import Study as Study
+    from emoreg.results.study import load_study as load_study
 
 __version__ = "0.1.0"
 
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """``load_study`` and ``Study``, imported when they are first asked for: the command line answers without them."""
     if name in ("Study", "load_study"):
-        from emoreg.results import Study, load_study
+        from emoreg.results.study import Study, load_study
 
         return {"Study": Study, "load_study": load_study}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """``python -m emoreg``."""
 
-from emoreg.cli import main
+from emoreg.cli.main import main
 
 main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import pkgutil
 import re
 import sys
@@ -13,13 +12,12 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from emoreg.config import STORAGE, StudyConfig, from_json
-from emoreg.errors import ConfigError, StorageError, UserError
-from emoreg.files import Files
-from emoreg.search_space import SearchSpace
-from emoreg.storage import join
+from emoreg.config import STORAGE, StudyConfig
+from emoreg.config.search_space import SearchSpace
+from emoreg.errors import ConfigError, UserError
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import join
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +95,6 @@ def find_study(reference: str, storage: str | None) -> str:
     if not Files(place).exists("study.json"):
         raise ConfigError(f"a study must have been run, but there is none in {place!r}: `emoreg run {reference}` runs it")
     return place
-
-
-def read_written(files: Files) -> tuple[StudyConfig, dict[str, Any]]:
-    """A study as its ``study.json`` has it: its configuration, and the whole content.
-
-    Raises:
-        ConfigError: where there is none.
-        StorageError: where it cannot be read.
-    """
-    try:
-        content = json.loads(files.read("study.json").to_pybytes())
-        return from_json(StudyConfig, content["config"]), content
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"a study is a folder with study.json, but {files.uri!r} has none: see `ls` of your storage"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(
-            f"study.json must be as emoreg wrote it, but that of {files.uri!r} cannot be read ({error}): read it with the "
-            "emoreg that wrote it, or move it away and run the study again, which writes it anew"
-        ) from error
 
 
 def _import(reference: str) -> ModuleType:

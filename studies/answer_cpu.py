@@ -58,6 +58,6 @@ def study() -> StudyConfig:
             "pretraining.epochs": Int(2, 16, log=True),
         },
         num_trials=16,
-        controls=("none", "plain", "emotional", "untrained", "shuffled", "neutral"),
+        controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
         control_seeds=(0,),
     )

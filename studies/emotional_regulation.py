@@ -58,6 +58,6 @@ def study() -> StudyConfig:
         },
         num_trials=40,
         scheduler=SchedulerConfig(name="asha", grace_epochs=6, reduction_factor=3),
-        controls=("none", "plain", "emotional", "untrained", "shuffled"),
+        controls=("regulated", "plain", "emotional", "untrained", "shuffled"),
         control_seeds=(0, 1, 2),
     )

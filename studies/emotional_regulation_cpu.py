@@ -55,6 +55,6 @@ def study() -> StudyConfig:
         },
         num_trials=8,
         scheduler=SchedulerConfig(name="asha", grace_epochs=2, reduction_factor=3),
-        controls=("none", "plain", "emotional", "untrained", "shuffled", "neutral"),
+        controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
         control_seeds=(0, 1, 2),
     )

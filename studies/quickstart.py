@@ -54,6 +54,6 @@ def study() -> StudyConfig:
         },
         num_trials=12,
         scheduler=SchedulerConfig(name="asha", grace_epochs=3, reduction_factor=3),
-        controls=("none", "plain", "emotional", "untrained", "shuffled", "neutral"),
+        controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
         resources=ResourcesConfig(cpus_per_trial=1),
     )

@@ -21,16 +21,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few c
 # The shapes in the signatures of these modules are checked whenever a test calls them.
 install_import_hook(
     [
-        "emoreg.backbones",
-        "emoreg.imagesets.augmentation",
-        "emoreg.imagesets.batches",
-        "emoreg.imagesets.imageset",
-        "emoreg.imagesets.splits",
-        "emoreg.memory",
-        "emoreg.optimization",
-        "emoreg.pretrain",
-        "emoreg.regulate",
-        "emoreg.regulation",
+        "emoreg.training.backbones",
+        "emoreg.data.augmentation",
+        "emoreg.data.batches",
+        "emoreg.data.imageset",
+        "emoreg.data.splits",
+        "emoreg.training.oom",
+        "emoreg.training.optim",
+        "emoreg.training.pretrain",
+        "emoreg.training.regulate",
+        "emoreg.training.model",
     ],
     "beartype.beartype",
 )

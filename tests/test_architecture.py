@@ -80,7 +80,7 @@ def test_the_trainer_knows_neither_ray_nor_optuna_nor_the_study() -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert users("emoreg.cli") <= {"__main__"}
+    assert users("emoreg.cli.main") <= {"__main__"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError
 from emoreg.study_file import find_study, read_study_file, shipped_studies
-from tests.written import made_up_config, write_study
+from tests.helpers.written import made_up_config, write_study
 
 ROOT = Path(__file__).parents[1]
 GOOD = """\

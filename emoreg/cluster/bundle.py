@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import emoreg
-from emoreg.commit import COMMIT_FILE, git, is_checkout, own_commit
 from emoreg.config import SECRETS, StudyConfig, leaves
 from emoreg.errors import ConfigError
+from emoreg.provenance import COMMIT_FILE, git, is_checkout, own_commit
 
 _MIB = 2**20
 _MOST_BYTES = 500 * _MIB  # Ray's limit of a package

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from emoreg.config import without_secrets
 from emoreg.errors import ConfigError
+from emoreg.formatting import duration
 from emoreg.study_file import read_study_file
-from emoreg.words import duration
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 60.0
 _POLL_SECONDS = 0.5

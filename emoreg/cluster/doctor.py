@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from emoreg.cluster.joining import ANSWER_SECONDS, OtherVersions, join, knock
+from emoreg.cluster.machine import Finding
 from emoreg.cluster.probes import (
     Look,
     Node,
@@ -37,9 +37,9 @@ from emoreg.cluster.verdicts import (
     judge_versions,
     names_of,
 )
-from emoreg.doctor import Finding
-from emoreg.files import Files, without_credentials
-from emoreg.storage import join as join_uri
+from emoreg.storage.files import Files, without_credentials
+from emoreg.storage.working_copy import join as join_uri
+from emoreg.tuning.joining import ANSWER_SECONDS, OtherVersions, join, knock
 
 _IMPORT_SECONDS = 120.0  # torch and Ray Tune, from a slow disk
 _ROUND_TRIPS = 5
@@ -104,7 +104,7 @@ def examine_nodes(
     here = Look(**look())
     seen = {name: Look(**look) for name, look in looks.items()}
     yield from judge_versions(here, seen)
-    codes, cannot = probes.ask(seen, emoreg_code, "emoreg.worker", seconds=_IMPORT_SECONDS)
+    codes, cannot = probes.ask(seen, emoreg_code, "emoreg.tuning.worker", seconds=_IMPORT_SECONDS)
     yield from judge_code(emoreg_code("emoreg"), codes, cannot)
     gpus, unknown = probes.ask(seen, visible_gpus, seconds=_IMPORT_SECONDS)
     yield from judge_gpus({name: declared[name].gpus for name in seen}, gpus, unknown)

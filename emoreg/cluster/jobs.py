@@ -27,7 +27,7 @@ from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of
 from emoreg.cluster.client import Cluster, Job, write
 from emoreg.config import CONFIRM, StudyConfig, without_secrets
 from emoreg.errors import ConfigError, ImageSetError
-from emoreg.words import duration
+from emoreg.formatting import duration
 
 _ENDING_SECONDS = 60  # beyond the trials' grace: what is in memory goes to the storage, Ray is left
 _NUM_VALUES = {"--address": 1, "--follow": 0, "--no-follow": 0, "--confirm": 0, "--dry-run": 0, "--debug": 0}  # submit's own
@@ -233,8 +233,8 @@ def check_config(config: StudyConfig, bundle: Bundle) -> None:
         ConfigError: for an unknown backbone, or a path that would lead nowhere on the cluster.
         ImageSetError: for an image set that cannot be.
     """
-    from emoreg.backbones import check_backbone
-    from emoreg.imagesets import check
+    from emoreg.data import check
+    from emoreg.training.backbones import check_backbone
 
     trial = config.trial
     for backbone in config.backbones():

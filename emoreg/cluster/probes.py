@@ -24,8 +24,8 @@ from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from emoreg.cluster.joining import ANSWER_SECONDS
-from emoreg.files import without_credentials
+from emoreg.storage.files import without_credentials
+from emoreg.tuning.joining import ANSWER_SECONDS
 
 _PACKAGES = ("ray", "torch", "timm", "pyarrow", "optuna")
 
@@ -168,7 +168,7 @@ def visible_gpus() -> list[str]:
 
 def write(storage: str, name: str) -> str | None:
     """Write a file with its name in it; the storage's folder if it had to be made."""
-    from emoreg.files import Files
+    from emoreg.storage.files import Files
 
     files = Files(storage)
     made = files.folder is not None and not files.folder.exists()
@@ -178,7 +178,7 @@ def write(storage: str, name: str) -> str | None:
 
 def read(storage: str, names: Iterable[str]) -> list[str]:
     """Which of these files do not hold their name."""
-    from emoreg.files import Files
+    from emoreg.storage.files import Files
 
     files = Files(storage)
     missing = []
@@ -194,7 +194,7 @@ def read(storage: str, names: Iterable[str]) -> list[str]:
 
 def remove(storage: str, names: Iterable[str], made: Iterable[str]) -> None:
     """Remove these files, and the folders if they are empty."""
-    from emoreg.files import Files
+    from emoreg.storage.files import Files
 
     files = Files(storage)
     for name in names:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from emoreg.cluster.joining import ANSWER_SECONDS, Answer
+from emoreg.cluster.machine import Finding
 from emoreg.cluster.probes import Look, Node
-from emoreg.doctor import Finding
+from emoreg.tuning.joining import ANSWER_SECONDS, Answer
 
 CURE_STORAGE = "mend its permissions or credentials there, or name another with --storage"
 _CURE_SHARED = "mount one folder at this path on all nodes (NFS), or use an object store: --storage s3://bucket/path"

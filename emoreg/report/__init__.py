@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from emoreg.errors import ConfigError, StorageError
-from emoreg.files import Files, replacing
 from emoreg.report.answer import notes, verdict_lines
 from emoreg.report.drawing import Figure, labels
 from emoreg.report.figures import comparison, figures_of
 from emoreg.report.images import draw_images
 from emoreg.report.page import Part, render
-from emoreg.results import load_study
+from emoreg.results.study import load_study
+from emoreg.storage.files import Files, replacing
 
 
 def print_report(

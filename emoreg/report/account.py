@@ -7,12 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from emoreg.analysis import experience_ledger, waiting_share
-from emoreg.records import RunRecord, TrialRecord
+from emoreg.config.search_space import describe
+from emoreg.formatting import counted, duration, format_params
 from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, listed, percent, seconds_text, span
-from emoreg.results import Study
-from emoreg.search_space import describe
-from emoreg.words import counted, duration, format_params
+from emoreg.results.analysis import experience_ledger, waiting_share
+from emoreg.results.records import RunRecord, TrialRecord
+from emoreg.results.study import Study
 
 
 def search_line(study: Study) -> str:
@@ -35,7 +35,7 @@ def best_table(study: Study) -> Table | None:
     rows = [
         (
             Cell(text=row.backbone),
-            Cell(text=percent(row.accuracy), n=1),
+            Cell(text=percent(row.val_accuracy), n=1),
             Cell(text=seconds_text(row.device_seconds), n=1),
             Cell(text=", ".join(format_params(row.sampled))),
             Cell(text=row.identity),

@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from emoreg.analysis import Estimate
 from emoreg.config import CONTROLS
-from emoreg.confirmation import Chosen, Row
+from emoreg.formatting import control_name, format_params
 from emoreg.report.cells import Cell, Column, Group, Table, listed, percent, signed
 from emoreg.report.reproduce import confirm_command
-from emoreg.results import Study
-from emoreg.statistics import REQUIRED, Comparison, Says, fewest_seeds
-from emoreg.words import control_name, format_params
+from emoreg.results.analysis import Estimate
+from emoreg.results.confirmation import Chosen, Row
+from emoreg.results.statistics import REQUIRED, Comparison, Says, fewest_seeds
+from emoreg.results.study import Study
 
-_METHODS = ("none", *CONTROLS)
+_METHODS = ("regulated", *CONTROLS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +121,7 @@ def _confirmation_notes(study: Study) -> list[str]:
         if lost:
             which = listed([f"{name} ({count})" for name, count in lost.items()])
             found.append(f"{lost.total()} of {len(look.trials)} trials of the confirmation {what}: {which}.")
-    num_comparisons = len({(trial.chosen, trial.control) for trial in look.trials if trial.control != "none"})
+    num_comparisons = len({(trial.chosen, trial.control) for trial in look.trials if trial.control != "regulated"})
     if len(look.seeds) == 1:
         found.append(
             "The confirmation has a single seed, which tells nothing about chance: there is no interval and no effect could "
@@ -211,7 +211,7 @@ def chosen_table(study: Study) -> Table | None:
         (
             Cell(text=found.name),
             Cell(text=", ".join(format_params(found.params))),
-            Cell(text=percent(found.accuracy), n=1),
+            Cell(text=percent(found.val_accuracy), n=1),
             Cell(text=found.identity),
         )
         for found in owner.looks[-1].chosen
@@ -260,7 +260,7 @@ def verdicts_table(studies: Sequence[tuple[str, Study]]) -> Table:
     groups = []
     for label, study in studies:
         rows = []
-        by_chosen = {row.chosen.identity: row for row in study.confirmed if row.control == "none"}
+        by_chosen = {row.chosen.identity: row for row in study.confirmed if row.control == "regulated"}
         chosen = {found.identity: found for look in (study.confirmation or study).looks[-1:] for found in look.chosen}
         for identity, verdict in study.verdicts.items():
             row = by_chosen.get(identity)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from emoreg.statistics import Says
+from emoreg.results.statistics import Says
 
 MOST_LISTED = 8
 """More names than that are counted, and longer tables folded."""

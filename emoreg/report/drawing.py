@@ -14,10 +14,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from emoreg.config import Objective
-from emoreg.records import TrialRecord
-from emoreg.results import Study
-from emoreg.surrogate import FEWEST, Parameter, Surrogate
-from emoreg.words import format_params
+from emoreg.formatting import format_params
+from emoreg.results.records import TrialRecord
+from emoreg.results.study import Study
+from emoreg.results.surrogate import FEWEST, Parameter, Surrogate
 
 Section = Literal["answer", "response", "search", "training", "cost"]
 
@@ -95,7 +95,7 @@ class Material:
         """Finished trials of the search that have an accuracy, by backbone, in the study's order."""
         found: dict[str, list[TrialRecord]] = {backbone: [] for backbone in self.study.backbones}
         for record in self.study.searched:
-            if record.status == "finished" and is_number(record.accuracy):
+            if record.status == "finished" and is_number(record.val_accuracy):
                 found.setdefault(record.backbone, []).append(record)
         return {backbone: records for backbone, records in found.items() if records}
 
@@ -148,7 +148,7 @@ def is_number(value: float | None) -> bool:
 
 def described(record: TrialRecord) -> str:
     """A trial where the pointer rests on it."""
-    accuracy = f"{100 * record.accuracy:.1f} %" if record.accuracy is not None else "no accuracy"
+    accuracy = f"{100 * record.val_accuracy:.1f} %" if record.val_accuracy is not None else "no accuracy"
     return "<br>".join(
         html.escape(line) for line in (f"trial {record.identity}, {record.backbone}", accuracy, *format_params(record.sampled))
     )
@@ -167,7 +167,7 @@ def subset_of(drawn: int, whole: int, which: str = "at random") -> str:
 
 def metric_title(objective: Objective) -> str:
     """An objective as an axis names it."""
-    return {"accuracy": ACCURACY, "loss": "validation loss", "device_seconds": "device seconds"}[objective.metric]
+    return {"val_accuracy": ACCURACY, "val_loss": "validation loss", "device_seconds": "device seconds"}[objective.metric]
 
 
 def metric_value(record: TrialRecord, objective: Objective) -> float | None:
@@ -175,7 +175,7 @@ def metric_value(record: TrialRecord, objective: Objective) -> float | None:
     value: float | None = getattr(record, objective.metric)
     if value is None or not math.isfinite(value):
         return None
-    return 100 * value if objective.metric == "accuracy" else value
+    return 100 * value if objective.metric == "val_accuracy" else value
 
 
 def axis_title(path: str) -> str:

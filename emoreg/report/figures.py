@@ -9,9 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emoreg.analysis import experience_ledger
 from emoreg.config import CONTROLS
-from emoreg.records import EpochRecord, TrialRecord
+from emoreg.formatting import control_name, counted, duration
 from emoreg.report import response_figures, search_figures
 from emoreg.report.drawing import (
     ACCURACY,
@@ -33,8 +32,9 @@ from emoreg.report.drawing import (
     wrapped,
 )
 from emoreg.report.response_figures import BALANCE, LENGTH
-from emoreg.results import Study
-from emoreg.words import control_name, counted, duration
+from emoreg.results.analysis import experience_ledger
+from emoreg.results.records import EpochRecord, TrialRecord
+from emoreg.results.study import Study
 
 __all__ = ["Figure", "comparison", "figures_of", "missing_of"]
 
@@ -44,7 +44,7 @@ _EVERY = 12  # epochs up to which each has its tick
 _GAIN = "gain of regulation, points"
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "star")
 _DASHES = {
-    "plain": "dash", "matched": "longdash", "emotional": "dot", "untrained": "dashdot", "shuffled": "longdashdot",
+    "plain": "dash", "compute_matched": "longdash", "emotional": "dot", "untrained": "dashdot", "shuffled": "longdashdot",
     "neutral": "5px,2px",
 }  # fmt: skip
 
@@ -224,9 +224,9 @@ def _no_gains(material: Material) -> str | None:
 def _curve(rows: Sequence[EpochRecord]) -> dict[int, float]:
     """Validation accuracy in percent by regulation epoch."""
     return {
-        row.epoch: 100 * row.validation_accuracy
+        row.epoch: 100 * row.val_accuracy
         for row in rows
-        if row.stage == "regulation" and row.validation_accuracy is not None and is_number(row.validation_accuracy)
+        if row.stage == "regulation" and row.val_accuracy is not None and is_number(row.val_accuracy)
     }
 
 
@@ -246,7 +246,7 @@ def _learning_curves(study: Study) -> dict[str, dict[str, dict[int, float]]]:
         if record.role == "control" and record.status == "finished":
             groups.setdefault((record.backbone, record.control), []).append(record)
     for backbone in dict.fromkeys([*study.backbones, *(key[0] for key in groups)]):
-        for control in ("none", *CONTROLS):
+        for control in ("regulated", *CONTROLS):
             if (backbone, control) in groups:
                 found.setdefault(backbone, {})[control_name(control)] = _mean_curve(study, groups[backbone, control])
     with_epochs = {
@@ -318,7 +318,7 @@ def _learned(study: Study) -> list[TrialRecord]:
     found = [
         record
         for record in study.trials
-        if record.status == "finished" and record.control == "none" and record.kind in _LEARNED
+        if record.status == "finished" and record.control == "regulated" and record.kind in _LEARNED
         if metric_value(record, objective) is not None and study.epochs_of(record.identity)
     ]
     return sorted(found, key=lambda record: sign * (metric_value(record, objective) or 0.0))
@@ -336,10 +336,14 @@ def _draw_balances(material: Material) -> Figure:
             continue
         color = color_of(backbone, study.backbones)
         for record in reversed(own):
-            rows = [row for row in study.epochs_of(record.identity) if row.stage == "regulation" and row.balance is not None]
-            x, y = [row.epoch for row in rows], [row.balance or 0.0 for row in rows]
+            rows = [
+                row
+                for row in study.epochs_of(record.identity)
+                if row.stage == "regulation" and row.measured_balance is not None
+            ]
+            x, y = [row.epoch for row in rows], [row.measured_balance or 0.0 for row in rows]
             is_best = record is own[0]
-            spread = [row.balance_std or 0.0 for row in rows]
+            spread = [row.measured_balance_std or 0.0 for row in rows]
             if is_best and any(spread):
                 figure.add_scatter(
                     x=[*x, *reversed(x)],
@@ -488,11 +492,11 @@ def _compared_accuracies(studies: Sequence[Study], names: Sequence[str]) -> Figu
         best = [
             _Dot(row=wrapped(backbone), mean=100 * accuracy)
             for backbone in study.backbones
-            if backbone in study.best and (accuracy := study.best[backbone].accuracy) is not None
+            if backbone in study.best and (accuracy := study.best[backbone].val_accuracy) is not None
         ]
         confirmed = []
         for row in study.confirmed:
-            if row.control == "none" and row.chosen.rank == 1:
+            if row.control == "regulated" and row.chosen.rank == 1:
                 mean, half = 100 * row.accuracy.mean, row.accuracy.half_width
                 low, high = (None, None) if half is None else (mean - 100 * half, mean + 100 * half)
                 confirmed.append(_Dot(row=wrapped(row.chosen.backbone), mean=mean, low=low, high=high, is_filled=True))

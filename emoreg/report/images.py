@@ -14,8 +14,8 @@ from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoun
 from rich.console import Console
 from rich.progress import Progress
 
-from emoreg.files import replacing
 from emoreg.report.drawing import Figure
+from emoreg.storage.files import replacing
 
 _WIDTH, _HEIGHT = 900, 500  # pixels, where a figure names none
 _SCALE = 2

@@ -11,12 +11,12 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 import emoreg
-from emoreg.records import utc_now
 from emoreg.report import account, answer, reproduce
 from emoreg.report.cells import Table, listed
 from emoreg.report.drawing import Figure
 from emoreg.report.figures import missing_of
-from emoreg.results import Study
+from emoreg.results.records import utc_now
+from emoreg.results.study import Study
 
 _SECTIONS = {
     "answer": "The answer",
@@ -80,7 +80,7 @@ def _summary(study: Study) -> str:
     """What the study is, in a sentence."""
     trials = [*study.trials, *(study.confirmation.trials if study.confirmation is not None else ())]
     tasks = sorted({row.task for row in trials}) or [study.config.trial.task.name]
-    stimuli = sorted({row.stimuli for row in trials if row.control == "none"})
+    stimuli = sorted({row.stimuli for row in trials if row.control == "regulated"})
     stimuli = stimuli or [study.config.trial.stimuli.name]
     return (
         f"Does experience with affective images ({listed(stimuli)}), balanced against a plain encoder, help "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from emoreg.files import without_credentials
-from emoreg.records import RunRecord, TrialRecord
+from emoreg.formatting import control_name
 from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, percent
-from emoreg.results import Study
-from emoreg.words import control_name
+from emoreg.results.records import RunRecord, TrialRecord
+from emoreg.results.study import Study
+from emoreg.storage.files import without_credentials
 
 
 def commands(study: Study) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _replays(study: Study, caption: str, rows: Sequence[tuple[str, TrialRecord]]
                 rows=tuple(
                     (
                         Cell(text=name),
-                        Cell(text=percent(row.accuracy)),
+                        Cell(text=percent(row.val_accuracy)),
                         Cell(text=percent(row.test_accuracy)),
                         Cell(text=row.status),
                         Cell(text=replay_command(study, row.identity)),

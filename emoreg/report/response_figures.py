@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emoreg.records import TrialRecord
+from emoreg.formatting import counted
 from emoreg.report.drawing import (
     ACCURACY,
     MOST_POINTS,
@@ -28,9 +28,9 @@ from emoreg.report.drawing import (
     some_of,
     styled,
 )
-from emoreg.results import Study
-from emoreg.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
-from emoreg.words import counted
+from emoreg.results.records import TrialRecord
+from emoreg.results.study import Study
+from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
 
 BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 _VAGUE = 0.5  # of a parameter's axis: an interval as wide as this tells nothing of where the optimum lies
@@ -110,7 +110,7 @@ def _add_points(
 ) -> None:
     figure.add_scatter(
         x=[value_of(record, path) for record in records],
-        y=[100 * (record.accuracy or 0.0) for record in records],
+        y=[100 * (record.val_accuracy or 0.0) for record in records],
         mode="markers",
         name=name,
         legendgroup=name,

@@ -19,9 +19,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from emoreg.analysis import better, pareto_front
 from emoreg.config import Choice, Float, Objective, Value
-from emoreg.records import TrialRecord
+from emoreg.formatting import counted, duration
 from emoreg.report.drawing import (
     ACCURACY,
     COLORS,
@@ -42,9 +41,10 @@ from emoreg.report.drawing import (
     subset_of,
     wrapped,
 )
-from emoreg.results import Study
-from emoreg.surrogate import Parameter
-from emoreg.words import counted, duration
+from emoreg.results.analysis import better, pareto_front
+from emoreg.results.records import TrialRecord
+from emoreg.results.study import Study
+from emoreg.results.surrogate import Parameter
 
 _MOST_LINES = 500
 _MOST_FANOVA = 500  # its cost grows faster than the number of trials, and 2,000 give the same shares
@@ -77,9 +77,7 @@ def history_of(study: Study, records: Sequence[TrialRecord]) -> optuna.Study:
             value=value if state == TrialState.COMPLETE else None,
             params=known,
             distributions={path: distributions[path] for path in known},
-            intermediate_values={
-                row.epoch: 100 * row.validation_accuracy for row in steps if row.validation_accuracy is not None
-            },
+            intermediate_values={row.epoch: 100 * row.val_accuracy for row in steps if row.val_accuracy is not None},
         )
     # Optuna numbers what is added: a number without a record, a proposal that another trial stood for, is kept free.
     absent = create_trial(state=TrialState.FAIL)
@@ -279,7 +277,7 @@ def _pareto_front(material: Material) -> Figure:
     figure = go.Figure(
         go.Scatter(
             x=[record.device_seconds for record in front],
-            y=[100 * (record.accuracy or 0.0) for record in front],
+            y=[100 * (record.val_accuracy or 0.0) for record in front],
             mode="lines",
             line={"color": GREY, "shape": "hv", "width": 1.5},
             name="Pareto front",
@@ -293,7 +291,7 @@ def _pareto_front(material: Material) -> Figure:
         on_front = [record.identity in best for record in own]
         figure.add_scatter(
             x=[record.device_seconds for record in own],
-            y=[100 * (record.accuracy or 0.0) for record in own],
+            y=[100 * (record.val_accuracy or 0.0) for record in own],
             mode="markers",
             name=backbone,
             marker={
@@ -328,7 +326,7 @@ def _front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _costs(record: TrialRecord) -> str:
-    return f"{100 * (record.accuracy or 0.0):.1f} % in {duration(record.device_seconds)}"
+    return f"{100 * (record.val_accuracy or 0.0):.1f} % in {duration(record.device_seconds)}"
 
 
 def _finished(study: Study) -> list[TrialRecord]:

@@ -21,7 +21,7 @@ from typing import Any
 import ray
 
 from emoreg.config import TrialConfig
-from emoreg.records import Records, TrialResult
+from emoreg.results.records import Records, TrialResult
 from tests.benchmarks.idle_trials import epoch_of, result_of
 from tests.integration.cluster import cluster_of
 from tests.integration.test_study import STUDY
@@ -40,7 +40,7 @@ def sleeping_trial(config: TrialConfig, reporter: Any, **unused: object) -> Tria
 
 def train(assignment: dict[str, Any], *, workplace: Any) -> None:
     """Stands for ``worker.train``: all of it but the training."""
-    from emoreg import worker
+    from emoreg.tuning import worker
 
     worker.run_trial = sleeping_trial  # type: ignore[assignment]
     worker.train(assignment, workplace=workplace)
@@ -48,7 +48,8 @@ def train(assignment: dict[str, Any], *, workplace: Any) -> None:
 
 def drive(address: str, storage: str) -> None:
     """What `emoreg run` does, with trials that sleep."""
-    from emoreg import cli, study
+    from emoreg.cli import main as cli
+    from emoreg.tuning import study
 
     study.train = train
     settings = {"--num-trials": NUM_TRIALS, "--sampler.name": "random", "--trial.regulation.epochs": 1}

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from emoreg.analysis import experience_ledger, waiting_share
 from emoreg.config import (
     Choice,
     ExperienceConfig,
@@ -34,7 +33,8 @@ from emoreg.config import (
     StudyConfig,
     TrialConfig,
 )
-from emoreg.records import Records, TrialRecord
+from emoreg.results.analysis import experience_ledger, waiting_share
+from emoreg.results.records import Records, TrialRecord
 
 LENGTHS = (8, 2, 16, 4)
 ROUNDS = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emoreg.config import TrialConfig
-from emoreg.records import EpochRecord, TrialResult
+from emoreg.results.records import EpochRecord, TrialResult
 
 
 def epoch_of(config: TrialConfig, epoch: int, seconds: float) -> EpochRecord:
@@ -14,8 +14,8 @@ def epoch_of(config: TrialConfig, epoch: int, seconds: float) -> EpochRecord:
         step=epoch,
         loss=1.0,
         accuracy=0.5,
-        validation_loss=1.0,
-        validation_accuracy=0.5,
+        val_loss=1.0,
+        val_accuracy=0.5,
         learning_rate=0.1,
         images_per_second=1.0,
         seconds=seconds,
@@ -29,7 +29,7 @@ def result_of(config: TrialConfig, seconds: float) -> TrialResult:
         identity=config.identity,
         accuracy=0.5,
         loss=1.0,
-        final_balance=config.regulation.balance,
+        measured_balance=config.regulation.balance,
         test_accuracy=None,
         num_parameters=1,
         pretraining_seconds=0.0,

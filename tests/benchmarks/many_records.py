@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.many_records [NUM_TRIALS] [ROUNDS]
 
-The study is made up (``tests.written``): 10,000 trials of a search by default, controls, and a confirmation on ten seeds.
+The study is made up (``tests.helpers.written``): 10,000 trials of a search by default, controls, and a confirmation on ten seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.written import made_up_config, write_study
+from tests.helpers.written import made_up_config, write_study
 
 LOOK_SECONDS = 0.05
 

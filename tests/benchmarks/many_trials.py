@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import ray
 from ray import tune
 
-from emoreg.messages import epoch_result, last_result
+from emoreg.tuning.messages import epoch_result, last_result
 from tests.benchmarks.idle_trials import epoch_of, result_of
 from tests.integration.cluster import cluster_of
 from tests.integration.test_study import STUDY
@@ -48,8 +48,9 @@ def train(assignment: dict[str, Any], *, workplace: None, number_at_once: int, b
 
 def drive(address: str, storage: str, number_at_once: int, begun: str) -> None:
     """What `emoreg run` does, with these trials."""
-    from emoreg import cli, study
-    from emoreg.driver import Driver
+    from emoreg.cli import main as cli
+    from emoreg.tuning import study
+    from emoreg.tuning.driver import Driver
 
     class CountingDriver(Driver):
         num_results: ClassVar[int] = 0

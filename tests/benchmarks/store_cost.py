@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emoreg import checkpoint
-from emoreg.checkpoint import State, Writer
 from emoreg.config import ImageSetConfig, PretrainingConfig, TrialConfig
-from emoreg.experience import ExperienceStore, gain_experience
-from emoreg.imagesets import load
-from emoreg.imagesets.batches import Batches
-from emoreg.pretrain import create_emotional_net
-from tests.trials import CPU
+from emoreg.data import load
+from emoreg.data.batches import Batches
+from emoreg.storage import checkpoint
+from emoreg.storage.checkpoint import State, Writer
+from emoreg.training.experience import ExperienceStore, gain_experience
+from emoreg.training.pretrain import create_emotional_net
+from tests.helpers.trials import CPU
 
 ROUNDS = 15
 STEPS = 5

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from emoreg.config import replace_paths
-from emoreg.experience import ExperienceStore
-from emoreg.imagesets import load
-from emoreg.records import EpochRecord
-from emoreg.reporter import Event
-from emoreg.trial import run_trial
+from emoreg.data import load
+from emoreg.results.records import EpochRecord
+from emoreg.training.events import Event
+from emoreg.training.experience import ExperienceStore
+from emoreg.training.trial import run_trial
 from studies.quickstart import study
 
 ROUNDS = 5

@@ -14,7 +14,7 @@ from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of
 from emoreg.config import ExperienceConfig, without_secrets
 from emoreg.errors import ConfigError
 from emoreg.study_file import read_study_file
-from tests.studies import tiny_study
+from tests.helpers.studies import tiny_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +87,7 @@ def test_an_environment_in_a_checkout_of_something_else_has_no_commit(checkout: 
 
 
 def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: Path) -> None:
-    text = "import near_helper, near_package.inner\nfrom tests.studies import tiny_study as study\n"
+    text = "import near_helper, near_package.inner\nfrom tests.helpers.studies import tiny_study as study\n"
     helpers = ("near_helper.py", "near_package/__init__.py", "near_package/inner.py", "unused_helper.py")
     write(tmp_path, {"far.py": text} | dict.fromkeys(helpers, ""))
     reference = str(tmp_path / "far.py")
@@ -99,7 +99,10 @@ def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: 
 
 
 def test_a_module_below_the_working_directory_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, {"far_studies/__init__.py": "", "far_studies/one.py": "from tests.studies import tiny_study as study\n"})
+    write(
+        tmp_path,
+        {"far_studies/__init__.py": "", "far_studies/one.py": "from tests.helpers.studies import tiny_study as study\n"},
+    )
     monkeypatch.chdir(tmp_path)
     bundle = collect("far_studies.one", read_study_file("far_studies.one"))
     assert bundle.files["far_studies/one.py"] == tmp_path / "far_studies" / "one.py"

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import emoreg
-from emoreg.cli import _parse, main
+from emoreg.cli.main import _parse, main
 from tests.cluster.files import CLUSTER, FILES, LAUNCHED, MANIFESTS, ROOT, argument, commands, manifest
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from emoreg.cluster.joining import Answer
+from emoreg.cluster.machine import Finding
 from emoreg.cluster.probes import Look, Node
 from emoreg.cluster.verdicts import (
     Skew,
@@ -26,7 +26,7 @@ from emoreg.cluster.verdicts import (
     judge_storage,
     judge_versions,
 )
-from emoreg.doctor import Finding
+from emoreg.tuning.joining import Answer
 from tests.integration.cluster import Cluster, cluster_of, free_port, lose, num_nodes
 from tests.integration.test_study import wait_for
 
@@ -282,7 +282,7 @@ EXAMINE_LATER = """
 import os, sys, ray
 from emoreg.cluster.doctor import examine_nodes
 from emoreg.cluster.probes import list_nodes
-from emoreg.files import Files
+from emoreg.storage.files import Files
 ray.init(address=sys.argv[1], log_to_driver=False)
 nodes, _ = list_nodes()
 print("listed", len(nodes), flush=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.cli import main
+from emoreg.cli.main import main
 from emoreg.cluster.bundle import collect
 from emoreg.cluster.client import Cluster
 from emoreg.cluster.jobs import check_arguments, check_config, compare, compare_versions, job_command, local_paths
 from emoreg.config import ExperienceConfig, ImageSetConfig, StudyConfig
 from emoreg.errors import ConfigError, ImageSetError
-from tests.studies import study_file, tiny_study
-from tests.trials import TINY
+from tests.helpers.studies import study_file, tiny_study
+from tests.helpers.trials import TINY
 
 Output = pytest.CaptureFixture[str]
 

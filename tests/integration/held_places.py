@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from emoreg.messages import last_result
+from emoreg.tuning.messages import last_result
 from tests.benchmarks.idle_trials import result_of
 
 
@@ -55,7 +55,8 @@ def _leave(path: Path, place: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from emoreg import cli, study
+    from emoreg.cli import main as cli
+    from emoreg.tuning import study
     from tests.integration.held_places import hold as imported  # so that workers find it by its name
 
     folder, *arguments = sys.argv[1:]

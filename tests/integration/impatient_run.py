@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from emoreg import database, storage
+from emoreg.storage import working_copy as storage
+from emoreg.tuning import postgres as database
 
 SECONDS = 3.0
 

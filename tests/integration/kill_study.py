@@ -17,6 +17,6 @@ def study() -> StudyConfig:
         search_space={"regulation.balance": Choice((0.25, 0.75)), "pretraining.epochs": Choice((1, 3, 6))},
         num_trials=6,
         sampler=SamplerConfig(name="grid"),
-        controls=("none", "plain", "shuffled"),
+        controls=("regulated", "plain", "shuffled"),
         resources=ResourcesConfig(max_concurrent=2, max_retries=100, retry_seconds=0.1, checkpoint_seconds=0.0),
     )

@@ -12,7 +12,7 @@ import ray
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from emoreg.cluster.coordination import ActorLeases
+from emoreg.tuning.coordination import ActorLeases
 
 NUM_LEASES = 4
 

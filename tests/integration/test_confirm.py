@@ -69,7 +69,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     rows = trials(searched, "tiny.confirm")
     assert {identity: rows[identity] for identity in killed} == killed, "a finished trial opened the test split again"
     assert {(row["role"], row["status"]) for row in rows.values()} == {("confirm", "finished")}
-    controls = ["emotional", "matched", "neutral", "none", "plain", "shuffled", "untrained"]
+    controls = ["emotional", "compute_matched", "neutral", "regulated", "plain", "shuffled", "untrained"]
     assert sorted((row["control"], row["seed"]) for row in rows.values()) == [
         (name, seed) for name in controls for seed in (1000, 1001)
     ]

@@ -20,16 +20,16 @@ import optuna
 import pytest
 from playwright.sync_api import expect
 
-from emoreg.database import address_of
-from emoreg.files import Files
-from emoreg.history import open_study
-from emoreg.reconcile import reconcile
-from emoreg.records import Records
-from emoreg.study_board import RUN, StudyBoard
-from emoreg.tensorboard import finish, write_experiment
-from tests.browser import needs_chromium, opened
+from emoreg.results.records import Records
+from emoreg.storage.files import Files
+from emoreg.tracking.study_board import RUN, StudyBoard
+from emoreg.tracking.tensorboard import finish, write_experiment
+from emoreg.tuning.optuna_study import open_study
+from emoreg.tuning.postgres import address_of
+from emoreg.tuning.reconcile import reconcile
+from tests.helpers.browser import needs_chromium, opened
+from tests.helpers.written import made_up_config, write_study
 from tests.integration.test_tensorboard_server import wait_until
-from tests.written import made_up_config, write_study
 
 CONFIG = made_up_config()
 SECONDS = 30_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from emoreg import checkpoint
+from emoreg.storage import checkpoint
 from tests.integration import tiny_study
 from tests.integration.test_study import optuna_states, run, settled, start, trials, wait_for
 
@@ -109,7 +109,7 @@ def identities() -> list[str]:
 def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail(tmp_path: Path) -> None:
     broken, _ = identities()
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").mkdir(parents=True)  # no file can be written there
-    output = run(tmp_path, "--resources.max-retries", "1", "--resources.retry-seconds", "0.1", "--controls", "none", code=1)
+    output = run(tmp_path, "--resources.max-retries", "1", "--resources.retry-seconds", "0.1", "--controls", "regulated", code=1)
     rows = trials(tmp_path)
     assert (rows[broken]["status"], rows[broken]["attempts"]) == ("failed", 2)
     assert "trial.ckpt" in str(rows[broken]["reason"])
@@ -120,7 +120,7 @@ def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail
     # Mended and run again, it is run again, and alone.
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").rmdir()
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt").rmdir()
-    run(tmp_path, "--controls", "none")
+    run(tmp_path, "--controls", "regulated")
     assert trials(tmp_path)[broken]["status"] == "finished"
 
 

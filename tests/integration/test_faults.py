@@ -19,8 +19,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from emoreg.files import Files
-from emoreg.storage import WorkingCopy
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
 from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, lose, signal_machine
 from tests.integration.fault_study import NUM_TRIALS, PRETRAINING_EPOCHS
 from tests.integration.gate import Gate

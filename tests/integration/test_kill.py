@@ -94,7 +94,7 @@ def settled(folder: Path) -> dict[object, dict[str, object]]:
 
 def losses(folder: Path) -> dict[tuple[object, ...], object]:
     return {
-        (row["identity"], row["epoch"]): (row["loss"], row["validation_loss"], row["validation_accuracy"], row["step"])
+        (row["identity"], row["epoch"]): (row["loss"], row["val_loss"], row["val_accuracy"], row["step"])
         for row in rows(folder, "epochs")
         if row["stage"] == "regulation"
     }

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.files import Files
-from emoreg.records import Records
-from emoreg.storage import WorkingCopy, join
+from emoreg.results.records import Records
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy, join
 from tests.integration.gate import Gate
 from tests.integration.test_study import IMPATIENT, run, start, wait_for
 
@@ -23,7 +23,7 @@ def records(storage: str) -> Records:
 
 def numbers(found: Records) -> dict[str, dict[str, object]]:
     return {
-        identity: {name: getattr(row, name) for name in ("status", "role", "number", "accuracy", "loss", "final_balance")}
+        identity: {name: getattr(row, name) for name in ("status", "role", "number", "accuracy", "loss", "measured_balance")}
         for identity, row in found.trials.items()
     }
 

@@ -20,7 +20,7 @@ STUDY = """\
 from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, TrialConfig, TrialResources
 
 def study():
-    return StudyConfig(name="placed", num_trials=1, sampler=SamplerConfig(name="random"), controls=("none",), {settings})
+    return StudyConfig(name="placed", num_trials=1, sampler=SamplerConfig(name="random"), controls=("regulated",), {settings})
 """
 SMALL, BIG = "test_resnet", "test_efficientnet"
 BOTH = f'search_space={{"backbone": Choice(("{SMALL}", "{BIG}"))}}'

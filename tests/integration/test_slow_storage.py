@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emoreg import study
-from emoreg.cli import main
+from emoreg.cli.main import main
+from emoreg.tuning import study
 from tests.integration.test_study import STUDY, trials
 
 FAULTS = Path(__file__).with_name("faults")

@@ -17,10 +17,10 @@ import pytest
 from optuna.trial import TrialState
 
 from emoreg.config import replace_paths
+from tests.helpers.trials import Recorder
+from tests.helpers.trials import run as run_alone
 from tests.integration import tiny_study
 from tests.integration.test_tensorboard_server import metrics_of, session_groups, tensorboard, wait_until
-from tests.trials import Recorder
-from tests.trials import run as run_alone
 
 STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
@@ -80,15 +80,15 @@ def test_what_is_left_on_disk(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {"experience", "imagesets", "tiny"}
     rows = trials(finished)
     assert sorted((row["role"], row["control"], row["status"]) for row in rows.values()) == [
-        ("control", "none", "finished"),
+        ("control", "regulated", "finished"),
         ("control", "plain", "finished"),
-        *[("search", "none", "finished")] * 3,
+        *[("search", "regulated", "finished")] * 3,
     ]
     epochs = pq.read_table(folder / "records" / "epochs.parquet").to_pylist()
     for identity, row in rows.items():
         own = [epoch for epoch in epochs if epoch["identity"] == identity and epoch["stage"] == "regulation"]
         assert [epoch["epoch"] for epoch in own] == [1, 2, 3, 4]
-        assert own[-1]["validation_accuracy"] == row["accuracy"]
+        assert own[-1]["val_accuracy"] == row["accuracy"]
         assert list((folder / "events" / identity).glob("events.out.tfevents.*"))
     assert {path.name for path in (folder / "trials").iterdir()} == rows.keys()
     (ran,) = pq.read_table(folder / "records" / "runs.parquet").to_pylist()
@@ -113,11 +113,11 @@ def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
         assert groups.keys() == rows.keys()
         images = server.json("data/plugin/images/tags")
         for run, row in rows.items():
-            curve = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/validation_accuracy")
+            curve = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/val_accuracy")
             assert [step for _, step, _ in curve] == [1, 2, 3, 4]
             assert curve[-1][2] == pytest.approx(row["accuracy"])
             assert groups[run]["sessions"][0]["status"] == "STATUS_SUCCESS"
-            assert metrics_of(groups[run])["regulation/validation_accuracy"] == pytest.approx(row["accuracy"])
+            assert metrics_of(groups[run])["regulation/val_accuracy"] == pytest.approx(row["accuracy"])
             assert groups[run]["hparams"]["regulation.balance"] == pytest.approx(row["balance"])
             assert {"samples/regulation", "trial/confusion_validation"} <= images[run].keys()
 
@@ -245,7 +245,7 @@ def test_a_grid_point_that_a_control_ran_is_not_run_twice_and_counts_in_both(tmp
         "def study():\n"
         "    space = {'regulation.balance': Choice((0.25, 0.5))}\n"
         "    return dataclasses.replace(\n"
-        "        tiny_study.study(), search_space=space, sampler=SamplerConfig(name='grid'), controls=('none',))\n"
+        "        tiny_study.study(), search_space=space, sampler=SamplerConfig(name='grid'), controls=('regulated',))\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "emoreg", "run", str(grid), "--storage", str(tmp_path)],

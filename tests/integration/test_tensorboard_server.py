@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 
 from emoreg.config import Choice, Float, Int, RegulationConfig, StudyConfig, TrialConfig, Value, replace_paths
-from emoreg.records import EpochRecord, Stage, Status
-from emoreg.reporter import BalanceSample, Confusion, ImagesSample
-from emoreg.tensorboard import METRICS, TensorBoardReporter, finish, write_experiment
+from emoreg.results.records import EpochRecord, Stage, Status
+from emoreg.tracking.tensorboard import METRICS, TensorBoardReporter, finish, write_experiment
+from emoreg.training.events import BalanceSample, Confusion, ImagesSample
 from tests.test_tensorboard import ended
 
 EPOCHS = 5
@@ -86,8 +86,8 @@ def _epoch(trial: Trial, stage: Stage, epoch: int, **values: Any) -> EpochRecord
         step=epoch * 20,
         loss=2.0 / epoch,
         accuracy=0.1 * epoch,
-        validation_loss=2.5 / epoch if validated else None,
-        validation_accuracy=_accuracy(trial, epoch) if validated else None,
+        val_loss=2.5 / epoch if validated else None,
+        val_accuracy=_accuracy(trial, epoch) if validated else None,
         learning_rate=1e-3,
         images_per_second=4000.0,
         seconds=1.0,
@@ -108,7 +108,7 @@ def write_study(folder: Path) -> None:
                 for epoch in range(1, pretraining_epochs + 1):
                     reporter.report(_epoch(trial, "pretraining", epoch))
                 for epoch in range(1, 4):
-                    reporter.report(_epoch(trial, "regulation", epoch, validation_accuracy=0.0))
+                    reporter.report(_epoch(trial, "regulation", epoch, val_accuracy=0.0))
             begun, first = pretraining_epochs, 3
         else:
             begun, first = 0, 1
@@ -123,7 +123,7 @@ def write_study(folder: Path) -> None:
                 reporter.report(_epoch(trial, "pretraining", epoch))
             for epoch in range(first, trial.epochs + 1):
                 diverged = name == "diverged" and epoch == trial.epochs
-                values = {"loss": math.nan, "validation_loss": math.inf} if diverged else {}
+                values = {"loss": math.nan, "val_loss": math.inf} if diverged else {}
                 reporter.report(_epoch(trial, "regulation", epoch, **values))
                 if trial.config.regulation.kind == "dynamic":
                     spread = torch.rand(200, generator=generator) * epoch / EPOCHS
@@ -243,9 +243,9 @@ def test_a_trial_is_one_run(server: Server) -> None:
 
 def test_scalars_of_both_stages(server: Server) -> None:
     tags = server.json("data/plugin/scalars/tags")
-    assert {"pretraining/loss", "regulation/validation_accuracy", "trial/device_seconds"} <= set(tags[_identity("best")])
+    assert {"pretraining/loss", "regulation/val_accuracy", "trial/device_seconds"} <= set(tags[_identity("best")])
     assert not any(tag.startswith("regulation/") for tag in tags[_identity("failed")])
-    values = server.json("data/plugin/scalars/scalars", run=_identity("best"), tag="regulation/validation_accuracy")
+    values = server.json("data/plugin/scalars/scalars", run=_identity("best"), tag="regulation/val_accuracy")
     assert [(step, value) for _, step, value in values] == [
         (epoch, _accuracy(TRIALS["best"], epoch)) for epoch in range(1, EPOCHS + 1)
     ]
@@ -253,7 +253,7 @@ def test_scalars_of_both_stages(server: Server) -> None:
 
 def test_a_resumed_trial_draws_one_line(server: Server) -> None:
     run = _identity(RESUMED)
-    values = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/validation_accuracy")
+    values = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/val_accuracy")
     anew = [(epoch, _accuracy(TRIALS[RESUMED], epoch)) for epoch in (3, 4, 5)]
     assert [(step, value) for _, step, value in values] == [(1, 0.0), (2, 0.0), *anew]
     before = server.json("data/plugin/scalars/scalars", run=run, tag="pretraining/loss")
@@ -284,10 +284,8 @@ def test_hparams_have_a_row_a_trial_with_status_and_metrics(server: Server) -> N
     for name, trial in TRIALS.items():
         metrics = metrics_of(groups[name])
         if trial.epochs > 0:
-            assert metrics["regulation/validation_accuracy"] == _accuracy(trial, trial.epochs)
-            assert ("regulation/validation_loss" in metrics) == (name != "diverged"), (
-                "only finite metrics: the page breaks on others"
-            )
+            assert metrics["regulation/val_accuracy"] == _accuracy(trial, trial.epochs)
+            assert ("regulation/val_loss" in metrics) == (name != "diverged"), "only finite metrics: the page breaks on others"
         if trial.status is not None:
             assert metrics["trial/device_seconds"] == 6.5
         shown = groups[name]["hparams"]
@@ -316,10 +314,10 @@ def test_a_running_trial_is_seen_to_go_on_and_to_end(reader: str, tmp_path: Path
                 groups = _groups(server)
                 return metrics_of(groups["good"]).get(metric) if groups else None
 
-            wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 1), "the first epoch")
+            wait_until(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 1), "the first epoch")
             assert shown("trial/outcome") is None
             reporter.report(_epoch(trial, "regulation", 2))
-            wait_until(lambda: shown("regulation/validation_accuracy") == _accuracy(trial, 2), "the second epoch")
+            wait_until(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 2), "the second epoch")
             finish(tmp_path, ended(trial.config, trial.params, "failed", "the node died"))
             wait_until(lambda: shown("trial/outcome") == -1, "the end")
             assert _groups(server)["good"]["sessions"][0]["status"] == "STATUS_FAILURE"

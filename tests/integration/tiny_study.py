@@ -29,5 +29,5 @@ def study() -> StudyConfig:
         search_space={"regulation.balance": Float(0.1, 0.9), "pretraining.epochs": Choice((1, 2))},
         num_trials=3,
         objectives=(Objective(),),
-        controls=("none", "plain"),
+        controls=("regulated", "plain"),
     )

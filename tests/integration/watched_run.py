@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import ray
 from ray.tune.experiment import Trial
 
-from emoreg import cli, study
-from emoreg.driver import Driver
+from emoreg.cli import main as cli
+from emoreg.tuning import study
+from emoreg.tuning.driver import Driver
 
 _LOOK_SECONDS = 0.1
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from emoreg.analysis import experience_ledger
 from emoreg.config import Choice, Distribution, Float, Int, Objective, RegulationConfig, Value, When
-from emoreg.records import TrialRecord
 from emoreg.report.drawing import Figure
 from emoreg.report.figures import comparison, costs, figures_of, missing_of
-from emoreg.results import Study, load_study
-from tests.written import OPTIMUM, made_up_config, write_study
+from emoreg.results.analysis import experience_ledger
+from emoreg.results.records import TrialRecord
+from emoreg.results.study import Study, load_study
+from tests.helpers.written import OPTIMUM, made_up_config, write_study
 
 ALL = [
     "gains", "accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both", "optimization-history", "importances",
@@ -32,7 +32,7 @@ def written(tmp_path: Path) -> Written:
     """A study that was written with these settings, read back."""
 
     def write(num_seeds: int = 0, helps: float = 1.0, noise: float = 0.01, **config: object) -> Study:
-        settings: dict[str, object] = {"num_trials": 12, "controls": ("none", "plain"), **config}
+        settings: dict[str, object] = {"num_trials": 12, "controls": ("regulated", "plain"), **config}
         return load_study(write_study(tmp_path, made_up_config(**settings), num_seeds=num_seeds, helps=helps, noise=noise))
 
     return write
@@ -84,7 +84,7 @@ def test_gains_are_those_of_the_confirmation(study: Study, figures: dict[str, Fi
 
 
 def test_configurations_of_one_backbone_differ_in_shape(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, made_up_config(num_trials=12, controls=("none", "plain")), top=2, num_seeds=3)
+    folder = write_study(tmp_path, made_up_config(num_trials=12, controls=("regulated", "plain")), top=2, num_seeds=3)
     drawn = {figure.name: figure for figure in figures_of(load_study(folder))}["gains"].figure.data
     looks = {
         trace.name: (trace.marker.color, {symbol.removesuffix("-open") for symbol in trace.marker.symbol}) for trace in drawn
@@ -113,7 +113,7 @@ def test_one_seed_of_controls_has_no_interval(written: Written) -> None:
 
 
 def test_where_emotion_does_not_help_nothing_claims_it(written: Written) -> None:
-    gains = named(written(num_seeds=10, helps=0.0, controls=("none", "plain")))["gains"]
+    gains = named(written(num_seeds=10, helps=0.0, controls=("regulated", "plain")))["gains"]
     assert "no difference seen" in gains.caption
     assert "helps" not in gains.caption
 
@@ -224,13 +224,13 @@ def test_the_front_is_the_one_by_comparison(study: Study, figures: dict[str, Fig
 def test_learning_curves_are_the_epochs(study: Study, figures: dict[str, Figure]) -> None:
     best = [trace for trace in figures["learning-curves"].figure.data if trace.name == "best of the search"]
     expected = {
-        tuple(100 * (row.validation_accuracy or 0.0) for row in study.epochs_of(record.identity) if row.stage == "regulation")
+        tuple(100 * (row.val_accuracy or 0.0) for row in study.epochs_of(record.identity) if row.stage == "regulation")
         for record in study.best.values()
     }
     assert {tuple(trace.y) for trace in best} == expected
     plain = [row for row in study.trials if row.role == "control" and row.control == "plain" and row.backbone == "test_vit"]
     last = [trace for trace in figures["learning-curves"].figure.data if trace.name == "plain"][1].y[-1]
-    ends = [study.epochs_of(row.identity)[-1].validation_accuracy or 0.0 for row in plain]
+    ends = [study.epochs_of(row.identity)[-1].val_accuracy or 0.0 for row in plain]
     assert last == pytest.approx(100 * math.fsum(ends) / len(ends))
 
 
@@ -342,7 +342,7 @@ def test_two_studies_side_by_side(study: Study, written: Written) -> None:
     assert [trace.name for trace in found["compared-gains"].figure.data] == ["made-up", "other"]
     assert "no whole confirmation" in found["compared-gains"].caption
     confirmed = next(trace for trace in found["compared-accuracies"].figure.data if trace.name == "made-up, confirmed")
-    means = [100 * row.accuracy.mean for row in study.confirmed if row.control == "none"]
+    means = [100 * row.accuracy.mean for row in study.confirmed if row.control == "regulated"]
     assert list(confirmed.x) == means
     assert {trace.name for trace in found["compared-balance"].figure.data if trace.showlegend} == {"made-up", "other"}
 

@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from emoreg.analysis import estimate
-from emoreg.cli import main
-from emoreg.files import Files
+from emoreg.cli.main import main
 from emoreg.report import print_report
 from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdict_lines
 from emoreg.report.reproduce import replay_command
-from emoreg.results import load_study
-from tests.browser import needs_chromium
-from tests.written import made_up_config, write_study
+from emoreg.results.analysis import estimate
+from emoreg.results.study import load_study
+from emoreg.storage.files import Files
+from tests.helpers.browser import needs_chromium
+from tests.helpers.written import made_up_config, write_study
 
 Row = dict[str, Any]
 SMALL = made_up_config(num_trials=8)
@@ -42,7 +42,7 @@ class Blocked:
             raise ImportError(f"{name} must not be imported")
 
 sys.meta_path.insert(0, Blocked())
-from emoreg.cli import main
+from emoreg.cli.main import main
 main(sys.argv[1:])
 """
 
@@ -87,7 +87,7 @@ def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
     assert table.above == (("digits", 2),)
     assert [column.title for column in table.columns] == ["method", "test_resnet", "test_vit"]
     methods = {row[0].text: row[1:] for row in table.groups[0].rows}
-    assert list(methods) == ["regulation", "plain", "matched", "emotional", "untrained", "shuffled", "neutral"]
+    assert list(methods) == ["regulation", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral"]
     assert [cell.is_best for cell in methods["regulation"]] == [True, True]
     assert sum(cell.is_best for cells in methods.values() for cell in cells) == 2
     assert loaded.confirmation is not None
@@ -337,7 +337,7 @@ def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> Non
     diverged = {"status": "pruned", "reason": "the loss of regulation is not finite at step 3", "test_accuracy": None}
 
     def change_rows(rows: list[Row]) -> list[Row]:
-        found = ("test_vit", "none", 1003)
+        found = ("test_vit", "regulated", 1003)
         return [row | diverged if (row["backbone"], row["control"], row["seed"]) == found else row for row in rows]
 
     change(tmp_path / "made-up.confirm", "trials", change_rows)

@@ -9,8 +9,8 @@ from playwright.sync_api import Page, expect
 from rich.console import Console
 
 from emoreg.report import print_report
-from tests.browser import needs_chromium, opened
-from tests.written import made_up_config, write_study
+from tests.helpers.browser import needs_chromium, opened
+from tests.helpers.written import made_up_config, write_study
 
 pytestmark = needs_chromium
 

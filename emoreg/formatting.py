@@ -1,0 +1,34 @@
+"""How numbers, times, controls and parameters are called in what a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emoreg.config import Value
+
+
+def control_name(control: str) -> str:
+    """What a reader calls a control."""
+    return "regulation" if control == "regulated" else control
+
+
+def format_params(params: Mapping[str, Value]) -> list[str]:
+    """The sampled values but the backbone, which stands beside them: ["regulation.balance 0.422"]."""
+    return [
+        f"{path} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for path, value in params.items()
+        if path != "backbone"
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "45 s", "3 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 trial", "40 trials"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Write-only observers of trials and studies: TensorBoard."""

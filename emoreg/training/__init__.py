@@ -1,0 +1,1 @@
+"""One trial: pre-train, regulate, measure. Knows neither Ray nor Optuna."""

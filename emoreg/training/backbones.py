@@ -1,0 +1,212 @@
+"""timm models fitted to small images, as encoders: images in, one feature vector each out. The only module that knows timm.
+
+Legend: B images, S their side in pixels, D features.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from emoreg.data import torchvision_operators
+from emoreg.errors import ConfigError
+from emoreg.seeding import global_stream
+
+torchvision_operators.ensure()
+import huggingface_hub  # noqa: E402
+import timm  # noqa: E402
+from timm.models import ResNet  # noqa: E402
+from timm.optim import param_groups_weight_decay  # noqa: E402
+
+_ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
+_PATCHES_PER_SIDE = 8
+_LARGEST_WITHOUT_MAX_POOL = 64
+_HUB_SECONDS = 5.0
+
+
+class Encoder(nn.Module):
+    """A timm model without its classifier.
+
+    Attributes:
+        width: D, the number of features.
+    """
+
+    def __init__(self, model: nn.Module, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        with torch.no_grad():
+            _, self.width = model.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+        model.train()
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """One feature vector for each image."""
+        features: Tensor = self.model(images)
+        return features
+
+
+def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
+    """Refuse a backbone that `create_encoder` could not make, without making it.
+
+    Raises:
+        ConfigError: for a name that timm does not have, a size that a ViT's patches do not divide, a weights file that is
+            not there, a hub that cannot be reached.
+    """
+    timm_name = _ALIASES.get(name, name)
+    if not timm.is_model(timm_name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *_ALIASES], n=4, cutoff=0.5)
+        raise ConfigError(f"a backbone must be a timm model, but timm {timm.__version__} has no {name!r}: did you mean {near}?")
+    if _has_patches(timm_name) and image_size % _PATCHES_PER_SIDE:
+        raise ConfigError(
+            f"a ViT's patches have a side of image_size / {_PATCHES_PER_SIDE}, so image_size must be a multiple of "
+            f"{_PATCHES_PER_SIDE}, but it is {image_size}: choose 32, say"
+        )
+    if weights == "hub":
+        _check_hub(timm_name)
+    elif weights is not None and not Path(weights).expanduser().is_file():
+        raise ConfigError(f"weights must be a file or 'hub', but {weights!r} is not there: correct the path")
+
+
+def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
+    """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
+
+    The ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family (DeiT too) gets ``img_size`` and
+    patches of image_size / 8 (8 x 8 tokens). Every other family is taken as timm makes it, with ``img_size`` where it has one.
+
+    Raises:
+        ConfigError: where timm cannot make the model so, or weights do not fit or cannot be had.
+    """
+    check_backbone(name, image_size=image_size, weights=weights)
+    timm_name = _ALIASES.get(name, name)
+    options: dict[str, Any] = {"num_classes": 0}
+    if drop_path > 0:
+        options["drop_path_rate"] = drop_path
+    if _has_patches(timm_name):
+        options |= {"img_size": image_size, "patch_size": image_size // _PATCHES_PER_SIDE}
+    elif timm.get_pretrained_cfg(timm_name).fixed_input_size:
+        options["img_size"] = image_size
+    with global_stream(seed):
+        try:
+            model = timm.create_model(timm_name, **options)
+        except TypeError as error:
+            raise ConfigError(f"backbone {name!r} does not take the options {options}: {error}") from error
+        if weights is not None:
+            with global_stream(seed):
+                model = _with_weights(timm_name, options, weights, untrained=model)
+        if isinstance(model, ResNet):
+            _fit_resnet(model, image_size)
+        try:
+            return Encoder(model, image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"backbone {name!r} must turn images of {image_size} px into one vector each, but it does not ({error}): "
+                "choose another image_size or backbone"
+            ) from error
+
+
+def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, untrained: nn.Module) -> nn.Module:
+    """The model with weights from a file or the hub.
+
+    timm leaves a layer as initialised where the weights have none of its name. So each is compared with ``untrained``, the
+    model from the same seed without weights: what is equal to the bit was not loaded.
+    """
+    overlay = {"file": str(Path(weights).expanduser()), "custom_load": False}
+    source = {} if weights == "hub" else {"pretrained_cfg_overlay": overlay}
+    try:
+        model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)
+    except Exception as error:  # a file can be wrong in more ways than there are names for
+        raise ConfigError(
+            f"weights must fit the backbone, but {weights!r} cannot be loaded into {timm_name!r} ({type(error).__name__}: "
+            f"{error}): give a file that timm's {timm_name!r} was saved to, or leave weights out"
+        ) from error
+    pairs = zip(untrained.named_parameters(), model.parameters(), strict=True)
+    left = [key for (key, before), after in pairs if before.dim() > 1 and before.any() and torch.equal(before, after)]
+    if left:
+        raise ConfigError(
+            f"weights must fit the backbone, but {weights!r} has none for {len(left)} layers of {timm_name!r}, "
+            f"{', '.join(left[:3])} among them: give a file that timm's {timm_name!r} was saved to, or leave weights out"
+        )
+    return model
+
+
+def _check_hub(timm_name: str) -> None:
+    """Refuse a hub that cannot be reached, at once: the download itself would try again for up to minutes."""
+    repository, filename = timm.get_pretrained_cfg(timm_name).hf_hub_id, "model.safetensors"
+    if repository is None:
+        raise ConfigError(f"weights='hub' needs weights on timm's hub, but {timm_name!r} has none there: leave weights out")
+    if huggingface_hub.try_to_load_from_cache(repository, filename) is None:
+        try:
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, filename), timeout=_HUB_SECONDS)
+        except Exception as error:  # the HTTP library's own, which changes with the hub's version
+            raise ConfigError(
+                f"weights='hub' needs timm's hub, but {repository!r} cannot be had from it ({error}): mend the network, give "
+                "a local file of weights, or leave weights out"
+            ) from error
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters: norms, biases, scalars and a ViT's tokens and positions do not decay."""
+    kept = {
+        f"{prefix}.model.{name}"
+        for prefix, encoder in module.named_modules()
+        if isinstance(encoder, Encoder) and hasattr(encoder.model, "no_weight_decay")
+        for name in encoder.model.no_weight_decay()  # type: ignore[operator]
+    }
+    groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=kept)
+    return [group for group in groups if group["params"]]
+
+
+def batch_statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics that a forward pass updates now: of every BatchNorm in training, which looks at a whole batch."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
+
+
+def recompute_activations(module: nn.Module) -> bool:
+    """Have the encoders in ``module`` compute activations again in the backward pass rather than keep them; False if none can.
+
+    The backward pass belongs within ``hold_statistics``.
+    """
+    able = False
+    for encoder in module.modules():
+        if isinstance(encoder, Encoder):
+            with suppress(AttributeError, AssertionError):  # how models say that they cannot
+                encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
+                able = True
+    return able
+
+
+@contextmanager
+def hold_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in training still looks at the batch, but leaves its running statistics as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, num_batches_tracked) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, num_batches_tracked
+
+
+def _has_patches(timm_name: str) -> bool:
+    return timm.model_entrypoint(timm_name).__module__ in ("timm.models.vision_transformer", "timm.models.deit")
+
+
+def _fit_resnet(model: ResNet, image_size: int) -> None:
+    stem = model.conv1
+    if isinstance(stem, nn.Conv2d):
+        model.conv1 = nn.Conv2d(3, stem.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    else:  # the deep stem is made of 3x3 convolutions already; only its stride goes
+        stem[0].stride = (1, 1)
+    if image_size <= _LARGEST_WITHOUT_MAX_POOL:
+        model.maxpool = nn.Identity()

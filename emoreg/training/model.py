@@ -1,0 +1,196 @@
+"""The regulated network: a plain and an emotional encoder whose responses are balanced (method, section 1: a reconstruction).
+
+    f  plain encoder,     z_n = W_n f(x)    the non-emotional response
+    g  emotional encoder, z_e = W_e g(x)    the emotionally-influenced response
+    b  balance in [0, 1]: the weight of the emotional side
+
+    output       z = (1 - b) z_n + b z_e
+    conditioned  z_e = W_e [f(x); softmax(H g(x))] with g and its emotion head H frozen, mixed as above
+    loss         L = (1 - b) CE(z_n, y) + b CE(z_e, y); the prediction comes from the mean of the two responses
+
+Legend: B images, S their side, D and E features of f and g, C classes of the task.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from emoreg.config import RegulationConfig
+from emoreg.seeding import derive_seed, generator, global_stream
+from emoreg.training.backbones import Encoder
+
+Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the network answers to a batch.
+
+    Attributes:
+        logits: the prediction; under mix_space=probabilities, its log-probabilities (softmax leaves them as they are).
+        plain: z_n, or None where b = 1 makes it superfluous.
+        emotional: z_e, or None where b = 0 does.
+        balance: b, one for the batch or one for each image.
+    """
+
+    logits: Float[Tensor, "B C"]
+    plain: Float[Tensor, "B C"] | None
+    emotional: Float[Tensor, "B C"] | None
+    balance: Float[Tensor, ""] | Float[Tensor, " B"]
+
+
+class Regulation(nn.Module):
+    """Both encoders, their task heads and the balance. An encoder that b makes superfluous is not there at all."""
+
+    def __init__(
+        self,
+        config: RegulationConfig,
+        *,
+        plain: Encoder | None,
+        emotional: Encoder | None,
+        emotion_head: nn.Linear | None,
+        num_classes: int,
+        seed: int,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            config: form, kind and balance.
+            plain: f; None exactly where ``needs_plain`` is false.
+            emotional: g; None exactly where ``needs_emotional`` is false.
+            emotion_head: H, for the conditioned form; ignored by the others.
+            num_classes: C.
+            seed: of the heads and of what is drawn; the encoders come initialised.
+        """
+        super().__init__()
+        assert (plain is not None) == config.needs_plain
+        assert (emotional is not None) == config.needs_emotional
+        self.config = config
+        self.plain = plain
+        self.emotional = emotional
+        self.emotion_head: nn.Linear | None = None
+        self.plain_head: nn.Linear | None = None
+        self.emotional_head: nn.Linear | None = None
+        if plain is not None and not (config.kind == "fixed" and config.balance == 1.0):
+            self.plain_head = _linear(plain.width, num_classes, derive_seed(seed, "plain head"))
+        if emotional is not None:
+            width = emotional.width
+            if config.form == "conditioned":
+                assert plain is not None
+                assert emotion_head is not None
+                self.emotion_head = emotion_head.requires_grad_(False)
+                width = plain.width + emotion_head.out_features
+            self.emotional_head = _linear(width, num_classes, derive_seed(seed, "emotional head"))
+        if self.emotion_frozen and emotional is not None:
+            emotional.requires_grad_(False)
+
+        self._draws = generator(seed, "balance")
+        self._drawn = torch.tensor(0.5)
+        if config.kind in ("learnable", "random_learnable"):
+            start = config.balance if config.kind == "learnable" else _open_uniform(self._draws)
+            self.raw_balance = nn.Parameter(torch.tensor(_logit(start)))
+        if config.kind == "dynamic":
+            assert plain is not None
+            assert emotional is not None
+            self.balance_of = nn.Linear(plain.width + emotional.width, 1)
+            nn.init.zeros_(self.balance_of.weight)
+            nn.init.constant_(self.balance_of.bias, _logit(config.balance))
+
+    @property
+    def emotion_frozen(self) -> bool:
+        """Whether g stays as pre-training left it."""
+        return self.config.freeze_emotional or self.config.form == "conditioned"
+
+    def train(self, mode: bool = True) -> Regulation:
+        """Set the mode; a frozen g stays in evaluation mode, so that its BatchNorm statistics stay too."""
+        super().train(mode)
+        if self.emotional is not None and self.emotion_frozen:
+            self.emotional.eval()
+        return self
+
+    def draw_balance(self) -> None:
+        """Draw the balance that a batch is trained with, for kind=random: to be called once for each, whole or in parts."""
+        if self.config.kind == "random":
+            self._drawn = torch.rand((), generator=self._draws)
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Response:
+        """The balanced response to a batch. Responses are mixed in float32 under autocast too."""
+        f = self.plain(images) if self.plain is not None else None
+        g = self.emotional(images) if self.emotional is not None else None
+        balance = self._balance(f, g)
+        z_n = self.plain_head(f).float() if self.plain_head is not None else None
+        z_e = None
+        if self.emotional_head is not None:
+            assert g is not None
+            source = g
+            if self.emotion_head is not None:
+                assert f is not None
+                source = torch.cat([f, self.emotion_head(g).softmax(dim=1).to(f.dtype)], dim=1)
+            z_e = self.emotional_head(source).float()
+        return Response(self._mix(z_n, z_e, balance), z_n, z_e, balance)
+
+    def loss(self, response: Response, targets: Targets, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the response, or the balanced mean of two cross-entropies for form=loss."""
+        if self.config.form != "loss" or response.plain is None or response.emotional is None:
+            return F.cross_entropy(response.logits, targets, label_smoothing=label_smoothing)
+        losses = [
+            F.cross_entropy(z, targets, label_smoothing=label_smoothing, reduction="none")
+            for z in (response.plain, response.emotional)
+        ]
+        return ((1 - response.balance) * losses[0] + response.balance * losses[1]).mean()
+
+    def _balance(self, f: Tensor | None, g: Tensor | None) -> Tensor:
+        some = f if f is not None else g
+        assert some is not None
+        match self.config.kind:
+            case "learnable" | "random_learnable":
+                return torch.sigmoid(self.raw_balance)
+            case "dynamic":
+                assert f is not None
+                assert g is not None
+                return torch.sigmoid(self.balance_of(torch.cat([f, g], dim=1)).float()).squeeze(1)
+            case "random":
+                return (self._drawn if self.training else torch.tensor(0.5)).to(some.device)
+            case "fixed":
+                return torch.full((), self.config.balance, device=some.device)
+
+    def _mix(self, z_n: Tensor | None, z_e: Tensor | None, balance: Tensor) -> Tensor:
+        if z_n is None or z_e is None:
+            only = z_n if z_n is not None else z_e
+            assert only is not None
+            return only
+        if self.config.form == "loss":
+            return (z_n + z_e) / 2
+        b = balance.reshape(-1, 1)
+        if self.config.mix_space == "logits":
+            return (1 - b) * z_n + b * z_e
+        # log((1 - b) softmax(z_n) + b softmax(z_e)), without leaving log space
+        return torch.logaddexp(torch.log1p(-b) + z_n.log_softmax(dim=1), torch.log(b) + z_e.log_softmax(dim=1))
+
+    def get_extra_state(self) -> Tensor:
+        """The state of the balance's random stream, so that a checkpoint continues it."""
+        return self._draws.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up the balance's random stream again."""
+        self._draws.set_state(state.cpu())
+
+
+def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
+    with global_stream(seed):
+        return nn.Linear(inputs, outputs)
+
+
+def _open_uniform(draws: torch.Generator) -> float:
+    """U(0, 1) kept off the end points, whose logit is infinite."""
+    return float(torch.rand((), generator=draws).clamp(1e-3, 1 - 1e-3))
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability) - math.log1p(-probability)

@@ -1,0 +1,292 @@
+"""Optuna's history of a study: opened, with its sampler, and what a trial's ending is in it.
+
+With ``reconcile`` and ``searcher`` the only place that imports optuna; here metric and mode become Optuna's directions.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
+from emoreg.errors import StorageError
+from emoreg.results.records import TrialRecord
+from emoreg.seeding import derive_seed
+from emoreg.tuning.postgres import address_of, be_patient, patiently, reason_of
+
+# User attributes of Optuna's trials. A proposal that is valid has ``identity`` and ``seed`` too.
+INVALID = "invalid"
+"""Of a proposal that breaks a rule of the configuration: the rule."""
+GRID = "grid"
+"""Of a trial of the grid sampler: its point as JSON."""
+REPLACES = "replaces"
+"""Of a trial that stands for another from now on: that one's number."""
+RESTORED = "restored"
+"""Of a trial that was added because the records had it and Optuna had not."""
+WARM_START = "warm_start"
+"""Of a trial that another study ran: ``study/identity``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, as Optuna is told."""
+
+    state: TrialState
+    values: list[float] | None = None
+    intermediate: Mapping[int, float] = field(default_factory=dict)
+    """Metric by regulation epoch."""
+    attributes: Mapping[str, str | int] = field(default_factory=dict)
+
+
+def open_study(config: StudyConfig, folder: Path) -> optuna.Study:
+    """Optuna's study of this name, begun or taken up again: a journal in ``folder``, or the database of ``optuna_storage``.
+
+    The sampler's seed depends on how many trials the storage holds, so that a search taken up again goes on to new points.
+
+    Raises:
+        StorageError: for a storage that cannot be opened, or that holds a study with other objectives or other kinds of
+            parameters.
+    """
+    directions = ["maximize" if objective.mode == "max" else "minimize" for objective in config.objectives]
+    if config.optuna_storage is None:
+        study = _create(config, directions, _journal(folder / "optuna.journal"))
+    else:
+        study = _open_database(config, directions, config.optuna_storage)
+    _check_same_search(study, config)
+    with no_experimental_warnings():
+        if study.metric_names is None:
+            study.set_metric_names([objective.metric for objective in config.objectives])
+        study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
+    return study
+
+
+def _create(config: StudyConfig, directions: list[Any], storage: optuna.storages.BaseStorage) -> optuna.Study:
+    # Optuna tells of each study that it creates or loads, on stderr, at INFO.
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        return optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            directions=directions,
+            load_if_exists=True,
+            pruner=optuna.pruners.NopPruner(),  # Tune's schedulers prune
+        )
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _journal(path: Path) -> optuna.storages.BaseStorage:
+    # Absolute, because Optuna's lock is a symbolic link to this path: one to a relative path dangles, and a lock that a killed
+    # driver left behind would then never be released.
+    path = path.resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"Optuna's journal must be readable and writable, but {path} is not ({error}): mend its permissions, or move it "
+            "away to begin the search anew; recorded trials are not run again"
+        ) from error
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line without an end, as a kill in mid-write leaves it: Optuna would append to it and never read on."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as stream:
+        text = stream.read()
+        if not text.endswith(b"\n"):
+            stream.truncate(text.rfind(b"\n") + 1)
+
+
+def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optuna.Study:
+    def refuse(reason: object, cure: str) -> StorageError:
+        return StorageError(f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): {cure}")
+
+    try:
+        address = address_of(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        shown = f"{url.partition('://')[0][:20]!r}..."
+        raise refuse("it is no database URL", "write it like sqlite:///study.db or postgresql://user@host/name") from error
+    shown = address.render_as_string(hide_password=True)
+    is_sqlite = address.get_backend_name() == "sqlite"
+    # A file that another process writes to is waited for; a connection that the server closed in between is made again.
+    engine = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+    try:
+        storage = _PatientStorage(address.render_as_string(hide_password=False), engine_kwargs=engine)
+        study = _create(config, directions, storage)
+    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
+        raise refuse(
+            "its driver is not installed", "install the driver: pip install -e '.[cluster]' has PostgreSQL's"
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise refuse(
+            reason_of(error, address), "check that the server runs and the folder exists, and user, password and name"
+        ) from error
+    except RuntimeError as error:  # another version's tables
+        raise refuse(error, "run `optuna storage upgrade`, or begin another database") from error
+    be_patient(storage.engine)
+    return study
+
+
+_BROKEN_OFF = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.PendingRollbackError,  # where Optuna by itself tries another query after the former
+)
+
+
+class _PatientStorage(optuna.storages.RDBStorage):
+    """Does a transaction again that the server broke off because it was restarted: it has undone what was begun.
+
+    Where it broke off between committing and saying so, a trial may be added twice. Both are then run, and count.
+    """
+
+
+def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    def is_away(error: Exception) -> bool:
+        return isinstance(error, optuna.exceptions.StorageInternalError) and isinstance(error.__cause__, _BROKEN_OFF)
+
+    @functools.wraps(method)
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return patiently(lambda: method(*args, **kwargs), is_away)
+        except optuna.exceptions.StorageInternalError as error:
+            if is_away(error):
+                raise error.__cause__ from error  # type: ignore[misc]  # as the study's other connections tell it
+            raise
+
+    return ask
+
+
+for _name, _method in vars(optuna.storages.RDBStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("__"):
+        setattr(_PatientStorage, _name, _patiently(_method))
+
+
+def _check_same_search(study: optuna.Study, config: StudyConfig) -> None:
+    def refuse(what: str, kept: object, given: object) -> StorageError:
+        return StorageError(
+            f"a study keeps its {what}, but the storage of {config.name!r} has {kept} and the configuration {given}: give the "
+            "study another name, or restore them"
+        )
+
+    kept = [
+        (name, "max" if direction == optuna.study.StudyDirection.MAXIMIZE else "min")
+        for name, direction in zip(
+            study.metric_names or [item.metric for item in config.objectives], study.directions, strict=False
+        )
+    ]
+    given = [(objective.metric, objective.mode) for objective in config.objectives]
+    if kept != given:
+        raise refuse("objectives", kept, given)
+    for trial in study.get_trials(deepcopy=False):
+        for path, old in trial.distributions.items():
+            new = config.search_space.get(path)
+            if new is not None and not _is_compatible(old, new):
+                raise refuse(f"kind of parameter {path}", old, new)
+
+
+def _is_compatible(old: optuna.distributions.BaseDistribution, new: Distribution) -> bool:
+    """Whether Optuna can go on: ranges may change, kinds, log and choices may not."""
+    match new:
+        case Choice():
+            return isinstance(old, CategoricalDistribution) and old.choices == new.values
+        case Float():
+            return isinstance(old, FloatDistribution) and old.log == new.log
+        case Int():
+            return isinstance(old, IntDistribution) and old.log == new.log
+
+
+@contextmanager
+def no_experimental_warnings() -> Iterator[None]:
+    """Within, Optuna does not warn that a part of it is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def sampler_of(config: SamplerConfig, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+    """The sampler of a study whose storage holds ``trials``: its seed depends on how many there are."""
+    samplers = optuna.samplers
+    seed = derive_seed(config.seed, "sampler", len(trials)) % 2**32
+    startup = config.num_startup_trials
+    match config.name:
+        case "tpe":
+            return samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
+        case "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        case "random" | "grid":
+            return samplers.RandomSampler(seed=seed)
+        case "qmc":
+            # The storage remembers the place in the sequence, which is one sequence only as long as its seed stays. A storage
+            # that lost its history has lost the place too: another sequence, for the first would begin with points that ran.
+            num_restored = sum(RESTORED in trial.user_attrs for trial in trials)
+            return samplers.QMCSampler(
+                seed=derive_seed(config.seed, "sampler", num_restored) % 2**32,
+                scramble=True,
+                independent_sampler=samplers.RandomSampler(seed=seed),
+                warn_independent_sampling=False,
+            )
+        case "nsga2":
+            # Its first generation is random.
+            return samplers.NSGAIISampler(seed=seed, population_size=max(2, startup))
+
+
+def finished_outcome(objectives: Sequence[Objective], metrics: Mapping[Any, float | None]) -> Outcome:
+    """How Optuna is told of a trial that finished with these metrics: FAIL where an objective is not a finite number."""
+    values = [metrics[objective.metric] for objective in objectives]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if len(finite) < len(values):
+        reason = f"finished, but an objective is not a finite number: {metrics}"
+        return Outcome(TrialState.FAIL, attributes={"reason": reason})
+    return Outcome(TrialState.COMPLETE, values=finite)
+
+
+def recorded_outcome(record: TrialRecord, objectives: Sequence[Objective]) -> Outcome:
+    """How Optuna is told of a trial that has a record."""
+    metrics = {objective.metric: getattr(record, objective.metric) for objective in objectives}
+    if record.status == "finished":
+        return finished_outcome(objectives, metrics)
+    if record.status == "failed":
+        return Outcome(TrialState.FAIL, attributes={"reason": record.reason or "failed"})
+    metric = objectives[0].metric
+    epochs = record.regulation_epochs
+    # The seconds of a trial that was cut short would look like a cheap trial.
+    is_reported = len(metrics) == 1 and metric != "device_seconds" and metrics[metric] is not None and epochs > 0
+    intermediate = {epochs: metrics[metric]} if is_reported else {}
+    return Outcome(TrialState.PRUNED, intermediate=intermediate, attributes={"reason": record.reason or "pruned"})
+
+
+def count_proposed(study: optuna.Study) -> int:
+    """How many trials of the storage count towards ``num_trials``."""
+    trials = study.get_trials(deepcopy=False)
+    gone = replaced(trials)
+    return sum(is_own(trial) and trial.state != TrialState.WAITING and trial.number not in gone for trial in trials)
+
+
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether a trial is the study's own, and valid: not one that another study ran."""
+    return INVALID not in trial.user_attrs and WARM_START not in trial.user_attrs
+
+
+def replaced(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of the trials that others stand for."""
+    return {trial.user_attrs[REPLACES] for trial in trials if REPLACES in trial.user_attrs}

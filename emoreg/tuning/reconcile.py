@@ -1,0 +1,318 @@
+"""Optuna's history changed before a run: brought into line with the records, and begun with what other studies found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from emoreg.config import StudyConfig, Value
+from emoreg.config.search_space import resolve, suggest
+from emoreg.errors import ConfigError
+from emoreg.results.records import Records, TrialRecord
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
+from emoreg.tuning.optuna_study import (
+    GRID,
+    REPLACES,
+    RESTORED,
+    WARM_START,
+    Outcome,
+    is_own,
+    no_experimental_warnings,
+    recorded_outcome,
+    replaced,
+    sampler_of,
+)
+
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_LEARNING = ("tpe", "gp")
+"""Samplers that learn from trials which they did not propose; the others ignore them."""
+_MOST_DIFFERENCES = 10
+_ADDED = "recorded, but not in Optuna's history (lost, or another storage): added to it"
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A trial that Optuna has been told and that has no record: to be run again, not to be told again."""
+
+    number: int
+    params: dict[str, Value]
+    identity: str
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What ``reconcile`` found."""
+
+    said: list[str]
+    """What was done, in sentences for the user."""
+    reruns: list[Rerun]
+    renumbered: dict[str, int]
+    """By identity, the numbers that records must take, because Optuna's history gives theirs to no such trial."""
+
+
+def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord]) -> Reconciled:
+    """Bring Optuna's history into line with the records, which decide every conflict. Doing it twice does no more than once.
+
+    Trials that Optuna has as RUNNING are left to the searcher. Optuna's trials that ended cannot be changed: where the records
+    know better, a new trial replaces the old one, which counts no more but which the sampler still sees as it was told. A
+    sampler thus knows a corrected point by both its values, which is noise to it; the records have the right one alone.
+
+    Args:
+        study: from ``open_study``, after ``warm_start``. The caller holds the study's lock.
+        config: the study's configuration.
+        records: the study's trials by identity.
+    """
+    did: Counter[str] = Counter()
+    if _add_missing(study, config, records, did):
+        with no_experimental_warnings():  # a sampler seeded for a younger history would propose again what ran
+            study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    gone = replaced(trials)
+    reruns: dict[str, Rerun] = {}
+    for trial in trials:
+        if not is_own(trial) or trial.state not in _ENDED or trial.number in gone:
+            continue
+        identity = trial.user_attrs.get("identity")
+        record = records.get(str(identity))
+        if record is not None and record.status != "failed":
+            _correct(study, config, trial, record, did)
+        elif _identity(config, trial.params) != identity:
+            did["ended in Optuna's history without a record, with another configuration than today's: left as it is"] += 1
+        elif trial.state != TrialState.FAIL:
+            reruns.setdefault(str(identity), Rerun(trial.number, dict(trial.params), str(identity)))
+        elif _fit(config, trial.params, Outcome(TrialState.FAIL), {}) is None:
+            did["failed in an earlier run, but outside of today's search space: not tried again"] += 1
+        else:
+            point = {GRID: trial.user_attrs[GRID]} if GRID in trial.user_attrs else {}
+            study.enqueue_trial(dict(trial.params), user_attrs={REPLACES: trial.number, **point})
+            did["failed in an earlier run: tried again"] += 1
+    did["ended in Optuna's history without a record: run again from its checkpoint"] = len(reruns)
+    renumbered = _renumber(study, records)
+    did["recorded with a number that is not its own in Optuna's history: renumbered"] = len(renumbered)
+    said = [f"{count} {'trial' if count == 1 else 'trials'} {what}" for what, count in did.items() if count]
+    return Reconciled(said, list(reruns.values()), renumbered)
+
+
+def _add_missing(study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], did: Counter[str]) -> bool:
+    """Add what the records have and Optuna has not, in the order of their numbers, so that these agree where they can."""
+    known = {trial.user_attrs.get("identity") for trial in study.get_trials(deepcopy=False)}
+    missing = [record for record in records.values() if record.number is not None and record.identity not in known]
+    for record in sorted(missing, key=lambda record: record.number or 0):
+        attributes = {"identity": record.identity, "seed": record.seed, RESTORED: True}
+        trial = _fit(config, record.sampled, recorded_outcome(record, config.objectives), attributes)
+        if trial is None or _identity(config, trial.params) != record.identity:
+            did["recorded, but outside of today's search space: left out of Optuna's history"] += 1
+            continue
+        if config.sampler.name == "grid":
+            trial.set_user_attr(GRID, json.dumps(trial.params))
+        study.add_trial(trial)
+        did[_ADDED] += 1
+    return did[_ADDED] > 0
+
+
+def _correct(study: optuna.Study, config: StudyConfig, trial: FrozenTrial, record: TrialRecord, did: Counter[str]) -> None:
+    """Add how the record says that a trial ended, where Optuna was told otherwise."""
+    outcome = recorded_outcome(record, config.objectives)
+    if trial.state == outcome.state and all(map(math.isclose, trial.values or (), outcome.values or ())):
+        return
+    attributes = {"identity": record.identity, "seed": record.seed, REPLACES: trial.number}
+    corrected = _fit(config, trial.params, outcome, attributes)
+    if corrected is None:
+        did["told otherwise to Optuna than recorded, and outside of today's search space: left as it is"] += 1
+        return
+    study.add_trial(corrected)
+    did["told otherwise to Optuna than recorded: told again, as recorded"] += 1
+
+
+def _renumber(study: optuna.Study, records: Mapping[str, TrialRecord]) -> dict[str, int]:
+    numbers: dict[str, list[int]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        numbers.setdefault(trial.user_attrs.get("identity", ""), []).append(trial.number)
+    return {
+        identity: numbers[identity][0]
+        for identity, record in records.items()
+        if record.number is not None and identity in numbers and record.number not in numbers[identity]
+    }
+
+
+def _identity(config: StudyConfig, params: Mapping[str, Value]) -> str | None:
+    """The identity of the trial that ``params`` make; None where they break a rule."""
+    try:
+        return resolve(config.trial, params).identity
+    except ConfigError:
+        return None
+
+
+class _Known:
+    """Proposes known values, and keeps the distributions that were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
+        return self._keep(name, FloatDistribution(low, high, step=step, log=log))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> Any:
+        return self._keep(name, IntDistribution(low, high, step=step, log=log))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._keep(name, CategoricalDistribution(choices))
+
+    def _keep(self, name: str, distribution: BaseDistribution) -> Any:
+        self.distributions[name] = distribution
+        return self._values[name]
+
+
+def _fit(config: StudyConfig, values: Mapping[str, Any], outcome: Outcome, attributes: Mapping[str, Any]) -> FrozenTrial | None:
+    """A trial for Optuna with those of ``values`` that the search space asks for; None where one is missing or outside."""
+    known = _Known(values)
+    try:
+        params = suggest(config.search_space, config.trial, known)
+        return optuna.trial.create_trial(
+            state=outcome.state,
+            # A pruned trial's value is its last intermediate one, as if it had been told.
+            values=outcome.values or [value for value in outcome.intermediate.values() if math.isfinite(value)] or None,
+            params=params,
+            distributions=known.distributions,
+            user_attrs={**attributes, **outcome.attributes},
+            intermediate_values=dict(outcome.intermediate),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Files]) -> None:
+    """Refuse what ``warm_start`` could not read.
+
+    Raises:
+        ConfigError: for a study that is not there, that has no records, or that is this one.
+        StorageError: for records that cannot be read.
+    """
+    _sources(config, folder_of)
+
+
+def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Files]) -> list[str]:
+    """Give the sampler what the studies of ``warm_start_from`` found, each of their trials once, and say so in sentences.
+
+    Their searched trials and controls ``none`` enter Optuna's history as if run here: COMPLETE with the objectives that their
+    records have, or PRUNED. A trial counts by its configuration, whatever was searched there: it is taken where this search
+    space holds it. They are no trials of this study: they do not count, and have no records here.
+
+    Args:
+        study: from ``open_study``.
+        config: the study's configuration.
+        folder_of: the folder of a study, by its name in the same storage or by its path.
+
+    Raises:
+        UserError: see ``check_warm_start``.
+    """
+    before = {trial.user_attrs.get(WARM_START, "") for trial in study.get_trials(deepcopy=False)}
+    said = []
+    for files, records in _sources(config, folder_of):
+        name = files.name
+        taken: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
+        differences = _study_differences(files, folder_of(config.name))
+        for record in sorted(records, key=lambda record: math.inf if record.number is None else record.number):
+            key = f"{name}/{record.identity}"
+            if record.role == "trial" or record.control != "regulated" or record.status == "failed" or key in before:
+                continue
+            outcome = recorded_outcome(record, config.objectives)
+            there = _flat(json.loads(record.config))
+            trial = _fit(config, there, outcome, {WARM_START: key, "seed": record.seed})
+            if outcome.state == TrialState.FAIL:
+                left_out["without a finite objective"] += 1
+            elif trial is None or _identity(config, trial.params) is None:
+                left_out["outside of this search space"] += 1
+            else:
+                study.add_trial(trial)
+                taken[record.status] += 1
+                here = _flat(dataclasses.asdict(resolve(config.trial, trial.params).applied()))
+                for path in (there.keys() | here.keys()) - config.search_space.keys() - {"seed"}:
+                    _compare(path, there, here, differences)
+        if taken or not any(known.startswith(f"{name}/") for known in before):
+            parts = [f"{count} {what}" for what, count in taken.items()] or ["none"]
+            parts += [f"left out {count} {what}" for what, count in left_out.items()]
+            said.append(f"trials taken from {name!r} for the sampler to learn from: {', '.join(parts)}")
+        if taken and differences:
+            said.append(f"they are only a hint: in {name!r} {_as_text(differences)}")
+        if taken and config.sampler.name not in _LEARNING:
+            said.append(f"the sampler {config.sampler.name!r} does not learn from trials of other studies: tpe and gp do")
+    return said
+
+
+def _sources(config: StudyConfig, folder_of: Callable[[str], Files]) -> list[tuple[Files, list[TrialRecord]]]:
+    """Folder and trials of each study to learn from."""
+    sources = []
+    for entry in config.warm_start_from:
+        files = folder_of(entry)
+        if files.place == folder_of(config.name).place:
+            raise ConfigError(
+                f"warm_start_from must name other studies, but {entry!r} is this one: leave it out (a study that is run again "
+                "knows its own trials), or give this one another --name"
+            )
+        with WorkingCopy(files) as copy:
+            copy.pull("records")
+            records = list(Records(copy.folder).trials.values())
+        if not records:
+            raise ConfigError(
+                f"warm_start_from must name studies that have records, but {entry!r} has none in {files.uri!r}: name one of "
+                f"{_others(files)}, or a folder as ./old"
+            )
+        sources.append((files, records))
+    return sources
+
+
+def _others(files: Files) -> list[str]:
+    """The studies beside one that have records."""
+    beside = [] if files.folder is None else files.folder.parent.glob("*/records/trials.parquet")
+    return sorted(path.parents[1].name for path in beside)
+
+
+_Differences = dict[str, tuple[set[str], str]]
+"""By path, the values that the trials of another study had there, and the one that this study has, as JSON."""
+
+
+def _study_differences(there: Files, here: Files) -> _Differences:
+    """Where two studies differ beside their configurations: in their images and in the versions of their trainers."""
+    differences: _Differences = {}
+    if there.exists("study.json") and here.exists("study.json"):
+        old, new = (
+            {f"fingerprint of {role}": text[:12] for role, text in content["fingerprints"].items()}
+            | {f"trainer of {stage}": version for stage, version in content.get("trainer", {}).items()}
+            for content in (json.loads(files.read("study.json").to_pybytes()) for files in (there, here))
+        )
+        for path in old.keys() & new.keys():
+            _compare(path, old, new, differences)
+    return differences
+
+
+def _compare(path: str, there: Mapping[str, Any], here: Mapping[str, Any], differences: _Differences) -> None:
+    if there.get(path) != here.get(path) and "neutral" not in path:  # which the control `none` does not look at
+        old, new = (json.dumps(values[path]) if path in values else "absent" for values in (there, here))
+        differences.setdefault(path, (set(), new))[0].add(old)
+
+
+def _as_text(differences: _Differences) -> str:
+    texts = [f"{path} was {' or '.join(sorted(there))} (here {here})" for path, (there, here) in sorted(differences.items())]
+    more = len(texts) - _MOST_DIFFERENCES
+    return ", ".join(texts[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by path."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {f"{prefix}{name}": inner}
+    return flat

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from emoreg.cli.local import run_single
+from emoreg.cli.replay import replay
+from emoreg.config import PretrainingConfig, StudyConfig, TrialConfig
+from emoreg.errors import ConfigError, StorageError
+from emoreg.results.records import Provenance, Records, TrialRecord
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
+from emoreg.tuning.preflight import prepare_image_sets, provenance, write_study_file
+from tests.helpers.studies import study_file, tiny_study
+from tests.helpers.trials import CPU, TINY, tiny
+
+ROOT = Path(__file__).parents[1]
+IDENTITY = TINY.identity
+
+
+pytestmark = pytest.mark.usefixtures("torch_threads")
+
+
+@pytest.fixture
+def study(storage: Path) -> StudyConfig:
+    return tiny_study(storage=str(storage))
+
+
+def single(study: StudyConfig, evaluate_on: Any = "validation", code: int = 0) -> Path:
+    """Run the study's trial, and record it; the study's folder."""
+    folder = Path(study.storage) / study.name
+    copy, console = WorkingCopy(Files(str(folder))), Console(file=io.StringIO())
+    assert run_single(study, copy, Records(folder), evaluate_on, CPU, console) == code
+    return folder
+
+
+def rewrite(folder: Path, change: Callable[[TrialRecord], TrialRecord], *, without: str | None = None) -> TrialRecord:
+    """Change the only record of a study, and leave out what its trial says of a stage."""
+    records = Records(folder)
+    [(identity, record)] = records.trials.items()
+    records.epochs = {place: row for place, row in records.epochs.items() if row.stage != without}
+    changed = change(record)
+    del records.trials[identity]
+    records.add_trial(changed)
+    return changed
+
+
+def replayed(study: StudyConfig, identity: str = IDENTITY) -> tuple[int, str]:
+    """Exit code and output."""
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    code = replay(study, identity, CPU, console)
+    assert isinstance(console.file, io.StringIO)
+    return code, console.file.getvalue()
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder, with what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def row(text: str, quantity: str) -> list[str]:
+    """What the table says of a quantity: recorded, replayed, difference."""
+    found = re.search(rf"^ *{re.escape(quantity)} +(.*?) *$", text, flags=re.MULTILINE)
+    assert found, text
+    return found[1].split()
+
+
+def command(study: StudyConfig, folder: Path, *options: str) -> list[str]:
+    """What a user types; the study's file is written into ``folder``."""
+    file = study_file(folder)
+    emoreg = [sys.executable, "-m", "emoreg", "trial", file, "--storage", study.storage, "--device", "cpu"]
+    return [*emoreg, "--replay", IDENTITY, *options]
+
+
+def test_a_fresh_process_comes_to_the_same_to_the_bit_and_touches_nothing(study: StudyConfig, tmp_path: Path) -> None:
+    folder = single(study)
+    before, images = tree(folder), tree(folder.parent / "imagesets")
+    experience = tree(folder.parent / "experience")
+    done = subprocess.run(command(study, tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"replay of trial {IDENTITY} of 'tiny', finished on 20")
+    assert [line.split()[:2] for line in lines[1:4]] == [["pretraining", "1/1"], ["regulation", "1/2"], ["regulation", "2/2"]]
+    record = Records(folder).trials[IDENTITY]
+    assert row(done.stdout, "validation accuracy") == [f"{record.val_accuracy:.6f}", f"{record.val_accuracy:.6f}", "0"]
+    for quantity in ("final balance", "pretraining epoch 1, loss", "regulation epoch 2, validation loss"):
+        assert row(done.stdout, quantity)[-1] == "0"
+    assert lines[-1] == "Equal to the bit in all 28 numbers."
+    assert tree(folder) == before
+    assert tree(folder.parent / "experience") == experience
+    assert tree(folder.parent / "imagesets") == images
+
+
+def test_a_deterministic_trial_that_differs_is_a_defect(study: StudyConfig) -> None:
+    folder = single(study)
+    rewrite(folder, lambda record: dataclasses.replace(record, accuracy=(record.val_accuracy or 0.0) - 0.25))
+    code, text = replayed(study, IDENTITY[:4])
+    assert code == 1
+    assert row(text, "validation accuracy")[-1] == "+2.5e-01"
+    assert "1 of 28 numbers differ, by 2.5e-01 at most." in text
+    assert "must be equal to the bit with the same versions, as far as is known (a study's runs note theirs" in text
+
+
+def excused(study: StudyConfig, trial: TrialConfig = TINY, provenance: Provenance | None = None, **changes: Any) -> str:
+    """What is said of a trial that is recorded with another accuracy, where that is no defect."""
+    changed = dataclasses.replace(study, trial=trial)
+    folder = single(changed)
+    record = rewrite(
+        folder, lambda record: dataclasses.replace(record, accuracy=(record.val_accuracy or 0.0) + 1e-3, **changes)
+    )
+    if provenance is not None:
+        records = Records(folder)
+        run = records.begin_run(provenance)
+        records.add_run(dataclasses.replace(run, started=record.started))
+        write_study_file(study, folder, {})
+    code, text = replayed(changed, trial.identity)
+    assert code == 0, text
+    assert "1 of 28 numbers differ, by 1.0e-03 at most. It need not be equal to the bit: " in text
+    return text.rstrip("\n").rpartition("to the bit: ")[2]
+
+
+def test_a_trial_that_is_not_deterministic_may_differ(study: StudyConfig) -> None:
+    assert excused(study, tiny(deterministic=False)) == "the trial is not deterministic."
+
+
+def test_another_device_may_differ(study: StudyConfig) -> None:
+    assert excused(study, device="NVIDIA H100") == "it ran on NVIDIA H100, and now on CPU."
+    said = excused(tiny_study(storage=study.storage, name="other"), tiny(deterministic=False), device="NVIDIA H100")
+    assert said.endswith("now on CPU (precision 'auto' computes in bf16 where the device has it).")
+
+
+def test_other_versions_and_machines_may_differ(study: StudyConfig) -> None:
+    here = provenance(None)
+    other = dataclasses.replace(here, versions={**here.versions, "torch": "2.1.0"}, host="there (Linux)")
+    said = excused(study, provenance=other)
+    assert said == (
+        f"it ran with torch 2.1.0, and now with {here.versions['torch']}; its study was run from there (Linux), and this is "
+        f"{here.host}."
+    )
+
+
+def test_a_trial_that_took_its_experience_from_the_store_pays_for_it_here(study: StudyConfig) -> None:
+    """It has no epochs of pre-training of its own: what there is is compared."""
+    rewrite(single(study), lambda record: record, without="pretraining")
+    code, text = replayed(study)
+    assert code == 0
+    assert "pretraining   1/1" in text
+    assert "pretraining epoch" not in text
+    assert row(text, "regulation epoch 1, validation accuracy")[-1] == "0"
+
+
+def test_a_trial_that_the_scheduler_has_stopped_is_replayed_as_far_as_it_came(study: StudyConfig) -> None:
+    folder = single(study)
+    records = Records(folder)
+    del records.epochs[IDENTITY, "regulation", 2]
+    first = records.epochs[IDENTITY, "regulation", 1]
+    records.add_trial(
+        dataclasses.replace(
+            records.trials[IDENTITY],
+            status="pruned",
+            reason="stopped by the scheduler",
+            accuracy=first.val_accuracy,
+            loss=first.val_loss,
+            regulation_epochs=1,
+            num_parameters=None,
+        )
+    )
+    code, text = replayed(study)
+    assert code == 0, text
+    assert "regulation   1/2" in text
+    assert "regulation   2/2" not in text
+    assert row(text, "validation loss")[-1] == "0"
+
+
+def test_a_trial_that_diverged_diverges_again_at_its_step(study: StudyConfig) -> None:
+    wild = tiny(regulation__optimizer__name="sgd", regulation__optimizer__learning_rate=1e30)
+    free = dataclasses.replace(wild.regulation.optimizer, gradient_clip=None)
+    wild = dataclasses.replace(wild, regulation=dataclasses.replace(wild.regulation, optimizer=free))
+    changed = dataclasses.replace(study, trial=wild)
+    folder = single(changed, code=1)
+    code, text = replayed(changed, wild.identity)
+    assert code == 0, text
+    assert re.search(r"recorded: (the loss of regulation is not finite at step \d+); replayed: \1\n", text)
+    rewrite(folder, lambda record: dataclasses.replace(record, reason="the loss of regulation is not finite at step 99"))
+    assert replayed(changed, wild.identity)[0] == 1
+
+
+def test_the_test_split_is_opened_again_for_a_trial_of_a_confirmation(study: StudyConfig) -> None:
+    single(dataclasses.replace(study, name="tiny.confirm"), "test")
+    code, text = replayed(study)
+    assert code == 0, text
+    assert text.startswith(f"replay of trial {IDENTITY} of 'tiny.confirm'")
+    assert "It has opened the test split, so its replay opens it again" in text
+    assert row(text, "test accuracy")[-1] == "0"
+
+
+def test_a_control_is_run_as_it_was_recorded(study: StudyConfig) -> None:
+    control = dataclasses.replace(tiny(control="shuffled"), neutral=TINY.stimuli)
+    changed = dataclasses.replace(study, trial=control)
+    single(changed)
+    code, text = replayed(study, control.identity)
+    assert code == 0, text
+    assert "test_resnet, control shuffled, seed 0, on CPU" in text
+
+
+def test_image_sets_are_those_that_the_study_was_run_on(study: StudyConfig) -> None:
+    folder = single(study)
+    write_study_file(study, folder, prepare_image_sets(study))
+    assert replayed(study)[0] == 0
+    written = json.loads((folder / "study.json").read_text())
+    written["fingerprints"]["stimuli"] = "ab" * 32
+    (folder / "study.json").write_text(json.dumps(written))
+    with pytest.raises(
+        ConfigError, match=r"trial\.stimuli, 'digits', has the fingerprint \w{12} now, and had abababababab: res"
+    ):
+        replayed(study)
+    other = dataclasses.replace(TINY.stimuli, name="openmoji")
+    written["config"]["trial"]["stimuli"] = dataclasses.asdict(other)
+    (folder / "study.json").write_text(json.dumps(written))
+    assert replayed(study)[0] == 0, "a set of the search, of which the study knows no fingerprint"
+
+
+def with_settings(**changes: Any) -> Callable[[TrialRecord], TrialRecord]:
+    """What gives a record's configuration other settings of pre-training; None takes one out."""
+
+    def change(record: TrialRecord) -> TrialRecord:
+        values = json.loads(record.config)
+        values["pretraining"] |= changes
+        values["pretraining"] = {name: value for name, value in values["pretraining"].items() if value is not None}
+        return dataclasses.replace(record, config=json.dumps(values))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"warmup_steps": None}, "would have the identity [0-9a-f]{12}: "),
+        ({"cooldown": 3}, "PretrainingConfig must have settings that this emoreg knows, but it is 'cooldown': "),
+        ({"epochs": 3}, f"would have the identity {tiny(pretraining__epochs=3).identity}: "),
+    ],
+)
+def test_a_record_of_another_emoreg_is_refused(changes: dict[str, Any], said: str, study: StudyConfig) -> None:
+    rewrite(single(study), with_settings(**changes))
+    with pytest.raises(StorageError, match=f"trial {IDENTITY} .*{said}.*it was written by emoreg of an unknown version, and"):
+        replayed(study)
+
+
+def test_a_trial_that_is_not_there_is_told_from_those_that_are(study: StudyConfig) -> None:
+    with pytest.raises(ConfigError, match=rf"'{study.storage}/tiny' has none: run the study"):
+        replayed(study)
+    folder = single(study)
+    wrong = IDENTITY[:-1] + ("0" if IDENTITY[-1] != "0" else "1")
+    with pytest.raises(ConfigError, match=f"but '{wrong}' names none: the nearest are {IDENTITY}"):
+        replayed(study, wrong)
+    with pytest.raises(ConfigError, match="of which the first 4 may do, but it is"):
+        replayed(study, IDENTITY[:3])
+    records = Records(folder)
+    twin = IDENTITY[:4] + "00000000"
+    records.add_trial(dataclasses.replace(records.trials[IDENTITY], identity=twin))
+    with pytest.raises(ConfigError, match=f"'{IDENTITY[:4]}' names 2: it may be {IDENTITY}, {twin}"):
+        replayed(study, IDENTITY[:4])
+    records.add_trial(dataclasses.replace(records.trials[IDENTITY], identity=twin, status="failed", reason="its worker died"))
+    with pytest.raises(ConfigError, match=r"has none on record \(failed: its worker died\)"):
+        replayed(study, twin)
+
+
+def test_interrupted_it_leaves_nothing(storage: Path, tmp_path: Path) -> None:
+    """A trial that would take an hour."""
+    endless = dataclasses.replace(TINY, pretraining=PretrainingConfig(epochs=1, batch_size=32))
+    study = tiny_study(storage=str(storage), trial=endless)
+    folder = single(study)
+    long = dataclasses.replace(endless, regulation=dataclasses.replace(endless.regulation, epochs=10**6))
+    record = rewrite(
+        folder,
+        lambda record: dataclasses.replace(record, identity=long.identity, config=json.dumps(dataclasses.asdict(long))),
+    )
+    before = tree(storage)
+    (tmp_path / "tmp").mkdir()
+    words = [*command(study, tmp_path), "--replay", record.identity]
+    with subprocess.Popen(
+        ["env", f"TMPDIR={tmp_path}/tmp", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        while "regulation   2/" not in (line := process.stdout.readline()):
+            assert line, "it ended too soon"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out.splitlines()[-1] == "interrupted: nothing is kept of a replay"
+    assert tree(storage) == before
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from emoreg.cli.summary import places, print_plan, print_summary
+from emoreg.config import Choice, Objective, StudyConfig
+from emoreg.results.records import Records, TrialRecord
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
+from tests.helpers.studies import ended, tiny_study
+from tests.helpers.trials import TINY, tiny
+
+PARAMS = {
+    "backbone": "test_vit",
+    "regulation.balance": 0.42200636748455544,
+    "pretraining.optimizer.learning_rate": 0.00012345,
+    "pretraining.epochs": 8,
+}
+BOTH = Choice(("test_vit", "test_resnet"))
+
+
+def summary(study: StudyConfig, folder: Path, *trials: TrialRecord, width: int = 80) -> str:
+    records = Records(folder)
+    records.trials |= {record.identity: record for record in trials}
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    print_summary(study, records, WorkingCopy(Files(str(folder))), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def controls(study: StudyConfig, accuracy: dict[str, float]) -> list[TrialRecord]:
+    """As they may end: in another order."""
+    trials = [trial for trial in study.control_trials() if trial.control in accuracy]
+    return [ended(trial, role="control", accuracy=accuracy[trial.control] + 0.01 * trial.seed) for trial in reversed(trials)]
+
+
+def test_the_answer_of_two_backbones(tmp_path: Path) -> None:
+    study = tiny_study(search_space={"backbone": BOTH}, controls=("regulated", "plain", "untrained"), control_seeds=(0, 1))
+    text = summary(
+        study,
+        tmp_path,
+        *controls(study, {"regulated": 0.80, "plain": 0.70, "untrained": 0.85}),
+        ended(tiny(seed=7), accuracy=0.9, params={"backbone": "test_resnet", "regulation.balance": 0.1}),
+        ended(tiny(seed=8, backbone="test_vit"), accuracy=0.3, params=PARAMS),
+    )
+    lines = [line.split() for line in text.splitlines()]
+    rows = [line for line in lines if len(line) > 1 and line[0].startswith("test_") and "seeds" not in line]
+    assert [line[:2] for line in rows] == [
+        ["test_vit", "30.0"],
+        ["test_resnet", "90.0"],
+        *(
+            [backbone, name]
+            for backbone in ("test_vit", "test_resnet")
+            for name in ("regulation", "plain", "untrained", "best")
+        ),
+    ]
+    plain = next(line for line in text.splitlines() if "plain" in line)
+    assert "70.5 ± 6.4" in plain
+    assert "+10.0 ± 0.0" in plain
+    assert "-5.0 ± 0.0" in next(line for line in text.splitlines() if "untrained" in line)
+    assert "selected, so its accuracy flatters it" in text
+    assert "95 % confidence over seeds" in text
+    assert text.splitlines()[-4:] == [
+        f"records:      {tmp_path / 'records'}",
+        f"report:       emoreg report {tmp_path}",
+        f"TensorBoard:  emoreg tensorboard {tmp_path}",
+        "next:         emoreg confirm: the answer, on fresh seeds and the test split",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "reported"),
+    [("/runs/mine.confirm", "/runs/mine"), ("s3://bucket/mine.confirm?region=x", "'s3://bucket/mine?region=x'")],
+)
+def test_a_confirmation_is_reported_with_its_study(uri: str, reported: str, tmp_path: Path) -> None:
+    uri = uri if "://" in uri else f"{tmp_path}{uri}"
+    reported = reported if "://" in reported else f"{tmp_path}{reported}"
+    with WorkingCopy(Files(uri)) as copy:
+        assert places(copy)[1] == f"report:       emoreg report {reported}"
+
+
+def test_parameters_stand_whole_at_80_columns(tmp_path: Path) -> None:
+    text = summary(tiny_study(), tmp_path, ended(accuracy=0.3, params=PARAMS))
+    assert "regulation.balance 0.422 " in text
+    assert "pretraining.epochs 8" in text
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
+    wide = summary(tiny_study(), tmp_path, ended(accuracy=0.3, params=PARAMS), width=100)
+    assert "pretraining.optimizer.learning_rate 0.000123" in wide
+
+
+def test_one_seed_is_told_to_tell_nothing(tmp_path: Path) -> None:
+    study = tiny_study()
+    text = summary(study, tmp_path, *controls(study, {"regulated": 0.8, "plain": 0.7}))
+    assert "One seed tells nothing about chance: add some with --control-seeds 0 1 2." in text
+    assert "No trial of the search has finished." in text
+    assert "best of the search" not in text
+    assert "±" not in text
+
+
+def test_several_objectives_show_their_front(tmp_path: Path) -> None:
+    study = tiny_study(objectives=(Objective(), Objective(metric="device_seconds", mode="min")))
+    trials = [ended(tiny(seed=seed), accuracy=a, seconds=s) for seed, (a, s) in enumerate([(0.9, 9), (0.5, 1), (0.4, 2)])]
+    text = summary(study, tmp_path, *trials)
+    assert "Pareto front of the search in accuracy and device_seconds" in text
+    assert [trial.identity in text for trial in trials] == [True, True, False]
+
+
+def test_failures_are_shown_as_they_are(tmp_path: Path) -> None:
+    text = summary(tiny_study(), tmp_path, ended(status="failed", reason="OSError: [Errno 28] no space"))
+    assert f"failed: trial {TINY.identity}: OSError: [Errno 28] no space" in text
+
+
+def test_the_plan(storage: Path) -> None:
+    study = tiny_study(storage=str(storage), objectives=(Objective(metric="loss", mode="min"),))
+    study = replace(study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space})
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    print_plan("mine.py", study, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    settings = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert settings["trial.regulation.balance"] == ["0.5", "(searched)"]
+    assert settings["trial.pretraining.optimizer.learning_rate"] == ["0.001"]
+    assert settings["objectives"] == ["loss", "min"]
+    assert settings["controls"] == ["regulated", "plain"]
+    assert settings["regulation.balance"] == ["real", "in", "[0.1,", "0.9]"]
+    assert settings["combinations"] == ["infinitely", "many"]
+    assert " ".join(settings["trials"]).startswith("3 of the search + 2 controls, ")
+    assert "of waiting, at most" in text
+    assert "test_resnet" in " ".join(settings["measured"])
+    assert "Study 'tiny' (mine.py)" in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_wider_than_the_page(width: int, tmp_path: Path) -> None:
+    study = tiny_study(controls=("regulated", "plain", "emotional", "untrained", "shuffled"), control_seeds=(0, 1, 2))
+    accuracy = dict.fromkeys(study.controls, 0.5)
+    text = summary(study, tmp_path, *controls(study, accuracy), ended(tiny(seed=9), params=PARAMS), width=width)
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= width

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from torch import nn
+
+from emoreg.storage import checkpoint
+from emoreg.storage.checkpoint import State, Untrusted, Writer
+
+STATE: dict[str, Any] = {"weights": torch.arange(6.0).reshape(2, 3), "step": 3, "name": "x", "nested": {"list": [1, 2.5, None]}}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "deep" / "trial.ckpt"
+    checkpoint.save(path, STATE)
+    return path
+
+
+def assert_set_aside(path: Path, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    content = path.read_bytes()
+    with pytest.raises(Untrusted, match=reason):
+        checkpoint.decode(content)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.load(path) is None
+    assert reason in caplog.text
+    assert not path.exists()
+    assert path.with_name(f"{path.name}.bad").read_bytes() == content
+    assert checkpoint.load(path) is None  # and now it is merely absent
+
+
+@pytest.mark.parametrize("way", ["load", "in place", "memory"])
+def test_a_state_comes_back_as_it_was(saved: Path, way: str) -> None:
+    match way:
+        case "load":
+            state = checkpoint.load(saved)
+        case "in place":
+            state = checkpoint.read(saved, in_place=True)
+        case _:
+            state = checkpoint.decode(checkpoint.encode(STATE))
+    assert state is not None
+    assert torch.equal(state.pop("weights"), STATE["weights"])
+    assert state == {key: value for key, value in STATE.items() if key != "weights"}
+    assert [path.name for path in saved.parent.iterdir()] == ["trial.ckpt"]
+
+
+def test_a_file_holds_what_encode_makes(saved: Path) -> None:
+    # but for the archive's name of itself, which PyTorch takes from the path
+    assert checkpoint.decode(saved.read_bytes()).keys() == STATE.keys()
+    assert torch.load(saved, weights_only=True).keys() == STATE.keys()  # the trailer is in nobody's way
+
+
+def test_what_is_absent_is_none(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path / "none.ckpt") is None
+
+
+@pytest.mark.parametrize("broken", ["sync", "rename"])
+def test_a_write_that_fails_leaves_the_old_state(saved: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*{"sync": (os, "fsync"), "rename": (os, "replace")}[broken], full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(saved, {"step": 4})
+    monkeypatch.undo()
+    assert_is_the_old_state(saved)
+
+
+def assert_is_the_old_state(path: Path) -> None:
+    state = checkpoint.load(path)
+    assert state is not None
+    assert state["step"] == 3
+    assert [path.name for path in path.parent.iterdir()] == ["trial.ckpt"]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from emoreg.storage import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+state = {"weights": torch.zeros(100_000), "step": 4}
+try:
+    if sys.argv[2] == "save":
+        checkpoint.save(Path(sys.argv[1]), state)
+    else:
+        with checkpoint.Writer() as writer:
+            writer.save(Path(sys.argv[1]), state)
+except OSError as error:
+    sys.exit(error.strerror)
+"""
+
+
+@pytest.mark.parametrize("way", ["save", "writer"])
+def test_a_full_disk_is_said_by_its_own_error_and_leaves_the_old_state(saved: Path, way: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, str(saved), way], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "File too large\n"  # a limit of the process stands in for the disk's
+    assert_is_the_old_state(saved)
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"), [(0.0, "beginning is lost"), (0.05, "end is not ours"), (0.999, "end is not ours")]
+)
+def test_a_torn_file_is_set_aside(saved: Path, caplog: pytest.LogCaptureFixture, kept: float, reason: str) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * kept)])
+    assert_set_aside(saved, reason, caplog)
+
+
+def test_a_file_that_lost_its_middle_is_set_aside(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[:500] + content[600:])
+    assert_set_aside(saved, "it is torn", caplog)
+
+
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_noticed(saved: Path, caplog: pytest.LogCaptureFixture, where: float) -> None:
+    content = bytearray(saved.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    saved.write_bytes(content)
+    assert_set_aside(saved, "checksum", caplog)
+
+
+def archive(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x80\x02}q\x00.", "another program"),
+        (b"", "another program"),
+        (b'{"format": "emoreg checkpoint", "version": 1, "sha256": "", "bytes": 0}\n', "version 1"),
+        (archive({"step": 3}), "another program"),  # PyTorch's own: nobody knows whether it is whole
+    ],
+)
+def test_a_foreign_file_is_set_aside(saved: Path, caplog: pytest.LogCaptureFixture, content: bytes, reason: str) -> None:
+    saved.write_bytes(content)
+    assert_set_aside(saved, reason, caplog)
+
+
+def with_trailer(body: bytes, version: int = 2) -> bytes:
+    size, digest = len(body).to_bytes(8, "little"), xxhash.xxh3_128_digest(body)
+    return body + b"emoreg checkpoint" + version.to_bytes(4, "little") + size + digest
+
+
+def test_another_version_is_set_aside(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved.write_bytes(with_trailer(archive({"step": 3})))
+    assert checkpoint.load(saved) == {"step": 3}  # the trailer is right but for its version
+    saved.write_bytes(with_trailer(archive({"step": 3}), version=3))
+    assert_set_aside(saved, "version 3", caplog)
+
+
+def test_code_in_a_checkpoint_is_never_run(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ran = saved.with_name("ran")
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (ran,))
+
+    body = archive({"step": Evil()})
+    saved.write_bytes(with_trailer(body))
+    assert_set_aside(saved, "does not load", caplog)
+    saved.write_bytes(with_trailer(body))
+    with pytest.raises(Untrusted):
+        checkpoint.read(saved, in_place=True)
+    assert not ran.exists()
+    torch.load(io.BytesIO(body), weights_only=False)
+    assert ran.exists()  # it would have run
+
+
+# Writing in the background
+
+
+class Gate:
+    """A write that ends when it may."""
+
+    def __init__(self) -> None:
+        self.started, self.may_end = threading.Event(), threading.Event()
+        self.written: list[State] = []
+
+    def write(self, state: State) -> None:
+        self.started.set()
+        assert self.may_end.wait(60)
+        self.written.append({**state, "weights": state["weights"].clone()})
+
+
+def test_what_is_written_is_what_was_handed_over_whatever_happens_to_it_then(tmp_path: Path) -> None:
+    gate, weights = Gate(), torch.zeros(3)
+    with Writer() as writer:
+        writer.submit(gate.write, {"weights": weights, "nested": [{"step": 1}]})
+        weights += 1  # before the write has ended, or even begun
+        gate.may_end.set()
+        writer.flush()
+        assert gate.written[0]["weights"].tolist() == [0, 0, 0]
+        assert gate.written[0]["nested"] == [{"step": 1}]
+        writer.save(tmp_path / "a.ckpt", {"weights": weights})
+        writer.save(tmp_path / "a.ckpt", {"weights": weights * 2})
+    state = checkpoint.load(tmp_path / "a.ckpt")
+    assert state is not None
+    assert state["weights"].tolist() == [2, 2, 2]
+
+
+def test_the_next_state_waits_for_the_last(tmp_path: Path) -> None:
+    gate = Gate()
+    with Writer() as writer:
+        writer.submit(gate.write, {"weights": torch.tensor([1.0])})
+        assert gate.started.wait(60)
+        second = threading.Thread(target=writer.submit, args=(gate.write, {"weights": torch.tensor([2.0])}))
+        second.start()
+        second.join(0.05)
+        assert second.is_alive()  # else it would have written over the copy of the first
+        gate.may_end.set()
+        second.join(60)
+    assert [state["weights"].item() for state in gate.written] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("surfaces", ["flush", "save", "end"])
+def test_an_error_of_a_write_is_raised_by_what_comes_next(tmp_path: Path, surfaces: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    writer = Writer()
+    writer.save(tmp_path / "file" / "a.ckpt", STATE)
+    following = {
+        "flush": writer.flush,
+        "save": lambda: writer.save(tmp_path / "b.ckpt", STATE),
+        "end": lambda: writer.__exit__(None, None, None),
+    }
+    with pytest.raises(OSError, match="file"):
+        following[surfaces]()
+    if surfaces != "end":
+        with writer:  # said once, and no longer in the way
+            writer.save(tmp_path / "a.ckpt", STATE)
+        assert checkpoint.load(tmp_path / "a.ckpt") is not None
+
+
+def test_a_copy_loads_like_the_original(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    with Writer() as writer:
+        writer.save(tmp_path / "a.ckpt", {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "sizes": (1, 2)})
+    state = checkpoint.load(tmp_path / "a.ckpt")
+    assert state is not None
+    assert isinstance(state["net"], OrderedDict)
+    assert state["net"]._metadata == net.state_dict()._metadata  # versions of the modules, which loading goes by
+    assert state["sizes"] == (1, 2)
+    assert all(torch.equal(value, state["net"][name]) for name, value in net.state_dict().items())
+    other = torch.optim.AdamW(net.parameters())
+    other.load_state_dict(state["optimizer"])
+    assert torch.equal(other.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])

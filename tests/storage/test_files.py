@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emoreg.errors import StorageError
+from emoreg.storage.files import Files, replacing, scratch_folder, sweep, without_credentials
+
+
+@pytest.fixture(params=["folder", "s3"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    return Files(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("bucket"))
+
+
+def test_files_are_written_read_found_moved_and_removed(files: Files) -> None:
+    assert files.find() == []
+    files.write("a/one", b"1")
+    files.write("a/deep/two", b"22")
+    files.write("b", b"")
+    files.write("a/one", b"111")
+    assert files.read("a/one").to_pybytes() == b"111"
+    assert [(found.name, found.size) for found in files.find()] == [("a/deep/two", 2), ("a/one", 3), ("b", 0)]
+    assert [found.name for found in files.find("a", deep=False)] == ["a/one"]
+    assert files.find("none") == []
+    assert files.exists("b")
+    assert not files.exists("a")  # a folder
+    files.move("b", "a/c")
+    files.move("gone", "a/d")
+    files.remove("a/one")
+    files.remove("gone")
+    assert [found.name for found in files.find()] == ["a/c", "a/deep/two"]
+    files.remove_folder("a")
+    files.remove_folder("gone")
+    assert files.find() == []
+    with pytest.raises(FileNotFoundError):
+        files.read("a/one")
+
+
+def test_a_store_is_tried_out(files: Files) -> None:
+    files.check()
+    assert files.find() == []
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path, bucket: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match=r"must be writable, but '.*file/store' is not"):
+        Files(str(tmp_path / "file" / "store")).check()
+    with pytest.raises(StorageError, match=r"must be writable, but 's3://\*\*\*@nowhere/x.*' is not .*bucket does not exist"):
+        Files(bucket.replace("@emoreg", "@nowhere").replace("/store", "/x")).check()
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("s4://bucket/x", "Unrecognized filesystem"),
+        ("s3://", "must name a bucket"),
+        ("s3://name:secret@bucket/x?colour=red", "Unexpected query parameter"),
+        ("file://host/x", "Unsupported hostname"),
+    ],
+)
+def test_a_uri_that_cannot_be_used(uri: str, said: str) -> None:
+    with pytest.raises(StorageError, match=said) as error:
+        Files(uri)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_may_be_written_as_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    same = [Files(uri) for uri in ("store", "~/store", str(tmp_path / "store"), f"file://{tmp_path}/store/")]
+    assert {files.folder for files in same} == {tmp_path / "store"}
+    assert len({files.place for files in same}) == 1
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    with replacing(tmp_path / "a") as stream:
+        stream.write(b"1")
+    os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_block_that_fails_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(TypeError), replacing(tmp_path / "a") as stream:
+        stream.writelines([b"new", None])  # type: ignore[list-item]
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from emoreg.storage.files import replacing
+with replacing(Path(sys.argv[1])) as stream:
+    stream.write(b"new")
+    stream.flush()
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_leftovers_of_the_dead_are_swept_and_what_the_living_write_is_left_alone(tmp_path: Path) -> None:
+    names = [tmp_path / "deep" / "living", tmp_path / "dead"]
+    command = [sys.executable, "-c", WRITES]
+    living, dead = (
+        subprocess.Popen([*command, str(name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for name in names
+    )
+    for process in (living, dead):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+    dead.send_signal(signal.SIGKILL)
+    dead.wait(60)
+    assert [path.name.startswith(".dead.") for path in sweep(tmp_path)] == [True]
+    assert list(tmp_path.glob(".dead.*")) == []
+    living.communicate("\n", timeout=60)
+    assert living.returncode == 0
+    assert names[0].read_bytes() == b"new"
+    assert sweep(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "living"]
+    dead.communicate()
+
+
+def test_a_scratch_folder_goes_with_its_block_and_that_of_a_killed_process_with_the_next(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from emoreg.storage.files import scratch_folder
+with scratch_folder(Path(sys.argv[1])) as folder:
+    (folder / "left").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    (left,) = tmp_path.glob("*/left")
+    with scratch_folder(tmp_path) as folder:
+        assert list(folder.iterdir()) == []
+        assert not left.parent.exists()
+        with scratch_folder(tmp_path) as other:
+            assert folder.is_dir()
+            assert other != folder
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://AKIA:se/cret+x@bucket/x failed", "s3://***@bucket/x failed"),
+        ("no 's3://key@bucket' nor s3://a:b@c?region=x", "no 's3://***@bucket' nor s3://***@c?region=x"),
+        ("s3://bucket/mail@host", "s3://bucket/mail@host"),
+    ],
+)
+def test_credentials_are_hidden_and_nothing_else(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown

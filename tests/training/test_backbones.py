@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from emoreg.errors import ConfigError
+from emoreg.training.backbones import Encoder, check_backbone, create_encoder
+from tests.helpers.trials import equal
+
+
+def create(name: str, image_size: int = 32, *, weights: str | None = None, seed: int = 0, drop_path: float = 0.0) -> Encoder:
+    return create_encoder(name, image_size=image_size, drop_path=drop_path, weights=weights, seed=seed)
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "millions"),
+    [("resnet18", 512, 11.17), ("resnet34", 512, 21.28), ("resnet50", 2048, 23.50), ("seresnet18", 512, 11.26)],
+)
+def test_resnets_see_small_images_whole(name: str, width: int, millions: float) -> None:
+    encoder = create(name)
+    assert encoder.width == width
+    stem: Any = encoder.model.conv1
+    assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
+    assert isinstance(encoder.model.maxpool, nn.Identity)
+    # Published sizes of the CIFAR variants without their classifier.
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    sides: list[int] = []
+    encoder.model.layer4.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))  # type: ignore[union-attr]
+    assert encoder.eval()(images()).shape == (2, width)
+    assert sides == [4]  # 32 px over three halvings
+
+
+def test_the_stem_of_a_deep_resnet_loses_its_stride_alone() -> None:
+    encoder = create("test_resnet")
+    stem: Any = encoder.model.conv1
+    assert [layer.stride for layer in stem if isinstance(layer, nn.Conv2d)] == [(1, 1)] * 3
+    assert create("resnet18d").eval()(images()).shape == (2, 512)
+
+
+@pytest.mark.parametrize(("size", "pooled"), [(64, False), (72, True)])
+def test_the_max_pool_goes_up_to_64_pixels(size: int, pooled: bool) -> None:
+    assert isinstance(create("test_resnet", size).model.maxpool, nn.MaxPool2d) == pooled
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "size"),
+    [("vit_tiny", 192, 32), ("vit_small", 384, 32), ("test_vit", 64, 64), ("deit_tiny_patch16_224", 192, 32)],
+)
+def test_vits_have_eight_by_eight_tokens(name: str, width: int, size: int) -> None:
+    encoder = create(name, size)
+    model: Any = encoder.model
+    assert model.patch_embed.patch_size == (size // 8,) * 2
+    assert model.patch_embed.num_patches == 64
+    assert model.pos_embed.shape == (1, 65, width)
+    assert encoder.eval()(images(size)).shape == (2, width)
+    assert encoder.width == width
+
+
+@pytest.mark.parametrize(
+    "name", ["test_convnext", "test_efficientnet", "mixer_s32_224", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
+)
+def test_other_families_are_taken_as_they_are(name: str) -> None:
+    encoder = create(name)
+    assert encoder.eval()(images()).shape == (2, encoder.width)
+
+
+def test_a_new_encoder_is_in_training_mode_without_gradients_or_statistics() -> None:
+    encoder = create("test_resnet")
+    assert all(module.training for module in encoder.modules())
+    assert all(p.requires_grad and p.grad is None for p in encoder.parameters())
+    assert all(int(v) == 0 for key, v in encoder.state_dict().items() if key.endswith("num_batches_tracked"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit"])
+def test_the_seed_decides_the_weights_and_the_global_stream_is_untouched(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = create(name, seed=3).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert equal(first, create(name, seed=3).state_dict())
+    other = create(name, seed=4).state_dict()
+    assert all(not torch.equal(v, other[key]) for key, v in first.items() if v.dim() == 4)
+
+
+def test_drop_path_drops_while_training_alone() -> None:
+    encoder = create("test_vit", drop_path=0.5)
+    assert not torch.equal(encoder(images()), encoder(images()))
+    encoder.eval()
+    assert torch.equal(encoder(images()), encoder(images()))
+    with pytest.raises(ConfigError, match=r"'vgg11' does not take the options .*drop_path_rate"):
+        create("vgg11", drop_path=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "rule"),
+    [
+        ("resnet19", 32, "has no 'resnet19': did you mean .*'resnet18'"),
+        ("vit_tinny", 32, "did you mean .*'vit_tiny'"),
+        ("vit_tiny", 36, "multiple of 8, but it is 36: choose 32"),
+        ("efficientformer_l1", 32, "'efficientformer_l1' must turn images of 32 px into one vector each"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(name: str, size: int, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        create(name, size)
+
+
+def saved(path: Path, name: str, **options: Any) -> tuple[Path, dict[str, Tensor]]:
+    import timm
+
+    torch.manual_seed(123)
+    state = timm.create_model(name, **options).state_dict()
+    torch.save(state, path)
+    return path, state
+
+
+def test_a_resnet_starts_from_a_file_but_for_its_stem(tmp_path: Path) -> None:
+    path, state = saved(tmp_path / "weights.pth", "resnet18", num_classes=7)
+    model = create("resnet18", weights=str(path)).model.state_dict()
+    assert model.keys() == {key for key in state if not key.startswith("fc.")}
+    assert all(torch.equal(value, state[key]) for key, value in model.items() if key != "conv1.weight")
+    assert equal(model, create("resnet18", weights=str(path)).model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny"])
+def test_a_vit_starts_from_a_file_of_its_own_size_or_another(tmp_path: Path, name: str) -> None:
+    timm_name = "vit_tiny_patch16_224" if name == "vit_tiny" else name
+    path, state = saved(tmp_path / "same.pth", timm_name, img_size=32, patch_size=4, num_classes=0)
+    assert equal(create(name, weights=str(path)).model.state_dict(), state)
+    path, state = saved(tmp_path / "larger.pth", timm_name, img_size=224, patch_size=16)
+    model = create(name, weights=str(path)).model.state_dict()
+    assert torch.equal(model["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
+    assert model["pos_embed"].shape == (1, 65, state["cls_token"].shape[-1])
+
+
+@pytest.mark.parametrize("kind", ["another family", "another size", "text", "empty", "list", "foreign", "code", "half"])
+def test_a_file_that_does_not_fit_is_refused_and_never_half_loaded(tmp_path: Path, kind: str) -> None:
+    path, ran = tmp_path / "weights.pth", tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(ran),))
+
+    match kind:
+        case "another family":
+            saved(path, "test_vit")
+        case "another size":
+            saved(path, "resnet18")
+        case "text":
+            path.write_text("hello\n")
+        case "empty":
+            path.touch()
+        case "list":
+            torch.save([1, 2], path)
+        case "foreign":
+            torch.save({"a": torch.ones(3)}, path)
+        case "code":
+            path.write_bytes(pickle.dumps(Evil()))
+        case "half":
+            _, state = saved(path, "test_resnet")
+            torch.save({key: value for key, value in state.items() if not key.startswith("layer4")}, path)
+    with pytest.raises(ConfigError, match=r"(?s)weights must fit the backbone, but .*weights\.pth.*: give a file"):
+        create("test_resnet", weights=str(path))
+    assert not ran.exists()
+
+
+def test_a_file_that_is_not_there_is_refused_without_building(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"but '.*none\.pth' is not there: correct the path"):
+        check_backbone("resnet18", image_size=32, weights=str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: bool) -> None:
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", offline)
+    if not offline:  # nothing listens there
+        monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"weights='hub' needs timm's hub, but 'timm/.*: mend the network"):
+        create("test_resnet", weights="hub")
+    assert time.monotonic() - started < 10
+
+
+def test_a_model_that_the_hub_has_no_weights_for_is_said_without_a_network() -> None:
+    with pytest.raises(ConfigError, match="'vit_base_patch16_18x2_224' has none there: leave weights out"):
+        check_backbone("vit_base_patch16_18x2_224", image_size=32, weights="hub")

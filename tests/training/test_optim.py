@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
+from emoreg.errors import Diverged
+from emoreg.training import optim as optimization
+from emoreg.training.backbones import create_encoder
+from emoreg.training.model import Regulation
+from emoreg.training.optim import (
+    EpochTotals,
+    autocast,
+    build_optimizer,
+    length_dependence,
+    pretraining_schedule,
+    regulation_schedule,
+    reproducible,
+    set_learning_rate,
+    uses_bf16,
+)
+from emoreg.training.pretrain import EmotionalNet
+from tests.helpers.trials import CPU
+
+
+def vit_regulation() -> Regulation:
+    options: dict[str, Any] = {"image_size": 16, "drop_path": 0.0, "weights": None}
+    plain, emotional = (create_encoder("test_vit", seed=seed, **options) for seed in (0, 1))
+    config = RegulationConfig(kind="learnable", freeze_emotional=True)
+    return Regulation(config, plain=plain, emotional=emotional, emotion_head=None, num_classes=3, seed=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_norms_biases_the_balance_and_tokens_do_not_decay_and_what_is_frozen_is_left_out(name: Any) -> None:
+    network = vit_regulation()
+    optimizer = build_optimizer(network, OptimizerConfig(name=name, weight_decay=0.05))
+    names = {id(parameter): key for key, parameter in network.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == {key for key in names.values() if not key.startswith("emotional.")}
+    tokens = {"plain.model.cls_token", "plain.model.pos_embed"}
+    for key, parameter in network.named_parameters():
+        if key in decay:
+            assert decay[key] == (0.05 if parameter.dim() > 1 and key not in tokens else 0.0), key
+    assert decay["raw_balance"] == 0.0
+    assert decay["plain.model.patch_embed.proj.weight"] == 0.05
+    assert tokens <= decay.keys()
+
+
+def test_tokens_of_the_emotional_net_do_not_decay() -> None:
+    encoder = create_encoder("test_vit", image_size=16, drop_path=0.0, weights=None, seed=0)
+    net = EmotionalNet(encoder, 3, seed=0)
+    optimizer = build_optimizer(net, OptimizerConfig(weight_decay=0.05))
+    kept = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert id(net.get_parameter("encoder.model.pos_embed")) in kept
+    assert id(net.get_parameter("head.weight")) not in kept
+
+
+def test_optimizers_are_what_they_are_called() -> None:
+    linear = nn.Linear(2, 2)
+    adamw = build_optimizer(linear, OptimizerConfig(momentum=0.8))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.defaults["betas"] == (0.8, 0.999)
+    sgd = build_optimizer(linear, OptimizerConfig(name="sgd", momentum=0.8, learning_rate=0.1, weight_decay=0.0))
+    assert isinstance(sgd, torch.optim.SGD)
+    # Two steps of Nesterov momentum on a constant gradient of 1: lr (1 + m), then lr (1 + m + m^2).
+    before = linear.weight.detach().clone()
+    for factor in (1.8, 1.8 + 1 + 0.8 + 0.64):
+        linear.weight.grad = torch.ones(2, 2)
+        sgd.step()
+        torch.testing.assert_close(linear.weight.detach(), before - 0.1 * factor)
+    plain = build_optimizer(linear, OptimizerConfig(name="sgd", momentum=0.0))
+    assert not plain.defaults["nesterov"]
+    set_learning_rate(adamw, 0.5)
+    assert {group["lr"] for group in adamw.param_groups} == {0.5}
+
+
+def test_pretraining_warms_up_and_stays_without_knowing_the_end() -> None:
+    config = PretrainingConfig(warmup_steps=4)
+    for num_steps in (3, 7, 100):
+        factors = [pretraining_schedule(step, num_steps, config) for step in range(7)]
+        assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+    assert pretraining_schedule(0, 7, dataclasses.replace(config, warmup_steps=0)) == 1
+    assert length_dependence(config) is None
+    assert length_dependence(dataclasses.replace(config, warmup_steps=100_000)) is None
+
+
+def test_pretraining_s_cosine_ends_near_nothing_and_is_found_to_know_the_length() -> None:
+    config = PretrainingConfig(lr_schedule="cosine", warmup_steps=10)
+    factors = [pretraining_schedule(step, 110, config) for step in range(110)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert (factors[10], factors[60]) == (1, pytest.approx(0.5))
+    assert 0 < factors[-1] < 1e-3
+    reason = length_dependence(config)
+    assert reason is not None
+    assert re.fullmatch(
+        r"pretraining\.lr_schedule='cosine' depends on the total length \(its factor at step 11 is 0\.99\d+ of 110 steps and "
+        r"0\.99\d+ of 111 steps\), so lengths cannot share a trunk",
+        reason,
+    )
+    assert length_dependence(dataclasses.replace(config, warmup_steps=100_000)) is not None
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 5000])
+def test_a_schedule_that_minds_its_length_at_the_end_alone_is_found_too(warmup: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_step_is_slow(step: int, num_steps: int, config: PretrainingConfig) -> float:
+        return 0.5 if step == num_steps - 1 else 1.0
+
+    monkeypatch.setattr(optimization, "pretraining_schedule", last_step_is_slow)
+    assert length_dependence(PretrainingConfig(warmup_steps=warmup)) is not None
+
+
+def test_the_cosine_warms_up_and_ends_near_nothing() -> None:
+    config = RegulationConfig(warmup_fraction=0.1)
+    factors = [regulation_schedule(step, 100, config) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 1e-3
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_warmup_stable_decay_is_flat_then_linear() -> None:
+    config = RegulationConfig(lr_schedule="warmup_stable_decay", warmup_fraction=0.1, decay_fraction=0.2)
+    factors = [regulation_schedule(step, 100, config) for step in range(100)]
+    assert factors[9] < 1
+    assert factors[10:81] == [1] * 71
+    assert factors[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
+    never = dataclasses.replace(config, warmup_fraction=0.0, decay_fraction=0.0)
+    assert [regulation_schedule(step, 10, never) for step in range(10)] == [1] * 10
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "warmup_stable_decay"])
+def test_schedules_of_few_steps_stay_in_range(lr_schedule: Any) -> None:
+    for num_steps in range(1, 12):
+        for warmup in (0.0, 0.3, 0.99):
+            config = RegulationConfig(lr_schedule=lr_schedule, warmup_fraction=warmup, decay_fraction=1.0)
+            assert all(0 < regulation_schedule(step, num_steps, config) <= 1 for step in range(num_steps))
+
+
+def test_precision() -> None:
+    assert not uses_bf16(TrialConfig(), CPU)
+    assert uses_bf16(TrialConfig(precision="bf16"), CPU)
+    assert not uses_bf16(TrialConfig(precision="float32"), torch.device("cuda"))
+    assert not uses_bf16(TrialConfig(deterministic=True), torch.device("cuda"))
+    linear = nn.Linear(2, 2)
+    with autocast(TrialConfig(precision="bf16"), CPU):
+        assert linear(torch.ones(1, 2)).dtype == torch.bfloat16
+    with autocast(TrialConfig(), CPU):
+        assert linear(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_reproducible_sets_and_gives_back() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with contextlib.suppress(KeyError), reproducible(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == 2
+        with reproducible(False):
+            assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_totals_weigh_batches_by_their_size() -> None:
+    totals = EpochTotals("regulation", first_step=0)
+    totals.add(torch.tensor(1.0), torch.tensor([0, 1, 1]), torch.eye(2)[[0, 1, 0]])
+    totals.add(torch.tensor(5.0), torch.tensor([1]), torch.eye(2)[[1]])
+    assert totals.loss == pytest.approx(2.0)
+    assert totals.accuracy == 0.75
+    assert totals.num_images == 4
+    totals.add(torch.tensor(5.0), torch.eye(2), torch.eye(2))
+    assert totals.accuracy is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_totals_name_the_first_step_that_is_not_finite(bad: float) -> None:
+    totals = EpochTotals("pretraining", first_step=100)
+    for loss in (1.0, 2.0):
+        totals.add(torch.tensor(loss), torch.tensor([0]), None)
+    totals.check_finite()
+    for loss in (bad, 1.0, bad):
+        totals.add(torch.tensor(loss), torch.tensor([0]), None)
+    with pytest.raises(Diverged) as caught:
+        totals.check_finite()
+    assert (caught.value.stage, caught.value.step) == ("pretraining", 102)

@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emoreg.config import CONTROLS, Control, ImageSetConfig, TrialConfig, replace_paths
+from emoreg.data import cut_validation, load
+from emoreg.data.batches import Batches
+from emoreg.errors import ConfigError, Diverged, ImageSetError, Interrupted
+from emoreg.results.records import TrialResult
+from emoreg.seeding import derive_seed, generator
+from emoreg.storage import checkpoint
+from emoreg.storage.checkpoint import State
+from emoreg.training import trial
+from emoreg.training.backbones import Encoder, create_encoder
+from emoreg.training.events import BalanceSample, Confusion, Experienced, ImagesSample
+from emoreg.training.optim import reproducible
+from emoreg.training.trial import CHECKPOINT
+from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, experience_folders, run, same, timeless, tiny
+
+
+def task_batches(config: TrialConfig, storage: Path) -> Batches:
+    task = load(config.task, image_size=config.image_size, storage=storage)
+    train, _ = cut_validation(
+        task.train, config.task.validation_fraction, seed=config.task.split_seed, num_images=config.task.num_images
+    )
+    return Batches(train, device=CPU)
+
+
+def train_alone(config: TrialConfig, storage: Path, encoder: Encoder, head_seed: int) -> tuple[list[float], list[Tensor]]:
+    """One encoder and one head on the task, in a loop that shares no code with the trainer's: losses by epoch and weights."""
+    settings = config.regulation
+    with reproducible(True):
+        torch.manual_seed(head_seed)
+        head = nn.Linear(encoder.width, 10)
+        parameters = [*encoder.parameters(), *head.parameters()]
+        decayed = [p for p in parameters if p.dim() > 1]
+        others = [p for p in parameters if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+        batches, draws = task_batches(config, storage), generator(config.seed, "task batches")
+        num_steps = settings.epochs * 3  # 80 images in batches of 32
+        warmup = round(0.05 * num_steps)
+        torch.manual_seed(derive_seed(config.seed, "regulation"))
+        losses, step = [], 0
+        encoder.train()
+        for _ in range(settings.epochs):
+            total, count = 0.0, 0
+            for images, targets in batches.epoch(settings.batch_size, settings.augmentation, 10, draws):
+                for group in optimizer.param_groups:
+                    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+                    group["lr"] = 1e-3 * ((step + 1) / (warmup + 1) if step < warmup else cosine)
+                loss = F.cross_entropy(head(encoder(images)), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                total += float(loss.detach().double()) * len(images)
+                count += len(images)
+                step += 1
+            losses.append(total / count)
+    return losses, [p.detach() for p in parameters]
+
+
+def weights_of(network: dict[str, Tensor], *prefixes: str) -> list[Tensor]:
+    """Parameters under the prefixes, without BatchNorm's statistics."""
+    kept = [(key, value) for key, value in network.items() if key.startswith(prefixes)]
+    return [value for key, value in kept if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+
+
+def test_balance_zero_is_the_plain_backbone_to_the_bit_and_costs_no_more(storage: Path) -> None:
+    config = tiny(regulation__balance=0.0, drop_path=0.1, regulation__augmentation__flip=True)
+    config = replace_paths(config, {"stimuli.name": "folder", "stimuli.path": "/nowhere"})  # never looked at
+    result, recorder, network = run(config, storage)
+    seed = derive_seed(config.seed, "plain encoder")
+    encoder = create_encoder("test_resnet", image_size=16, drop_path=0.1, weights=None, seed=seed)
+    losses, parameters = train_alone(config, storage, encoder, derive_seed(config.seed, "plain head"))
+    assert recorder.losses("regulation") == losses
+    found = weights_of(network, "plain.", "plain_head.")
+    assert len(found) == len(parameters)
+    assert all(torch.equal(a, b) for a, b in zip(found, parameters, strict=True))
+    assert result.num_parameters == sum(p.numel() for p in parameters)
+    assert not any("emotional" in key for key in network)
+    assert recorder.epochs("pretraining") == []
+    assert not any(isinstance(event, Experienced) for event in recorder.events)
+    assert not (storage / "experience").exists()
+    assert result.measured_balance == 0.0
+    both, _, _ = run(tiny(pretraining__epochs=0, regulation__epochs=1), storage)
+    assert both.num_parameters == 2 * result.num_parameters
+
+
+def test_balance_one_is_the_fine_tuned_emotional_encoder_to_the_bit(storage: Path) -> None:
+    config = tiny(regulation__balance=1.0)
+    result, recorder, network = run(config, storage)
+    (folder,) = experience_folders(storage)
+    experience = checkpoint.load(storage / "experience" / folder / "1.ckpt")
+    assert experience is not None
+    encoder = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=1)
+    encoder.load_state_dict(
+        {key.removeprefix("encoder."): v for key, v in experience["net"].items() if key.startswith("encoder.")}
+    )
+    losses, parameters = train_alone(config, storage, encoder, derive_seed(config.seed, "emotional head"))
+    assert recorder.losses("regulation") == losses
+    found = weights_of(network, "emotional.", "emotional_head.")
+    assert all(torch.equal(a, b) for a, b in zip(found, parameters, strict=True))
+    assert not any(key.startswith("plain") for key in network)
+    assert result.num_parameters == sum(p.numel() for p in parameters)
+
+
+GOLDEN = {
+    "pretraining": [2.340604, 2.299788, 2.204653],
+    "regulation": [2.301649, 2.215048, 2.170959],
+}
+
+
+def test_the_golden_loss_trace(storage: Path) -> None:
+    """A change that keeps behaviour reproduces these; one that does not must say so, and raise experience's version."""
+    config = tiny(pretraining__epochs=3, regulation__epochs=3, regulation__kind="learnable", drop_path=0.1)
+    _, recorder, _ = run(config, storage)
+    for stage, losses in GOLDEN.items():
+        assert recorder.losses(stage) == pytest.approx(losses, rel=1e-4), stage
+
+
+def test_deterministic_is_the_same_to_the_bit_run_after_run(prepared: Path, tmp_path: Path) -> None:
+    numbers: list[list[dict[str, Any]]] = []
+    networks: list[dict[str, Tensor]] = []
+    for name in ("first", "second"):
+        storage = tmp_path / name
+        storage.mkdir()
+        (storage / "imagesets").symlink_to(prepared / "imagesets")
+        torch.manual_seed(len(numbers))
+        _, recorder, network = run(replace_paths(TINY, RANDOM), storage)
+        numbers.append(recorder.numbers())
+        networks.append(network)
+    assert numbers[0] == numbers[1]
+    assert equal(*networks)
+
+
+Outcome = tuple[TrialResult, Recorder, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
+def undisturbed(
+    request: pytest.FixtureRequest, prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrialConfig, Outcome, list[State | None]]:
+    """A trial with everything random, run straight to its end."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    (storage / "imagesets").symlink_to(prepared / "imagesets")
+    config = replace_paths(TINY, {**RANDOM, "backbone": request.param, "pretraining.epochs": 3})
+    outcome = run(config, storage)
+    return config, outcome, final_states(config, storage)
+
+
+@pytest.mark.parametrize("stopped", [("pretraining", 1), ("pretraining", 3), ("regulation", 1), ("regulation", 2)])
+def test_a_killed_trial_goes_on_to_the_bit(
+    storage: Path, stopped: tuple[str, int], undisturbed: tuple[TrialConfig, Outcome, list[State | None]]
+) -> None:
+    config, (whole, straight, expected), _ = undisturbed
+    with pytest.raises(Stop):
+        run(config, storage, Recorder(stopped), checkpoint_seconds=0)
+    again, recorder, network = run(config, storage)
+    assert equal(network, expected)
+    assert recorder.numbers() == straight.numbers()  # every epoch once, in order
+    for name in ("identity", "accuracy", "loss", "measured_balance", "num_parameters"):
+        assert getattr(again, name) == getattr(whole, name)
+    for result, events in ((again, recorder), (whole, straight)):
+        assert result.pretraining_seconds == pytest.approx(sum(row.seconds for row in events.epochs("pretraining")))
+        assert result.regulation_seconds == pytest.approx(sum(row.seconds for row in events.epochs("regulation")))
+
+
+def place(config: TrialConfig, storage: Path) -> tuple[str, int, int]:
+    """How far the states on disk are: stage, epochs, and steps of the next one."""
+    state = checkpoint.load(storage / config.identity / CHECKPOINT)
+    if state is not None:
+        return "regulation", state["epochs"], state["steps"]
+    names = [path.stem.split("+") for path in (storage / "experience").glob("*/*") if path.suffix in (".ckpt", ".partial")]
+    epochs, steps = max((int(name[0]), int(name[1]) if len(name) > 1 else 0) for name in names)
+    return "pretraining", epochs, steps
+
+
+def final_states(config: TrialConfig, storage: Path) -> list[State | None]:
+    """What the stages left on disk at their ends."""
+    (folder,) = experience_folders(storage)
+    experience = storage / "experience" / folder / f"{config.pretraining.epochs}.ckpt"
+    return [checkpoint.load(path) for path in (experience, storage / config.identity / CHECKPOINT)]
+
+
+def test_a_trial_stopped_after_every_step_goes_on_to_the_bit(
+    storage: Path, undisturbed: tuple[TrialConfig, Outcome, list[State | None]]
+) -> None:
+    config, (whole, straight, expected), states = undisturbed
+    places = []
+    while True:
+        with contextlib.suppress(Interrupted):
+            again, recorder, network = run(config, storage, interrupted=lambda: True)
+            break
+        places.append(place(config, storage))
+    pretraining = [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0)]
+    regulation = [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert places == [("pretraining", *at) for at in pretraining] + [("regulation", *at) for at in regulation]
+    assert equal(network, expected)
+    assert recorder.numbers() == straight.numbers()
+    assert timeless(dataclasses.asdict(again)) == timeless(dataclasses.asdict(whole))
+    assert same(final_states(config, storage), states)  # the optimizers and all streams
+    assert not list(storage.rglob("*.tmp"))
+
+
+def test_a_finished_trial_is_not_trained_again(storage: Path) -> None:
+    config = tiny(regulation__epochs=1)
+    first, recorder, network = run(config, storage)
+    again, second, same = run(config, storage, evaluate_on="test")
+    assert equal(network, same)
+    assert second.epochs("regulation") == recorder.epochs("regulation")  # clock included: read, not run
+    assert dataclasses.replace(again, test_accuracy=None) == first
+    assert again.test_accuracy is not None
+
+
+def test_events_come_in_order_and_the_test_split_stays_shut(storage: Path) -> None:
+    config = tiny(regulation__kind="dynamic", regulation__epochs=1)
+    result, recorder, _ = run(config, storage)
+    kinds = [(type(event).__name__, getattr(event, "stage", getattr(event, "split", None))) for event in recorder.events]
+    assert kinds == [
+        ("ImagesSample", "pretraining"),
+        ("EpochRecord", "pretraining"),
+        ("Experienced", None),
+        ("ImagesSample", "regulation"),
+        ("EpochRecord", "regulation"),
+        ("BalanceSample", None),
+        ("Confusion", "validation"),
+    ]
+    sample, balance, confusion = recorder.events[0], recorder.events[5], recorder.events[6]
+    experienced = recorder.events[2]
+    assert isinstance(experienced, Experienced)
+    assert (experienced.epochs, experienced.waiting_seconds) == (1, 0.0)
+    assert experienced.paid_seconds == experienced.cost_seconds == result.pretraining_seconds
+    assert isinstance(sample, ImagesSample)
+    assert sample.images.dtype == torch.uint8
+    assert len(sample.captions) == len(sample.images) == 32
+    assert isinstance(confusion, Confusion)
+    num_validation = int(confusion.counts.sum())
+    (row,) = recorder.epochs("regulation")
+    assert row.val_accuracy == float(confusion.counts.diagonal().sum()) / num_validation
+    assert isinstance(balance, BalanceSample)
+    assert row.balance == pytest.approx(float(balance.balance.mean()))
+    assert row.balance_std == pytest.approx(float(balance.balance.std(correction=0)))
+    assert len(balance.balance) == num_validation
+
+
+def initial_network(config: TrialConfig, storage: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """The regulated network as it enters stage 2."""
+    found: list[dict[str, Tensor]] = []
+
+    def stop(config: Any, network: nn.Module, *args: Any, **kwargs: Any) -> None:
+        found.append({key: value.clone() for key, value in network.state_dict().items()})
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "regulate", stop)
+        with pytest.raises(Stop):
+            run(config, storage)
+    return found[0]
+
+
+def part(network: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key: value for key, value in network.items() if key.startswith(prefix)}
+
+
+def test_controls_are_paired_by_seed(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    neutral = ImageSetConfig(name="digits", split_seed=5)
+    base = dataclasses.replace(TINY, neutral=neutral)
+    controls: tuple[Control, ...] = ("regulated", *CONTROLS)
+    starts = {c: initial_network(dataclasses.replace(base, control=c), storage, monkeypatch) for c in controls}
+    for control, start in starts.items():
+        if control != "emotional":
+            assert equal(part(start, "plain"), part(starts["regulated"], "plain")), control
+        if control not in ("plain", "compute_matched"):
+            assert equal(part(start, "emotional_head"), part(starts["regulated"], "emotional_head")), control
+    assert part(starts["emotional"], "plain") == part(starts["plain"], "emotional") == {}
+    emotional = {c: part(start, "emotional.") for c, start in starts.items()}
+    assert equal(emotional["emotional"], emotional["regulated"])
+    for control in ("untrained", "shuffled", "neutral"):
+        assert not equal(emotional[control], emotional["regulated"]), control
+    # untrained is the others' beginning
+    seed = derive_seed(0, "emotional encoder")
+    fresh = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=seed)
+    assert equal({f"emotional.{key}": value for key, value in fresh.state_dict().items()}, emotional["untrained"])
+    other = initial_network(dataclasses.replace(base, seed=1), storage, monkeypatch)
+    assert not torch.equal(other["plain_head.weight"], starts["regulated"]["plain_head.weight"])
+
+
+def test_the_neutral_control_sees_as_many_images_as_the_stimuli(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    neutral = ImageSetConfig(name="digits", split_seed=5, validation_fraction=0.0)
+    config = dataclasses.replace(TINY, neutral=neutral, control="neutral")
+    seen = []
+    real = trial.gain_experience  # type: ignore[attr-defined]
+
+    def look(config: Any, net: Any, stimuli: Batches, *args: Any, **kwargs: Any) -> float:
+        seen.append(len(stimuli))
+        return real(config, net, stimuli, *args, **kwargs)
+
+    monkeypatch.setattr(trial, "gain_experience", look)
+    run(config, storage)
+    run(replace_paths(config, {"stimuli.num_images": 48}), storage)
+    run(replace_paths(config, {"neutral.split_seed": 6}), storage)
+    assert seen == [64, 48, 64]
+    assert len(experience_folders(storage)) == 3  # other images, another experience
+    few = dataclasses.replace(config, neutral=dataclasses.replace(neutral, validation_fraction=0.99))
+    with pytest.raises(ImageSetError, match="as many training images as the stimuli, 64, but 'digits' has 14"):
+        run(few, storage)
+
+
+def test_shuffled_pretrains_on_permuted_labels(storage: Path) -> None:
+    config = tiny(pretraining__epochs=2)
+    _, real, _ = run(config, storage)
+    _, shuffled, _ = run(dataclasses.replace(config, control="shuffled"), storage)
+    assert real.losses("pretraining") != shuffled.losses("pretraining")
+    assert len(experience_folders(storage)) == 2
+
+
+def test_bf16_runs_on_cpu(storage: Path) -> None:
+    exact, _, _ = run(tiny(pretraining__epochs=0), storage)
+    config = replace_paths(tiny(pretraining__epochs=0), {"deterministic": False, "precision": "bf16"})
+    rough, recorder, network = run(config, storage)
+    assert all(value.dtype == torch.float32 for key, value in network.items() if key.startswith("plain_head"))
+    assert rough.loss != exact.loss
+    assert rough.loss == pytest.approx(exact.loss, rel=0.05)
+    assert len(recorder.epochs("regulation")) == 2
+
+
+@pytest.mark.parametrize("form", ["conditioned", "loss"])
+def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str) -> None:
+    _, _, network = run(tiny(regulation__form=form, regulation__kind="learnable"), storage)
+    (folder,) = experience_folders(storage)
+    experience = checkpoint.load(storage / "experience" / folder / "1.ckpt")
+    assert experience is not None
+    before = {key: value for key, value in experience["net"].items() if key.startswith("encoder.")}
+    after = {f"encoder.{key.removeprefix('emotional.')}": v for key, v in network.items() if key.startswith("emotional.")}
+    assert equal(before, after) == (form == "conditioned")
+    if form == "conditioned":
+        assert torch.equal(network["emotion_head.weight"], experience["net"]["head.weight"])
+    assert float(network["raw_balance"]) != 0.0
+
+
+def test_divergence_leaves_no_checkpoint_from_after_it(storage: Path) -> None:
+    config = replace_paths(
+        TINY,
+        {"regulation.optimizer.name": "sgd", "regulation.optimizer.learning_rate": 1e30, "pretraining.epochs": 0},
+    )
+    with pytest.raises(Diverged) as caught:
+        run(config, storage, checkpoint_seconds=0)
+    assert caught.value.stage == "regulation"
+    assert 1 <= caught.value.step <= 6
+    state = checkpoint.load(storage / config.identity / "trial.ckpt")
+    assert state is not None
+    assert state["step"] == caught.value.step
+    assert state["totals"]["losses"].isfinite().all()
+    with pytest.raises(Diverged) as again:
+        run(config, storage)
+    assert again.value.step == caught.value.step
+
+
+def test_a_torn_checkpoint_costs_time_and_nothing_else(storage: Path) -> None:
+    config = tiny()
+    first, _, network = run(config, storage)
+    path = storage / config.identity / "trial.ckpt"
+    path.write_bytes(path.read_bytes()[:-10])
+    again, _, same = run(config, storage)
+    assert equal(network, same)
+    assert again.accuracy == first.accuracy
+    assert path.with_name("trial.ckpt.bad").exists()
+
+
+def test_a_task_without_validation_images_is_refused(storage: Path) -> None:
+    with pytest.raises(ImageSetError, match=r"0\.0001 of the 14\d\d images of 'digits' is none: raise"):
+        run(tiny(task__validation_fraction=0.0001), storage)
+
+
+@pytest.fixture
+def real_valued() -> ImageSetConfig:
+    """Stimuli whose targets are valence and arousal."""
+    folder = Path(__file__).parents[1] / ".." / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the data of {folder} are not on this machine")
+    return ImageSetConfig(name="oasis", path=str(folder), target="regression", num_images=64)
+
+
+def test_real_valued_stimuli_pretrain_too(storage: Path, real_valued: ImageSetConfig) -> None:
+    config = dataclasses.replace(tiny(regulation__epochs=1), stimuli=real_valued)
+    _, recorder, _ = run(config, storage)
+    (row,) = recorder.epochs("pretraining")
+    assert row.accuracy is None
+    assert row.val_loss is not None
+    for path, value, message in (
+        ("pretraining.augmentation.mixup", 0.4, "MixUp and CutMix mix classes"),
+        ("regulation.form", "conditioned", "form='conditioned' takes the softmax of emotion classes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(replace_paths(config, {path: value}), storage)
+    with pytest.raises(ConfigError, match="a task is classified"):
+        run(dataclasses.replace(config, task=real_valued), storage)

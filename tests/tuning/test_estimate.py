@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emoreg.config import Choice, Float, Int, ResourcesConfig, SamplerConfig, TrialResources
+from emoreg.data import ImageSet, Split, load
+from emoreg.errors import ConfigError
+from emoreg.tuning import estimate
+from emoreg.tuning.estimate import Cost, estimate_cost
+from tests import trials
+from tests.helpers.studies import tiny_study
+from tests.helpers.trials import CPU, TINY, run, tiny
+
+
+def cost(storage: Path, **changes: Any) -> Cost:
+    return estimate_cost(tiny_study(**changes), CPU, storage)
+
+
+@pytest.fixture
+def one_image_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured, made known: the sums can be done by hand."""
+    monkeypatch.setattr(estimate, "_seconds_per_image", lambda *_: 1.0)
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_the_sum_by_hand(storage: Path) -> None:
+    # task: 80 images and 72 of validation (0.05 of 1437) at a third; stimuli: 64 images.
+    held_out = len(load(TINY.task, image_size=16, storage=storage).train) * 0.05
+    epoch = 80 + round(held_out) / 3
+    plain, regulation = 2 * epoch, 64 + 2 * 2 * epoch
+    point = Choice((0.5,))
+    searched = cost(storage, search_space={"regulation.balance": point}, controls=(), num_trials=3)
+    assert searched.device_seconds == pytest.approx(3 * regulation)
+    both = cost(storage, search_space={"regulation.balance": point}, control_seeds=(0, 1), num_trials=3)
+    assert both.device_seconds == pytest.approx(3 * regulation + 2 * (regulation + plain))
+    assert (both.num_search, both.num_controls) == (3, 4)
+    longer = cost(storage, search_space={"pretraining.epochs": Choice((4,))}, controls=(), num_trials=1)
+    assert longer.device_seconds == pytest.approx(regulation + 3 * 64)
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_draws_are_spread_as_the_search_spreads_them(storage: Path) -> None:
+    def mean_epochs(distribution: Any) -> float:
+        base = cost(storage, search_space={"pretraining.epochs": Int(0, 0)}, controls=(), num_trials=1).device_seconds
+        one = cost(storage, search_space={"pretraining.epochs": distribution}, controls=(), num_trials=1)
+        return (one.device_seconds - base) / 64
+
+    assert mean_epochs(Int(1, 1000, log=True)) == pytest.approx(145, rel=0.5)  # (1000 - 1) / ln 1000
+    assert mean_epochs(Int(0, 1000, step=10)) == pytest.approx(500, rel=0.25)
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_a_grid_costs_no_more_than_it_has(storage: Path) -> None:
+    space = {"regulation.balance": Float(0.0, 1.0, step=0.5)}
+    assert cost(storage, search_space=space, sampler=SamplerConfig(name="grid"), num_trials=50).num_search == 3
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_invalid_combinations_are_left_out_and_nothing_but_them_is_refused(storage: Path) -> None:
+    forms = {"regulation.form": Choice(("output", "loss")), "regulation.mix_space": Choice(("probabilities", "logits"))}
+    assert cost(storage, search_space=forms).device_seconds > 0
+    study = tiny_study(search_space=forms)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "resolve", _refuse)
+        with pytest.raises(ConfigError, match=r"must hold valid configurations, .* by no such thing: narrow the ranges"):
+            estimate_cost(study, CPU, storage)
+
+
+def _refuse(*_: object) -> None:
+    raise ConfigError("no such thing")
+
+
+def test_trials_share_the_machine(storage: Path) -> None:
+    cores = os.cpu_count() or 1
+    assert cost(storage).concurrency == cores
+    assert cost(storage, resources=ResourcesConfig(cpus_per_trial=2 * cores)).concurrency == 1
+    greater = {"test_resnet": TrialResources(cpus=2 * cores)}
+    assert cost(storage, resources_by_backbone=greater).concurrency == 1
+    capped = cost(storage, resources=ResourcesConfig(cpus_per_trial=0.5, max_concurrent=1))
+    assert capped.concurrency == 1
+    assert capped.wall_seconds == capped.device_seconds
+    assert torch.get_num_threads() >= 1
+
+
+def test_the_estimate_is_near_what_a_trial_takes(storage: Path) -> None:
+    config = tiny(pretraining__epochs=3, regulation__epochs=4)
+    run(tiny(seed=3), storage)  # what is slow only once
+    result, _, _ = run(config, storage)
+    expected = cost(
+        storage, trial=config, search_space={"regulation.balance": Choice((0.5,))}, num_trials=1, controls=()
+    ).device_seconds
+    assert 0.1 < expected / (result.pretraining_seconds + result.regulation_seconds) < 10
+
+
+class _Closed(Split):
+    """Stands where a test split stood: any use of it fails."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("images", "targets", "take"):
+            raise AssertionError(f"the test split was opened: {name}")
+        return super().__getattribute__(name)
+
+
+def load_closed(*args: Any, **kwargs: Any) -> ImageSet:
+    image_set = load(*args, **kwargs)
+    object.__setattr__(image_set, "test", _Closed(images=image_set.test.images, targets=image_set.test.targets))
+    return image_set
+
+
+def test_neither_the_estimate_nor_a_trial_opens_the_test_split(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "load", load_closed)
+    monkeypatch.setattr(trials, "load", load_closed)
+    assert cost(storage).device_seconds > 0
+    run(TINY, storage)
+    with pytest.raises(AssertionError, match="the test split was opened"):
+        run(TINY, storage, evaluate_on="test")
