@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emoreg.config.resolved import ResolvedTrial
@@ -16,11 +17,15 @@ class RunStatus:
         run: its row as it is by now, with the slots and their time.
         num_running: trials that were handed out and have not ended.
         num_waiting: trials that wait for a shared pre-training which another trial runs.
+        trials: every trial that ended, in this run or an earlier one, by identity.
+        num_planned: trials of the whole study: proposals of the sampler, controls, and those of a confirmation.
     """
 
     run: RunRecord
     num_running: int
     num_waiting: int
+    trials: Mapping[str, TrialRecord]
+    num_planned: int
 
 
 class StudyObserver:
