@@ -249,6 +249,14 @@ class Files:
         return f"{self._root}/{name}" if name else self._root
 
 
+def storage_full_error(number: int, error: object) -> StorageError:
+    """The error of a study whose storage is full or read-only."""
+    return StorageError(
+        f"Free or mend the storage and run the same command again (what was recorded is whole): a study must be able to write, but "
+        f"{UNWRITABLE[number]} ({error})"
+    )
+
+
 def without_credentials(text: str) -> str:
     """``text`` with the credentials of the URIs in it hidden: what may be shown and written down."""
     return _CREDENTIALS.sub("***@", text)

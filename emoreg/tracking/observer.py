@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emoreg.config.resolved import ResolvedTrial
@@ -64,3 +64,60 @@ class StudyObserver:
 
     def on_run_end(self, status: RunStatus) -> None:
         """The run of the study ended, however it did; ``status.run.ending`` tells."""
+
+
+class Observers(StudyObserver):
+    """Hands everything to several observers, in order."""
+
+    def __init__(self, observers: Sequence[StudyObserver]) -> None:
+        self._observers = tuple(observers)
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_run_start(status)
+
+    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_start(trial, role)
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_epoch(trial, row)
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_end(trial, record)
+
+    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_retry(trial, reason)
+
+    def on_saved(self, trial: ResolvedTrial) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_saved(trial)
+
+    def on_stopping(self) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_stopping()
+
+    def on_message(self, message: str) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_message(message)
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_tick(status)
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_run_end(status)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched, resolve, suggest
 from emoreg.data import ImageSet, Split, cut_validation, load
 from emoreg.data.batches import Batches
@@ -76,7 +77,7 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     seconds = partial(_trial_seconds, stimuli=stimuli, task=task, speed=speed)
     sampled = [seconds(trial) for trial in _sampled(config)]
     num_search = num_searched(config)
-    controls = {trial.identity: trial for trial in config.control_trials()}
+    controls = {(resolved := resolve_trial(trial)).identity: resolved.config for trial in config.control_trials()}
     return Cost(
         num_search=num_search,
         num_controls=len(controls),
@@ -92,27 +93,26 @@ def _sampled(config: StudyConfig) -> list[TrialConfig]:
     refusal = ""
     for _ in range(_SAMPLED_CONFIGS):
         try:
-            trials.append(resolve(config.trial, suggest(config.search_space, config.trial, uniform)))
+            trials.append(resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, uniform))).config)
         except ConfigError as error:  # values that break a rule together: the search leaves them out too
             refusal = str(error)
     if not trials:
         raise ConfigError(
-            f"a search space must hold valid configurations, but {_SAMPLED_CONFIGS} draws were not, the last by {refusal}: "
-            "narrow the ranges, or add a When"
+            "Narrow the ranges of the search space, or add a When: it must hold valid configurations, but "
+            f"{_SAMPLED_CONFIGS} draws were not, the last by {refusal}"
         )
     return trials
 
 
 def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, speed: dict[str, float]) -> float:
-    config = config.applied()
     per_image = speed[config.backbone]
     total = 0.0
     if config.regulation.needs_emotional:
         train, _ = cut_validation(
-            stimuli.train, config.stimuli.validation_fraction, seed=0, num_images=config.stimuli.num_images
+            stimuli.train, config.stimuli.validation_fraction, seed=config.stimuli.split_seed, num_images=config.stimuli.num_images
         )
         total += config.pretraining.epochs * len(train) * per_image
-    train, held_out = cut_validation(task.train, config.task.validation_fraction, seed=0, num_images=config.task.num_images)
+    train, held_out = cut_validation(task.train, config.task.validation_fraction, seed=config.task.split_seed, num_images=config.task.num_images)
     encoders = config.regulation.needs_plain + config.regulation.needs_emotional
     images = len(train) + _EVALUATION_SHARE * len(held_out)
     return total + config.regulation.epochs * images * encoders * per_image

@@ -1,6 +1,6 @@
 """Optuna's history of a study: opened, with its sampler, and what a trial's ending is in it.
 
-With ``reconcile`` and ``searcher`` the only place that imports optuna; here metric and mode become Optuna's directions.
+With ``reconcile`` and ``source`` the only place that imports optuna; here metric and mode become Optuna's directions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
 from emoreg.errors import StorageError
-from emoreg.results.records import TrialRecord
+from emoreg.results.outcome import Outcome
 from emoreg.seeding import derive_seed
 from emoreg.tuning.postgres import address_of, be_patient, patiently, reason_of
 
@@ -42,13 +42,13 @@ WARM_START = "warm_start"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Told:
     """How a trial ended, as Optuna is told."""
 
     state: TrialState
     values: list[float] | None = None
     intermediate: Mapping[int, float] = field(default_factory=dict)
-    """Metric by regulation epoch."""
+    """Objective by regulation epoch."""
     attributes: Mapping[str, str | int] = field(default_factory=dict)
 
 
@@ -250,29 +250,28 @@ def sampler_of(config: SamplerConfig, trials: Sequence[FrozenTrial]) -> optuna.s
             return samplers.NSGAIISampler(seed=seed, population_size=max(2, startup))
 
 
-def finished_outcome(objectives: Sequence[Objective], metrics: Mapping[Any, float | None]) -> Outcome:
-    """How Optuna is told of a trial that finished with these metrics: FAIL where an objective is not a finite number."""
-    values = [metrics[objective.metric] for objective in objectives]
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    if len(finite) < len(values):
-        reason = f"finished, but an objective is not a finite number: {metrics}"
-        return Outcome(TrialState.FAIL, attributes={"reason": reason})
-    return Outcome(TrialState.COMPLETE, values=finite)
+def told(outcome: Outcome, objectives: Sequence[Objective]) -> Told:
+    """How Optuna is told of a trial.
 
-
-def recorded_outcome(record: TrialRecord, objectives: Sequence[Objective]) -> Outcome:
-    """How Optuna is told of a trial that has a record."""
-    metrics = {objective.metric: getattr(record, objective.metric) for objective in objectives}
-    if record.status == "finished":
-        return finished_outcome(objectives, metrics)
-    if record.status == "failed":
-        return Outcome(TrialState.FAIL, attributes={"reason": record.reason or "failed"})
-    metric = objectives[0].metric
-    epochs = record.regulation_epochs
+    Completed: COMPLETE with its objectives, or FAIL if one of them is not a finite number. Stopped by a scheduler or diverged:
+    PRUNED, with the last value of a single objective. Broken: FAIL.
+    """
+    values = [outcome.value(objective.metric) for objective in objectives]
+    if outcome.status == "finished":
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        if len(finite) == len(values):
+            return Told(TrialState.COMPLETE, values=finite)
+        named = {objective.metric: value for objective, value in zip(objectives, values, strict=True)}
+        return Told(TrialState.FAIL, attributes={"reason": f"finished, but an objective is not a finite number: {named}"})
+    attributes: dict[str, str | int] = {"reason": outcome.message or outcome.end.value}
+    if outcome.diverged_stage is not None and outcome.diverged_step is not None:
+        attributes |= {"diverged_stage": outcome.diverged_stage, "diverged_step": outcome.diverged_step}
+    if outcome.status == "failed":
+        return Told(TrialState.FAIL, attributes=attributes)
     # The seconds of a trial that was cut short would look like a cheap trial.
-    is_reported = len(metrics) == 1 and metric != "device_seconds" and metrics[metric] is not None and epochs > 0
-    intermediate = {epochs: metrics[metric]} if is_reported else {}
-    return Outcome(TrialState.PRUNED, intermediate=intermediate, attributes={"reason": record.reason or "pruned"})
+    is_reported = len(objectives) == 1 and objectives[0].metric != "device_seconds" and outcome.regulation_epochs > 0
+    intermediate = {outcome.regulation_epochs: values[0]} if is_reported and values[0] is not None else {}
+    return Told(TrialState.PRUNED, intermediate=intermediate, attributes=attributes)
 
 
 def count_proposed(study: optuna.Study) -> int:

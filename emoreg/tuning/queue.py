@@ -1,16 +1,17 @@
-"""The order in which a study's trials start: none waits inside a worker for an experience that another is about to leave.
+"""The order in which a study's trials start: none waits inside a worker for pre-training that another is about to finish.
 
-A trial needs a *trunk*, the pre-training that it shares with others, up to a length. Where another trial is training that trunk
-and has not come so far, the trial stays in the queue and its slot goes to one that can start: of another trunk, or of none.
-It starts as soon as the trunk has come to its length. A trial broken by the machine waits here too, until its pause is over.
+A trial may share its pre-training with others, up to a length. While another trial runs the shared pre-training and is not that
+far, the trial stays in the queue and its slot goes to one that can start. It starts as soon as the shared run has reached its
+length. A trial that the machine broke waits here too, until its pause is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from emoreg.config import TrialConfig, Value
+from emoreg.config import Value
+from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.records import Role
 from emoreg.training.experience import trunk
 
@@ -20,34 +21,36 @@ class Job:
     """A trial that is to run, or runs.
 
     Attributes:
-        config: not applied.
         number: Optuna's, None outside the search.
         params: sampled values by path.
         attempts: times that it was begun.
-        failures: times that the machine broke it, machines that were lost not counted.
-        failed: Tune's trial that broke last, until the job is begun again.
-        trunk: names the pre-training that it shares, None where it needs none.
-        epochs: the length of pre-training that it needs.
+        failures: times that the machine broke it; lost machines are not counted.
+        broken_on: node on which it broke last, until it is begun again.
+        shared_run: name of the pre-training that it shares; None if it needs none.
         not_before: on the queue's clock, in seconds.
-        is_experienced: whether it runs and has its experience.
+        has_experience: whether it runs and its pre-training is done.
     """
 
-    config: TrialConfig
+    trial: ResolvedTrial
     role: Role
     number: int | None = None
     params: Mapping[str, Value] = field(default_factory=dict)
     attempts: int = 0
     failures: int = 0
-    failed: str | None = None
-    identity: str = ""
-    trunk: str | None = None
-    epochs: int = 0
+    broken_on: str | None = None
+    shared_run: str | None = None
     not_before: float = 0.0
-    is_experienced: bool = False
+    has_experience: bool = False
 
-    def __post_init__(self) -> None:
-        self.identity = self.config.identity
-        self.epochs = self.config.applied().pretraining.epochs
+    @property
+    def identity(self) -> str:
+        """The trial's."""
+        return self.trial.identity
+
+    @property
+    def epochs(self) -> int:
+        """The length of pre-training that it needs."""
+        return self.trial.config.pretraining.epochs
 
 
 class JobQueue:
@@ -58,7 +61,7 @@ class JobQueue:
 
         Args:
             clock: seconds that only grow.
-            share: whether trials share pre-training: where not, none waits for another.
+            share: whether trials share pre-training: if not, none waits for another.
         """
         self._clock = clock
         self._share = share
@@ -69,28 +72,21 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs)
-
     def __contains__(self, identity: str) -> bool:
         return identity in self._running or any(job.identity == identity for job in self._jobs)
 
     def add(self, job: Job, *, pause: float = 0.0) -> None:
         """Put a job last, to start after ``pause`` seconds at the earliest."""
         job.not_before = self._clock() + pause
-        job.is_experienced = False
-        job.trunk = trunk(job.config) if self._share else None
+        job.has_experience = False
+        job.shared_run = trunk(job.trial.config) if self._share else None
         self._jobs.append(job)
 
-    def remove(self, job: Job) -> None:
-        """Take a job out that is not to run after all."""
-        self._jobs.remove(job)
-
-    def start(self, backbones: Container[str] | None = None) -> Job | None:
-        """The first job that can start now, of these backbones if named, which runs from now on; None where all must wait."""
+    def start(self) -> Job | None:
+        """The first job that can start now, which runs from now on; None if all must wait."""
         now = self._clock()
         for job in self._jobs:
-            if job.not_before <= now and self._has_trunk(job) and (backbones is None or job.config.backbone in backbones):
+            if job.not_before <= now and self._is_ready(job):
                 self._jobs.remove(job)
                 self._running[job.identity] = job
                 job.attempts += 1
@@ -99,31 +95,26 @@ class JobQueue:
 
     @property
     def num_waiting(self) -> int:
-        """Jobs whose trunk another trial is training."""
-        return sum(not self._has_trunk(job) for job in self._jobs)
-
-    def num_held(self, backbones: Container[str]) -> int:
-        """Jobs whose trunk another trial is training, or that are of none of these backbones."""
-        return sum(not self._has_trunk(job) or job.config.backbone not in backbones for job in self._jobs)
+        """Jobs whose shared pre-training another trial runs."""
+        return sum(not self._is_ready(job) for job in self._jobs)
 
     def reached(self, identity: str, epochs: int) -> None:
-        """A running job has brought its trunk to this length."""
+        """A running job has brought its shared pre-training to this length."""
         job = self._running[identity]
-        if job.trunk is not None:
-            self._reached[job.trunk] = max(epochs, self._reached.get(job.trunk, 0))
+        if job.shared_run is not None:
+            self._reached[job.shared_run] = max(epochs, self._reached.get(job.shared_run, 0))
 
-    def experienced(self, identity: str) -> None:
-        """A running job has its experience: another may take the trunk further."""
-        job = self._running[identity]
-        job.is_experienced = True
-        self.reached(identity, job.epochs)
+    def experience_ready(self, identity: str) -> None:
+        """The pre-training of a running job is done: another may take the shared run further."""
+        self._running[identity].has_experience = True
+        self.reached(identity, self._running[identity].epochs)
 
     def end(self, identity: str) -> Job:
         """A job no longer runs."""
         return self._running.pop(identity)
 
-    def _has_trunk(self, job: Job) -> bool:
-        """Whether the job would wait for nobody: its experience is there, or nobody is training the trunk."""
-        if job.trunk is None or job.epochs <= self._reached.get(job.trunk, 0):
+    def _is_ready(self, job: Job) -> bool:
+        """Whether the job would wait for nobody: its pre-training is there, or nobody runs what it shares."""
+        if job.shared_run is None or job.epochs <= self._reached.get(job.shared_run, 0):
             return True
-        return not any(other.trunk == job.trunk and not other.is_experienced for other in self._running.values())
+        return not any(other.shared_run == job.shared_run and not other.has_experience for other in self._running.values())

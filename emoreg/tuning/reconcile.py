@@ -14,7 +14,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from emoreg.config import StudyConfig, Value
+from emoreg.config import StudyConfig, TrialConfig, Value
+from emoreg.config.resolved import ResolvedTrial
 from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError
 from emoreg.results.records import Records, TrialRecord
@@ -25,12 +26,12 @@ from emoreg.tuning.optuna_study import (
     REPLACES,
     RESTORED,
     WARM_START,
-    Outcome,
+    Told,
     is_own,
     no_experimental_warnings,
-    recorded_outcome,
     replaced,
     sampler_of,
+    told,
 )
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -53,14 +54,18 @@ class Rerun:
 class Reconciled:
     """What ``reconcile`` found."""
 
-    said: list[str]
-    """What was done, in sentences for the user."""
+    messages: list[str]
+    """What was done, for the user."""
     reruns: list[Rerun]
     renumbered: dict[str, int]
     """By identity, the numbers that records must take, because Optuna's history gives theirs to no such trial."""
 
 
-def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord]) -> Reconciled:
+Resolve = Callable[[TrialConfig], ResolvedTrial]
+"""Gives a trial its identity."""
+
+
+def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], resolved: Resolve) -> Reconciled:
     """Bring Optuna's history into line with the records, which decide every conflict. Doing it twice does no more than once.
 
     Trials that Optuna has as RUNNING are left to the searcher. Optuna's trials that ended cannot be changed: where the records
@@ -71,9 +76,10 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
         study: from ``open_study``, after ``warm_start``. The caller holds the study's lock.
         config: the study's configuration.
         records: the study's trials by identity.
+        resolved: gives a trial its identity.
     """
     did: Counter[str] = Counter()
-    if _add_missing(study, config, records, did):
+    if _add_missing(study, config, records, resolved, did):
         with no_experimental_warnings():  # a sampler seeded for a younger history would propose again what ran
             study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
     trials = study.get_trials(deepcopy=False)
@@ -86,11 +92,11 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
         record = records.get(str(identity))
         if record is not None and record.status != "failed":
             _correct(study, config, trial, record, did)
-        elif _identity(config, trial.params) != identity:
+        elif _identity(config, trial.params, resolved) != identity:
             did["ended in Optuna's history without a record, with another configuration than today's: left as it is"] += 1
         elif trial.state != TrialState.FAIL:
             reruns.setdefault(str(identity), Rerun(trial.number, dict(trial.params), str(identity)))
-        elif _fit(config, trial.params, Outcome(TrialState.FAIL), {}) is None:
+        elif _fit(config, trial.params, Told(TrialState.FAIL), {}) is None:
             did["failed in an earlier run, but outside of today's search space: not tried again"] += 1
         else:
             point = {GRID: trial.user_attrs[GRID]} if GRID in trial.user_attrs else {}
@@ -99,18 +105,20 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
     did["ended in Optuna's history without a record: run again from its checkpoint"] = len(reruns)
     renumbered = _renumber(study, records)
     did["recorded with a number that is not its own in Optuna's history: renumbered"] = len(renumbered)
-    said = [f"{count} {'trial' if count == 1 else 'trials'} {what}" for what, count in did.items() if count]
-    return Reconciled(said, list(reruns.values()), renumbered)
+    messages = [f"{count} {'trial' if count == 1 else 'trials'} {what}" for what, count in did.items() if count]
+    return Reconciled(messages, list(reruns.values()), renumbered)
 
 
-def _add_missing(study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], did: Counter[str]) -> bool:
+def _add_missing(
+    study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], resolved: Resolve, did: Counter[str]
+) -> bool:
     """Add what the records have and Optuna has not, in the order of their numbers, so that these agree where they can."""
     known = {trial.user_attrs.get("identity") for trial in study.get_trials(deepcopy=False)}
     missing = [record for record in records.values() if record.number is not None and record.identity not in known]
     for record in sorted(missing, key=lambda record: record.number or 0):
         attributes = {"identity": record.identity, "seed": record.seed, RESTORED: True}
-        trial = _fit(config, record.sampled, recorded_outcome(record, config.objectives), attributes)
-        if trial is None or _identity(config, trial.params) != record.identity:
+        trial = _fit(config, record.sampled, told(record.outcome, config.objectives), attributes)
+        if trial is None or _identity(config, trial.params, resolved) != record.identity:
             did["recorded, but outside of today's search space: left out of Optuna's history"] += 1
             continue
         if config.sampler.name == "grid":
@@ -122,7 +130,7 @@ def _add_missing(study: optuna.Study, config: StudyConfig, records: Mapping[str,
 
 def _correct(study: optuna.Study, config: StudyConfig, trial: FrozenTrial, record: TrialRecord, did: Counter[str]) -> None:
     """Add how the record says that a trial ended, where Optuna was told otherwise."""
-    outcome = recorded_outcome(record, config.objectives)
+    outcome = told(record.outcome, config.objectives)
     if trial.state == outcome.state and all(map(math.isclose, trial.values or (), outcome.values or ())):
         return
     attributes = {"identity": record.identity, "seed": record.seed, REPLACES: trial.number}
@@ -145,10 +153,10 @@ def _renumber(study: optuna.Study, records: Mapping[str, TrialRecord]) -> dict[s
     }
 
 
-def _identity(config: StudyConfig, params: Mapping[str, Value]) -> str | None:
+def _identity(config: StudyConfig, params: Mapping[str, Value], resolved: Resolve) -> str | None:
     """The identity of the trial that ``params`` make; None where they break a rule."""
     try:
-        return resolve(config.trial, params).identity
+        return resolved(resolve(config.trial, params)).identity
     except ConfigError:
         return None
 
@@ -174,7 +182,7 @@ class _Known:
         return self._values[name]
 
 
-def _fit(config: StudyConfig, values: Mapping[str, Any], outcome: Outcome, attributes: Mapping[str, Any]) -> FrozenTrial | None:
+def _fit(config: StudyConfig, values: Mapping[str, Any], outcome: Told, attributes: Mapping[str, Any]) -> FrozenTrial | None:
     """A trial for Optuna with those of ``values`` that the search space asks for; None where one is missing or outside."""
     known = _Known(values)
     try:
@@ -202,7 +210,7 @@ def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Files]) -> 
     _sources(config, folder_of)
 
 
-def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Files]) -> list[str]:
+def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Files], resolved: Resolve) -> list[str]:
     """Give the sampler what the studies of ``warm_start_from`` found, each of their trials once, and say so in sentences.
 
     Their searched trials and controls ``none`` enter Optuna's history as if run here: COMPLETE with the objectives that their
@@ -213,12 +221,13 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
         study: from ``open_study``.
         config: the study's configuration.
         folder_of: the folder of a study, by its name in the same storage or by its path.
+        resolved: gives a trial its identity.
 
     Raises:
         UserError: see ``check_warm_start``.
     """
     before = {trial.user_attrs.get(WARM_START, "") for trial in study.get_trials(deepcopy=False)}
-    said = []
+    messages = []
     for files, records in _sources(config, folder_of):
         name = files.name
         taken: Counter[str] = Counter()
@@ -228,28 +237,28 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
             key = f"{name}/{record.identity}"
             if record.role == "trial" or record.control != "regulated" or record.status == "failed" or key in before:
                 continue
-            outcome = recorded_outcome(record, config.objectives)
+            outcome = told(record.outcome, config.objectives)
             there = _flat(json.loads(record.config))
             trial = _fit(config, there, outcome, {WARM_START: key, "seed": record.seed})
             if outcome.state == TrialState.FAIL:
                 left_out["without a finite objective"] += 1
-            elif trial is None or _identity(config, trial.params) is None:
+            elif trial is None or _identity(config, trial.params, resolved) is None:
                 left_out["outside of this search space"] += 1
             else:
                 study.add_trial(trial)
                 taken[record.status] += 1
-                here = _flat(dataclasses.asdict(resolve(config.trial, trial.params).applied()))
+                here = _flat(dataclasses.asdict(resolved(resolve(config.trial, trial.params)).config))
                 for path in (there.keys() | here.keys()) - config.search_space.keys() - {"seed"}:
                     _compare(path, there, here, differences)
         if taken or not any(known.startswith(f"{name}/") for known in before):
             parts = [f"{count} {what}" for what, count in taken.items()] or ["none"]
             parts += [f"left out {count} {what}" for what, count in left_out.items()]
-            said.append(f"trials taken from {name!r} for the sampler to learn from: {', '.join(parts)}")
+            messages.append(f"trials taken from {name!r} for the sampler to learn from: {', '.join(parts)}")
         if taken and differences:
-            said.append(f"they are only a hint: in {name!r} {_as_text(differences)}")
+            messages.append(f"they are only a hint: in {name!r} {_as_text(differences)}")
         if taken and config.sampler.name not in _LEARNING:
-            said.append(f"the sampler {config.sampler.name!r} does not learn from trials of other studies: tpe and gp do")
-    return said
+            messages.append(f"the sampler {config.sampler.name!r} does not learn from trials of other studies: tpe and gp do")
+    return messages
 
 
 def _sources(config: StudyConfig, folder_of: Callable[[str], Files]) -> list[tuple[Files, list[TrialRecord]]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,12 +13,49 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stop:
+    """Whether a run is to stop, and by when. Asked by signal handlers, which may do no more than note it."""
+
+    def __init__(self, grace_seconds: float = math.inf) -> None:
+        """Begin unasked.
+
+        Args:
+            grace_seconds: that trials have to save their state after SIGTERM.
+        """
+        self._grace_seconds = grace_seconds
+        self._deadline = math.inf
+        self._is_signalled = False
+        self.is_asked = False
+
+    def ask(self, signal_number: int | None = None) -> None:
+        """Stop; after SIGTERM within the grace period.
+
+        Raises:
+            KeyboardInterrupt: if a signal has asked before.
+        """
+        if self._is_signalled and signal_number is not None:
+            raise KeyboardInterrupt
+        self._is_signalled |= signal_number is not None
+        self.is_asked = True
+        if signal_number == signal.SIGTERM:
+            self._deadline = time.monotonic() + self._grace_seconds
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the grace period is over."""
+        return time.monotonic() > self._deadline
+
+
 @contextmanager
 def stop_on_signals(ask: Callable[[int], None]) -> Iterator[None]:
     """Within, the first SIGINT or SIGTERM calls ``ask`` with its number, and a second one raises KeyboardInterrupt.
 
-    For the main thread. ``ask`` runs wherever the program happens to be: it should do no more than note that it was called.
+    In another thread than the main one, where Python takes no signals, nothing is caught. ``ask`` runs wherever the program
+    happens to be: it should do no more than note that it was called.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     is_asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A study on Ray Tune: controls and searched trials through one pool of workers, between ``driver`` here and ``worker`` there.
+"""A study on Ray Tune: controls and searched trials share one pool of workers, which run ``trainable.train``.
 
 Every trial is ``run_trial``; Ray and Optuna stand around it. The driver alone writes the records, from what trials report.
 Tune's own state is never restored from: Optuna's history and the records are the study's, and running it again resumes it.
@@ -8,196 +8,274 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from enum import StrEnum
 from functools import partial
+from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import TuneError
+from ray.tune import PlacementGroupFactory, TuneError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from sqlalchemy.exc import OperationalError
 
 from emoreg.config import StudyConfig, Value
-from emoreg.config.search_space import lengths
+from emoreg.config.resolved import Fingerprints, resolve_trial
+from emoreg.config.search_space import lengths, num_searched, resolve
 from emoreg.errors import UserError
 from emoreg.results.records import Records
-from emoreg.storage.files import UNWRITABLE
-from emoreg.storage.locks import Claims
-from emoreg.storage.working_copy import PATIENCE_SECONDS, WorkingCopy, scratch
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import UNWRITABLE, storage_full_error
+from emoreg.storage.working_copy import scratch
 from emoreg.tracking import tensorboard
-from emoreg.training.experience import ExperienceStore
-from emoreg.tuning.driver import Driver, Progress, Stop, StudyEnd, push, unwritable
-from emoreg.tuning.joining import join
-from emoreg.tuning.messages import REGULATION_EPOCH, metric_key
-from emoreg.tuning.optuna_study import open_study
-from emoreg.tuning.placement import Placement, placed
-from emoreg.tuning.postgres import unanswered
-from emoreg.tuning.preflight import named_study, offer_image_sets, provenance, storage_uri, store_uri
+from emoreg.tracking.live_status import LiveStatus
+from emoreg.tracking.observer import Observers, StudyObserver
+from emoreg.tracking.study_tensorboard import StudyTensorBoard
+from emoreg.tuning.bridge import TuneBridge
+from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordinator import Coordinator, coordinate
+from emoreg.tuning.dispatcher import Dispatcher
+from emoreg.tuning.images import offer_image_sets, prepare_image_sets
+from emoreg.tuning.manifest import provenance, write_manifest
+from emoreg.tuning.nodes import is_node_lost
+from emoreg.tuning.observers import ExperiencePruner, Heartbeat, StopRelay, StorageSync, TrialEnds
+from emoreg.tuning.optuna_study import database_error, open_study
+from emoreg.tuning.placement import Placement
+from emoreg.tuning.preflight import adopt_controls, check_study, named_study, storage_uri, store_uri
+from emoreg.tuning.queue import Job
+from emoreg.tuning.ray_session import ray_session
 from emoreg.tuning.reconcile import reconcile, warm_start
-from emoreg.tuning.searcher import OptunaSearcher
-from emoreg.tuning.signals import stop_on_signals
-from emoreg.tuning.worker import Places, Workplace, train
+from emoreg.tuning.recorder import Recorder
+from emoreg.tuning.retry import RetryPolicy
+from emoreg.tuning.searcher import ASSIGNMENT, TuneSearcher
+from emoreg.tuning.signals import Stop, stop_on_signals
+from emoreg.tuning.source import OptunaSource
+from emoreg.tuning.trainable import Places, WorkerContext, log_tail, train
+from emoreg.tuning.tune_results import REGULATION_EPOCH, metric_key
+from emoreg.tuning.user_code import UserCode
 
 # What Tune would do for every trainable of anybody's and emoreg does itself, or not at all.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # pre-training reports progress, never the metric
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records and events are ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # how many wait for a place is decided in the searcher
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # a trial that is stopped ends the write of its checkpoint first
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune begins such trials again itself, and tells nobody
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
 }
 
+Prepare = Callable[[Coordinator, Records], None]
+
+
+class RunEnd(StrEnum):
+    """How a run of a study ended."""
+
+    COMPLETED = "completed"
+    """Every trial ended."""
+    INTERRUPTED = "interrupted"
+    """It was told to stop."""
+    ABORTED = "aborted"
+    """Faults in code broke ``resources.max_failures`` trials."""
+
 
 def run_study(
     config: StudyConfig,
-    copy: WorkingCopy,
-    records: Records,
-    progress: Progress,
     *,
-    claims: Claims | None = None,
     address: str | None = None,
+    observers: Sequence[StudyObserver] = (),
     command: str | None = None,
-) -> StudyEnd:
+    prepare: Prepare | None = None,
+) -> RunEnd:
     """Run what is missing of a study, until all is there, it is told to stop, or faults in code stop it.
 
     The first SIGINT or SIGTERM lets each trial finish its step and save; a second one, or the end of
     ``resources.grace_seconds`` after SIGTERM, leaves at once. Either way, running the study again goes on.
 
     Args:
-        config: checked by ``preflight``; the caller holds the study's lock.
-        copy: of the study's folder, with what is there already.
-        records: of the study; written as trials end.
-        progress: told what happens.
-        claims: where the study may have other drivers: see ``preflight.driving``.
+        config: the study.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
+        observers: told what happens, after emoreg's own.
         command: what was typed, for the records.
+        prepare: called once the study is held and before anything of it runs.
 
     Raises:
-        ConfigError: for resources that the cluster will never have.
-        StorageError: where the storage is full or cannot be written; what was whole stays whole.
+        ConfigError: for a study that cannot run, or resources that the cluster will never have.
+        StorageError: if another process drives the study, or the storage is full or cannot be written; what was whole stays.
     """
-    stop = Stop(config.resources)
-    with stop_on_signals(stop.ask), _own_errors(config), _pushed(copy):
-        with nullcontext() if claims is None else claims.turn():
-            records.refresh()
-            searcher = _take_up(config, copy, records, progress, stop, claims)
-        if not searcher.has_work:
-            return "whole"
-        _start_ray(address)
-        try:
-            places = Places(
-                storage=storage_uri(config),
-                store=store_uri(config),
-                database=None if claims is None else config.optuna_storage,
-                is_cluster=address is not None,
+    check_study(config, address=address)
+    stop = Stop(config.resources.grace_seconds)
+    told = Observers(observers)
+    with coordinate(config) as coordinator, stop_on_signals(stop.ask), _own_errors(config):
+        run = _StudyRun(config, coordinator, told, prepare)
+        if not run.dispatcher.has_work:
+            return RunEnd.COMPLETED
+        told.on_message("starting Ray")
+        with (
+            ray_session(address, _TUNE_SETTINGS),
+            run.driven(address, stop, observers, command) as (tuner, bridge),
+            stop_on_signals(stop.ask),  # once more: Ray has put handlers of its own over ours
+            suppress(KeyboardInterrupt),  # told twice, or out of grace
+        ):
+            tuner.fit()
+        if bridge.storage_error is not None:
+            raise bridge.storage_error
+        return run.end
+
+
+class _StudyRun:
+    """What one run of a study is made of.
+
+    Attributes:
+        dispatcher: hands out the trials.
+        end: how it ended.
+    """
+
+    end = RunEnd.INTERRUPTED
+
+    def __init__(self, config: StudyConfig, coordinator: Coordinator, told: StudyObserver, prepare: Prepare | None) -> None:
+        """Bring Optuna's history, the records and the events into line, and begin from there."""
+        self._config = config
+        self._coordinator = coordinator
+        self._copy = coordinator.copy
+        told.on_message("preparing image sets")
+        fingerprints = prepare_image_sets(config)
+        self._records = Records(self._copy.folder, coordinator.turn)
+        with coordinator.turn():
+            self._records.refresh()
+            if prepare is not None:
+                prepare(coordinator, self._records)
+            write_manifest(config, self._copy.folder, fingerprints)
+            self._copy.push("study.json")
+            self.dispatcher = self._take_up(fingerprints, told)
+
+    def _take_up(self, fingerprints: Fingerprints, told: StudyObserver) -> Dispatcher:
+        config, records = self._config, self._records
+        resolved = partial(resolve_trial, fingerprints=fingerprints)
+        beside = [Job(trial=resolved(trial), role="control") for trial in config.control_trials()]
+        beside += [Job(trial=resolved(trial), role="confirm") for trial in config.confirmed]
+        adopt_controls((job.identity for job in beside), records)
+        self._num_planned = num_searched(config) + len({job.identity for job in beside})
+        study = open_study(config, self._copy.folder)
+        messages = warm_start(study, config, partial(named_study, config), resolved)
+        reconciled = reconcile(study, config, records.trials, resolved)
+        for message in (*messages, *reconciled.messages):
+            told.on_message(message)
+        for identity, number in reconciled.renumbered.items():
+            records.add_trial(dataclasses.replace(records.trials[identity], number=number))
+        tensorboard.write_experiment(self._copy.folder, config)
+        self._write_missing_ends()
+        for rerun in reconciled.reruns:
+            trial = resolved(resolve(config.trial, rerun.params))
+            beside.append(Job(trial=trial, role="search", number=rerun.number, params=rerun.params))
+        source = OptunaSource(
+            study,
+            config,
+            resolved=resolved,
+            records=records.trials,
+            coordinator=self._coordinator,
+            on_repeat=partial(_number, records),
+        )
+        return Dispatcher(
+            config, source, records, self._coordinator, retry=RetryPolicy(config.resources, is_node_lost), jobs=beside
+        )
+
+    def _write_missing_ends(self) -> None:
+        """Write the ends of trials into their events: an earlier driver may have been killed between a record and its event."""
+        has_end = {found.name.split("/")[1] for found in self._copy.files.find("events") if found.name.endswith(".end")}
+        for record in self._records.trials.values():
+            if record.identity not in has_end:
+                tensorboard.finish(self._copy.folder, record)
+
+    @contextmanager
+    def driven(
+        self, address: str | None, stop: Stop, observers: Sequence[StudyObserver], command: str | None
+    ) -> Iterator[tuple[tune.Tuner, TuneBridge]]:
+        """Tune's tuner of the run and what follows its trials; the end writes down how the run ended."""
+        config, copy, records = self._config, self._copy, self._records
+        told = Observers(observers)
+        locks = self._coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None)
+        store = ExperienceStore(store_uri(config), leases=locks.open())
+        placement = Placement(config, told.on_message)
+        signal = StopSignal()
+        recorder = Recorder(records, provenance(config, command))
+        with store.running(config.name) as beat:
+            all_told = Observers(
+                (
+                    Heartbeat(beat),
+                    StopRelay(signal),
+                    TrialEnds(copy),
+                    LiveStatus(copy.folder),
+                    StudyTensorBoard(copy.folder, config),
+                    StorageSync(self._coordinator),
+                    ExperiencePruner(config, copy, store, notify=told.on_message),
+                    *observers,
+                )
             )
-            store = ExperienceStore(places.store, leases=places.trunk_leases(), patience_seconds=PATIENCE_SECONDS)
-            placement = Placement(config, say=progress.say)
-            driver = Driver(config, copy, records, progress, searcher, store, stop, provenance(command))
-            workplace = Workplace(
-                places=ray.put(places),
+            bridge = TuneBridge(
+                config,
+                records,
+                recorder,
+                self.dispatcher,
+                all_told,
+                stop,
+                num_planned=self._num_planned,
+                slots=placement.slots,
+                log_tail=partial(log_tail, copy.files),
+            )
+            context = WorkerContext(
+                places=ray.put(Places(storage=storage_uri(config), experience=store_uri(config), locks=locks)),
                 study=config.name,
                 lengths=lengths(config),
                 share=config.experience.share,
                 offered=None if address is None and not copy.is_remote else offer_image_sets(config),
                 checkpoint_seconds=config.resources.checkpoint_seconds,
-                stop_sign=driver.stop_sign,
+                metrics=tuple(f"val_{name}" for name in config.trial.metrics),
+                stop_signal=signal,
+                user_code=UserCode.collect(),
             )
-            # The signals once more: Ray has put handlers of its own over ours.
-            with store.running(config.name) as driver.heartbeat, stop_on_signals(stop.ask):
-                driver.tidy()
-                try:
-                    _fit(config, searcher, driver, workplace, placement)
-                    driver.tidy()
-                except KeyboardInterrupt:  # told twice, or out of grace
-                    return driver.end_run("interrupted")
-        finally:
-            ray.shutdown()
-            records.write()
-        if driver.unwritable is not None:
-            raise driver.unwritable
-        if driver.num_broken >= config.resources.max_failures:
-            return driver.end_run("broken")
-        return driver.end_run("whole" if searcher.is_done else "interrupted")
+            all_told.on_run_start(bridge.status)
+            try:
+                with scratch() as folder:
+                    yield self._tuner(context, placement, bridge, stop, str(folder)), bridge
+            finally:
+                records.write()
+                if bridge.storage_error is None:
+                    self.end = self._ending(bridge)
+                    recorder.end_run(self.end)
+                    all_told.on_run_end(bridge.status)
 
+    def _ending(self, bridge: TuneBridge) -> RunEnd:
+        if bridge.num_aborted >= self._config.resources.max_failures:
+            return RunEnd.ABORTED
+        return RunEnd.COMPLETED if self.dispatcher.is_done else RunEnd.INTERRUPTED
 
-def _take_up(
-    config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, stop: Stop, claims: Claims | None
-) -> OptunaSearcher:
-    """Bring Optuna's history, the records and the events into line, and begin from there."""
-    study = open_study(config, copy.folder)
-    for sentence in warm_start(study, config, partial(named_study, config)):
-        progress.say(sentence)
-    reconciled = reconcile(study, config, records.trials)
-    for sentence in reconciled.said:
-        progress.say(sentence)
-    for identity, number in reconciled.renumbered.items():
-        records.add_trial(dataclasses.replace(records.trials[identity], number=number))
-    tensorboard.write_experiment(copy.folder, config)
-    has_event = {found.name.split("/")[1] for found in copy.files.find("events") if found.name.endswith(".end")}
-    for record in records.trials.values():  # an earlier driver may have been killed between a record and its event
-        if record.identity not in has_event:
-            tensorboard.finish(copy.folder, record)
-    return OptunaSearcher(
-        study,
-        config,
-        controls=config.control_trials(),
-        confirmed=config.confirmed,
-        reruns=reconciled.reruns,
-        records=records.trials,
-        is_stopping=lambda: stop.is_asked,
-        on_repeat=partial(_number, records),
-        claims=claims,
-        refresh=records.refresh,
-    )
-
-
-def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace, placement: Placement) -> None:
-    driver.slots, searcher.startable = placement.slots, placement.startable
-    with scratch() as folder:  # Tune's own state: ours is in storage
-        tune.Tuner(
-            tune.with_resources(partial(train, workplace=workplace), partial(placed, by_backbone=placement.by_backbone)),
+    def _tuner(self, context: WorkerContext, placement: Placement, bridge: TuneBridge, stop: Stop, folder: str) -> tune.Tuner:
+        bundles = {backbone: placement.bundles(backbone) for backbone in self._config.backbones()}
+        return tune.Tuner(
+            tune.with_resources(partial(train, context=context), partial(_resources, bundles=bundles)),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=_scheduler(config),
+                search_alg=TuneSearcher(self.dispatcher, slots=placement.slots, is_stopping=lambda: stop.is_asked),
+                scheduler=_scheduler(self._config),
                 num_samples=-1,  # until the searcher says that it has finished
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name=config.name,
-                storage_path=str(folder),
+                name=self._config.name,
+                storage_path=folder,  # Tune's own state: ours is in storage
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),  # the searcher begins broken trials again, after a pause
-                callbacks=[driver],
+                failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher begins broken trials again, after a pause
+                callbacks=[bridge],
             ),
-        ).fit()
-
-
-def _start_ray(address: str | None) -> None:
-    """Start Ray here, or join the cluster at ``address``.
-
-    Raises:
-        ConfigError: for a cluster that does not answer, or does not let this driver in.
-    """
-    os.environ.update(_TUNE_SETTINGS)
-    if address is None:
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _TUNE_SETTINGS},
         )
-    else:
-        join(address, settings=_TUNE_SETTINGS, from_outside="`emoreg submit`")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a broken trial's traceback is in its record
+
+
+def _resources(config: Mapping[str, Any], bundles: Mapping[str, PlacementGroupFactory]) -> PlacementGroupFactory:
+    """What Tune asks of Ray for an assignment."""
+    return bundles[config[ASSIGNMENT].trial.config.backbone]
 
 
 def _number(records: Records, identity: str, number: int, params: Mapping[str, Value]) -> None:
@@ -205,15 +283,6 @@ def _number(records: Records, identity: str, number: int, params: Mapping[str, V
     record = records.trials[identity]
     if record.number is None:
         records.add_trial(dataclasses.replace(record, number=number, params=json.dumps(dict(params))))
-
-
-@contextmanager
-def _pushed(copy: WorkingCopy) -> Iterator[None]:
-    """Leave in the storage what the driver wrote, however it ends."""
-    try:
-        yield
-    finally:
-        push(copy, "records", "optuna.journal", "events")
 
 
 @contextmanager
@@ -227,15 +296,15 @@ def _own_errors(config: StudyConfig) -> Iterator[None]:
             if isinstance(cause, UserError):
                 raise cause from None
             if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
-                raise unwritable(cause.errno, cause) from error
+                raise storage_full_error(cause.errno, cause) from error
             if isinstance(cause, OperationalError) and config.optuna_storage is not None:
-                raise unanswered(config.optuna_storage, cause) from error
+                raise database_error(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
 
 
 def _scheduler(config: StudyConfig) -> TrialScheduler:
-    """Tune's scheduler, comparing regulation epochs: see ``searcher.epoch_result`` for what it is shown."""
+    """Tune's scheduler, comparing regulation epochs: see ``tune_results.epoch_result`` for what it is shown."""
     settings, objective = config.scheduler, config.objectives[0]
     compared = {"time_attr": REGULATION_EPOCH, "metric": metric_key(objective.metric), "mode": objective.mode}
     match settings.name:

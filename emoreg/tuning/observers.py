@@ -1,0 +1,130 @@
+"""Observers that keep a run's house: what killed processes left, the experience store's budget, the copy in the storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from emoreg.config import StudyConfig
+from emoreg.config.resolved import ResolvedTrial
+from emoreg.results.records import TrialRecord
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import sweep
+from emoreg.storage.working_copy import WorkingCopy
+from emoreg.tracking.observer import RunStatus, StudyObserver
+from emoreg.tracking.tensorboard import finish
+from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordinator import Coordinator
+
+_PRUNE_SECONDS = 60.0
+_PUSH_SECONDS = 5.0
+_GIB = 2**30
+
+
+class TrialEnds(StudyObserver):
+    """Writes how a trial ended into its TensorBoard run."""
+
+    def __init__(self, copy: WorkingCopy) -> None:
+        self._folder = copy.folder
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Write the end."""
+        finish(self._folder, record)
+
+
+class StorageSync(StudyObserver):
+    """Takes to the storage what the driver writes: every few seconds, at each trial's end, and at the end of the run."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._next = 0.0
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Push the records and Optuna's journal, if it is time."""
+        if time.monotonic() > self._next:
+            self._push("records", "optuna.journal", "events/study")
+            self._next = time.monotonic() + _PUSH_SECONDS
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Push the record, before Optuna is told: the records decide."""
+        self._push("records", f"events/{trial.identity}")
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Push everything."""
+        self._push("records", "optuna.journal", "events")
+
+    def _push(self, *names: str) -> None:
+        self._coordinator.check()
+        self._coordinator.copy.push(*names)
+
+
+class ExperiencePruner(StudyObserver):
+    """Removes what killed processes left unfinished, and what the experience store keeps beyond its budget."""
+
+    def __init__(
+        self, config: StudyConfig, copy: WorkingCopy, store: ExperienceStore, *, notify: Callable[[str], None]
+    ) -> None:
+        self._copy = copy
+        self._store = store
+        self._budget_gib = config.experience.budget_gib
+        self._notify = notify
+        self._next = 0.0
+        self._notified: set[str] = set()
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Sweep and prune."""
+        self._sweep()
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Prune, if it is time."""
+        if time.monotonic() > self._next:
+            self._prune()
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Sweep and prune."""
+        self._sweep()
+
+    def _sweep(self) -> None:
+        sweep(self._copy.folder)
+        try:
+            self._store.sweep()
+        except OSError as error:  # a store far away may not answer: the next time it will
+            self._notify_once(f"the experience store could not be swept now ({error})")
+        self._prune()
+
+    def _prune(self) -> None:
+        self._next = time.monotonic() + _PRUNE_SECONDS
+        if self._budget_gib is None:
+            return
+        try:
+            for message in self._store.prune(round(self._budget_gib * _GIB)).messages:
+                self._notify_once(message)
+        except OSError as error:
+            self._notify_once(f"the experience store could not be pruned now ({error})")
+
+    def _notify_once(self, message: str) -> None:
+        if message not in self._notified:
+            self._notified.add(message)
+            self._notify(message)
+
+
+class StopRelay(StudyObserver):
+    """Tells the trials of a study, wherever they run, to save and end."""
+
+    def __init__(self, signal: StopSignal) -> None:
+        self._signal = signal
+
+    def on_stopping(self) -> None:
+        """Tell them."""
+        self._signal.set()
+
+
+class Heartbeat(StudyObserver):
+    """Lets a store know that the study runs, so that nothing that it needs is pruned by others."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._beat = beat
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Beat."""
+        self._beat()

@@ -1,0 +1,44 @@
+"""Which trials that the machine broke are begun again, and after what pause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emoreg.config import ResourcesConfig
+from emoreg.tuning.queue import Job
+
+_MOST_ATTEMPTS = 100
+"""A trial that has lost so many machines may be what breaks them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Pauses double from failure to failure; a machine that was lost is no failure of the trial.
+
+    Attributes:
+        is_lost: whether Ray has lost a node, or it is being taken away.
+    """
+
+    resources: ResourcesConfig
+    is_lost: Callable[[str], bool] = lambda node_id: False
+
+    def pause(self, job: Job, node_id: str | None) -> float | None:
+        """Seconds after which a job that broke on a node is begun again; None if it has failed for good.
+
+        Args:
+            job: whose failures are counted here.
+            node_id: None if it never had a node, or that is not known.
+        """
+        if node_id is None or not self.is_lost(node_id):
+            job.failures += 1
+            job.broken_on = node_id
+        if job.failures > self.resources.max_retries or job.attempts >= _MOST_ATTEMPTS:
+            return None
+        return self.resources.retry_seconds * 2 ** (job.failures - 1) if job.failures else 0.0
+
+    def forgive(self, job: Job) -> None:
+        """Take a failure back if Ray has found out since that the node was lost."""
+        if job.broken_on is not None and self.is_lost(job.broken_on):
+            job.failures -= 1
+        job.broken_on = None

@@ -1,0 +1,254 @@
+"""Optuna as a source of trials: asked for proposals, told how they ended. Knows nothing of Tune.
+
+The storage holds the search's whole state: what an interrupted driver left RUNNING is told from the records, or handed out
+again under its own number. Several drivers may ask one storage; each trial belongs to the driver that has its claim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import optuna
+from optuna.trial import TrialState
+
+from emoreg.config import StudyConfig, TrialConfig, Value
+from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.search_space import grid, num_searched, resolve, suggest
+from emoreg.errors import ConfigError
+from emoreg.results.outcome import Outcome
+from emoreg.results.records import TrialRecord
+from emoreg.tuning.coordinator import Coordinator
+from emoreg.tuning.optuna_study import GRID, INVALID, count_proposed, no_experimental_warnings, sampler_of, told
+from emoreg.tuning.queue import Job
+
+_MAX_INVALID = 100
+
+
+class TrialSource(Protocol):
+    """Proposes trials, and is told how they ended."""
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more will be proposed."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether trials of the source are run by other drivers, whose results are awaited."""
+
+    def ask(self) -> Job | None:
+        """One more proposal as a job; None if it needs no run, or there is no more."""
+
+    def take_up(self) -> list[Job]:
+        """Jobs that a dead driver, or another's claim, had left."""
+
+    def epoch(self, identity: str, epoch: int, value: float) -> None:
+        """A trial has come to a value of the objective after an epoch of regulation."""
+
+    def tell(self, identity: str, outcome: Outcome) -> None:
+        """A trial has ended, and is recorded."""
+
+    def forget(self, identity: str) -> None:
+        """A trial was saved unfinished: the next driver takes it up."""
+
+
+@dataclass
+class _Proposal:
+    """A trial that Optuna holds as RUNNING."""
+
+    optuna_trial: optuna.Trial
+    params: dict[str, Value]
+    trial: ResolvedTrial
+    reported: dict[int, float]
+    """Objective by regulation epoch, as Optuna has it."""
+
+
+class OptunaSource:
+    """Proposals of an Optuna study. A ``TrialSource``.
+
+    A proposal whose identity is recorded as finished or pruned is told from the record and not run; one whose identity another
+    proposal has ends as that one does. A proposal that breaks a rule of the configuration is told FAIL, with the rule in its
+    user attribute ``invalid``, and does not count as one of ``num_trials``.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        config: StudyConfig,
+        *,
+        resolved: Callable[[TrialConfig], ResolvedTrial],
+        records: Mapping[str, TrialRecord],
+        coordinator: Coordinator,
+        on_repeat: Callable[[str, int, Mapping[str, Value]], None],
+    ) -> None:
+        """Take up what the storage holds.
+
+        Args:
+            study: from ``optuna_study.open_study``, reconciled with the records.
+            config: the study's configuration.
+            resolved: gives a trial its identity.
+            records: trials that ended, by identity.
+            coordinator: between the drivers of the study.
+            on_repeat: told the identity, number and values of a proposal that a recorded trial, a control's perhaps, stands
+                for, before Optuna is.
+
+        Raises:
+            ConfigError: for a grid over a ``Float`` without a step.
+        """
+        self._study = study
+        self._config = config
+        self._resolved = resolved
+        self._records = records
+        self._coordinator = coordinator
+        self._on_repeat = on_repeat
+        self._open: dict[str, list[_Proposal]] = {}
+        self._elsewhere: list[_Proposal] = []
+        """Own proposals of configurations that another driver runs."""
+        self._num_elsewhere = 0
+        """Trials of Optuna's that other drivers run."""
+        self._num_invalid_in_a_row = 0
+        self._num_proposed = count_proposed(study)
+        self._num_stored = len(study.get_trials(deepcopy=False))
+        self._num_wanted = num_searched(config)
+        self._grid: Iterator[dict[str, Value]] | None = None
+        if config.sampler.name == "grid":
+            taken = self._grid_points()
+            points = grid(config.search_space, config.trial)
+            self._grid = (point for point in points if json.dumps(point) not in taken)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more will be proposed."""
+        return self._num_proposed >= self._num_wanted
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether trials of the source are run by other drivers, whose results are awaited."""
+        return bool(self._elsewhere) or self._num_elsewhere > 0
+
+    def ask(self) -> Job | None:
+        """One more proposal as a job; None if it needs no run, or there is no more.
+
+        Raises:
+            ConfigError: after 100 proposals in a row that break a rule of the configuration.
+        """
+        with self._coordinator.turn():
+            trials = self._study.get_trials(deepcopy=False)
+            if len(trials) != self._num_stored:  # others have proposed, and the sampler's seed goes by all proposals
+                self._num_proposed = count_proposed(self._study)
+                with no_experimental_warnings():
+                    self._study.sampler = sampler_of(self._config.sampler, trials)
+            if self.is_exhausted or not self._enqueue_grid_point():
+                return None
+            self._num_proposed += 1
+            try:
+                return self._accept(self._propose(self._study.ask(), {}))
+            finally:
+                self._num_stored = len(self._study.get_trials(deepcopy=False))
+
+    def take_up(self) -> list[Job]:
+        """Jobs that a dead driver, or another's claim, had left."""
+        with self._coordinator.turn():
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            numbers = {trial.number for trial in running}
+            waiting = [item for item in self._elsewhere if item.optuna_trial.number in numbers]  # the rest was told elsewhere
+            self._elsewhere = []
+            mine = {item.optuna_trial.number for items in (*self._open.values(), waiting) for item in items}
+            jobs = [self._accept(proposal) for proposal in waiting]
+            self._num_elsewhere = 0
+            for trial in running:
+                if trial.number in mine:
+                    continue
+                identity = trial.user_attrs.get("identity")
+                if identity is not None and not self._coordinator.claim(identity):
+                    self._num_elsewhere += 1
+                    continue
+                orphan = optuna.Trial(self._study, trial._trial_id)
+                jobs.append(self._accept(self._propose(orphan, dict(trial.intermediate_values))))
+        return [job for job in jobs if job is not None]
+
+    def epoch(self, identity: str, epoch: int, value: float) -> None:
+        """A trial has come to a value of the objective after an epoch of regulation."""
+        for proposal in self._open.get(identity, ()):
+            _report(proposal, {epoch: value})
+
+    def tell(self, identity: str, outcome: Outcome) -> None:
+        """A trial has ended, and is recorded."""
+        for proposal in self._open.pop(identity, ()):
+            self._tell(proposal, outcome)
+
+    def forget(self, identity: str) -> None:
+        """A trial was saved unfinished: the next driver takes it up."""
+        self._open.pop(identity, None)
+
+    def _grid_points(self) -> set[str | None]:
+        return {trial.user_attrs.get(GRID) for trial in self._study.get_trials(deepcopy=False)}
+
+    def _enqueue_grid_point(self) -> bool:
+        """Have Optuna propose the grid's next point; False if there is none left."""
+        if self._grid is None or self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return True
+        taken = self._grid_points()  # by other drivers
+        point = next((point for point in self._grid if json.dumps(point) not in taken), None)
+        if point is None:
+            self._num_proposed = self._num_wanted
+            return False
+        self._study.enqueue_trial(point, user_attrs={GRID: json.dumps(point)})
+        return True
+
+    def _propose(self, trial: optuna.Trial, reported: dict[int, float]) -> _Proposal | None:
+        """The trial with its values, which for one taken up again are those it has; None, and FAIL, if they break a rule."""
+        params = suggest(self._config.search_space, self._config.trial, trial)
+        try:
+            resolved = self._resolved(resolve(self._config.trial, params))
+        except ConfigError as error:
+            was_counted = INVALID not in trial.user_attrs  # else an earlier driver was killed before it told
+            trial.set_user_attr(INVALID, str(error))
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._num_proposed -= was_counted
+            self._num_invalid_in_a_row += 1
+            if self._grid is None and self._num_invalid_in_a_row >= _MAX_INVALID:
+                raise ConfigError(
+                    "Narrow the ranges of the search space, or add a When: it must hold valid configurations, but "
+                    f"{_MAX_INVALID} proposals in a row were not, the last with {params!r} ({error})"
+                ) from error
+            return None
+        self._num_invalid_in_a_row = 0
+        trial.set_user_attr("identity", resolved.identity)
+        trial.set_user_attr("seed", resolved.config.seed)
+        return _Proposal(trial, params, resolved, reported)
+
+    def _accept(self, proposal: _Proposal | None) -> Job | None:
+        """The job of a proposal, unless it is invalid, recorded or run by another driver."""
+        if proposal is None:
+            return None
+        identity = proposal.trial.identity
+        if not self._coordinator.claim(identity):
+            self._elsewhere.append(proposal)
+            return None
+        record = self._records.get(identity)
+        if record is not None and record.status != "failed":
+            self._tell(proposal, record.outcome)
+            if identity not in self._open:
+                self._coordinator.release(identity)
+            return None
+        self._open.setdefault(identity, []).append(proposal)
+        return Job(trial=proposal.trial, role="search", number=proposal.optuna_trial.number, params=proposal.params)
+
+    def _tell(self, proposal: _Proposal, outcome: Outcome) -> None:
+        if proposal.trial.identity in self._records:
+            self._on_repeat(proposal.trial.identity, proposal.optuna_trial.number, proposal.params)
+        told_as = told(outcome, self._config.objectives)
+        _report(proposal, told_as.intermediate)
+        for key, value in told_as.attributes.items():
+            proposal.optuna_trial.set_user_attr(key, value)
+        self._study.tell(proposal.optuna_trial, told_as.values, state=told_as.state)
+
+
+def _report(proposal: _Proposal, values: Mapping[int, float]) -> None:
+    # A trial that goes on from its checkpoint may report an epoch again; Optuna keeps the first and warns.
+    for epoch in values.keys() - proposal.reported.keys():
+        proposal.optuna_trial.report(values[epoch], step=epoch)
+        proposal.reported[epoch] = values[epoch]

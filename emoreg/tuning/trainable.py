@@ -1,0 +1,242 @@
+"""One trial inside a Tune worker, which may have run others before: ``run_trial``, and what Tune is told of it."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import platform
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.exceptions import RayError
+from sqlalchemy.exc import OperationalError
+
+from emoreg.data import LoadImages, load
+from emoreg.data.fetch import FetchedSets, Prepared, Source
+from emoreg.errors import ConfigError, Interrupted, UserError
+from emoreg.results.outcome import EndReason, Outcome
+from emoreg.results.records import EpochRecord, ProbeRecord
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy, join, node_cache
+from emoreg.tracking.tensorboard import TensorBoardReporter
+from emoreg.training.context import TrialContext
+from emoreg.training.devices import device_name
+from emoreg.training.events import Event, Experienced
+from emoreg.training.trial import run_trial
+from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordinator import SharedRunLocks
+from emoreg.tuning.dispatcher import Assignment
+from emoreg.tuning.images import image_storage
+from emoreg.tuning.searcher import ASSIGNMENT
+from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved, epoch_result, last_result
+from emoreg.tuning.user_code import UserCode
+
+LOG = "log.txt"
+_LOG_TAIL_LINES = 20
+_INFRASTRUCTURE = ("CUDA error", "CUDA out of memory", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "DefaultCPUAllocator")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where a study lies. Passwords may be in here: it travels in memory, by Ray's object store, and into no file.
+
+    Attributes:
+        storage: URI of the storage.
+        experience: URI of the experience store.
+        locks: who runs which shared pre-training.
+    """
+
+    storage: str
+    experience: str
+    locks: SharedRunLocks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerContext:
+    """What every trial of a study is given.
+
+    Attributes:
+        places: reference to its ``Places``.
+        study: name of the study.
+        lengths: of pre-training that the study may ask for.
+        share: whether trials share pre-training.
+        offered: the image sets that each machine fetches from the storage; None where there is one machine, which has them.
+        checkpoint_seconds: between two checkpoints.
+        metrics: registered metrics that objectives may name.
+        stop_signal: set when the study is to stop.
+        user_code: what the user has registered.
+    """
+
+    places: Any
+    study: str
+    lengths: frozenset[int]
+    share: bool
+    offered: Mapping[Source, Prepared] | None
+    checkpoint_seconds: float
+    metrics: tuple[str, ...]
+    stop_signal: StopSignal
+    user_code: UserCode
+
+
+def train(config: dict[str, Any], *, context: WorkerContext) -> None:
+    """Run the trial that the searcher has assigned.
+
+    Raises:
+        Exception: a fault of the machine, after which the trial may be begun again from its checkpoint. Every other end, a
+            fault in code too, is reported and returns.
+    """
+    assignment: Assignment = config[ASSIGNMENT]
+    try:
+        with _session(assignment, context) as (trial_context, tensorboard):
+            outcome = run_trial(assignment.trial, trial_context, tensorboard, ToTune(assignment))
+        last: TrialEnded | TrialSaved = TrialEnded(outcome)
+    except Interrupted:
+        last = TrialSaved()
+    except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # Tune had stopped the trial: it listens no more
+            raise
+        message = f"{type(error).__name__}: {error}"
+        if is_infrastructure_error(error):
+            tune.report({EVENT: TrialBroken(message, error.errno if isinstance(error, OSError) else None)})
+            raise
+        shown = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        last = TrialEnded(Outcome(end=EndReason.CODE_ERROR, message=message), log_tail=shown)
+    tune.report(last_result(last, role=assignment.role, metrics=context.metrics))
+
+
+@dataclass(frozen=True, slots=True)
+class ToTune:
+    """Tells Tune what happens in a trial. A ``Reporter``."""
+
+    assignment: Assignment
+
+    def report(self, event: Event) -> None:
+        """Pass on what the driver records and schedulers compare."""
+        if isinstance(event, EpochRecord):
+            log.info("%s epoch %d: loss %.4g, %.1f s", event.stage, event.epoch, event.train_loss, event.seconds)
+            num_epochs = self.assignment.trial.config.regulation.epochs
+            tune.report(epoch_result(event, role=self.assignment.role, num_epochs=num_epochs))
+        elif isinstance(event, Experienced | ProbeRecord):
+            tune.report({EVENT: event})
+
+
+@contextmanager
+def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[TrialContext, TensorBoardReporter]]:
+    """What a trial needs around it in a worker: its files brought and taken back, its log, its events, its device."""
+    worker.user_code.register()
+    places: Places = ray.get(worker.places)
+    identity = assigned.trial.identity
+    own = (f"trials/{identity}", f"events/{identity}")
+    device = _device()
+    tune.report({EVENT: TrialPlaced(ray.get_runtime_context().get_node_id(), device_name(device))})
+    cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
+    torch.set_num_threads(max(1, int(cpus)))
+    with WorkingCopy(Files(join(places.storage, worker.study))) as copy, ExitStack() as after:
+        copy.pull(*own)
+        after.callback(copy.push, *own)
+        folder = copy.folder / "trials" / identity
+        with (
+            _logged(folder / LOG),
+            closing(worker.stop_signal.watch()) as is_stopped,
+            TensorBoardReporter(copy.folder, assigned.trial, assigned.params) as tensorboard,
+        ):
+            if is_stopped():
+                raise Interrupted("the study was asked to stop before this trial began")
+            log.info("attempt %d on %s, process %d, %s", assigned.attempt, platform.node(), os.getpid(), device_name(device))
+            yield (
+                TrialContext(
+                    load_images=_image_loader(places, worker.offered),
+                    store=ExperienceStore(
+                        places.experience,
+                        leases=places.locks.open(),
+                        user=worker.study,
+                        keep=worker.lengths,
+                        share=worker.share,
+                    ),
+                    folder=folder,
+                    device=device,
+                    evaluate_on="test" if assigned.role == "confirm" else "validation",
+                    checkpoint_seconds=worker.checkpoint_seconds,
+                    should_stop=is_stopped,
+                    on_checkpoint=partial(copy.push, *own),
+                ),
+                tensorboard,
+            )
+
+
+def _image_loader(places: Places, offered: Mapping[Source, Prepared] | None) -> LoadImages:
+    if offered is None:
+        return partial(load, storage=image_storage(places.storage))
+    return FetchedSets(offered=offered, files=Files(join(places.storage, "imagesets")), folder=node_cache() / "imagesets")
+
+
+def _device() -> torch.device:
+    """A GPU where Ray gives the trial one, else the CPU.
+
+    Raises:
+        ConfigError: for a GPU that Ray gives away and torch does not see.
+    """
+    if not ray.get_gpu_ids():
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"Install a CUDA build of torch on {platform.node()}, or start that node with --num-gpus=0: Ray gives a GPU away "
+            f"there and torch {torch.__version__} sees none; `emoreg doctor --address auto` shows all nodes"
+        )
+    return torch.device("cuda")
+
+
+def is_infrastructure_error(error: Exception) -> bool:
+    """Whether a fault is the machine's (memory, GPU, storage, another process), so that another attempt may do better."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, (OSError, MemoryError, RayError, OperationalError, torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _INFRASTRUCTURE)
+
+
+def log_tail(files: Files, identity: str) -> str | None:
+    """The last lines of a trial's log; None if it never came so far."""
+    try:
+        text = files.read(f"trials/{identity}/{LOG}").to_pybytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:])
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Append to the trial's log what is logged, how the trial breaks, and where a crash of native code happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", buffering=1) as stream:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root, ours = logging.getLogger(), logging.getLogger("emoreg")
+        before = ours.level
+        ours.setLevel(logging.INFO)
+        root.addHandler(handler)
+        faulthandler.enable(file=stream)
+        try:
+            yield
+        except Interrupted:
+            log.info("asked to stop, and saved")
+            raise
+        except Exception:
+            log.exception("broken")
+            raise
+        finally:
+            faulthandler.disable()
+            root.removeHandler(handler)
+            ours.setLevel(before)

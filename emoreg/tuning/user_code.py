@@ -1,0 +1,97 @@
+"""What a user has registered from a study file or a notebook, on its way to the workers of a study.
+
+Entries are pickled by value, and so are the modules that lie beside those which define them: a worker on another machine needs
+neither the study's file nor its folder. The entries that come with emoreg are in every worker already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ray import cloudpickle
+
+import emoreg
+from emoreg.config import StudyConfig
+from emoreg.config.code import source_fingerprint
+from emoreg.config.registry import registries
+from emoreg.errors import ConfigError
+from emoreg.tuning.images import image_sets
+
+
+@dataclass(frozen=True, slots=True)
+class UserCode:
+    """Entries of the registries, pickled by value."""
+
+    pickled: bytes
+
+    @classmethod
+    def collect(cls) -> UserCode:
+        """What is registered now.
+
+        Raises:
+            ConfigError: for an entry that cannot be pickled.
+        """
+        entries = [
+            (registry.kind, name, entry, registry.origin(name))
+            for registry in registries()
+            for name, entry in registry.items()
+            if registry.is_user(name)
+        ]
+        with ExitStack() as after:
+            for module in {module for *_, origin in entries for module in _modules_beside(origin)}:
+                cloudpickle.register_pickle_by_value(module)
+                after.callback(cloudpickle.unregister_pickle_by_value, module)
+            try:
+                return cls(cloudpickle.dumps(entries))
+            except Exception as error:
+                names = ", ".join(f"{kind} {name!r}" for kind, name, *_ in entries)
+                raise ConfigError(
+                    f"Keep what cannot be pickled (open files, locks, connections) out of the modules that register {names}: "
+                    f"their code must travel to the workers, but it does not ({type(error).__name__}: {error})"
+                ) from error
+
+    def register(self) -> None:
+        """Add the entries to the registries of this process."""
+        by_kind = {registry.kind: registry for registry in registries()}
+        for kind, name, entry, origin in cloudpickle.loads(self.pickled):
+            by_kind[kind].add(name, entry, origin=origin)
+
+
+def code_fingerprints(config: StudyConfig) -> dict[str, str]:
+    """Fingerprints of the user's code that decides numbers of the study, by kind and name."""
+    used = {
+        "backbone": {*config.backbones()},
+        "control": {config.trial.control, *config.controls, *(trial.control for trial in config.confirmed)},
+        "image set": {image_set.name for _, image_set in image_sets(config)},
+        "metric": {*config.trial.metrics},
+    }
+    return {
+        f"{registry.kind} {name}": source_fingerprint(registry.origin(name))
+        for registry in registries()
+        for name in registry
+        if registry.is_user(name) and name in used.get(registry.kind, ())
+    }
+
+
+def _modules_beside(origin: Any) -> Iterator[ModuleType]:
+    """The module that defines something, and those that were imported from its folder; none of ``__main__``'s own."""
+    module = sys.modules.get(origin.__module__)
+    path = getattr(module, "__file__", None)
+    if module is None or path is None:  # a notebook's, which is pickled by value in any case
+        return
+    if origin.__module__ != "__main__":
+        yield module
+    folder, package = Path(path).resolve().parent, Path(emoreg.__file__).resolve().parent
+    for other in [*sys.modules.values()]:
+        where = getattr(other, "__file__", None)
+        if where is None or other.__name__ == "__main__" or "site-packages" in where:
+            continue
+        place = Path(where).resolve()
+        if place.is_relative_to(folder) and not place.is_relative_to(package):
+            yield other
