@@ -17,20 +17,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emoreg.config import ImageSetConfig, TrialConfig
+from emoreg.config.resolved import resolve_trial
 from emoreg.errors import StorageError
+from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost
 from emoreg.results.records import (
     SCHEMA_VERSION,
     EpochRecord,
     Provenance,
     Records,
     TrialRecord,
-    TrialResult,
     read_rows,
     schema,
-    trial_record,
+    unfinished_outcome,
 )
 
 CONFIG = TrialConfig(control="plain", neutral=ImageSetConfig(name="openmoji-objects"))
+TRIAL = resolve_trial(CONFIG)
+PROVENANCE = Provenance(
+    study="mine", storage="runs", command="emoreg run x", versions={"torch": "2.13.0"}, git_commit=None, host="here (Linux)"
+)
 
 
 def epoch_row(epoch: int = 1, stage: Any = "regulation", **values: Any) -> EpochRecord:
@@ -39,29 +44,29 @@ def epoch_row(epoch: int = 1, stage: Any = "regulation", **values: Any) -> Epoch
         stage=stage,
         epoch=epoch,
         step=10 * epoch,
-        loss=1.5,
-        accuracy=None,
+        train_loss=1.5,
+        train_accuracy=None,
         val_loss=1.25,
         val_accuracy=0.5,
         learning_rate=0.001,
         images_per_second=1000.0,
         seconds=2.0,
-        balance=0.5,
-        balance_std=None,
+        measured_balance=0.5,
+        measured_balance_std=None,
     )
     return dataclasses.replace(row, **values)
 
 
-def trial_row(identity: str = "abc", **values: Any) -> TrialRecord:
-    row = trial_record(
-        CONFIG,
+EPOCHS = [epoch_row(1), epoch_row(2, seconds=3.0), epoch_row(1, "pretraining", seconds=5.0)]
+
+
+def trial_row(identity: str = "abc", outcome: Outcome | None = None, **values: Any) -> TrialRecord:
+    row = TrialRecord.of(
+        TRIAL,
+        outcome or Outcome(end=EndReason.COMPLETED, val_accuracy=0.5),
         role="search",
         number=3,
         params={"regulation.balance": 0.25},
-        status="finished",
-        reason=None,
-        result=None,
-        epochs=[epoch_row(1), epoch_row(2, seconds=3.0), epoch_row(1, "pretraining", seconds=5.0)],
         device="CPU",
         started="2026-01-01T00:00:00.000+00:00",
     )
@@ -71,20 +76,20 @@ def trial_row(identity: str = "abc", **values: Any) -> TrialRecord:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     records = Records(tmp_path)
-    for row in (epoch_row(1, "pretraining", balance=None, val_loss=None), epoch_row(1), epoch_row(2, loss=0.5)):
+    for row in (epoch_row(1, "pretraining", measured_balance=None, val_loss=None), epoch_row(1), epoch_row(2, train_loss=0.5)):
         records.add_epoch(row)
     records.add_trial(trial_row())
-    records.add_trial(trial_row("déf", status="pruned", reason="the loss is not finite", number=None))
+    records.add_trial(trial_row("déf", status="pruned", message="the loss is not finite", number=None))
     return tmp_path
 
 
 def test_rows_come_back_as_they_were(written: Path) -> None:
     records = Records(written)
     assert list(records.trials) == ["abc", "déf"]
-    assert records.trials["déf"].reason == "the loss is not finite"
+    assert records.trials["déf"].message == "the loss is not finite"
     assert records.trials["déf"].number is None
     assert list(records.epochs) == [("abc", "pretraining", 1), ("abc", "regulation", 1), ("abc", "regulation", 2)]
-    assert records.epochs["abc", "regulation", 2] == epoch_row(2, loss=0.5)
+    assert records.epochs["abc", "regulation", 2] == epoch_row(2, train_loss=0.5)
 
 
 def _rows(row_type: Any) -> Any:
@@ -106,26 +111,27 @@ def _same(first: Any, second: Any) -> bool:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_rows(EpochRecord), max_size=4), st.lists(_rows(TrialRecord), max_size=3))
-def test_any_row_survives(tmp_path: Path, epochs: list[EpochRecord], trials: list[TrialRecord]) -> None:
-    records = Records(tmp_path)
-    records.epochs.clear()
-    records.trials.clear()
+def test_any_row_survives(
+    tmp_path_factory: pytest.TempPathFactory, epochs: list[EpochRecord], trials: list[TrialRecord]
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    records = Records(folder)
     for epoch in epochs:
         records.add_epoch(epoch)
     for trial in trials:
         records.add_trial(trial)
     records.write()
-    again = Records(tmp_path)
+    again = Records(folder)
     assert _same(again.epochs, records.epochs)
     assert _same(again.trials, records.trials)
 
 
 def test_a_later_row_replaces_an_earlier_one(written: Path) -> None:
     records = Records(written)
-    records.add_epoch(epoch_row(2, loss=0.25))
-    records.add_trial(trial_row(status="failed", reason="again"))
+    records.add_epoch(epoch_row(2, train_loss=0.25))
+    records.add_trial(trial_row(status="failed", message="again"))
     again = Records(written)
-    assert again.epochs["abc", "regulation", 2].loss == 0.25
+    assert again.epochs["abc", "regulation", 2].train_loss == 0.25
     assert [row.status for row in again.trials.values()] == ["failed", "pruned"]
     assert pq.read_metadata(written / "records" / "trials.parquet").num_rows == 2
     assert pq.read_metadata(written / "records" / "epochs.parquet").num_rows == 3
@@ -140,12 +146,12 @@ def _ask(query: str) -> list[tuple[Any, ...]]:
 def test_pandas_duckdb_and_polars_read_the_same(written: Path) -> None:
     path = str(written / "records" / "epochs.parquet")
     expected = [1.5, 1.5, 0.5]
-    assert pd.read_parquet(path)["loss"].tolist() == expected
-    assert pl.read_parquet(path)["loss"].to_list() == expected
-    assert [loss for (loss,) in _ask(f"select loss from '{path}'")] == expected
-    assert np.isnan(pd.read_parquet(path)["balance"].tolist()[0])
-    assert pl.read_parquet(path)["balance"].to_list() == [None, 0.5, 0.5]
-    assert _ask(f"select count(*) from '{path}' where balance is null") == [(1,)]
+    assert pd.read_parquet(path)["train_loss"].tolist() == expected
+    assert pl.read_parquet(path)["train_loss"].to_list() == expected
+    assert [loss for (loss,) in _ask(f"select train_loss from '{path}'")] == expected
+    assert np.isnan(pd.read_parquet(path)["measured_balance"].tolist()[0])
+    assert pl.read_parquet(path)["measured_balance"].to_list() == [None, 0.5, 0.5]
+    assert _ask(f"select count(*) from '{path}' where measured_balance is null") == [(1,)]
     trials = str(written / "records" / "trials.parquet")
     joined = f"select t.status, count(*) from '{trials}' t join '{path}' e using (identity) group by all"
     assert _ask(joined) == [("finished", 3)]
@@ -194,7 +200,7 @@ def test_torn_records_are_said_and_not_overwritten(written: Path, kept: float) -
     path = written / "records" / "trials.parquet"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(StorageError, match=r"records must be Parquet, but .*trials\.parquet cannot be read"):
+    with pytest.raises(StorageError, match=r"Move .*trials\.parquet away.*must be Parquet"):
         Records(written)
     assert path.exists()
 
@@ -206,7 +212,7 @@ def test_damaged_records_are_said(written: Path, offset: int) -> None:
     for at in range(offset, offset + 8):
         content[at] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(StorageError, match="records must"):
+    with pytest.raises(StorageError, match=r"must be Parquet|must have schema"):
         Records(written)
 
 
@@ -214,90 +220,86 @@ def test_another_version_is_refused(written: Path) -> None:
     path = written / "records" / "trials.parquet"
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"emoreg.schema_version": "99"}), path)
-    with pytest.raises(StorageError, match=r"records must have schema version 1 to 3, but .* has 99"):
+    with pytest.raises(StorageError, match=r"must have schema version 1, but these have 99"):
         Records(written)
     pq.write_table(table.replace_schema_metadata({}), path)
-    with pytest.raises(StorageError, match="has none"):
+    with pytest.raises(StorageError, match="have none"):
         Records(written)
 
 
-def test_the_row_of_a_trial_without_a_result_comes_from_its_epochs() -> None:
-    row = trial_row(status="pruned", reason="stopped")
-    assert (row.accuracy, row.loss, row.measured_balance, row.num_parameters) == (0.5, 1.25, 0.5, None)
+def test_the_outcome_of_a_trial_that_could_not_tell_its_own_comes_from_its_epochs() -> None:
+    outcome = unfinished_outcome(EPOCHS, EndReason.STOPPED_BY_SCHEDULER, "stopped")
+    row = trial_row(outcome=outcome)
+    assert (row.status, row.end_reason, row.message) == ("pruned", "stopped_by_scheduler", "stopped")
+    assert (row.val_accuracy, row.val_loss, row.measured_balance, row.num_parameters) == (0.5, 1.25, 0.5, None)
     assert (row.regulation_epochs, row.pretraining_seconds, row.regulation_seconds, row.device_seconds) == (2, 5.0, 5.0, 10.0)
     assert (row.waiting_seconds, row.micro_batch_size, row.recomputed) == (0.0, None, False)
     assert (row.control, row.balance, row.pretraining_epochs) == ("plain", 0.0, 0)  # as applied
     assert json.loads(row.config)["regulation"]["balance"] == 0.0
+    ready = PretrainingCost(experience_seconds=9.0, waiting_seconds=2.0)
+    outcome = unfinished_outcome(EPOCHS, EndReason.INFRASTRUCTURE, "its worker died", pretraining=ready)
+    assert outcome.pretraining == PretrainingCost(paid_seconds=5.0, experience_seconds=9.0, waiting_seconds=2.0)
+    assert outcome.device_seconds == 14.0
 
 
-def test_the_row_of_a_finished_trial_comes_from_its_result() -> None:
-    neutral = dataclasses.replace(CONFIG, control="neutral")
-    result = TrialResult(
-        identity=neutral.identity,
-        accuracy=0.75,
-        loss=0.5,
-        measured_balance=0.25,
-        test_accuracy=0.7,
-        num_parameters=10,
-        pretraining_seconds=1.0,
-        experience_seconds=4.0,
-        regulation_seconds=2.0,
-        waiting_seconds=3.0,
-        micro_batch_size=16,
-        recomputed=True,
-    )
-    row = trial_record(
-        neutral,
-        role="control",
-        number=None,
-        params={},
-        status="finished",
-        reason=None,
-        result=result,
-        epochs=[],
-        device="CPU",
-        started="2026-01-01T00:00:00.000+00:00",
-    )
-    assert (row.identity, row.accuracy, row.test_accuracy, row.num_parameters) == (neutral.identity, 0.75, 0.7, 10)
-    assert (row.device_seconds, row.stimuli, row.regulation_epochs) == (6.0, "openmoji-objects", 0)
+OUTCOME = Outcome(
+    end=EndReason.COMPLETED,
+    val_accuracy=0.75,
+    val_loss=0.5,
+    measured_balance=0.25,
+    test_accuracy=0.7,
+    metrics={"val_f1": 0.5, "test_f1": 0.25},
+    regulation_epochs=3,
+    regulation_seconds=2.0,
+    num_parameters=10,
+    pretraining=PretrainingCost(paid_seconds=1.0, experience_seconds=4.0, waiting_seconds=3.0),
+    oom=OomState(micro_batch_size=16, recomputed=True),
+)
+
+
+def test_a_row_is_made_of_an_outcome_and_gives_it_back() -> None:
+    neutral = resolve_trial(dataclasses.replace(CONFIG, control="neutral"))
+    row = TrialRecord.of(neutral, OUTCOME, role="control", number=None, params={}, device="CPU", started="2026")
+    assert (row.identity, row.val_accuracy, row.test_accuracy, row.num_parameters) == (neutral.identity, 0.75, 0.7, 10)
+    assert (row.device_seconds, row.stimuli, row.regulation_epochs) == (6.0, "openmoji-objects", 3)
     assert (row.waiting_seconds, row.micro_batch_size, row.recomputed) == (3.0, 16, True)
+    assert json.loads(row.metrics) == {"val_f1": 0.5, "test_f1": 0.25}
+    assert row.outcome == OUTCOME
     assert row.ended > row.started
 
 
 def test_a_trial_that_never_began_has_no_numbers() -> None:
-    row = trial_record(
-        CONFIG,
-        role="search",
-        number=0,
-        params={},
-        status="failed",
-        reason="out of memory",
-        result=None,
-        epochs=[],
-        device="CPU",
-        started="2026-01-01T00:00:00.000+00:00",
-    )
-    assert row.accuracy is row.loss is row.measured_balance is None
-    assert (row.regulation_epochs, row.device_seconds) == (0, 0)
+    row = trial_row(outcome=unfinished_outcome([], EndReason.INFRASTRUCTURE, "out of memory"))
+    assert row.val_accuracy is row.val_loss is row.measured_balance is None
+    assert (row.status, row.regulation_epochs, row.device_seconds) == ("failed", 0, 0)
 
 
 def test_a_run_says_where_its_numbers_come_from(tmp_path: Path) -> None:
-    provenance = Provenance(command="emoreg run x", versions={"torch": "2.13.0"}, git_commit=None, host="here (Linux)")
-    Records(tmp_path).begin_run(provenance)
+    Records(tmp_path).begin_run(PROVENANCE)
     again = Records(tmp_path)
-    assert again.begin_run(provenance).run == 2
+    assert again.begin_run(PROVENANCE).run == 2
     (first, _) = Records(tmp_path).runs.values()
-    assert (first.command, first.git_commit, first.host) == ("emoreg run x", None, "here (Linux)")
-    assert json.loads(first.versions or "") == {"torch": "2.13.0"}
+    assert (first.study, first.storage, first.command, first.host) == ("mine", "runs", "emoreg run x", "here (Linux)")
+    assert json.loads(first.versions) == {"torch": "2.13.0"}
+
+
+def test_what_another_driver_writes_is_taken_in_before_anything_is_written(written: Path) -> None:
+    mine, other = Records(written), Records(written)
+    mine.add_epoch(epoch_row(2, train_loss=0.125))
+    other.add_trial(trial_row("other"))
+    mine.refresh()
+    assert "other" in mine.trials
+    mine.add_trial(trial_row("mine"))
+    again = Records(written)
+    assert {"other", "mine"} <= again.trials.keys()
+    assert again.epochs["abc", "regulation", 2].train_loss == 0.125, "what runs here is newer here"
 
 
 def test_records_are_read_while_they_are_replaced(written: Path) -> None:
     """The rows are those of one moment: of before a replacement, or of after it."""
     records = Records(written)
     few = written / "few"
-    one = Records(few)
-    one.trials = dict(list(records.trials.items())[:1])
-    one.write()
+    Records(few).add_trial(next(iter(records.trials.values())))
     path = written / "records" / "trials.parquet"
     versions = [path.read_bytes(), (few / "records" / "trials.parquet").read_bytes()]
     numbers = {len(records.trials), 1}

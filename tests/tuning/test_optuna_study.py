@@ -28,9 +28,11 @@ from emoreg.config import (
     When,
     replace_paths,
 )
+from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.records import Records, TrialRecord, TrialResult, trial_record
+from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
+from emoreg.results.records import Records, TrialRecord
 from emoreg.storage.files import Files
 from emoreg.tuning.optuna_study import GRID, INVALID, REPLACES, WARM_START, _patiently, count_proposed, open_study
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
@@ -49,7 +51,7 @@ CONDITIONAL: dict[str, Distribution] = {
     "pretraining.epochs": Int(1, 9, step=2),
 }
 SGD: dict[str, Value] = {"regulation.optimizer.name": "sgd", "regulation.optimizer.momentum": 0.5}
-TWO = (Objective(metric="accuracy"), Objective(metric="device_seconds", mode="min"))
+TWO = (Objective(metric="val_accuracy"), Objective(metric="device_seconds", mode="min"))
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid", "qmc", "nsga2")
 
 
@@ -75,9 +77,9 @@ def propose(study: optuna.Study, config: StudyConfig, params: Mapping[str, Value
     if params is not None:
         study.enqueue_trial(dict(params))
     trial = study.ask()
-    trial_config = resolve(config.trial, suggest(config.search_space, config.trial, trial))
+    trial_config = resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, trial)))
     trial.set_user_attr("identity", trial_config.identity)
-    trial.set_user_attr("seed", trial_config.seed)
+    trial.set_user_attr("seed", trial_config.config.seed)
     return trial
 
 
@@ -95,34 +97,19 @@ def record(
     accuracy: float = 0.75,
     seconds: float = 10.0,
 ) -> TrialRecord:
-    trial = replace_paths(config.trial, params)
-    result = TrialResult(
-        identity=trial.identity,
-        accuracy=accuracy,
-        loss=0.5,
-        measured_balance=0.5,
-        test_accuracy=None,
-        num_parameters=1,
-        pretraining_seconds=1.0,
-        experience_seconds=1.0,
+    ends = {"finished": EndReason.COMPLETED, "pruned": EndReason.STOPPED_BY_SCHEDULER, "failed": EndReason.INFRASTRUCTURE}
+    is_measured = status != "failed"
+    outcome = Outcome(
+        end=ends[status],
+        message=None if status == "finished" else "because",
+        val_accuracy=accuracy if is_measured else None,
+        val_loss=0.5 if is_measured else None,
+        regulation_epochs=2 if is_measured else 0,
         regulation_seconds=seconds - 1.0,
-        waiting_seconds=0.0,
-        micro_batch_size=None,
-        recomputed=False,
+        pretraining=PretrainingCost(paid_seconds=1.0),
     )
-    row = trial_record(
-        trial,
-        role=role,
-        number=number,
-        params=params,
-        status=status,
-        reason=None if status == "finished" else "because",
-        result=result if status == "finished" else None,
-        epochs=[],
-        device="CPU",
-        started="",
-    )
-    return dataclasses.replace(row, accuracy=accuracy, regulation_epochs=2) if status == "pruned" else row
+    trial = resolve_trial(replace_paths(config.trial, params))
+    return TrialRecord.of(trial, outcome, role=role, number=number, params=params, device="CPU", started="")
 
 
 def by_identity(*rows: TrialRecord) -> dict[str, TrialRecord]:
@@ -175,7 +162,7 @@ def test_sampler_names_and_their_startup_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"objectives": (Objective(metric="loss", mode="min"),)}, r"keeps its objectives.*\('accuracy', 'max'\)"),
+        ({"objectives": (Objective(metric="val_loss", mode="min"),)}, r"keeps its objectives.*\('val_accuracy', 'max'\)"),
         ({"space": {"regulation.balance": Choice((0.1, 0.2))}}, "keeps its kind of parameter regulation.balance"),
         ({"space": {"regulation.balance": Float(0.1, 0.9, log=True)}}, "keeps its kind of parameter regulation.balance"),
     ],
@@ -235,8 +222,8 @@ def test_a_history_that_agrees_with_the_records_is_left_alone(storage: str | Non
         balance_record(config, 0.6, number=5),  # recorded, and the driver was killed before it told: the searcher does
     ]
     study.enqueue_trial({"regulation.balance": 0.7})  # by the user
-    reconciled = reconcile(study, config, by_identity(*rows))
-    assert (reconciled.said, reconciled.reruns, reconciled.renumbered) == ([], [], {})
+    reconciled = reconcile(study, config, by_identity(*rows), resolve_trial)
+    assert (reconciled.messages, reconciled.reruns, reconciled.renumbered) == ([], [], {})
     assert states(study) == [COMPLETE, PRUNED, PRUNED, FAIL, RUNNING, RUNNING, WAITING]
     assert told_late.number == 5
     assert count_proposed(study) == 6
@@ -254,7 +241,7 @@ def test_a_lost_history_is_made_anew_from_the_records(storage: str | None, tmp_p
         balance_record(config, 0.8, number=None, role="trial"),
     ]
     study = open_study(config, tmp_path)
-    reconciled = reconcile(study, config, by_identity(*rows))
+    reconciled = reconcile(study, config, by_identity(*rows), resolve_trial)
     assert states(study) == [COMPLETE, COMPLETE, FAIL, PRUNED, FAIL, WAITING]
     assert [trial.value for trial in study.trials] == [0.75, 0.5, None, 0.25, None, None]
     assert study.trials[3].intermediate_values == {2: 0.25}
@@ -263,7 +250,7 @@ def test_a_lost_history_is_made_anew_from_the_records(storage: str | None, tmp_p
     assert study.trials[3].user_attrs["reason"] == "because"
     assert reconciled.renumbered == {rows[0].identity: 3, rows[4].identity: 4}
     assert reconciled.reruns == []
-    assert [sentence.partition(" (")[0] for sentence in reconciled.said] == [
+    assert [sentence.partition(" (")[0] for sentence in reconciled.messages] == [
         "5 trials recorded, but not in Optuna's history",
         "1 trial failed in an earlier run: tried again",
         "2 trials recorded with a number that is not its own in Optuna's history: renumbered",
@@ -271,8 +258,8 @@ def test_a_lost_history_is_made_anew_from_the_records(storage: str | None, tmp_p
     assert count_proposed(study) == 4, "the one that is tried again counts when it is asked for"
     fixed = {row.identity: dataclasses.replace(row, number=reconciled.renumbered.get(row.identity, row.number)) for row in rows}
     again = open_study(config, tmp_path)
-    twice = reconcile(again, config, fixed)
-    assert (twice.said, twice.reruns, twice.renumbered) == ([], [], {})
+    twice = reconcile(again, config, fixed, resolve_trial)
+    assert (twice.messages, twice.reruns, twice.renumbered) == ([], [], {})
     assert states(again) == states(study)
 
 
@@ -286,12 +273,12 @@ def test_a_lost_history_keeps_conditions_and_leaves_out_what_lies_outside(tmp_pa
         record(config, {"regulation.optimizer.name": "sgd", "pretraining.epochs": 1}, number=4),  # momentum was fixed
     ]
     study = open_study(config, tmp_path)
-    reconciled = reconcile(study, config, by_identity(*rows))
+    reconciled = reconcile(study, config, by_identity(*rows), resolve_trial)
     assert [list(trial.params) for trial in study.trials] == [
         ["regulation.optimizer.name", "pretraining.epochs"],
         list(CONDITIONAL),
     ]
-    assert reconciled.said[1] == "3 trials recorded, but outside of today's search space: left out of Optuna's history"
+    assert reconciled.messages[1] == "3 trials recorded, but outside of today's search space: left out of Optuna's history"
     propose(study, config)  # Optuna takes the distributions for those that it is asked for
     assert len(open_study(config, tmp_path).trials) == 3
 
@@ -305,7 +292,7 @@ def test_a_sampler_whose_history_was_lost_goes_on_to_new_points(sampler: str, st
     records = by_identity(*(record(config, params, number=number) for number, params in enumerate(first)))
     lost = dataclasses.replace(config, optuna_storage=storage and storage.replace("optuna.db", "other.db"))
     study = open_study(lost, tmp_path / "second")
-    reconcile(study, lost, records)
+    reconcile(study, lost, records, resolve_trial)
     more = [propose(study, lost).params for _ in range(2)]
     study = open_study(lost, tmp_path / "second")
     more += [propose(study, lost).params for _ in range(2)]
@@ -321,7 +308,7 @@ def test_what_optuna_was_told_without_a_record_is_run_again(storage: str | None,
         study.tell(trial, 0.5)
     study.tell(pruned, state=PRUNED)
     failed = balance_record(config, 0.3, number=3, status="failed")
-    reconciled = reconcile(study, config, by_identity(failed))
+    reconciled = reconcile(study, config, by_identity(failed), resolve_trial)
     assert [(rerun.number, rerun.params) for rerun in reconciled.reruns] == [
         (0, {"regulation.balance": 0.1}),
         (2, {"regulation.balance": 0.2}),
@@ -329,12 +316,12 @@ def test_what_optuna_was_told_without_a_record_is_run_again(storage: str | None,
     ]
     for rerun in reconciled.reruns:
         assert resolve(config.trial, rerun.params).identity == rerun.identity
-    assert reconciled.said == [
+    assert reconciled.messages == [
         "1 trial ended in Optuna's history without a record, with another configuration than today's: left as it is",
         "3 trials ended in Optuna's history without a record: run again from its checkpoint",
     ]
     assert len(study.trials) == 5
-    assert reconcile(study, config, by_identity(failed)) == reconciled
+    assert reconcile(study, config, by_identity(failed), resolve_trial) == reconciled
 
 
 def test_what_failed_is_tried_again_once_a_run(storage: str | None, tmp_path: Path) -> None:
@@ -347,19 +334,19 @@ def test_what_failed_is_tried_again_once_a_run(storage: str | None, tmp_path: Pa
     study.tell(invalid, state=FAIL)
     failed = by_identity(record(config, params, status="failed"))
     for _ in range(2):  # a run that is killed before it asks leaves one for the next
-        reconcile(study, config, failed)
+        reconcile(study, config, failed, resolve_trial)
         assert states(study) == [FAIL, FAIL, WAITING]
         assert count_proposed(study) == 0
     retry = propose(study, config)
     assert (retry.number, retry.params, retry.user_attrs[REPLACES]) == (2, params, 0)
     assert count_proposed(study) == 1
     study.tell(retry, state=FAIL)
-    assert reconcile(study, config, failed).said == ["1 trial failed in an earlier run: tried again"]
+    assert reconcile(study, config, failed, resolve_trial).messages == ["1 trial failed in an earlier run: tried again"]
     retry = propose(study, config)
     assert (retry.params, retry.user_attrs[REPLACES]) == (params, 2)
     study.tell(retry, 0.5)
     finished = by_identity(record(config, params, number=3, accuracy=0.5))
-    assert reconcile(study, config, finished).said == []
+    assert reconcile(study, config, finished, resolve_trial).messages == []
     assert states(study) == [FAIL, FAIL, FAIL, COMPLETE]
     assert count_proposed(study) == 1
 
@@ -370,10 +357,10 @@ def test_a_point_of_the_grid_that_is_tried_again_stays_that_point(tmp_path: Path
     point = json.dumps({"regulation.balance": 0.1})
     study.enqueue_trial({"regulation.balance": 0.1}, user_attrs={GRID: point})
     study.tell(propose(study, config), state=FAIL)
-    reconcile(study, config, {})
+    reconcile(study, config, {}, resolve_trial)
     assert [trial.user_attrs[GRID] for trial in study.trials] == [point, point]
     lost = open_study(config, tmp_path / "new")
-    reconcile(lost, config, by_identity(balance_record(config, 0.2)))
+    reconcile(lost, config, by_identity(balance_record(config, 0.2)), resolve_trial)
     assert lost.trials[0].user_attrs[GRID] == json.dumps({"regulation.balance": 0.2})
 
 
@@ -397,15 +384,15 @@ def test_the_records_correct_what_optuna_was_told(
         state, value = told
         study.tell(trial, value, state=state)
     records = by_identity(balance_record(config, 0.1, **recorded))
-    reconciled = reconcile(study, config, records)
-    assert reconciled.said == ["2 trials told otherwise to Optuna than recorded: told again, as recorded"]
+    reconciled = reconcile(study, config, records, resolve_trial)
+    assert reconciled.messages == ["2 trials told otherwise to Optuna than recorded: told again, as recorded"]
     assert (reconciled.reruns, reconciled.renumbered) == ([], {})
     corrected = study.trials[2:]
     assert [(trial.state, trial.value) for trial in corrected] == [expected] * 2
     assert [trial.user_attrs[REPLACES] for trial in corrected] == [0, 1]
     assert [trial.params for trial in corrected] == [{"regulation.balance": 0.1}] * 2
     assert count_proposed(study) == 2
-    assert reconcile(open_study(config, tmp_path), config, records).said == []
+    assert reconcile(open_study(config, tmp_path), config, records, resolve_trial).messages == []
     assert len(study.trials) == 4
 
 
@@ -418,7 +405,7 @@ def test_several_objectives_are_corrected_and_restored(storage: str | None, tmp_
     study.tell(pruned, state=PRUNED)
     rows = [balance_record(config, balance, number=number) for number, balance in enumerate((0.1, 0.2))]
     rows += [balance_record(config, balance, number=number, status="pruned") for number, balance in ((2, 0.3), (3, 0.4))]
-    reconcile(study, config, by_identity(*rows))
+    reconcile(study, config, by_identity(*rows), resolve_trial)
     assert [(trial.state, trial.values, trial.user_attrs.get(REPLACES)) for trial in study.trials[3:]] == [
         (PRUNED, None, None),
         (COMPLETE, [0.75, 10.0], 1),
@@ -441,7 +428,7 @@ def test_warm_start_learns_each_trial_once(storage: str | None, tmp_path: Path, 
     write_study(tmp_path / "older", balance_record(config, 0.7, number=7))
     check_warm_start(config, folder_of)
     study = open_study(config, tmp_path / "new")
-    assert warm_start(study, config, folder_of) == [
+    assert warm_start(study, config, folder_of, resolve_trial) == [
         "trials taken from 'old' for the sampler to learn from: 2 finished, 1 pruned, left out 1 without a finite objective",
         "trials taken from 'older' for the sampler to learn from: 1 finished",
     ]
@@ -454,14 +441,16 @@ def test_warm_start_learns_each_trial_once(storage: str | None, tmp_path: Path, 
     assert study.trials[1].intermediate_values == {2: 0.25}
     assert study.trials[0].user_attrs[WARM_START] == f"old/{rows[0].identity}"
     assert count_proposed(study) == 0
-    assert reconcile(study, config, {}).said == []
+    assert reconcile(study, config, {}, resolve_trial).messages == []
     study = open_study(config, tmp_path / "new")
-    assert warm_start(study, config, folder_of) == []
+    assert warm_start(study, config, folder_of, resolve_trial) == []
     assert len(study.trials) == 4
     own = propose(study, config, {"regulation.balance": 0.1})
     assert (own.number, count_proposed(study)) == (4, 1)
     write_study(tmp_path / "older", balance_record(config, 0.8, number=8))
-    assert warm_start(study, config, folder_of) == ["trials taken from 'older' for the sampler to learn from: 1 finished"]
+    assert warm_start(study, config, folder_of, resolve_trial) == [
+        "trials taken from 'older' for the sampler to learn from: 1 finished"
+    ]
 
 
 def test_warm_start_reads_configurations_whatever_was_searched_there(tmp_path: Path, folder_of: Any) -> None:
@@ -477,7 +466,7 @@ def test_warm_start_reads_configurations_whatever_was_searched_there(tmp_path: P
     ]
     write_study(tmp_path / "old", *rows)
     study = open_study(new, tmp_path / "new")
-    taken, hint = warm_start(study, new, folder_of)
+    taken, hint = warm_start(study, new, folder_of, resolve_trial)
     assert [(trial.state, trial.params, trial.values) for trial in study.trials] == [
         (COMPLETE, {"regulation.optimizer.name": "adamw", "pretraining.epochs": 5}, [0.75, 4.0]),
         (COMPLETE, {**SGD, "pretraining.epochs": 3}, [0.75, 5.0]),
@@ -499,7 +488,7 @@ def test_warm_start_says_that_images_or_trainer_are_others(tmp_path: Path, folde
         (tmp_path / name).mkdir(exist_ok=True)
         content = {"fingerprints": {"task": task, "stimuli": "def"}, "trainer": {"pretraining": 1, "regulation": version}}
         (tmp_path / name / "study.json").write_text(json.dumps(content))
-    said = warm_start(open_study(config, tmp_path / "new"), config, folder_of)
+    said = warm_start(open_study(config, tmp_path / "new"), config, folder_of, resolve_trial)
     assert said[1:] == [
         'they are only a hint: in \'old\' fingerprint of task was "abc" (here "xyz"), trainer of regulation was 1 (here 2)',
         "the sampler 'random' does not learn from trials of other studies: tpe and gp do",
@@ -510,7 +499,7 @@ def test_a_warm_start_that_gives_nothing_says_so(tmp_path: Path, folder_of: Any)
     config = study_config({"regulation.balance": Float(0.0, 0.25)}, name="new", warm_start_from=("old",))
     write_study(tmp_path / "old", balance_record(config, 0.5))
     study = open_study(config, tmp_path / "new")
-    assert warm_start(study, config, folder_of) == [
+    assert warm_start(study, config, folder_of, resolve_trial) == [
         "trials taken from 'old' for the sampler to learn from: none, left out 1 outside of this search space"
     ]
     assert study.trials == []
@@ -526,7 +515,7 @@ def test_which_samplers_go_on_from_a_warm_start(sampler: str, storage: str | Non
 
     def proposed(config: StudyConfig) -> Any:
         study = open_study(config, tmp_path / config.name)
-        said = warm_start(study, config, folder_of)
+        said = warm_start(study, config, folder_of, resolve_trial)
         return propose(study, config).params["regulation.balance"], said
 
     (cold_balance, _), (warm_balance, said) = proposed(cold), proposed(warm)
@@ -553,7 +542,7 @@ def test_a_study_without_records_is_refused_with_those_that_have_some(tmp_path: 
         check_warm_start(config, folder_of)
     study = open_study(config, tmp_path / "new")
     with pytest.raises(ConfigError, match="'olt'"):
-        warm_start(study, config, folder_of)
+        warm_start(study, config, folder_of, resolve_trial)
     assert study.trials == [], "refused before anything is taken"
 
 

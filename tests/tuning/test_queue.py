@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from emoreg.config import Value, replace_paths
+from emoreg.config.resolved import resolve_trial
 from emoreg.tuning.queue import Job, JobQueue
 from tests.helpers.trials import TINY
 
@@ -14,7 +15,8 @@ class Clock:
 
 
 def job(**values: Value) -> Job:
-    return Job(config=replace_paths(TINY, {path.replace("__", "."): value for path, value in values.items()}), role="search")
+    config = replace_paths(TINY, {path.replace("__", "."): value for path, value in values.items()})
+    return Job(trial=resolve_trial(config), role="search")
 
 
 def queue_of(*jobs: Job) -> JobQueue:
@@ -24,7 +26,7 @@ def queue_of(*jobs: Job) -> JobQueue:
     return queue
 
 
-def test_one_trial_trains_a_trunk_and_the_others_start_at_their_lengths() -> None:
+def test_one_trial_trains_a_shared_run_and_the_others_start_at_their_lengths() -> None:
     long, short, middle = (job(pretraining__epochs=epochs, regulation__balance=epochs / 100) for epochs in (8, 2, 4))
     queue = queue_of(long, short, middle)
     assert queue.start() is long
@@ -33,14 +35,14 @@ def test_one_trial_trains_a_trunk_and_the_others_start_at_their_lengths() -> Non
     queue.reached(long.identity, 1)
     assert queue.start() is None
     queue.reached(long.identity, 2)
-    assert queue.start() is short  # while the trunk goes on
+    assert queue.start() is short  # while the shared run goes on
     assert queue.start() is None
     queue.reached(long.identity, 4)
     assert queue.start() is middle
     assert queue.num_waiting == 0
 
 
-def test_a_longer_trial_takes_the_trunk_further_once_its_trainer_has_its_own() -> None:
+def test_a_longer_trial_takes_the_shared_run_further_once_its_trainer_has_its_own() -> None:
     short, long, other = (
         job(pretraining__epochs=2),
         job(pretraining__epochs=8),
@@ -49,14 +51,14 @@ def test_a_longer_trial_takes_the_trunk_further_once_its_trainer_has_its_own() -
     queue = queue_of(short, long, other)
     assert queue.start() is short
     assert queue.start() is None
-    queue.experienced(short.identity)
+    queue.experience_ready(short.identity)
     assert queue.start() is long
-    assert queue.start() is None, "two would train the same trunk"
-    queue.experienced(long.identity)
+    assert queue.start() is None, "two would train the same pre-training"
+    queue.experience_ready(long.identity)
     assert queue.start() is other
 
 
-def test_trials_of_other_trunks_and_of_none_go_first() -> None:
+def test_trials_of_other_shared_runs_and_of_none_go_first() -> None:
     first, waits, other_seed = job(), job(regulation__balance=0.9), job(seed=7)
     plain, untrained = job(control="plain"), job(pretraining__epochs=0)
     queue = queue_of(first, waits, other_seed, plain, untrained)
@@ -64,7 +66,7 @@ def test_trials_of_other_trunks_and_of_none_go_first() -> None:
     assert queue.num_waiting == 1
 
 
-def test_a_trainer_that_dies_gives_the_trunk_to_the_next_and_pauses_before_it_comes_again() -> None:
+def test_a_trainer_that_dies_gives_the_shared_run_to_the_next_and_pauses_before_it_comes_again() -> None:
     clock = Clock()
     queue = JobQueue(clock=clock)
     first, second = job(), job(regulation__balance=0.9)
@@ -75,10 +77,10 @@ def test_a_trainer_that_dies_gives_the_trunk_to_the_next_and_pauses_before_it_co
     queue.add(queue.end(first.identity), pause=5.0)
     assert first.identity in queue
     assert queue.start() is second
-    queue.experienced(second.identity)
+    queue.experience_ready(second.identity)
     clock.now = 4.9
     assert queue.start() is None
-    assert queue.num_waiting == 0  # it waits for its pause, not for a trunk
+    assert queue.num_waiting == 0  # it waits for its pause, not for a shared run
     clock.now = 5.0
     assert queue.start() is first
     assert (first.attempts, second.attempts) == (2, 1)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import pytest
 
-from emoreg.tuning.signals import stop_on_signals
+from emoreg.tuning.signals import Stop, stop_on_signals
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,3 +35,33 @@ def test_without_a_signal_nobody_is_asked_and_afterwards_they_mean_what_they_did
     finally:
         signal.signal(signal.SIGINT, before)
     assert asked == []
+
+
+def test_the_second_signal_leaves_at_once_whoever_else_has_asked() -> None:
+    stop = Stop()
+    stop.ask()  # the driver itself, for too many faults: trials save
+    stop.ask(signal.SIGINT)  # the first signal asks for no more than that
+    stop.ask()
+    with pytest.raises(KeyboardInterrupt):
+        stop.ask(signal.SIGINT)
+
+
+def test_only_sigterm_has_an_end() -> None:
+    for number, is_overdue in ((signal.SIGINT, False), (signal.SIGTERM, True)):
+        stop = Stop(grace_seconds=1e-9)
+        stop.ask(number)
+        assert stop.is_overdue is is_overdue
+
+
+def test_outside_the_main_thread_nothing_is_caught() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def run() -> None:
+        with stop_on_signals(lambda number: None):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
