@@ -57,7 +57,7 @@ def control(
     def register(change: Change) -> Change:
         text = description or (change.__doc__ or "").partition("\n")[0]
         entry = Control(name=name, change=change, images=images, label=label or name, dash=dash, description=text)
-        CONTROLS.add(name, entry)
+        CONTROLS.add(name, entry, origin=change)
         return change
 
     return register

@@ -29,11 +29,27 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._origins: dict[str, Any] = {}
 
-    def add(self, name: str, entry: T) -> T:
-        """Add an entry; one of the same name is replaced, as a notebook's cell that is run again does."""
+    def add(self, name: str, entry: T, *, origin: Any = None) -> T:
+        """Add an entry; one of the same name is replaced, as a notebook's cell that is run again does.
+
+        Args:
+            name: of the entry.
+            entry: what is registered.
+            origin: the function or class that a user wrote, if the entry wraps it.
+        """
         self._entries[name] = entry
+        self._origins[name] = entry if origin is None else origin
         return entry
+
+    def origin(self, name: str) -> Any:
+        """The function or class that an entry was made of."""
+        return self._origins[name]
+
+    def user_names(self) -> tuple[str, ...]:
+        """The names of the entries that do not come with the package."""
+        return tuple(name for name, origin in self._origins.items() if origin.__module__.partition(".")[0] != "emoreg")
 
     def require(self, name: str, *, of: str) -> T:
         """The entry called ``name``.

@@ -38,10 +38,9 @@ class UserCode:
             ConfigError: for an entry that cannot be pickled.
         """
         entries = [
-            (registry.kind, name, entry, registry.origin(name))
+            (registry.kind, name, registry[name], registry.origin(name))
             for registry in registries()
-            for name, entry in registry.items()
-            if registry.is_user(name)
+            for name in registry.user_names()
         ]
         with ExitStack() as after:
             for module in {module for *_, origin in entries for module in _modules_beside(origin)}:
@@ -74,8 +73,8 @@ def code_fingerprints(config: StudyConfig) -> dict[str, str]:
     return {
         f"{registry.kind} {name}": source_fingerprint(registry.origin(name))
         for registry in registries()
-        for name in registry
-        if registry.is_user(name) and name in used.get(registry.kind, ())
+        for name in registry.user_names()
+        if name in used.get(registry.kind, ())
     }
 
 
