@@ -109,10 +109,15 @@ def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, sp
     total = 0.0
     if config.regulation.needs_emotional:
         train, _ = cut_validation(
-            stimuli.train, config.stimuli.validation_fraction, seed=config.stimuli.split_seed, num_images=config.stimuli.num_images
+            stimuli.train,
+            config.stimuli.validation_fraction,
+            seed=config.stimuli.split_seed,
+            num_images=config.stimuli.num_images,
         )
         total += config.pretraining.epochs * len(train) * per_image
-    train, held_out = cut_validation(task.train, config.task.validation_fraction, seed=config.task.split_seed, num_images=config.task.num_images)
+    train, held_out = cut_validation(
+        task.train, config.task.validation_fraction, seed=config.task.split_seed, num_images=config.task.num_images
+    )
     encoders = config.regulation.needs_plain + config.regulation.needs_emotional
     images = len(train) + _EVALUATION_SHARE * len(held_out)
     return total + config.regulation.epochs * images * encoders * per_image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -13,12 +12,12 @@ from typing import Any
 import torch
 
 import emoreg
-from emoreg.config import StudyConfig
+from emoreg.config import StudyConfig, from_json, to_json, without_secrets
 from emoreg.config.resolved import Fingerprints
 from emoreg.errors import ConfigError
 from emoreg.provenance import own_commit
 from emoreg.results.records import Provenance
-from emoreg.storage.files import replacing, without_credentials
+from emoreg.storage.files import replacing
 from emoreg.training.experience import TRAINER_VERSION
 from emoreg.tuning.user_code import code_fingerprints
 
@@ -56,7 +55,9 @@ def refuse_changes(config: StudyConfig, folder: Path, fingerprints: Fingerprints
     path = folder / "study.json"
     if not path.exists():
         return
-    before, after = (_flat_fixed(content) for content in (json.loads(path.read_text()), _compared(config, fingerprints)))
+    content = json.loads(path.read_text())
+    content["config"] = to_json(from_json(StudyConfig, content["config"]))  # settings that came later are at their defaults
+    before, after = _flat_fixed(content), _flat_fixed(_compared(config, fingerprints))
     changed = [
         f"  {name}: {_shown(before, name)} -> {_shown(after, name)}"
         for name in sorted(before.keys() | after.keys())
@@ -76,7 +77,7 @@ def provenance(config: StudyConfig, command: str | None) -> Provenance:
     return Provenance(
         study=config.name,
         storage=config.without_password().storage,
-        command=None if command is None else without_credentials(command),
+        command=None if command is None else without_secrets(command),
         versions=versions(),
         git_commit=own_commit(),
         host=f"{platform.node()} ({platform.platform()})",
@@ -91,7 +92,7 @@ def versions() -> dict[str, str]:
 
 def _compared(config: StudyConfig, fingerprints: Fingerprints) -> dict[str, Any]:
     return {
-        "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
+        "config": to_json(config.without_password()),
         "fingerprints": fingerprints.rows(),
         "code": code_fingerprints(config),
         "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
