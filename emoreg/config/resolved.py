@@ -46,6 +46,13 @@ class ResolvedTrial:
     config: TrialConfig
     identity: str
 
+    @property
+    def images_of_pretraining(self) -> ImageSetConfig | None:
+        """The image set that stage 1 trains on; None for a trial that needs no pre-training."""
+        if self.config.pretraining.epochs == 0 or not self.config.regulation.needs_emotional:
+            return None
+        return self.config.neutral if self.config.control == "neutral" else self.config.stimuli
+
 
 def resolve_trial(config: TrialConfig, fingerprints: Fingerprints = UNKNOWN) -> ResolvedTrial:
     """Apply the control of ``config`` and compute the trial's identity. Resolving a resolved configuration changes nothing."""

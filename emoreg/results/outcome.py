@@ -104,6 +104,11 @@ class Outcome:
         """What the records call a trial that ended so."""
         return self.end.status
 
+    def value(self, metric: str) -> float | None:
+        """What an objective reads: val_accuracy, val_loss, device_seconds, or a registered metric by its column's name."""
+        known = {"val_accuracy": self.val_accuracy, "val_loss": self.val_loss, "device_seconds": self.device_seconds}
+        return known[metric] if metric in known else self.metrics.get(metric)
+
     @property
     def device_seconds(self) -> float:
         """What the trial costs alone: its whole experience, whoever paid, or else what it paid, and regulation."""
