@@ -272,6 +272,12 @@ class TrialConfig:
     """Same numbers to the bit on CPU, run after run; turns mixed precision off."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """`auto`: bf16 autocast where the device has it, unless deterministic."""
+    metrics: tuple[str, ...] = ()
+    """Registered metrics that are measured on validation after every epoch, besides accuracy and loss."""
+    probes: tuple[str, ...] = ()
+    """Registered probes that look at the network after chosen epochs, and change no number of the trial."""
+    probe_every: int = 1
+    """Probes run after every so many epochs."""
 
     def __post_init__(self) -> None:
         require(bool(self.backbone), "a trial needs a backbone", self.backbone, "name a timm model")

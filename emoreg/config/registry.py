@@ -67,3 +67,11 @@ _ALL: list[Registry[Any]] = []
 def registries() -> tuple[Registry[Any], ...]:
     """Every registry that has been made."""
     return tuple(_ALL)
+
+
+BACKBONES: Registry[Any] = Registry("backbone")
+"""Encoders beside timm's: see ``training.backbones``."""
+PROBES: Registry[Any] = Registry("probe")
+"""What looks at a network after chosen epochs: see ``training``."""
+METRICS: Registry[Any] = Registry("metric")
+"""What is measured on validation besides accuracy and loss: see ``training``."""
