@@ -1,8 +1,8 @@
-"""State on disk that is whole or not there: written atomically, versioned, checked when read, and never running code.
+"""State on disk that is whole or not there: written atomically, versioned, checked when it is read, and never running code.
 
-A file is what ``torch.save`` writes and, after it, a trailer: version, length and XXH3-128 checksum. The checksum finds torn
-and damaged files; against code from strangers there is ``weights_only=True``. PyTorch's reader looks for the end of its archive
-from behind and does not mind the trailer, so that a file is loaded by path, without a copy of it in memory.
+A file is what ``torch.save`` writes, followed by a trailer: version, length and XXH3-128 checksum. The checksum finds torn and
+damaged files; ``weights_only=True`` guards against code from strangers. PyTorch looks for its archive's end from behind, so the
+trailer does not disturb it, and a file is loaded by its path, without a copy of it in memory.
 """
 
 from __future__ import annotations
@@ -10,131 +10,102 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import os
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from types import MappingProxyType, TracebackType
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
 from torch import Tensor
 
-from emoreg.storage.files import replacing
+from emoreg.storage.files import Files, replacing
 
+_ZIP = b"PK\x03\x04"
 _MAGIC = b"emoreg checkpoint"
-_VERSION = 2
+_VERSION = 1
 _TRAILER = struct.Struct(f"<{len(_MAGIC)}sIQ16s")  # magic, version, bytes of the body, checksum of the body
 _CHUNK = 1 << 20
+_ANYTHING: Mapping[str, Any] = MappingProxyType({})
 
 State = dict[str, Any]
+"""What a file holds: tensors, numbers, strings, and lists and dicts of them."""
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable  # tests check it in signatures
-class Keeper(Protocol):
-    """Decides when the state of a training loop is kept, and where."""
-
-    def due(self) -> bool:
-        """Whether the loop should hand over its state after this step: time has passed, or the trial is asked to stop."""
-
-    def keep(self, state: State) -> None:
-        """Take the state after an epoch, and after a step where ``due`` says so. The loop may change its tensors afterwards.
-
-        ``state["epochs"]`` are the epochs completed, ``state["steps"]`` the steps done of the next one: 0 after an epoch.
-
-        Raises:
-            Interrupted: once the state is safe, where the trial is asked to stop.
-        """
 
 
 class Untrusted(Exception):
     """A file that is torn, foreign or of another version. The message says which; the file is not used."""
 
 
-def save(path: Path, state: State) -> None:
-    """Write ``state`` (tensors, numbers, strings, lists and dicts) so that ``path`` is the old file or the new one, whole.
+def save(files: Files, name: str, state: State) -> None:
+    """Write ``state`` so that the file is the old one or the new one, whole.
 
     Raises:
-        OSError: where it cannot be written; ``path`` is then as it was.
+        OSError: it cannot be written; the file is then as it was.
     """
-    with replacing(path) as stream:
+    if files.folder is None:
+        files.write(name, encode(state))
+        return
+    with replacing(files.folder / name) as stream:
         _write(stream, state)
 
 
-def encode(state: State) -> memoryview:
-    """What ``save`` would write, in memory."""
-    buffer = io.BytesIO()
-    _write(buffer, state)
-    return buffer.getbuffer()
+def load(files: Files, name: str, *, expected: Mapping[str, Any] = _ANYTHING, in_place: bool = False) -> State | None:
+    """Read a state, on the CPU; None if there is none.
 
+    A file that is torn, foreign, of another version or of another place is set aside as ``NAME.bad`` with a warning and counts
+    as absent: the work that it held is done again rather than trusted.
 
-def load(path: Path) -> State | None:
-    """The state in ``path``, on the CPU, or None where there is none.
-
-    A file that is torn, foreign, or of another version is set aside as ``NAME.bad`` with a warning, and counts as absent: the
-    work that it held is done again rather than trusted.
+    Args:
+        files: where it lies.
+        name: of the file.
+        expected: values that the state must have.
+        in_place: leave the tensors in a local file, mapped into memory, for a reader that copies a few of them and drops the
+            rest. The file may be removed or replaced meanwhile, but not changed.
     """
     try:
-        return read(path)
+        folder = files.folder
+        state = decode(files.read(name).to_pybytes()) if folder is None else _read(folder / name, in_place=in_place)
+        if any(state.get(key) != value for key, value in expected.items()):
+            raise Untrusted("it is the state of something else")
     except FileNotFoundError:
         return None
     except Untrusted as fault:
-        aside = path.with_name(f"{path.name}.bad")
-        os.replace(path, aside)
-        log.warning("%s cannot be trusted: %s; it was set aside as %s and its work is done again", path, fault, aside.name)
+        aside = f"{name}.bad"
+        files.move(name, aside)
+        log.warning(
+            "%s/%s cannot be trusted: %s; it was set aside as %s and its work is done again", files.uri, name, fault, aside
+        )
         return None
+    return state
 
 
-def read(path: Path, *, in_place: bool = False) -> State:
-    """The state in ``path``, on the CPU.
-
-    Args:
-        path: of a file that ``save`` wrote.
-        in_place: leave the tensors in the file, mapped into memory, for a reader that copies a few of them and drops the rest:
-            what is not looked at is not loaded. The file may be removed or replaced meanwhile, but not changed.
-
-    Raises:
-        FileNotFoundError: where there is none.
-        Untrusted: for a file that cannot be relied on.
-    """
-    with open(path, "rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        stream.seek(max(0, size - _TRAILER.size))
-        checksum = _checksum(stream.read(), size, _head(stream))
-        stream.seek(0)
-        digest, left, chunk = xxhash.xxh3_128(), size - _TRAILER.size, memoryview(bytearray(_CHUNK))
-        while left and (count := stream.readinto(chunk[:left])):
-            digest.update(chunk[:count])
-            left -= count
-    if digest.digest() != checksum:
-        raise Untrusted("its checksum does not match")
-    return _load(path, mmap=in_place)
+def encode(state: State) -> bytes:
+    """Make the bytes that ``save`` writes."""
+    buffer = io.BytesIO()
+    _write(buffer, state)
+    return buffer.getvalue()
 
 
-def decode(content: bytes | memoryview) -> State:
-    """The state that ``encode`` made ``content`` of.
+def decode(content: bytes) -> State:
+    """Make the state of the bytes of a file.
 
     Raises:
-        Untrusted: for a content that cannot be relied on.
+        Untrusted: they cannot be relied on.
     """
-    view = memoryview(content)
-    body = view[: -_TRAILER.size]
-    checksum = _checksum(bytes(view[-_TRAILER.size :]), len(view), bytes(view[:_HEAD]))
-    if xxhash.xxh3_128_digest(body) != checksum:
-        raise Untrusted("its checksum does not match")
-    return _load(io.BytesIO(body))
+    stream = io.BytesIO(content)
+    _verify(stream)
+    return _load(stream)
 
 
 class Writer:
     """Writes states in the background, one at a time, so that a training loop stands still for a copy in memory only.
 
-    An error of a write is raised by the next ``save`` or ``flush``. As a context it waits for the last write when it ends.
+    An error of a write is raised by the next ``submit`` or ``flush``. As a context it waits for the last write when it ends.
     The copy's memory is kept and used again.
     """
 
@@ -143,12 +114,8 @@ class Writer:
         self._writing: Future[None] | None = None
         self._copies: dict[tuple[Any, ...], Tensor] = {}
 
-    def save(self, path: Path, state: State) -> None:
-        """Like ``checkpoint.save``, but returns before the file is there. The tensors may be changed then."""
-        self.submit(partial(save, path), state)
-
     def submit(self, write: Callable[[State], None], state: State) -> None:
-        """Have a copy of ``state`` written by ``write``, once what was submitted before it is."""
+        """Have ``write`` write a copy of ``state``, after what was submitted before. The tensors may be changed afterwards."""
         self.flush()
         copied = self._copy(state, ())
         if torch.cuda.is_initialized():
@@ -175,7 +142,7 @@ class Writer:
             self._thread.shutdown()
 
     def _copy(self, value: Any, place: tuple[Any, ...]) -> Any:
-        """``value`` with its tensors copied to memory of ours, which belongs to their place in the state."""
+        """Copy ``value``, its tensors to memory of the writer's own, which belongs to their place in the state."""
         if isinstance(value, Tensor):
             mine = self._copies.get(place)
             if mine is None or mine.shape != value.shape or mine.dtype != value.dtype:
@@ -191,20 +158,10 @@ class Writer:
         return value
 
 
-_HEAD = 32
-_ZIP = b"PK\x03\x04"
-_FIRST_VERSION = b'{"format": "emoreg checkpoint"'  # which had its header in front
-
-
-def _head(stream: BinaryIO | io.FileIO) -> bytes:
-    stream.seek(0)
-    return stream.read(_HEAD)
-
-
 class _Checked:
     """A stream that knows the checksum of what went through it, and the error that stopped it, which PyTorch swallows."""
 
-    def __init__(self, stream: BinaryIO | io.BytesIO) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.digest = xxhash.xxh3_128()
         self.size = 0
@@ -224,7 +181,7 @@ class _Checked:
         self._stream.flush()
 
 
-def _write(stream: BinaryIO | io.BytesIO, state: State) -> None:
+def _write(stream: BinaryIO, state: State) -> None:
     checked = _Checked(stream)
     try:
         torch.save(state, checked)  # type: ignore[arg-type]  # it writes and flushes, nothing else
@@ -235,25 +192,34 @@ def _write(stream: BinaryIO | io.BytesIO, state: State) -> None:
     stream.write(_TRAILER.pack(_MAGIC, _VERSION, checked.size, checked.digest.digest()))
 
 
-def _checksum(trailer: bytes, size: int, head: bytes) -> bytes:
-    """The checksum that the body should have, of a file whose trailer fits its size.
+def _read(path: Path, *, in_place: bool) -> State:
+    with open(path, "rb", buffering=0) as stream:
+        _verify(stream)
+    return _load(path, mmap=in_place)
 
-    Raises:
-        Untrusted: for another file.
-    """
-    if head.startswith(_FIRST_VERSION):
-        raise Untrusted(f"it has version 1, this is version {_VERSION}")
-    if not head.startswith(_ZIP):
+
+def _verify(stream: io.FileIO | io.BytesIO) -> None:
+    """Raise Untrusted unless the stream holds a whole and undamaged file of this version."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    if stream.read(len(_ZIP)) != _ZIP:
         raise Untrusted("it is another program's file, or its beginning is lost")
-    magic, version, length, checksum = _TRAILER.unpack(trailer) if size >= _TRAILER.size else (b"", 0, 0, b"")
+    stream.seek(max(0, size - _TRAILER.size))
+    trailer = stream.read(_TRAILER.size)
+    magic, version, length, checksum = _TRAILER.unpack(trailer) if len(trailer) == _TRAILER.size else (b"", 0, 0, b"")
     if magic != _MAGIC:
         raise Untrusted("it is torn, or another program's file: its end is not ours")
     if version != _VERSION:
         raise Untrusted(f"it has version {version}, this is version {_VERSION}")
     if length != size - _TRAILER.size:
         raise Untrusted(f"it is torn: {size - _TRAILER.size} bytes of {length}")
-    assert isinstance(checksum, bytes)
-    return checksum
+    stream.seek(0)
+    digest, left, chunk = xxhash.xxh3_128(), length, memoryview(bytearray(_CHUNK))
+    while left and (count := stream.readinto(chunk[:left])):
+        digest.update(chunk[:count])
+        left -= count
+    if digest.digest() != checksum:
+        raise Untrusted("its checksum does not match")
 
 
 def _load(source: Path | io.BytesIO, *, mmap: bool = False) -> State:

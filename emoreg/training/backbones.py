@@ -1,4 +1,6 @@
-"""timm models fitted to small images, as encoders: images in, one feature vector each out. The only module that knows timm.
+"""Encoders: images in, one feature vector each out. timm's models fitted to small images, and a user's own.
+
+The only module that knows timm.
 
 Legend: B images, S their side in pixels, D features.
 """
@@ -6,8 +8,10 @@ Legend: B images, S their side in pixels, D features.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from emoreg.config.code import source_fingerprint
+from emoreg.config.registry import BACKBONES
 from emoreg.data import torchvision_operators
 from emoreg.errors import ConfigError
 from emoreg.seeding import global_stream
@@ -32,8 +38,41 @@ _LARGEST_WITHOUT_MAX_POOL = 64
 _HUB_SECONDS = 5.0
 
 
+Factory = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """An entry of ``BACKBONES``: a factory, and the fingerprint of its code, which decides weights as its name does."""
+
+    build: Factory
+    fingerprint: str
+
+
+def backbone(name: str) -> Callable[[Factory], Factory]:
+    """Register the decorated factory (a function, or a class of modules) as a backbone, for ``TrialConfig.backbone``.
+
+    It returns a module that turns images (B 3 S S) into features (B D). It is called with ``image_size`` and ``drop_path`` if
+    it takes them, and draws its weights from torch's global random stream.
+
+    Args:
+        name: of the backbone. It goes before a model of timm of the same name.
+    """
+
+    def register(factory: Factory) -> Factory:
+        BACKBONES.add(name, Backbone(factory, source_fingerprint(factory)))
+        return factory
+
+    return register
+
+
+def code_fingerprint(name: str) -> str | None:
+    """The fingerprint of a user's backbone; None for a model of timm, which goes by its name."""
+    return BACKBONES[name].fingerprint if name in BACKBONES else None
+
+
 class Encoder(nn.Module):
-    """A timm model without its classifier.
+    """A model that gives features.
 
     Attributes:
         width: D, the number of features.
@@ -56,35 +95,73 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
     """Refuse a backbone that `create_encoder` could not make, without making it.
 
     Raises:
-        ConfigError: for a name that timm does not have, a size that a ViT's patches do not divide, a weights file that is
-            not there, a hub that cannot be reached.
+        ConfigError: for a name that is not registered and that timm does not have, a size that a ViT's patches do not divide, a
+            weights file that is not there, a hub that cannot be reached.
     """
     timm_name = _ALIASES.get(name, name)
-    if not timm.is_model(timm_name):
-        near = difflib.get_close_matches(name, [*timm.list_models(), *_ALIASES], n=4, cutoff=0.5)
-        raise ConfigError(f"a backbone must be a timm model, but timm {timm.__version__} has no {name!r}: did you mean {near}?")
-    if _has_patches(timm_name) and image_size % _PATCHES_PER_SIDE:
-        raise ConfigError(
-            f"a ViT's patches have a side of image_size / {_PATCHES_PER_SIDE}, so image_size must be a multiple of "
-            f"{_PATCHES_PER_SIDE}, but it is {image_size}: choose 32, say"
-        )
+    if name not in BACKBONES:
+        if not timm.is_model(timm_name):
+            near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models(), *_ALIASES], n=4, cutoff=0.5)
+            raise ConfigError(
+                f"Name a model of timm as backbone, or register yours in the study file (@emoreg.backbone({name!r})): it must "
+                f"be a timm model, or registered, but timm {timm.__version__} has no {name!r}: did you mean {near}?"
+            )
+        if _has_patches(timm_name) and image_size % _PATCHES_PER_SIDE:
+            raise ConfigError(
+                f"Choose an image_size that is a multiple of {_PATCHES_PER_SIDE}, 32 say: a ViT's patches have a side of "
+                f"image_size / {_PATCHES_PER_SIDE}, but image_size is {image_size}"
+            )
     if weights == "hub":
-        _check_hub(timm_name)
+        _check_hub(name, timm_name)
     elif weights is not None and not Path(weights).expanduser().is_file():
-        raise ConfigError(f"weights must be a file or 'hub', but {weights!r} is not there: correct the path")
+        raise ConfigError(f"Correct the path of weights: they must be a file or 'hub', but {weights!r} is not there")
 
 
 def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
     """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
 
-    The ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family (DeiT too) gets ``img_size`` and
-    patches of image_size / 8 (8 x 8 tokens). Every other family is taken as timm makes it, with ``img_size`` where it has one.
+    Of timm's models, the ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family (DeiT too) gets
+    ``img_size`` and patches of image_size / 8 (8 x 8 tokens). Every other one is taken as it is made, with ``img_size`` if it
+    has one; so is what is registered.
 
     Raises:
-        ConfigError: where timm cannot make the model so, or weights do not fit or cannot be had.
+        ConfigError: the model cannot be made so, or weights do not fit or cannot be had.
     """
     check_backbone(name, image_size=image_size, weights=weights)
-    timm_name = _ALIASES.get(name, name)
+    with global_stream(seed):
+        if name in BACKBONES:
+            model = _registered(name, image_size, drop_path, weights)
+        else:
+            model = _timm_model(_ALIASES.get(name, name), image_size, drop_path, weights, seed)
+        try:
+            return Encoder(model, image_size)
+        except (AssertionError, AttributeError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"Choose another image_size or backbone: {name!r} must turn images of {image_size} px into one vector each, "
+                f"but it does not ({error})"
+            ) from error
+
+
+def _registered(name: str, image_size: int, drop_path: float, weights: str | None) -> nn.Module:
+    """A user's own model."""
+    factory = BACKBONES[name].build
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    options = {"image_size": image_size, "drop_path": drop_path}
+    if drop_path > 0 and not (takes_any or "drop_path" in parameters):
+        raise ConfigError(f"Set drop_path to 0, or let backbone {name!r} take it: it is {drop_path}")
+    model = factory(**{key: value for key, value in options.items() if takes_any or key in parameters})
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"Return a torch.nn.Module from backbone {name!r}: it returns {type(model).__name__}")
+    if weights is not None:
+        try:
+            model.load_state_dict(torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True))
+        except Exception as error:  # a file can be wrong in more ways than there are names for
+            raise _misfit(weights, name, f"it cannot be loaded ({type(error).__name__}: {error})") from error
+    return model
+
+
+def _timm_model(timm_name: str, image_size: int, drop_path: float, weights: str | None, seed: int) -> nn.Module:
     options: dict[str, Any] = {"num_classes": 0}
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
@@ -92,29 +169,29 @@ def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str
         options |= {"img_size": image_size, "patch_size": image_size // _PATCHES_PER_SIDE}
     elif timm.get_pretrained_cfg(timm_name).fixed_input_size:
         options["img_size"] = image_size
-    with global_stream(seed):
-        try:
-            model = timm.create_model(timm_name, **options)
-        except TypeError as error:
-            raise ConfigError(f"backbone {name!r} does not take the options {options}: {error}") from error
-        if weights is not None:
-            with global_stream(seed):
-                model = _with_weights(timm_name, options, weights, untrained=model)
-        if isinstance(model, ResNet):
-            _fit_resnet(model, image_size)
-        try:
-            return Encoder(model, image_size)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"backbone {name!r} must turn images of {image_size} px into one vector each, but it does not ({error}): "
-                "choose another image_size or backbone"
-            ) from error
+    try:
+        model: nn.Module = timm.create_model(timm_name, **options)
+    except TypeError as error:
+        raise ConfigError(f"Leave out what backbone {timm_name!r} does not take, of the options {options}: {error}") from error
+    if weights is not None:
+        with global_stream(seed):
+            model = _with_weights(timm_name, options, weights, untrained=model)
+    if isinstance(model, ResNet):
+        _fit_resnet(model, image_size)
+    return model
+
+
+def _misfit(weights: str, name: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"Give a file of weights that {name!r} was saved to, or leave weights out: {weights!r} must fit the backbone, but "
+        f"{problem}"
+    )
 
 
 def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, untrained: nn.Module) -> nn.Module:
     """The model with weights from a file or the hub.
 
-    timm leaves a layer as initialised where the weights have none of its name. So each is compared with ``untrained``, the
+    timm leaves a layer as initialised if the weights have none of its name. So each is compared with ``untrained``, the
     model from the same seed without weights: what is equal to the bit was not loaded.
     """
     overlay = {"file": str(Path(weights).expanduser()), "custom_load": False}
@@ -122,32 +199,26 @@ def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, u
     try:
         model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)
     except Exception as error:  # a file can be wrong in more ways than there are names for
-        raise ConfigError(
-            f"weights must fit the backbone, but {weights!r} cannot be loaded into {timm_name!r} ({type(error).__name__}: "
-            f"{error}): give a file that timm's {timm_name!r} was saved to, or leave weights out"
-        ) from error
+        raise _misfit(weights, timm_name, f"it cannot be loaded ({type(error).__name__}: {error})") from error
     pairs = zip(untrained.named_parameters(), model.parameters(), strict=True)
     left = [key for (key, before), after in pairs if before.dim() > 1 and before.any() and torch.equal(before, after)]
     if left:
-        raise ConfigError(
-            f"weights must fit the backbone, but {weights!r} has none for {len(left)} layers of {timm_name!r}, "
-            f"{', '.join(left[:3])} among them: give a file that timm's {timm_name!r} was saved to, or leave weights out"
-        )
+        raise _misfit(weights, timm_name, f"it has none for {len(left)} layers, {', '.join(left[:3])} among them")
     return model
 
 
-def _check_hub(timm_name: str) -> None:
+def _check_hub(name: str, timm_name: str) -> None:
     """Refuse a hub that cannot be reached, at once: the download itself would try again for up to minutes."""
-    repository, filename = timm.get_pretrained_cfg(timm_name).hf_hub_id, "model.safetensors"
+    repository, filename = None if name in BACKBONES else timm.get_pretrained_cfg(timm_name).hf_hub_id, "model.safetensors"
     if repository is None:
-        raise ConfigError(f"weights='hub' needs weights on timm's hub, but {timm_name!r} has none there: leave weights out")
+        raise ConfigError(f"Leave weights out, or give a file: weights='hub' are timm's, which has none for {name!r}")
     if huggingface_hub.try_to_load_from_cache(repository, filename) is None:
         try:
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, filename), timeout=_HUB_SECONDS)
         except Exception as error:  # the HTTP library's own, which changes with the hub's version
             raise ConfigError(
-                f"weights='hub' needs timm's hub, but {repository!r} cannot be had from it ({error}): mend the network, give "
-                "a local file of weights, or leave weights out"
+                "Mend the network, give a local file of weights, or leave weights out: weights='hub' needs timm's hub, but "
+                f"{repository!r} cannot be had from it ({error})"
             ) from error
 
 

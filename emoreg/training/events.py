@@ -1,4 +1,4 @@
-"""How a trial tells the outside world what it does. The trainer knows this protocol and nothing behind it."""
+"""What a trial tells the outside world, and to whom. The trainer knows this protocol and nothing behind it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from emoreg.results.records import EpochRecord, Stage
+from emoreg.results.outcome import PretrainingCost
+from emoreg.results.records import EpochRecord, ProbeRecord, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,18 +47,14 @@ class Experienced:
 
     Attributes:
         epochs: its length.
-        paid_seconds: that this trial paid for, over all its attempts.
-        cost_seconds: that the whole experience cost, whoever paid.
-        waiting_seconds: that this attempt waited for another trial to train it.
+        cost: what it took so far.
     """
 
     epochs: int
-    paid_seconds: float
-    cost_seconds: float
-    waiting_seconds: float
+    cost: PretrainingCost
 
 
-Event = EpochRecord | Experienced | ImagesSample | BalanceSample | Confusion
+Event = EpochRecord | ProbeRecord | Experienced | ImagesSample | BalanceSample | Confusion
 
 
 class Reporter(Protocol):
@@ -65,15 +62,3 @@ class Reporter(Protocol):
 
     def report(self, event: Event) -> None:
         """Take one event. May raise to end the trial (Tune does)."""
-
-
-class Reporters:
-    """Hands each event to several reporters in turn."""
-
-    def __init__(self, *reporters: Reporter) -> None:
-        self._reporters = reporters
-
-    def report(self, event: Event) -> None:
-        """Pass the event on, in the order in which the reporters were given."""
-        for reporter in self._reporters:
-            reporter.report(event)

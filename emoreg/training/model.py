@@ -1,4 +1,4 @@
-"""The regulated network: a plain and an emotional encoder whose responses are balanced (method, section 1: a reconstruction).
+"""The networks: the emotional net of stage 1, and the regulated one of stage 2 (method, section 1: a reconstruction).
 
     f  plain encoder,     z_n = W_n f(x)    the non-emotional response
     g  emotional encoder, z_e = W_e g(x)    the emotionally-influenced response
@@ -8,7 +8,8 @@
     conditioned  z_e = W_e [f(x); softmax(H g(x))] with g and its emotion head H frozen, mixed as above
     loss         L = (1 - b) CE(z_n, y) + b CE(z_e, y); the prediction comes from the mean of the two responses
 
-Legend: B images, S their side, D and E features of f and g, C classes of the task.
+Legend: B images, S their side, D and E features of f and g, O outputs of H (affect classes, or valence and arousal), C classes
+of the task.
 """
 
 from __future__ import annotations
@@ -21,28 +22,47 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from emoreg.config import RegulationConfig
+from emoreg.config import RegulationConfig, TrialConfig
 from emoreg.seeding import derive_seed, generator, global_stream
-from emoreg.training.backbones import Encoder
+from emoreg.training.backbones import Encoder, create_encoder
 
 Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the network answers to a batch.
+    """What a network answers to a batch.
 
     Attributes:
         logits: the prediction; under mix_space=probabilities, its log-probabilities (softmax leaves them as they are).
-        plain: z_n, or None where b = 1 makes it superfluous.
-        emotional: z_e, or None where b = 0 does.
-        balance: b, one for the batch or one for each image.
+        plain: z_n; None if b = 1 makes it superfluous, and in stage 1.
+        emotional: z_e; None if b = 0 makes it superfluous. In stage 1, the prediction itself.
+        balance: b, one for the batch or one for each image; None in stage 1.
     """
 
     logits: Float[Tensor, "B C"]
     plain: Float[Tensor, "B C"] | None
     emotional: Float[Tensor, "B C"] | None
-    balance: Float[Tensor, ""] | Float[Tensor, " B"]
+    balance: Float[Tensor, ""] | Float[Tensor, " B"] | None
+
+
+class EmotionalNet(nn.Module):
+    """An encoder g with its emotion head H."""
+
+    def __init__(self, encoder: Encoder, num_outputs: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = _linear(encoder.width, num_outputs, seed)
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B O"]:
+        """Emotion logits, or estimated valence and arousal."""
+        scores: Tensor = self.head(self.encoder(images))
+        return scores.float()
+
+
+def create_emotional_net(config: TrialConfig, num_outputs: int) -> EmotionalNet:
+    """The emotional encoder and head before any experience. Its streams depend on the trial's seed alone."""
+    return EmotionalNet(_create(config, "emotional encoder"), num_outputs, derive_seed(config.seed, "emotion head"))
 
 
 class Regulation(nn.Module):
@@ -90,10 +110,10 @@ class Regulation(nn.Module):
         if self.emotion_frozen and emotional is not None:
             emotional.requires_grad_(False)
 
-        self._draws = generator(seed, "balance")
-        self._drawn = torch.tensor(0.5)
+        self._generator = generator(seed, "balance")
+        self._drawn_balance = torch.tensor(0.5)
         if config.kind in ("learnable", "random_learnable"):
-            start = config.balance if config.kind == "learnable" else _open_uniform(self._draws)
+            start = config.balance if config.kind == "learnable" else _open_uniform(self._generator)
             self.raw_balance = nn.Parameter(torch.tensor(_logit(start)))
         if config.kind == "dynamic":
             assert plain is not None
@@ -117,7 +137,7 @@ class Regulation(nn.Module):
     def draw_balance(self) -> None:
         """Draw the balance that a batch is trained with, for kind=random: to be called once for each, whole or in parts."""
         if self.config.kind == "random":
-            self._drawn = torch.rand((), generator=self._draws)
+            self._drawn_balance = torch.rand((), generator=self._generator)
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Response:
         """The balanced response to a batch. Responses are mixed in float32 under autocast too."""
@@ -143,6 +163,7 @@ class Regulation(nn.Module):
             F.cross_entropy(z, targets, label_smoothing=label_smoothing, reduction="none")
             for z in (response.plain, response.emotional)
         ]
+        assert response.balance is not None
         return ((1 - response.balance) * losses[0] + response.balance * losses[1]).mean()
 
     def _balance(self, f: Tensor | None, g: Tensor | None) -> Tensor:
@@ -156,7 +177,7 @@ class Regulation(nn.Module):
                 assert g is not None
                 return torch.sigmoid(self.balance_of(torch.cat([f, g], dim=1)).float()).squeeze(1)
             case "random":
-                return (self._drawn if self.training else torch.tensor(0.5)).to(some.device)
+                return (self._drawn_balance if self.training else torch.tensor(0.5)).to(some.device)
             case "fixed":
                 return torch.full((), self.config.balance, device=some.device)
 
@@ -175,11 +196,39 @@ class Regulation(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The state of the balance's random stream, so that a checkpoint continues it."""
-        return self._draws.get_state()
+        return self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take up the balance's random stream again."""
-        self._draws.set_state(state.cpu())
+        self._generator.set_state(state.cpu())
+
+
+def create_regulation(config: TrialConfig, emotional: EmotionalNet | None, num_classes: int) -> Regulation:
+    """The regulated network before stage 2.
+
+    Args:
+        config: the resolved trial's.
+        emotional: with its experience; None exactly where ``needs_emotional`` is false.
+        num_classes: C.
+    """
+    return Regulation(
+        config.regulation,
+        plain=_create(config, "plain encoder") if config.regulation.needs_plain else None,
+        emotional=emotional.encoder if emotional is not None else None,
+        emotion_head=emotional.head if emotional is not None else None,
+        num_classes=num_classes,
+        seed=config.seed,
+    )
+
+
+def _create(config: TrialConfig, stream: str) -> Encoder:
+    return create_encoder(
+        config.backbone,
+        image_size=config.image_size,
+        drop_path=config.drop_path,
+        weights=config.weights,
+        seed=derive_seed(config.seed, stream),
+    )
 
 
 def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
@@ -187,9 +236,9 @@ def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
         return nn.Linear(inputs, outputs)
 
 
-def _open_uniform(draws: torch.Generator) -> float:
+def _open_uniform(rng: torch.Generator) -> float:
     """U(0, 1) kept off the end points, whose logit is infinite."""
-    return float(torch.rand((), generator=draws).clamp(1e-3, 1 - 1e-3))
+    return float(torch.rand((), generator=rng).clamp(1e-3, 1 - 1e-3))
 
 
 def _logit(probability: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from emoreg.results.outcome import OomState
 from emoreg.training.backbones import batch_statistics, hold_statistics, recompute_activations
 from emoreg.training.optim import rng_state, set_rng_state
 
@@ -24,37 +25,24 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Relief:
-    """What was done because memory was too small.
-
-    Attributes:
-        micro_batch_size: M; None where whole batches fit.
-        recomputed: activations are computed again in the backward pass instead of kept.
-    """
-
-    micro_batch_size: int | None = None
-    recomputed: bool = False
-
-
 class MicroBatches:
-    """Takes batches through a network, in halves, quarters and so on where memory is too small for whole ones.
+    """Takes batches through a network, in halves, quarters and so on if memory is too small for whole ones.
 
     What helps is kept for the batches that follow. The gradients of the parts, each weighted by its share of the images,
     add up to the gradient of the batch: a step stays what it was within rounding, but for what dropout and stochastic depth
-    draw, which is another sample. BatchNorm in training looks at the whole batch, so with it parts would change the result:
-    there activations are computed again in the backward pass instead of kept, which changes nothing, and if that is not
-    enough, nothing else is tried.
+    draw, which is another sample. BatchNorm in training normalises by the whole batch, so parts would change its result: there
+    activations are computed again in the backward pass instead of kept, which changes nothing. If that is not enough, nothing
+    else is tried.
 
     Attributes:
-        relief: what was needed so far.
+        state: what was done so far.
     """
 
-    def __init__(self, network: nn.Module, relief: Relief | None = None) -> None:
-        """Begin with ``relief``, where an earlier attempt found out that it is needed."""
-        self.relief = relief if relief is not None else Relief()
+    def __init__(self, network: nn.Module, state: OomState | None = None) -> None:
+        """Begin with ``state``, if an earlier attempt found out that it is needed."""
+        self.state = state if state is not None else OomState()
         self._network = network
-        if self.relief.recomputed:
+        if self.state.recomputed:
             recompute_activations(network)
         self._statistics: list[list[Tensor]] | None = None  # of BatchNorm, by type; known with the first training step
 
@@ -101,11 +89,11 @@ class MicroBatches:
                     statistic.copy_(value.view_as(statistic))
             set_rng_state(streams, images.device)
 
-    def evaluate(self, look: Callable[[Tensor, Tensor], T], images: Float[Tensor, "B 3 S S"], targets: Tensor) -> list[T]:
-        """What ``look`` makes of images and targets, for a network in evaluation mode: one answer for each part."""
+    def evaluate(self, assess: Callable[[Tensor, Tensor], T], images: Float[Tensor, "B 3 S S"], targets: Tensor) -> list[T]:
+        """Apply ``assess`` to images and targets, with the network in evaluation mode: one result for each part."""
         while True:
             try:
-                return [look(*part) for part in self._parts(images, targets)]
+                return [assess(*part) for part in self._parts(images, targets)]
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -115,41 +103,40 @@ class MicroBatches:
     def _backward(
         self, forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        losses, answers = [], []
-        for part, its_targets in self._parts(images, targets):
-            loss, scores = forward(part, its_targets)
+        losses, all_scores = [], []
+        for part, part_targets in self._parts(images, targets):
+            loss, scores = forward(part, part_targets)
             loss = loss * (len(part) / len(images))
-            with hold_statistics(self._network) if self.relief.recomputed else nullcontext():
+            with hold_statistics(self._network) if self.state.recomputed else nullcontext():
                 loss.backward()
             losses.append(loss.detach())
-            answers.append(scores.detach())
-        return torch.stack(losses).sum(), torch.cat(answers)
+            all_scores.append(scores.detach())
+        return torch.stack(losses).sum(), torch.cat(all_scores)
 
     def _parts(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.relief.micro_batch_size or len(images)
+        size = self.state.micro_batch_size or len(images)
         return zip(images.split(size), targets.split(size), strict=True)
 
     def _halve(self, num_images: int, device: torch.device, error: RuntimeError) -> None:
-        size = min(self.relief.micro_batch_size or num_images, num_images)
+        size = min(self.state.micro_batch_size or num_images, num_images)
         if size == 1:
             raise torch.OutOfMemoryError(
-                f"one image at a time must fit in the memory of {device}, but it does not ({error}): choose a smaller backbone "
-                "or image_size, or a device with more memory"
+                "choose a smaller backbone or image_size, or a device with more memory: one image at a time must fit in the "
+                f"memory of {device}, but it does not ({error})"
             ) from error
         half = (size + 1) // 2
-        self.relief = replace(self.relief, micro_batch_size=half)
-        log.warning("memory of %s: %d images are too many at once; going on with %d", device, size, half)
+        self.state = replace(self.state, micro_batch_size=half)
+        log.warning("memory of %s: %d images are too many at once; continuing with %d", device, size, half)
 
     def _recompute(self, num_images: int, device: torch.device, error: RuntimeError) -> None:
-        if self.relief.recomputed or not recompute_activations(self._network):
+        if self.state.recomputed or not recompute_activations(self._network):
             raise torch.OutOfMemoryError(
-                f"BatchNorm looks at a whole batch, so that must fit in the memory of {device}, but {num_images} images do not "
-                f"({error}): lower batch_size, choose a backbone without BatchNorm (a ViT), or a "
-                "device with more memory"
+                "lower batch_size, choose a backbone without BatchNorm (a ViT), or a device with more memory: BatchNorm needs "
+                f"whole batches, but {num_images} images do not fit in the memory of {device} ({error})"
             ) from error
-        self.relief = replace(self.relief, recomputed=True)
+        self.state = replace(self.state, recomputed=True)
         log.warning(
-            "memory of %s: %d images are too many at once, and BatchNorm needs them all; going on with activations that are "
+            "memory of %s: %d images are too many at once, and BatchNorm needs them all; continuing with activations that are "
             "computed again in the backward pass rather than kept",
             device,
             num_images,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.errors import Diverged
 from emoreg.results.records import Stage
-from emoreg.storage.checkpoint import State
 from emoreg.training.backbones import decay_groups
 
 CHECK_EVERY = 50
-"""Steps between two looks at the losses, each of which waits for the device."""
+"""Steps between two checks of the losses, each of which waits for the device."""
 _ADAM_BETA2 = 0.999
 
 
@@ -49,7 +49,7 @@ def pretraining_schedule(step: int, num_steps: int, config: PretrainingConfig) -
 
 
 def length_dependence(config: PretrainingConfig) -> str | None:
-    """Why a longer pre-training cannot continue a shorter one, or None where it can: looked up in the schedule itself."""
+    """Why a longer pre-training cannot continue a shorter one, or None if it can: found out from the schedule itself."""
     shortest = config.warmup_steps + 100
     for step in sorted({*range(0, shortest, max(1, shortest // 100)), shortest - 1}):
         for longer in (shortest + 1, 2 * shortest, 16 * shortest):
@@ -57,7 +57,7 @@ def length_dependence(config: PretrainingConfig) -> str | None:
             if short != long:
                 return (
                     f"pretraining.lr_schedule={config.lr_schedule!r} depends on the total length (its factor at step {step} is "
-                    f"{short:.6g} of {shortest} steps and {long:.6g} of {longer} steps), so lengths cannot share a trunk"
+                    f"{short:.6g} of {shortest} steps and {long:.6g} of {longer} steps), so lengths share no pre-training"
                 )
     return None
 
@@ -86,7 +86,7 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 
 
 def autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Mixed precision where ``uses_bf16`` says so."""
+    """Mixed precision, if ``uses_bf16``."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(config, device) else nullcontext()
 
 
@@ -139,30 +139,30 @@ class EpochTotals:
     sizes: list[int] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
 
-    def add(self, loss: Tensor, targets: Tensor, prediction: Tensor | None) -> None:
+    def add(self, loss: Tensor, targets: Tensor, scores: Tensor) -> None:
         """Count one step.
 
         Args:
             loss: mean loss of the batch.
-            targets: class indices, or anything else with the batch in front, for which no accuracy is counted.
-            prediction: scores by class, or None where there is no accuracy.
+            targets: class indices, or anything of two dimensions, for which no accuracy is counted.
+            scores: by class.
         """
         self.losses.append(loss.detach())
         self.sizes.append(len(targets))
-        if prediction is not None and targets.dim() == 1:
-            self.correct.append((prediction.argmax(dim=1) == targets).sum())
+        if targets.dim() == 1:
+            self.correct.append((scores.argmax(dim=1) == targets).sum())
 
-    def state(self) -> State:
+    def to_dict(self) -> dict[str, Any]:
         """The sums so far, for a checkpoint in mid-epoch. Waits for the device."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
         correct = torch.stack(self.correct).cpu() if self.correct else torch.empty(0, dtype=torch.int64)
         return {"losses": losses, "sizes": list(self.sizes), "correct": correct}
 
-    def load_state(self, state: State, device: torch.device) -> None:
-        """Take the sums up where ``state`` left them."""
-        self.losses = list(state["losses"].to(device).unbind())
-        self.sizes = list(state["sizes"])
-        self.correct = list(state["correct"].to(device).unbind())
+    def load_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Take the sums up where ``to_dict`` left them."""
+        self.losses = list(saved["losses"].to(device).unbind())
+        self.sizes = list(saved["sizes"])
+        self.correct = list(saved["correct"].to(device).unbind())
 
     def check_finite(self) -> None:
         """Raise Diverged, naming the step, if a loss is not finite. Waits for the device: call it now and then."""
@@ -178,7 +178,7 @@ class EpochTotals:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of images classified correctly, or None where that was not counted for all of them."""
+        """Share of images classified correctly, or None if that was not counted for all of them."""
         if len(self.correct) < len(self.losses):
             return None
         return float(torch.stack(self.correct).sum()) / self.num_images

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from emoreg.training.pretrain import EmotionalNet, create_emotional_net
+
 from emoreg.config import TrialConfig
 from emoreg.data import cut_validation, load
 from emoreg.data.batches import Batches
 from emoreg.results.records import EpochRecord
 from emoreg.training.experience import ExperienceStore, Gained, gain_experience
 from emoreg.training.optim import reproducible
-from emoreg.training.pretrain import EmotionalNet, create_emotional_net
 from tests.helpers.trials import CPU
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig, Value, replace_paths
+from emoreg.config.resolved import resolve_trial
 from emoreg.data import Split, load
 from emoreg.data.batches import Batches
-from emoreg.errors import Interrupted
-from emoreg.results.records import EpochRecord, TrialResult
+from emoreg.data.imageset import ImageSet
+from emoreg.results.outcome import Outcome
+from emoreg.results.records import EpochRecord
+from emoreg.results.records import Stage as StageName
 from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import State
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import Files
 from emoreg.training.backbones import Encoder
+from emoreg.training.checkpointing import Checkpointer
+from emoreg.training.context import TrialContext
 from emoreg.training.events import Event
-from emoreg.training.experience import ExperienceStore
+from emoreg.training.history import History
+from emoreg.training.learners import Learner
+from emoreg.training.loop import Fitted, fit
+from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
 from emoreg.training.trial import CHECKPOINT, run_trial
 
 CPU = torch.device("cpu")
@@ -53,33 +64,6 @@ class Stop(Exception):
     """What a reporter raises to end a trial."""
 
 
-class States:
-    """A keeper that takes a copy of what it is given: after every epoch, and after every step that it is asked to."""
-
-    def __init__(self, *, every_step: bool = False) -> None:
-        self.states: list[State] = []
-        self._every_step = every_step
-
-    def due(self) -> bool:
-        return self._every_step
-
-    def keep(self, state: State) -> None:
-        self.states.append(copy.deepcopy(state))  # it holds the living weights
-
-
-class StopEveryStep:
-    """A keeper that ends the loop after every step, and after every epoch, with its state."""
-
-    state: State | None = None
-
-    def due(self) -> bool:
-        return True
-
-    def keep(self, state: State) -> None:
-        self.state = copy.deepcopy(state)
-        raise Interrupted
-
-
 class Recorder:
     """Keeps the events; raises after the epoch ``stop_at`` = (stage, epoch)."""
 
@@ -96,7 +80,7 @@ class Recorder:
         return [event for event in self.events if isinstance(event, EpochRecord) and event.stage == stage]
 
     def losses(self, stage: str) -> list[float]:
-        return [row.loss for row in self.epochs(stage)]
+        return [row.train_loss for row in self.epochs(stage)]
 
     def numbers(self) -> list[dict[str, Any]]:
         """The epochs without what a clock says."""
@@ -115,16 +99,30 @@ def tiny(**paths: Any) -> TrialConfig:
 
 def run(
     config: TrialConfig, storage: Path, recorder: Recorder | None = None, *, folder: Path | None = None, **kwargs: Any
-) -> tuple[TrialResult, Recorder, dict[str, Tensor]]:
-    """Run a trial; its result, its events and the weights at its end."""
+) -> tuple[Outcome, Recorder, dict[str, Tensor]]:
+    """Run a trial; its outcome, its events and the weights at its end."""
+    trial = resolve_trial(config)
     recorder = recorder if recorder is not None else Recorder()
-    folder = folder if folder is not None else storage / config.identity
-    store = ExperienceStore(str(storage / "experience"))
-    load_images = partial(load, storage=storage)
-    result = run_trial(config, recorder, load_images=load_images, store=store, folder=folder, device=CPU, **kwargs)
-    state = checkpoint.load(folder / CHECKPOINT)
-    assert state is not None
-    return result, recorder, state["network"]
+    folder = folder if folder is not None else storage / trial.identity
+    context = TrialContext(
+        load_images=partial(load, storage=storage),
+        store=ExperienceStore(str(storage / "experience")),
+        folder=folder,
+        device=CPU,
+        **kwargs,
+    )
+    outcome = run_trial(trial, context, recorder)
+    state = load_state(folder / CHECKPOINT)
+    return outcome, recorder, state["network"] if state is not None else {}
+
+
+def load_state(path: Path) -> State | None:
+    """The state in a file, or None where there is none."""
+    return checkpoint.load(Files(str(path.parent)), path.name)
+
+
+def identity_of(config: TrialConfig) -> str:
+    return resolve_trial(config).identity
 
 
 def experience_folders(storage: Path) -> set[str]:
@@ -162,3 +160,76 @@ def noise_split(num_images: int, num_classes: int = 3, size: int = 8, seed: int 
 
 def noise_batches(num_images: int, num_classes: int = 3, size: int = 8, seed: int = 0) -> Batches:
     return Batches(noise_split(num_images, num_classes, size, seed), device=CPU)
+
+
+def noise_set(split: Split, *, num_outputs: int = 3, regression: bool = False) -> ImageSet:
+    names = tuple("abcdefgh"[:num_outputs])
+    return ImageSet(
+        name="noise", class_names=names, regression=regression, fingerprint="f", train=split, test=split, summary={}
+    )
+
+
+def stage_of(
+    name: StageName,
+    config: TrialConfig,
+    train: Batches,
+    validation: Batches | None = None,
+    *,
+    num_outputs: int = 3,
+    regression: bool = False,
+) -> Stage:
+    """A stage on these images."""
+    images = noise_set(noise_split(40), num_outputs=num_outputs)
+    make = pretraining_stage if name == "pretraining" else regulation_stage
+    stage = make(resolve_trial(config), lambda source, *, image_size: images, CPU)
+    image_set = replace(images, regression=regression)
+    return replace(stage, image_set=image_set, train=train, validation=validation)
+
+
+def train(
+    stage: Stage,
+    learner: Learner,
+    *,
+    latest: State | None = None,
+    every_step: bool = False,
+    states: list[State] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Fitted, list[State], Recorder]:
+    """Fit; what it gave, the states after every epoch and, if asked, after every step, and the events.
+
+    ``states`` takes the states also where the loop is stopped.
+    """
+    states, recorder = states if states is not None else [], Recorder()
+    taken = states
+
+    def take(state: State, is_kept: bool) -> None:
+        taken.append(copy.deepcopy(state))  # the writer uses the memory again
+
+    with Checkpointer(
+        latest=latest,
+        history=History("", stage.trial.identity, [recorder]),
+        keeps=lambda epoch: True,
+        write=take,
+        seconds=0.0 if every_step else math.inf,
+        should_stop=should_stop,
+    ) as checkpointer:
+        fitted = fit(stage, learner, checkpointer=checkpointer)
+    return fitted, states, recorder
+
+
+class Poisoned(Batches):
+    """Batches whose images turn to NaN at a step; counts the steps taken."""
+
+    at, taken = 0, 0
+
+    def epoch(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in super().epoch(*args, **kwargs):
+            bad = self.taken >= self.at
+            self.taken += 1
+            yield (images * float("nan") if bad else images), targets
+
+
+def poisoned_batches(num_images: int, at: int) -> Poisoned:
+    batches = Poisoned(noise_split(num_images), device=CPU)
+    batches.at = at
+    return batches

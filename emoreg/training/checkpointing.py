@@ -1,0 +1,148 @@
+"""The state of a training loop, and when it is saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from emoreg.errors import Interrupted
+from emoreg.results.outcome import OomState
+from emoreg.storage.checkpoint import State, Writer
+from emoreg.training.history import History
+from emoreg.training.oom import MicroBatches
+from emoreg.training.optim import EpochTotals, rng_state, set_rng_state
+
+
+@dataclass(kw_only=True, slots=True)
+class LoopState:
+    """Where a stage's loop stands: with what is in here, it goes on as if it had never stopped.
+
+    Attributes:
+        network: that is trained, on ``device``.
+        optimizer: of its parameters.
+        batches: the random stream of the batches.
+        micro_batches: knows what fits in memory.
+        totals: sums over the epoch in progress.
+        epoch: whole epochs done.
+        step: optimizer updates of the stage done.
+        step_in_epoch: those of the epoch in progress.
+        seconds: that the epoch in progress took so far.
+    """
+
+    network: nn.Module
+    optimizer: Optimizer
+    batches: torch.Generator
+    micro_batches: MicroBatches
+    totals: EpochTotals
+    device: torch.device
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    _epoch_batches: Tensor = field(init=False)  # all that the epoch in progress draws of its batches follows from this
+
+    def __post_init__(self) -> None:
+        self._epoch_batches = self.batches.get_state()
+
+    def add_step(self, loss: Tensor, targets: Tensor, scores: Tensor) -> None:
+        """Count a step."""
+        self.totals.add(loss, targets, scores)
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def end_epoch(self) -> None:
+        """Begin the next epoch."""
+        self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
+        self.totals = EpochTotals(self.totals.stage, first_step=self.step)
+        self._epoch_batches = self.batches.get_state()
+
+    def to_dict(self) -> State:
+        """What a file holds of it. The tensors are the living ones."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self._epoch_batches,
+            "rng": rng_state(self.device),
+            "totals": self.totals.to_dict(),
+            "oom": asdict(self.micro_batches.state),
+            "epoch": self.epoch,
+            "step": self.step,
+            "step_in_epoch": self.step_in_epoch,
+            "seconds": self.seconds,
+        }
+
+    def load_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up what ``to_dict`` made."""
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self._epoch_batches = saved["batches"].cpu()
+        self.batches.set_state(self._epoch_batches)
+        set_rng_state(saved["rng"], self.device)
+        self.micro_batches = MicroBatches(self.network, OomState(**saved["oom"]))
+        self.epoch, self.step, self.step_in_epoch = saved["epoch"], saved["step"], saved["step_in_epoch"]
+        self.seconds = saved["seconds"]
+        self.totals = EpochTotals(self.totals.stage, first_step=self.step - self.step_in_epoch)
+        self.totals.load_dict(saved["totals"], self.device)
+
+
+@dataclass(kw_only=True)
+class Checkpointer:
+    """Saves the state of a loop in the background: after the epochs that count, as often as asked, and before a stop.
+
+    As a context it waits for the last write when it ends.
+
+    Attributes:
+        latest: the state to go on from; None to begin.
+        history: is saved with each state.
+        keeps: whether the state after so many whole epochs is saved whatever the time.
+        write: writes a state, in the background; with whether ``keeps`` asked for it.
+        seconds: least time between two other states.
+        should_stop: whether the trial is to stop.
+        last_epoch: after which it has nothing left to stop.
+    """
+
+    latest: State | None
+    history: History
+    keeps: Callable[[int], bool]
+    write: Callable[[State, bool], None]
+    seconds: float
+    should_stop: Callable[[], bool]
+    last_epoch: int | None = None
+    _saved: float = field(init=False)
+    _writer: Writer = field(init=False)
+
+    def should_save(self) -> bool:
+        """Whether the loop should save after this step: time has passed, or the trial is asked to stop."""
+        return self.should_stop() or time.monotonic() - self._saved >= self.seconds
+
+    def save(self, state: LoopState) -> None:
+        """Save after an epoch that counts, and after whatever step if ``should_save``. The loop may go on at once.
+
+        Raises:
+            Interrupted: the trial is asked to stop, and the state is safe.
+        """
+        is_whole = state.step_in_epoch == 0
+        is_kept = is_whole and self.keeps(state.epoch)
+        if not (is_kept or self.should_save()):
+            return
+        saved = {**state.to_dict(), "history": self.history.to_rows()}
+        self._writer.submit(lambda copied: self.write(copied, is_kept), saved)
+        self._saved = time.monotonic()
+        if self.should_stop() and not (is_whole and state.epoch == self.last_epoch):
+            self._writer.flush()
+            raise Interrupted("the trial was asked to stop, and all that it did is saved: run it again to go on")
+
+    def __enter__(self) -> Checkpointer:
+        self._saved = time.monotonic()
+        self._writer = Writer()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.__exit__(kind, error, trace)

@@ -1,0 +1,76 @@
+"""What a trial is given besides its configuration: its images, where its state lies, where it computes, what may stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from emoreg.config.resolved import ResolvedTrial
+from emoreg.data import LoadImages, load
+from emoreg.storage.experience import ExperienceStore
+from emoreg.training.devices import pick_device
+
+EvaluatedSplit = Literal["validation", "test"]
+
+
+def _never() -> bool:
+    return False
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialContext:
+    """What a trial runs in.
+
+    Attributes:
+        load_images: gives the image sets.
+        store: holds the experience.
+        folder: the trial's own, for its checkpoint.
+        device: where to compute.
+        evaluate_on: "test" opens the test split, once, at the end.
+        checkpoint_seconds: least time between two checkpoints, in mid-epoch too; the end always makes one.
+        should_stop: asked after every step, and while the trial waits for an experience.
+        on_checkpoint: called when a checkpoint is in ``folder``, by the thread that has written it.
+    """
+
+    load_images: LoadImages
+    store: ExperienceStore
+    folder: Path
+    device: torch.device
+    evaluate_on: EvaluatedSplit = "validation"
+    checkpoint_seconds: float = 30.0
+    should_stop: Callable[[], bool] = _never
+    on_checkpoint: Callable[[], None] = _nothing
+
+    @classmethod
+    def local(
+        cls,
+        trial: ResolvedTrial,
+        *,
+        storage: str | Path = "runs",
+        study_name: str = "trials",
+        device: torch.device | None = None,
+    ) -> TrialContext:
+        """What a trial runs in alone, in this process: all that it keeps lies in a folder, as that of a study does.
+
+        Args:
+            trial: that is to be run.
+            storage: folder of studies, prepared image sets and experiences.
+            study_name: folder in ``storage``.
+            device: where to compute; None for the GPU if there is one.
+        """
+        root = Path(storage).expanduser().resolve()
+        return cls(
+            load_images=partial(load, storage=root),
+            store=ExperienceStore(str(root / "experience"), user=study_name),
+            folder=root / study_name / "trials" / trial.identity,
+            device=device if device is not None else pick_device("auto"),
+        )

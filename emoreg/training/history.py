@@ -1,0 +1,92 @@
+"""What was trained so far, and by whom: the epochs of a trial and of the shared run that its experience comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from emoreg.results.outcome import PretrainingCost
+from emoreg.results.records import EpochRecord, ProbeRecord
+from emoreg.training.events import Event, Reporter
+
+_Epoch = tuple[str, EpochRecord, tuple[ProbeRecord, ...]]
+"""The study whose trial trained an epoch, its record, and what probes measured after it."""
+
+
+class History:
+    """The epochs behind the weights of a trial; those that this very trial trained are told to reporters, in order.
+
+    Attributes:
+        waiting_seconds: that the trial waited for another one to pre-train.
+    """
+
+    def __init__(self, study: str, identity: str, reporters: Sequence[Reporter]) -> None:
+        """Begin with no epoch, for a trial of a study: another study may have a trial of the same identity."""
+        self.waiting_seconds = 0.0
+        self._study = study
+        self._identity = identity
+        self._reporters = reporters
+        self._epochs: list[_Epoch] = []
+
+    def __len__(self) -> int:
+        return len(self._epochs)
+
+    def report(self, event: Event) -> None:
+        """Tell the reporters."""
+        for reporter in self._reporters:
+            reporter.report(event)
+
+    def add(self, record: EpochRecord, probes: Iterable[ProbeRecord]) -> None:
+        """Add an epoch that this trial trained; ``report_last`` tells it, once it is saved."""
+        self._epochs.append((self._study, record, tuple(probes)))
+
+    def report_last(self) -> None:
+        """Tell the last epoch, if it is this trial's."""
+        if self.ends_with_own:
+            _, record, probes = self._epochs[-1]
+            for event in (record, *probes):
+                self.report(event)
+
+    def resume(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take over the epochs of a saved state, and tell those that an earlier attempt of this very trial trained."""
+        self._epochs = []
+        for row in rows:
+            probes = tuple(ProbeRecord(**probe) for probe in row["probes"])
+            self._epochs.append((row["study"], EpochRecord(**row["record"]), probes))
+            self.report_last()
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """What a state saves, for ``resume``."""
+        return [
+            {"study": study, "record": asdict(record), "probes": [asdict(probe) for probe in probes]}
+            for study, record, probes in self._epochs
+        ]
+
+    @property
+    def own(self) -> list[EpochRecord]:
+        """The epochs that this trial trained."""
+        return [epoch[1] for epoch in self._epochs if self._is_own(epoch)]
+
+    @property
+    def ends_with_own(self) -> bool:
+        """Whether this trial trained the last epoch."""
+        return bool(self._epochs) and self._is_own(self._epochs[-1])
+
+    @property
+    def cost(self) -> PretrainingCost:
+        """What the experience took so far, whoever paid."""
+        everyone = [record for _, record, _ in self._epochs]
+        return PretrainingCost(
+            paid_seconds=seconds_of(self.own, "pretraining"),
+            experience_seconds=seconds_of(everyone, "pretraining"),
+            waiting_seconds=self.waiting_seconds,
+        )
+
+    def _is_own(self, epoch: _Epoch) -> bool:
+        return epoch[0] == self._study and epoch[1].identity == self._identity
+
+
+def seconds_of(epochs: Iterable[EpochRecord], stage: str) -> float:
+    """What the epochs of a stage took."""
+    return sum((record.seconds for record in epochs if record.stage == stage), 0.0)

@@ -1,0 +1,171 @@
+"""Learners: what the loop trains. It knows their protocol and nothing behind it.
+
+Legend: B images of a batch, N of a split, S their side, C scores for each: classes, or real-valued targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from emoreg.config import TrialConfig
+from emoreg.data.batches import Batches
+from emoreg.training.model import EmotionalNet, Regulation, Response
+from emoreg.training.oom import MicroBatches
+from emoreg.training.optim import autocast
+
+Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
+
+
+@runtime_checkable  # tests check it in signatures
+class Learner(Protocol):
+    """A network with its loss.
+
+    Attributes:
+        network: whose trainable parameters are trained.
+        balance_by_image: whether the balance depends on the image.
+    """
+
+    network: nn.Module
+    balance_by_image: bool = False
+
+    def begin_batch(self) -> None:
+        """Draw what a batch has at random, before it is trained on as a whole or in parts."""
+        return
+
+    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
+        """The network's response, in the precision of the trial."""
+
+    def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
+        """Mean loss over the images, which training minimises, and their scores."""
+
+    def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
+        """Sum of the unsmoothed losses of the images, in float64: what an evaluation adds up."""
+
+    def scores(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B C"]:
+        """Scores of the images, the largest of which is the prediction."""
+        return self.respond(images).logits
+
+    def sources(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B C"]]:
+        """Scores by each encoder with its own head, plain and emotional, as far as they are there: what probes compare."""
+        response = self.respond(images)
+        responses = {"plain": response.plain, "emotional": response.emotional}
+        return {name: scores for name, scores in responses.items() if scores is not None}
+
+
+class EmotionLearner(Learner):
+    """Stage 1: the emotional net learns affect from the stimuli."""
+
+    network: EmotionalNet
+
+    def __init__(self, config: TrialConfig, network: EmotionalNet, *, regression: bool) -> None:
+        """Learn classes or, with ``regression``, real numbers by their mean squared error."""
+        self.network = network
+        self._config = config
+        self._regression = regression
+
+    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
+        """Emotion logits, or estimates."""
+        with autocast(self._config, images.device):
+            scores = self.network(images)
+        return Response(scores, plain=None, emotional=scores, balance=None)
+
+    def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
+        """Mean cross-entropy or squared error, and the scores."""
+        scores = self.scores(images)
+        return self._loss(scores, targets, self._config.pretraining.label_smoothing), scores
+
+    def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
+        """Sum of cross-entropies or squared errors."""
+        return self._loss(response.logits, targets).double() * len(targets)
+
+    def _loss(self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        if self._regression:
+            return F.mse_loss(scores, targets)
+        return F.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+
+
+class RegulationLearner(Learner):
+    """Stage 2: both responses are balanced while the task is learned, end to end."""
+
+    network: Regulation
+
+    def __init__(self, config: TrialConfig, network: Regulation) -> None:
+        """Learn the task's classes."""
+        self.network = network
+        self.balance_by_image = config.regulation.kind == "dynamic"
+        self._config = config
+
+    def begin_batch(self) -> None:
+        """Draw the balance, if it is drawn for each batch."""
+        self.network.draw_balance()
+
+    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
+        """The balanced response."""
+        with autocast(self._config, images.device):
+            response: Response = self.network(images)
+        return response
+
+    def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
+        """Mean cross-entropy of the balanced response, or the balanced mean of two, and the scores."""
+        response = self.respond(images)
+        return self.network.loss(response, targets, self._config.regulation.label_smoothing), response.logits
+
+    def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
+        """Sum of the cross-entropies of the balanced response."""
+        return F.cross_entropy(response.logits, targets, reduction="sum").double()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How a network does on a split: unsmoothed mean loss; scores, targets and, if there is one, balance of each image."""
+
+    loss: float
+    scores: Float[Tensor, "N C"]
+    targets: Int[Tensor, " N"] | Float[Tensor, "N C"]
+    balance: Float[Tensor, " N"] | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of images classified correctly, in [0, 1]; None for real-valued targets."""
+        if self.targets.dim() > 1:
+            return None
+        return float((self.scores.argmax(dim=1) == self.targets).sum()) / len(self.targets)
+
+    @property
+    def confusion(self) -> Int[Tensor, "C C"]:
+        """Counts of images by true class (rows) and predicted class (columns)."""
+        num_classes = self.scores.shape[1]
+        cells = self.targets * num_classes + self.scores.argmax(dim=1)
+        return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | None = None) -> Evaluation:
+    """Run a network over a split on its device, in evaluation mode and without augmentation.
+
+    ``micro_batches`` knows from an earlier evaluation what fits in memory.
+    """
+
+    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        response = learner.respond(images)
+        balance = None if response.balance is None else response.balance.float().expand(len(targets))
+        return learner.total_loss(response, targets), response.logits, balance
+
+    learner.network.eval()
+    micro_batches = micro_batches or MicroBatches(learner.network)
+    batches = [(micro_batches.evaluate(assess, *batch), batch[1]) for batch in split.evaluation()]
+    losses, scores, balances = zip(*(part for parts, _ in batches for part in parts), strict=True)
+    # On the CPU: counting is not deterministic on a GPU, and torch refuses it there in the deterministic mode.
+    return Evaluation(
+        loss=float(torch.stack(losses).sum()) / len(split),
+        scores=torch.cat(scores).cpu(),
+        targets=torch.cat([targets for _, targets in batches]).cpu(),
+        balance=None if balances[0] is None else torch.cat(balances).cpu(),
+    )

@@ -1,0 +1,127 @@
+"""The one training loop, of every stage: written out to be read from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from emoreg.errors import Diverged
+from emoreg.results.outcome import OomState
+from emoreg.results.records import EpochRecord
+from emoreg.seeding import derive_seed, generator
+from emoreg.storage.checkpoint import State
+from emoreg.training.checkpointing import Checkpointer, LoopState
+from emoreg.training.devices import gpu_utilisation
+from emoreg.training.events import BalanceSample
+from emoreg.training.learners import Evaluation, Learner, evaluate
+from emoreg.training.metrics import measure
+from emoreg.training.oom import MicroBatches
+from emoreg.training.optim import CHECK_EVERY, EpochTotals, build_optimizer, set_learning_rate
+from emoreg.training.probes import run_probes
+from emoreg.training.stages import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a stage leaves besides the weights: what it took to fit in memory, and its last evaluation, if it made one."""
+
+    oom: OomState
+    evaluation: Evaluation | None
+
+
+def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomState | None = None) -> Fitted:
+    """Train a learner's network until the stage's epochs are done, on the device of the stage's images.
+
+    Args:
+        stage: what is trained on, and how.
+        learner: its network is on the device already, and is changed in place.
+        checkpointer: gives the state to go on from, to the bit on CPU, and takes the states on the way. Its history takes
+            every epoch, and reports it once it is saved.
+        oom: what an earlier stage took to fit in memory, to begin with; a saved state knows better.
+
+    Raises:
+        Diverged: a loss is not finite; at most ``CHECK_EVERY`` steps later.
+        Interrupted: by the checkpointer.
+        torch.OutOfMemoryError: nothing helped.
+    """
+    settings, network, history, saved = stage.settings, learner.network, checkpointer.history, checkpointer.latest
+    if saved is not None and saved["epoch"] == settings.epochs:  # only the weights are still needed
+        network.load_state_dict(saved["network"])
+        return Fitted(OomState(**saved["oom"]), evaluation=None)
+    state = _begin(stage, network, saved, oom)
+    evaluation, evaluation_batches = None, MicroBatches(network)
+    while state.epoch < settings.epochs:
+        started = time.perf_counter() - state.seconds
+        network.train()
+        for images, targets in stage.batches(state.batches, first=state.step_in_epoch):
+            set_learning_rate(state.optimizer, stage.learning_rate(state.step))
+            learner.begin_batch()
+            loss, scores = state.micro_batches.backward(learner.loss, state.optimizer, images, targets)
+            if settings.optimizer.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), settings.optimizer.gradient_clip)
+            state.optimizer.step()
+            state.add_step(loss, targets, scores)
+            if state.step % CHECK_EVERY == 0:
+                state.totals.check_finite()
+            if checkpointer.should_save():
+                state.totals.check_finite()
+                state.seconds = time.perf_counter() - started
+                checkpointer.save(state)
+        state.totals.check_finite()
+        state.seconds = time.perf_counter() - started
+        if stage.validation is not None:
+            evaluation = evaluate(learner, stage.validation, evaluation_batches)
+            if not math.isfinite(evaluation.loss):  # the epoch's last update did it: the next one's loss would show it
+                raise Diverged(stage.name, state.step)
+        record = _record(stage, state, evaluation, seconds=time.perf_counter() - started)
+        history.add(record, run_probes(stage, learner, record.epoch))
+        state.end_epoch()
+        checkpointer.save(state)
+        history.report_last()
+        if learner.balance_by_image and evaluation is not None and evaluation.balance is not None:
+            history.report(BalanceSample(epoch=state.epoch, balance=evaluation.balance))
+    return Fitted(state.micro_batches.state, evaluation)
+
+
+def _begin(stage: Stage, network: nn.Module, saved: State | None, oom: OomState | None) -> LoopState:
+    seed = stage.trial.config.seed
+    torch.manual_seed(derive_seed(seed, stage.name))  # dropout and stochastic depth
+    state = LoopState(
+        network=network,
+        optimizer=build_optimizer(network, stage.settings.optimizer),
+        batches=generator(seed, stage.batch_stream),
+        micro_batches=MicroBatches(network, oom),
+        totals=EpochTotals(stage.name, first_step=0),
+        device=stage.train.device,
+    )
+    if saved is not None:
+        state.load_dict(saved)
+    return state
+
+
+def _record(stage: Stage, state: LoopState, evaluation: Evaluation | None, *, seconds: float) -> EpochRecord:
+    """The row of the epoch that ends; ``state.seconds`` are those of its training alone."""
+    balance = evaluation.balance if evaluation is not None else None
+    metrics = measure(stage.metrics, evaluation, split="val") if evaluation is not None else {}
+    return EpochRecord(
+        identity=stage.trial.identity,
+        stage=stage.name,
+        epoch=state.epoch + 1,
+        step=state.step,
+        train_loss=state.totals.loss,
+        train_accuracy=state.totals.accuracy,
+        val_loss=evaluation.loss if evaluation is not None else None,
+        val_accuracy=evaluation.accuracy if evaluation is not None else None,
+        learning_rate=state.optimizer.param_groups[0]["lr"],
+        images_per_second=state.totals.num_images / state.seconds,
+        seconds=seconds,
+        measured_balance=float(balance.mean()) if balance is not None else None,
+        measured_balance_std=float(balance.std(correction=0)) if balance is not None else None,
+        gpu_utilisation=gpu_utilisation(stage.train.device),
+        metrics=json.dumps(metrics),
+    )
