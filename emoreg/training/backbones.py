@@ -60,7 +60,7 @@ def backbone(name: str) -> Callable[[Factory], Factory]:
     """
 
     def register(factory: Factory) -> Factory:
-        BACKBONES.add(name, Backbone(factory, source_fingerprint(factory)))
+        BACKBONES.add(name, Backbone(factory, source_fingerprint(factory)), origin=factory)
         return factory
 
     return register

@@ -124,7 +124,7 @@ class TuneBridge(tune.Callback):
                 self._observers.on_epoch(_assignment(trial).trial, row)
                 self._dispatcher.epoch(trial_id, row)
             case Experienced() as event:
-                self._recorder.experience_ready(trial_id, event)
+                self._recorder.experience_ready(trial_id, event.cost)
                 self._dispatcher.experience_ready(trial_id)
             case ProbeRecord() as row:
                 self._records.add_probe(row)

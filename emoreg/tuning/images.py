@@ -17,7 +17,7 @@ from emoreg.data.fetch import Prepared, Source, offer, source
 from emoreg.errors import ImageSetError
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, node_cache
-from emoreg.training.trial import check_images
+from emoreg.training.stages import check_images
 
 
 def image_storage(storage: str) -> Path:

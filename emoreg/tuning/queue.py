@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from emoreg.config import Value
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.records import Role
-from emoreg.training.experience import trunk
+from emoreg.training.experience import shared_run
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,7 +79,7 @@ class JobQueue:
         """Put a job last, to start after ``pause`` seconds at the earliest."""
         job.not_before = self._clock() + pause
         job.has_experience = False
-        job.shared_run = trunk(job.trial.config) if self._share else None
+        job.shared_run = shared_run(job.trial) if self._share else None
         self._jobs.append(job)
 
     def start(self) -> Job | None:
