@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -14,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from emoreg.config import StudyConfig, TrialConfig, Value
+from emoreg.config import StudyConfig, TrialConfig, Value, to_json
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError
@@ -247,7 +246,7 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
             else:
                 study.add_trial(trial)
                 taken[record.status] += 1
-                here = _flat(dataclasses.asdict(resolved(resolve(config.trial, trial.params)).config))
+                here = _flat(to_json(resolved(resolve(config.trial, trial.params)).config))
                 for path in (there.keys() | here.keys()) - config.search_space.keys() - {"seed"}:
                     _compare(path, there, here, differences)
         if taken or not any(known.startswith(f"{name}/") for known in before):
@@ -298,8 +297,8 @@ def _study_differences(there: Files, here: Files) -> _Differences:
     differences: _Differences = {}
     if there.exists("study.json") and here.exists("study.json"):
         old, new = (
-            {f"fingerprint of {role}": text[:12] for role, text in content["fingerprints"].items()}
-            | {f"trainer of {stage}": version for stage, version in content.get("trainer", {}).items()}
+            {f"fingerprint of {name}": fingerprint[:12] for name, *_, fingerprint in content["fingerprints"]}
+            | {f"trainer of {stage}": version for stage, version in content["trainer"].items()}
             for content in (json.loads(files.read("study.json").to_pybytes()) for files in (there, here))
         )
         for path in old.keys() & new.keys():

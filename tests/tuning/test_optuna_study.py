@@ -486,11 +486,12 @@ def test_warm_start_says_that_images_or_trainer_are_others(tmp_path: Path, folde
     write_study(tmp_path / "old", balance_record(config, 0.1), balance_record(config, 0.2, number=1))
     for name, task, version in (("old", "abc", 1), ("new", "xyz", 2)):
         (tmp_path / name).mkdir(exist_ok=True)
-        content = {"fingerprints": {"task": task, "stimuli": "def"}, "trainer": {"pretraining": 1, "regulation": version}}
+        rows = [["digits", None, None, 16, task], ["openmoji", None, None, 16, "def"]]
+        content = {"fingerprints": rows, "trainer": {"pretraining": 1, "regulation": version}}
         (tmp_path / name / "study.json").write_text(json.dumps(content))
     said = warm_start(open_study(config, tmp_path / "new"), config, folder_of, resolve_trial)
     assert said[1:] == [
-        'they are only a hint: in \'old\' fingerprint of task was "abc" (here "xyz"), trainer of regulation was 1 (here 2)',
+        'they are only a hint: in \'old\' fingerprint of digits was "abc" (here "xyz"), trainer of regulation was 1 (here 2)',
         "the sampler 'random' does not learn from trials of other studies: tpe and gp do",
     ]
 
