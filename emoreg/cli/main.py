@@ -25,6 +25,7 @@ from rich.console import Console
 from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
 import emoreg
+from emoreg.cli.cluster import Logs, Stop, Submit, print_findings, print_job_status
 from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, require
 from emoreg.config.search_space import SearchSpace
 from emoreg.errors import ConfigError, StorageError, UserError
@@ -312,7 +313,21 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             dry_run: Only say what would travel and run.
         """
         _check_confirmation(top, seeds, first_seed)
-        return partial(_submit, launch(study, config, address), arguments[2:], confirm, follow, dry_run)
+        from emoreg.cli.launch import pinned
+
+        return Submit(
+            study=study,
+            config=pinned(launch(study, config, address)),
+            typed=tuple(arguments),
+            address=address,
+            confirm=confirm,
+            top=top,
+            seeds=seeds,
+            first_seed=first_seed,
+            again=again,
+            follow=follow,
+            dry_run=dry_run,
+        )
 
     def status(
         study: _Written,
@@ -329,7 +344,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             json: Print it for programs.
         """
         if address is not None:
-            return partial(_job_status, study, address, json)
+            return partial(print_job_status, study, address, as_json=json)
         return partial(_status, study, storage, json)
 
     def report(
@@ -388,7 +403,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             address: The URL of the cluster's dashboard.
             follow: Go on until the job ends; Ctrl-C detaches.
         """
-        return partial(_logs, study, address, follow)
+        return Logs(study=study, address=address, follow=follow)
 
     def stop(study: _Submitted, address: str = head, debug: _Debug = False) -> _Command:
         """Stop the newest job of a study: its trials save, and submitting it again goes on.
@@ -396,7 +411,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         Args:
             address: The URL of the cluster's dashboard.
         """
-        return partial(_stop, study, address)
+        return Stop(study=study, address=address)
 
     def experience(
         action: Annotated[
@@ -524,24 +539,6 @@ def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
         return run_single(config, copy, records, evaluate, chosen, Console(highlight=False))
 
 
-def _submit(launch: Launch, arguments: list[str], confirm: bool, follow: bool, dry_run: bool) -> int:
-    from emoreg.cli.launch import pinned
-    from emoreg.cluster.jobs import submit_study
-
-    assert launch.address is not None
-    _prepare_for_ray(launch.address)
-    return submit_study(
-        launch.reference, pinned(launch), arguments, launch.address, confirm=confirm, follow=follow, dry_run=dry_run
-    )
-
-
-def _job_status(study: str, address: str, as_json: bool) -> int:
-    from emoreg.cluster.jobs import print_status
-
-    _prepare_for_ray(address)
-    return print_status(study, address, as_json=as_json)
-
-
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     """Around a command that looks at what is stored: the storage may not answer, or not let it."""
@@ -592,28 +589,6 @@ def _replay(config: StudyConfig, identity: str, device: _Device) -> int:
     return replay(config, identity, pick_device(device), Console(highlight=False))
 
 
-def _logs(study: str, address: str, follow: bool) -> int:
-    from emoreg.cluster.jobs import print_logs
-
-    _prepare_for_ray(address)
-    return print_logs(study, address, follow=follow)
-
-
-def _stop(study: str, address: str) -> int:
-    from emoreg.cluster.jobs import stop_study
-
-    _prepare_for_ray(address)
-    return stop_study(study, address)
-
-
-def _prepare_for_ray(address: str) -> None:
-    """Let Ray's client send its token unless it is told not to, and go where it is told: it would prefer what it reads here."""
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if mode not in ("token", "disabled"):  # Ray would take it for the latter
-        raise ConfigError(f"RAY_AUTH_MODE must be 'token' or 'disabled', but it is {mode!r}: unset it for 'token'")
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
-
-
 def _list_experience(storage: str, uri: str | None) -> int:
     from emoreg.cli.inventory import print_inventory
 
@@ -635,14 +610,9 @@ def _experience_uri(storage: str, uri: str | None) -> str:
 
 
 def _doctor(storage: str, address: str | None) -> int:
-    from emoreg.cluster.machine import examine, print_findings
+    from emoreg.cluster.doctor import examine, examine_cluster
 
-    console = Console(highlight=False)
-    if address is None:
-        return print_findings(examine(storage), console)
-    from emoreg.cluster.doctor import examine_cluster
-
-    return print_findings(examine_cluster(address, storage), console)
+    return print_findings(examine(storage) if address is None else examine_cluster(address, storage))
 
 
 def _list_image_sets() -> int:

@@ -10,8 +10,7 @@ import dataclasses
 import json
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -31,12 +30,12 @@ from emoreg.storage.working_copy import PATIENCE_SECONDS, WorkingCopy, scratch
 from emoreg.tracking import tensorboard
 from emoreg.training.experience import ExperienceStore
 from emoreg.tuning.driver import Driver, Progress, Stop, StudyEnd, push, unwritable
-from emoreg.tuning.joining import join
 from emoreg.tuning.messages import REGULATION_EPOCH, metric_key
 from emoreg.tuning.optuna_study import open_study
-from emoreg.tuning.placement import Placement, placed
+from emoreg.tuning.placement import Placement
 from emoreg.tuning.postgres import unanswered
 from emoreg.tuning.preflight import named_study, offer_image_sets, provenance, storage_uri, store_uri
+from emoreg.tuning.ray_session import ray_session
 from emoreg.tuning.reconcile import reconcile, warm_start
 from emoreg.tuning.searcher import OptunaSearcher
 from emoreg.tuning.signals import stop_on_signals
@@ -90,8 +89,7 @@ def run_study(
             searcher = _take_up(config, copy, records, progress, stop, claims)
         if not searcher.has_work:
             return "whole"
-        _start_ray(address)
-        try:
+        with _running_ray(address, records):
             places = Places(
                 storage=storage_uri(config),
                 store=store_uri(config),
@@ -99,7 +97,11 @@ def run_study(
                 is_cluster=address is not None,
             )
             store = ExperienceStore(places.store, leases=places.trunk_leases(), patience_seconds=PATIENCE_SECONDS)
-            placement = Placement(config, say=progress.say)
+            placement = Placement(config, progress.say)
+            placement.check()
+            waiting = placement.waiting()
+            if waiting is not None:
+                progress.say(waiting)
             driver = Driver(config, copy, records, progress, searcher, store, stop, provenance(command))
             workplace = Workplace(
                 places=ray.put(places),
@@ -118,9 +120,6 @@ def run_study(
                     driver.tidy()
                 except KeyboardInterrupt:  # told twice, or out of grace
                     return driver.end_run("interrupted")
-        finally:
-            ray.shutdown()
-            records.write()
         if driver.unwritable is not None:
             raise driver.unwritable
         if driver.num_broken >= config.resources.max_failures:
@@ -160,10 +159,18 @@ def _take_up(
 
 
 def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplace: Workplace, placement: Placement) -> None:
-    driver.slots, searcher.startable = placement.slots, placement.startable
+    driver.slots = placement.slots
+
+    def startable(pending: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        is_full = len(pending) >= placement.may_wait and searcher.num_running >= placement.slots()
+        return {} if is_full else dict.fromkeys(placement.backbones, ())
+
+    searcher.startable = startable
     with scratch() as folder:  # Tune's own state: ours is in storage
         tune.Tuner(
-            tune.with_resources(partial(train, workplace=workplace), partial(placed, by_backbone=placement.by_backbone)),
+            tune.with_resources(
+                partial(train, workplace=workplace), lambda assigned: placement.bundles(assigned["trial"].backbone)
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_scheduler(config),
@@ -181,23 +188,15 @@ def _fit(config: StudyConfig, searcher: OptunaSearcher, driver: Driver, workplac
         ).fit()
 
 
-def _start_ray(address: str | None) -> None:
-    """Start Ray here, or join the cluster at ``address``.
-
-    Raises:
-        ConfigError: for a cluster that does not answer, or does not let this driver in.
-    """
-    os.environ.update(_TUNE_SETTINGS)
-    if address is None:
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _TUNE_SETTINGS},
-        )
-    else:
-        join(address, settings=_TUNE_SETTINGS, from_outside="`emoreg submit`")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a broken trial's traceback is in its record
+@contextmanager
+def _running_ray(address: str | None, records: Records) -> Iterator[None]:
+    """A Ray for the time of a block, after which the records are written."""
+    try:
+        with ray_session(address, _TUNE_SETTINGS):
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a broken trial's traceback is in its record
+            yield
+    finally:
+        records.write()
 
 
 def _number(records: Records, identity: str, number: int, params: Mapping[str, Value]) -> None:
