@@ -15,18 +15,18 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
 
 import emoreg
-from emoreg.config import FIRST_SEED, Distribution, Float, ImageSetConfig, StudyConfig, TrialConfig, TrialResources, require
+from emoreg.cli.cluster import Logs, Stop, Submit, print_findings, print_job_status
+from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, require
 from emoreg.config.search_space import SearchSpace
 from emoreg.errors import ConfigError, StorageError, UserError
 from emoreg.storage.files import without_credentials
@@ -82,27 +82,7 @@ _Submitted = Annotated[
 _WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
 _Written = Annotated[Positional[str], arg(metavar="STUDY", help=_WRITTEN)]
 _LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Options(StudyConfig):
-    """A study as the command line sets it: what is set in a study file alone is no option."""
-
-    search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
-    confirmed: Suppress[tuple[TrialConfig, ...]] = ()
-    resources_by_backbone: Suppress[Mapping[str, TrialResources]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, study: StudyConfig) -> _Options:
-        """The options whose defaults are the settings of a study."""
-        return cls(**{item.name: getattr(study, item.name) for item in dataclasses.fields(StudyConfig)})
-
-    def study(self) -> StudyConfig:
-        """The study that was set."""
-        return StudyConfig(**{item.name: getattr(self, item.name) for item in dataclasses.fields(StudyConfig)})
-
-
-_Config = Annotated[_Options, arg(name="")]
+_Config = Annotated[StudyConfig, arg(name="")]
 _Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
 _Switch = FlagCreatePairsOff[bool]
 _Evaluate = Literal["validation", "test"]
@@ -210,13 +190,12 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     ``space`` is the whole search space, before the command line set anything.
     """
     overridden = _overridden(arguments)
-    options = _Options.of(default)
 
-    def launch(study: str, config: _Options, address: str | None = None) -> Launch:
-        return Launch(study, config.study(), space, overridden, address, f"emoreg {shlex.join(arguments)}")
+    def launch(study: str, config: StudyConfig, address: str | None = None) -> Launch:
+        return Launch(study, config, space, overridden, address, f"emoreg {shlex.join(arguments)}")
 
     def run(
-        study: _Study, config: _Config = options, dry_run: _Switch = False, address: str | None = None, debug: _Debug = False
+        study: _Study, config: _Config = default, dry_run: _Switch = False, address: str | None = None, debug: _Debug = False
     ) -> _Command:
         """Run a study on Ray: what is missing of it.
 
@@ -234,7 +213,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def confirm(
         study: _Study,
-        config: _Config = options,
+        config: _Config = default,
         top: int = 1,
         seeds: int = 10,
         first_seed: int = FIRST_SEED,
@@ -264,7 +243,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def trial(
         study: _Study,
-        config: _Config = options,
+        config: _Config = default,
         evaluate: _Evaluate = "validation",
         device: _Device = "auto",
         replay: str | None = None,
@@ -288,10 +267,10 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
                 shlex.join(arguments),
                 "drop them",
             )
-            return partial(_replay, config.study(), replay, device)
-        return partial(_trial, config.study(), evaluate, device)
+            return partial(_replay, config, replay, device)
+        return partial(_trial, config, evaluate, device)
 
-    def show(study: _Study, config: _Config = options, debug: _Debug = False) -> _Command:
+    def show(study: _Study, config: _Config = default, debug: _Debug = False) -> _Command:
         """Show a study before it runs.
 
         Its configuration, search space, number of trials, and an estimate of its cost.
@@ -304,7 +283,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def submit(
         study: _Study,
-        config: _Config = options,
+        config: _Config = default,
         address: str = head,
         confirm: _Switch = False,
         top: int = 1,
@@ -334,7 +313,21 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             dry_run: Only say what would travel and run.
         """
         _check_confirmation(top, seeds, first_seed)
-        return partial(_submit, launch(study, config, address), arguments[2:], confirm, follow, dry_run)
+        from emoreg.cli.launch import pinned
+
+        return Submit(
+            study=study,
+            config=pinned(launch(study, config, address)),
+            typed=tuple(arguments),
+            address=address,
+            confirm=confirm,
+            top=top,
+            seeds=seeds,
+            first_seed=first_seed,
+            again=again,
+            follow=follow,
+            dry_run=dry_run,
+        )
 
     def status(
         study: _Written,
@@ -351,7 +344,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             json: Print it for programs.
         """
         if address is not None:
-            return partial(_job_status, study, address, json)
+            return partial(print_job_status, study, address, as_json=json)
         return partial(_status, study, storage, json)
 
     def report(
@@ -410,7 +403,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
             address: The URL of the cluster's dashboard.
             follow: Go on until the job ends; Ctrl-C detaches.
         """
-        return partial(_logs, study, address, follow)
+        return Logs(study=study, address=address, follow=follow)
 
     def stop(study: _Submitted, address: str = head, debug: _Debug = False) -> _Command:
         """Stop the newest job of a study: its trials save, and submitting it again goes on.
@@ -418,7 +411,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
         Args:
             address: The URL of the cluster's dashboard.
         """
-        return partial(_stop, study, address)
+        return Stop(study=study, address=address)
 
     def experience(
         action: Annotated[
@@ -546,24 +539,6 @@ def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
         return run_single(config, copy, records, evaluate, chosen, Console(highlight=False))
 
 
-def _submit(launch: Launch, arguments: list[str], confirm: bool, follow: bool, dry_run: bool) -> int:
-    from emoreg.cli.launch import pinned
-    from emoreg.cluster.jobs import submit_study
-
-    assert launch.address is not None
-    _prepare_for_ray(launch.address)
-    return submit_study(
-        launch.reference, pinned(launch), arguments, launch.address, confirm=confirm, follow=follow, dry_run=dry_run
-    )
-
-
-def _job_status(study: str, address: str, as_json: bool) -> int:
-    from emoreg.cluster.jobs import print_status
-
-    _prepare_for_ray(address)
-    return print_status(study, address, as_json=as_json)
-
-
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     """Around a command that looks at what is stored: the storage may not answer, or not let it."""
@@ -614,28 +589,6 @@ def _replay(config: StudyConfig, identity: str, device: _Device) -> int:
     return replay(config, identity, pick_device(device), Console(highlight=False))
 
 
-def _logs(study: str, address: str, follow: bool) -> int:
-    from emoreg.cluster.jobs import print_logs
-
-    _prepare_for_ray(address)
-    return print_logs(study, address, follow=follow)
-
-
-def _stop(study: str, address: str) -> int:
-    from emoreg.cluster.jobs import stop_study
-
-    _prepare_for_ray(address)
-    return stop_study(study, address)
-
-
-def _prepare_for_ray(address: str) -> None:
-    """Let Ray's client send its token unless it is told not to, and go where it is told: it would prefer what it reads here."""
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if mode not in ("token", "disabled"):  # Ray would take it for the latter
-        raise ConfigError(f"RAY_AUTH_MODE must be 'token' or 'disabled', but it is {mode!r}: unset it for 'token'")
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
-
-
 def _list_experience(storage: str, uri: str | None) -> int:
     from emoreg.cli.inventory import print_inventory
 
@@ -657,14 +610,9 @@ def _experience_uri(storage: str, uri: str | None) -> str:
 
 
 def _doctor(storage: str, address: str | None) -> int:
-    from emoreg.cluster.machine import examine, print_findings
+    from emoreg.cluster.doctor import examine, examine_cluster
 
-    console = Console(highlight=False)
-    if address is None:
-        return print_findings(examine(storage), console)
-    from emoreg.cluster.doctor import examine_cluster
-
-    return print_findings(examine_cluster(address, storage), console)
+    return print_findings(examine(storage) if address is None else examine_cluster(address, storage))
 
 
 def _list_image_sets() -> int:

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import emoreg
 from emoreg.config import SECRETS, StudyConfig, leaves
@@ -20,6 +19,11 @@ _MIB = 2**20
 _MOST_BYTES = 500 * _MIB  # Ray's limit of a package
 _OUTSIDE = "submitted"
 _LITERAL = 8  # a shorter password may stand in code for something else
+
+NO_SECRETS = (
+    "take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +48,10 @@ class Bundle:
         return f"{len(self.files)} files, {size / _MIB:.1f} MiB, of {self.root}{commit}"
 
     def write(self, path: Path, secrets: Iterable[str] = ()) -> None:
-        """Write the bundle as a zip file that is the same for the same files.
+        """Write the bundle as a zip file, the same for the same files.
 
         Raises:
-            ConfigError: where a file holds one of the ``secrets``.
+            ConfigError: for a file that holds one of the ``secrets``.
         """
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, file in sorted(self.files.items()):
@@ -56,15 +60,9 @@ class Bundle:
                     raise ConfigError(
                         f"code that travels to a cluster must hold no password or key, but {str(file)!r} does: {NO_SECRETS}"
                     )
-                archive.writestr(_entry(name), content)
+                _add(archive, name, content)
             if self.commit is not None:
-                archive.writestr(_entry(COMMIT_FILE), f"{self.commit}\n")
-
-
-NO_SECRETS = (
-    "take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head"
-)
+                _add(archive, COMMIT_FILE, f"{self.commit}\n".encode())
 
 
 def collect(reference: str, config: StudyConfig) -> Bundle:
@@ -74,59 +72,47 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
     user's own modules outside of it: those beside the study, or below the working directory, that the study has imported.
 
     Raises:
-        ConfigError: where the study's file would not travel, or all is more than Ray takes.
+        ConfigError: for a study whose file would not travel, or files that are more than Ray takes.
     """
     root = Path(emoreg.__file__).resolve().parents[1]
-    results = root / "runs", Path(config.storage).expanduser().resolve()
-    listed = [root / name for name in _listed(root, results)]
-    files = {
-        path.relative_to(root).as_posix(): path for path in listed if not _stays(path.relative_to(root)) and path.is_file()
-    }
-    is_file = reference.endswith(".py") or "/" in reference
-    path = Path(reference).expanduser().resolve() if is_file else None
-    beside = Path.cwd().resolve() if path is None else path.parent
-    files |= dict(_own_modules(beside, root))
+    results = {root / "runs", Path(config.storage).expanduser().resolve()}
+    files = {name: root / name for name in _listed(root, results) if (root / name).is_file()}
     study = reference
-    if path is not None:
+    if reference.endswith(".py") or "/" in reference:
+        path = Path(reference).expanduser().resolve()
         study = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{_OUTSIDE}/{path.name}"
-        files[study] = path
-    elif not files.keys() & {f"{reference.replace('.', '/')}.py", f"{reference.replace('.', '/')}/__init__.py"}:
-        raise ConfigError(
-            f"a study must travel to the cluster, but {reference!r} is neither below {str(root)!r} nor below the working "
-            "directory: name it by its path"
-        )
+        files |= {**dict(_own_modules(path.parent, root)), study: path}
+    else:
+        files |= dict(_own_modules(Path.cwd().resolve(), root))
+        folder = reference.replace(".", "/")
+        if not files.keys() & {f"{folder}.py", f"{folder}/__init__.py"}:
+            raise ConfigError(
+                f"name the study by its path: it must travel to the cluster, but the module {reference!r} is neither below "
+                f"{str(root)!r} nor below the working directory"
+            )
     _check_size(files)
     return Bundle(files=files, study=study, root=root, commit=own_commit())
 
 
 def secrets_of(config: StudyConfig) -> set[str]:
-    """What a file would hold that holds a password or key of the study's settings: the URL's piece, or the bare literal."""
+    """The strings that betray a password or key of the study's settings in a file: the URL's piece, or the bare literal."""
+    values = [value for path, value in leaves(config) if path != "search_space"]
+    texts = [text for value in values for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
     found = set()
-    for path, value in leaves(config):
-        for text in _texts(value) if path != "search_space" else ():
-            for match in (match for pattern in SECRETS for match in pattern.finditer(text)):
-                found |= {match[0]} | ({f'"{match[1]}"', f"'{match[1]}'"} if len(match[1]) >= _LITERAL else set())
+    for match in (match for text in texts for pattern in SECRETS for match in pattern.finditer(text)):
+        found |= {match[0]} | ({f'"{match[1]}"', f"'{match[1]}'"} if len(match[1]) >= _LITERAL else set())
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _listed(root: Path, results: Iterable[Path]) -> list[str]:
-    if not is_checkout(root):
-        return [str(path.relative_to(root)) for package in ("emoreg", "studies") for path in (root / package).rglob("*")]
-    tracked = git(root, "ls-files", "-z").split("\0")
-    new = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
-    return [*filter(None, tracked), *(name for name in new if name and not {*results} & {*(root / name).parents})]
-
-
-def _stays(name: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+def _listed(root: Path, results: set[Path]) -> Iterator[str]:
+    """Names of the files below ``root`` that may travel."""
+    if is_checkout(root):
+        names = git(root, "ls-files", "-z").split("\0")
+        new = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+        names += [name for name in new if not results & {*(root / name).parents}]
+    else:
+        names = [str(path.relative_to(root)) for package in ("emoreg", "studies") for path in (root / package).rglob("*")]
+    return (name for name in names if not any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts))
 
 
 def _own_modules(beside: Path, root: Path) -> Iterator[tuple[str, Path]]:
@@ -149,14 +135,14 @@ def _check_size(files: dict[str, Path]) -> None:
     if total > _MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         raise ConfigError(
-            f"code that travels to a cluster may take {_MOST_BYTES // _MIB} MiB, but it takes {total / _MIB:.0f}, most of it "
-            f"in {', '.join(f'{name} ({sizes[name] / _MIB:.0f} MiB)' for name in largest)}: move data out of the checkout, or "
-            "name it in .gitignore"
+            "move data out of the checkout, or name it in .gitignore: code that travels to a cluster may take "
+            f"{_MOST_BYTES // _MIB} MiB, but it takes {total / _MIB:.0f}, most of it in "
+            f"{', '.join(f'{name} ({sizes[name] / _MIB:.0f} MiB)' for name in largest)}"
         )
 
 
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name)  # without the file's time
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
-    return entry
+    archive.writestr(entry, content)

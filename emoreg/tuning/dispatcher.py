@@ -88,27 +88,28 @@ class Dispatcher:
         for job in (*jobs, *source.take_up()):
             self._enqueue(job)
 
-    def next(self, trial_id: str, *, slots: int) -> Assignment | None:
+    def next(self, trial_id: str, *, slots: int, may_wait: int = 1) -> Assignment | None:
         """The next trial to run; None while there is none that can start.
 
         Args:
             trial_id: Tune's.
             slots: trials that fit at once; as many proposals of a sampler that learns may wait for pre-training.
+            may_wait: trials that may wait for a place beyond the slots: several where they make an autoscaler start machines.
 
         Raises:
             ConfigError: after many proposals in a row that break a rule of the configuration.
         """
         limit = self._config.resources.max_concurrent
-        has_unplaced = any(run.node_id is None for run in self._runs.values())
-        if len(self._runs) == limit or (has_unplaced and len(self._runs) >= slots):
+        num_unplaced = sum(run.node_id is None for run in self._runs.values())
+        if len(self._runs) == limit or (num_unplaced >= may_wait and len(self._runs) >= slots):
             return None
         if self._coordinator.others_changed():
             self._records.refresh()
             for left in self._source.take_up():
                 self._enqueue(left)
         job = self._start()
-        may_wait = slots * (_EARLY if self._config.sampler.name in _NOT_LEARNING else 1)
-        while job is None and self._queue.num_waiting < may_wait and not self._source.is_exhausted:
+        most_held = slots * (_EARLY if self._config.sampler.name in _NOT_LEARNING else 1)
+        while job is None and self._queue.num_waiting < most_held and not self._source.is_exhausted:
             proposed = self._source.ask()
             if proposed is not None:
                 self._enqueue(proposed)

@@ -1,47 +1,125 @@
-"""What each trial asks of Ray, whether the cluster can ever give it, and how much of it is free.
-
-Ray places the trials. Decided here is which trial it may be given next, while others wait for a place. By itself it gives a
-place that comes free to whoever fits: a trial that needs two GPUs of one machine would wait for as long as smaller ones come;
-and if all waited behind it, the smaller machines would stand empty. So the machine that can soonest hold the waiting trial
-takes no others, and these go on elsewhere.
-"""
+"""What each trial asks of Ray, whether the cluster can ever give it, and what waits for a machine. Ray places the trials."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import ray
-from ray._private import state
 from ray.tune import PlacementGroupFactory
 
 from emoreg.config import StudyConfig, TrialResources
 from emoreg.errors import ConfigError
-from emoreg.tuning.autoscaler import Autoscaler, Resources, find_autoscaler
+
+Resources = Mapping[str, float]
+"""Amounts by Ray's names: CPU, GPU, memory in bytes, accelerator_type:T4."""
 
 _KIND = "accelerator_type:"
 _SOME = 0.001  # of a kind of GPU, of which a node has 1: Ray's own way to ask for it
 _GIB = 2**30
-_LOOK_SECONDS = 0.5
+_REFRESH_SECONDS = 0.5
 _AHEAD = 4
-"""Trials that may wait where an autoscaler looks after them, so that it starts several machines at once."""
+_NODE_GROUP = "ray.io/node-group"
+"""Ray's label of a node that KubeRay or `ray up` started."""
+_LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the cluster's configuration, as JSON, on the head."""
 
 
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """Machines that run and take trials, by Ray's node id: what they have, and what of it is free."""
+class Placement:
+    """What the trials of a study ask for, against what the cluster has. Ray is running."""
 
-    total: Mapping[str, Resources]
-    free: Mapping[str, Resources]
+    def __init__(self, config: StudyConfig, notify: Callable[[str], None]) -> None:
+        """Settle what a trial of each backbone asks for.
+
+        Args:
+            config: of the study.
+            notify: told if trials run on CPUs although an autoscaler might bring GPUs.
+        """
+        self._max_concurrent = config.resources.max_concurrent
+        self._searched = config.backbones()
+        self._launchable = find_launchable()
+        self._nodes = _alive_nodes()
+        self._next_refresh = time.monotonic() + _REFRESH_SECONDS
+        has_gpus = any(node.get("GPU") for node in (*self._nodes, *(self._launchable or {}).values()))
+        self._asked = {
+            backbone: _with_gpus(config.trial_resources(backbone), has_gpus)
+            for backbone in dict.fromkeys((*self._searched, *config.resources_by_backbone))
+        }
+        if self._launchable == {} and not has_gpus and config.resources.gpus_per_trial is None:
+            notify(
+                "no machine of the cluster has a GPU now, and Ray does not tell what its autoscaler may start: trials run on "
+                "CPUs; ask for GPUs with --resources.gpus-per-trial 1"
+            )
+
+    def bundles(self, backbone: str) -> PlacementGroupFactory:
+        """What Tune asks of Ray for a trial of this backbone."""
+        return PlacementGroupFactory([bundle(self._asked[backbone])])
+
+    def slots(self) -> int:
+        """How many trials of the smallest request fit the nodes that are alive now, at least 1; at most ``max_concurrent``."""
+        nodes = self._now()
+        fit = max(sum(num_fit(asked, node) for node in nodes) for asked in self._asked.values())
+        return max(1, fit if self._max_concurrent is None else min(fit, self._max_concurrent))
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """All for which ``bundles`` are settled: those that the study searches or names."""
+        return tuple(self._asked)
+
+    @property
+    def may_wait(self) -> int:
+        """How many trials may wait for a place at once: several if an autoscaler starts machines for those that wait."""
+        return 1 if self._launchable is None else _AHEAD
+
+    def check(self) -> None:
+        """Refuse a study with a trial that can never be placed.
+
+        Raises:
+            ConfigError: naming what the trial asks for and what the cluster has.
+        """
+        for backbone in self._homeless():
+            asked = self._asked[backbone]
+            offers = self._launchable
+            if offers is not None and (not offers or any(may_hold(asked, kind) for kind in offers.values())):
+                continue
+            listed = "; ".join(f"{name} ({describe(kind)})" for name, kind in (offers or {}).items())
+            raise ConfigError(
+                "ask for less (--resources.cpus-per-trial, --resources.gpus-per-trial, --resources.memory-gib-per-trial, "
+                "--resources.accelerator-type, or resources_by_backbone in the study file) or add such a machine: a trial must "
+                f"fit on one machine, but {self._misfit(backbone)}" + (f", and may start {listed}" if listed else "")
+            )
+
+    def waiting(self) -> str | None:
+        """What waits for a machine that the cluster does not have now; None if every trial fits on a machine that is alive."""
+        homeless = self._homeless()
+        if not homeless:
+            return None
+        who = "the autoscaler starts" if self._launchable is not None else "there is"
+        return f"{'; '.join(map(self._misfit, homeless))}: such trials wait until {who} a machine that can hold them"
+
+    def _homeless(self) -> list[str]:
+        """Backbones whose trials fit on no node that is alive."""
+        nodes = self._now()
+        return [name for name in self._searched if not any(num_fit(self._asked[name], node) for node in nodes)]
+
+    def _misfit(self, backbone: str) -> str:
+        asked = describe(bundle(self._asked[backbone]))
+        return f"a trial of backbone {backbone!r} asks for {asked} and the cluster has {table(self._now())}"
+
+    def _now(self) -> list[Resources]:
+        if time.monotonic() >= self._next_refresh:
+            self._nodes = _alive_nodes()
+            self._next_refresh = time.monotonic() + _REFRESH_SECONDS
+        return self._nodes
 
 
 def bundle(asked: TrialResources) -> dict[str, float]:
-    """What a trial asks, in Ray's names."""
+    """What a trial asks for, in Ray's names."""
     resources = {
         "CPU": asked.cpus or 0.0,
         "GPU": asked.gpus or 0.0,
@@ -51,178 +129,32 @@ def bundle(asked: TrialResources) -> dict[str, float]:
     return {name: amount for name, amount in resources.items() if amount}
 
 
-def num_fit(asked: TrialResources, resources: Resources) -> int:
-    """How many trials these resources hold at once."""
-    return min(math.floor(resources.get(name, 0.0) / amount + 1e-6) for name, amount in bundle(asked).items())
+def num_fit(asked: TrialResources, node: Resources) -> int:
+    """How many trials a node holds at once."""
+    return min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in bundle(asked).items())
 
 
-def placed(assignment: Mapping[str, Any], by_backbone: Mapping[str, TrialResources]) -> PlacementGroupFactory:
-    """What Tune asks of Ray for the trial that the searcher has assigned: ``tune.with_resources`` takes it."""
-    avoid = assignment["avoid"]
-    # Only where needed: Tune gives a worker that is free to trials that ask for the same, word for word.
-    selector = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(avoid)})"}]} if avoid else {}
-    return PlacementGroupFactory([bundle(by_backbone[assignment["trial"].backbone])], **selector)
-
-
-def startable(
-    requests: Iterable[TrialResources], pending: Sequence[TrialResources], nodes: Nodes, *, ahead: int = 0
-) -> dict[TrialResources, tuple[str, ...]]:
-    """The requests of which a trial may be given to Ray now, each with the nodes that it must leave to others.
-
-    Args:
-        requests: of the study's trials.
-        pending: requests of the trials that were given to Ray and do not run yet: for want of a place, or on the way to one.
-        nodes: as they are now.
-        ahead: how many of one kind may wait in any case.
-    """
-    if not pending:
-        return dict.fromkeys(requests, ())
-    left_to = {waiting: _soonest(waiting, nodes) for waiting in pending if not _num_free(waiting, nodes)}
-    found = {}
-    for asked in requests:
-        others = {node for waiting, node in left_to.items() if waiting != asked and node is not None}
-        avoid = tuple(sorted(node for node in others if num_fit(asked, nodes.total[node])))
-        num_same = pending.count(asked)
-        if _num_free(asked, nodes, avoid) > num_same or num_same == len(pending) < ahead:
-            found[asked] = avoid
-    return found
-
-
-def _num_free(asked: TrialResources, nodes: Nodes, avoid: Sequence[str] = ()) -> int:
-    return sum(num_fit(asked, free) for node, free in nodes.free.items() if node not in avoid)
-
-
-def _soonest(waiting: TrialResources, nodes: Nodes) -> str | None:
-    """The node with the largest free share of what the trial asks: taking no others, it stays that."""
-
-    def free_share(node: str) -> float:
-        return min(nodes.free.get(node, {}).get(name, 0.0) / amount for name, amount in bundle(waiting).items())
-
-    return max(sorted(node for node, total in nodes.total.items() if num_fit(waiting, total)), key=free_share, default=None)
-
-
-class Placement:
-    """What the trials of a study ask for, against what the cluster has now."""
-
-    def __init__(self, config: StudyConfig, *, say: Callable[[str], None]) -> None:
-        """Compare the two, before anything runs.
-
-        Args:
-            config: of the study.
-            say: told what a user should know: that trials wait for the autoscaler, for one.
-
-        Raises:
-            ConfigError: for a trial that can never be placed.
-        """
-        self._max_concurrent = config.resources.max_concurrent
-        self._num_pending = 0
-        self._settled = 0.0
-        self._nodes = _look()
-        self._next_look = time.monotonic() + _LOOK_SECONDS
-        totals = list(self._nodes.total.values())
-        self._autoscaler = find_autoscaler()
-        coming = [] if self._autoscaler is None else list(self._autoscaler.node_types.values())
-        gpus = 1.0 if any(node.get("GPU") for node in (*totals, *coming)) else 0.0
-        self.by_backbone = {
-            backbone: _with_gpus(config.trial_resources(backbone), gpus)
-            for backbone in {*config.backbones(), *config.resources_by_backbone}
-        }
-        """What a trial asks for, by its backbone."""
-        if self._autoscaler is not None and not coming and gpus == 0 and config.resources.gpus_per_trial is None:
-            say(
-                "no machine of the cluster has a GPU now, and Ray does not tell what its autoscaler may start: trials run on "
-                "CPUs; ask for GPUs with --resources.gpus-per-trial 1"
-            )
-        for backbone in config.backbones():
-            asked = self.by_backbone[backbone]
-            if not any(num_fit(asked, node) for node in totals):
-                say(wait_for_autoscaler(backbone, asked, totals, self._autoscaler))
-
-    def slots(self) -> int:
-        """How many trials of those that ask the least run at once on what the machines have now."""
-        total = self._now().total.values()
-        fit = max(sum(num_fit(asked, node) for node in total) for asked in self._requests)
-        return max(1, fit if self._max_concurrent is None else min(fit, self._max_concurrent))
-
-    def startable(self, pending: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The backbones of which a trial may be given to Ray now, each with the nodes that it must leave to others.
-
-        Args:
-            pending: backbones of the trials that were given to Ray and do not run yet.
-        """
-        if len(pending) > self._num_pending and len(self._requests) > 1:  # the next look shows what is left beside the new one
-            self._settled = time.monotonic() + _LOOK_SECONDS
-        self._num_pending = len(pending)
-        if pending and time.monotonic() < self._settled:
-            return {}
-        waiting = [self.by_backbone[backbone] for backbone in pending]
-        ahead = 0 if self._autoscaler is None else _AHEAD
-        found = startable(self._requests, waiting, self._now(), ahead=ahead)
-        return {backbone: found[asked] for backbone, asked in self.by_backbone.items() if asked in found}
-
-    @property
-    def _requests(self) -> set[TrialResources]:
-        return set(self.by_backbone.values())
-
-    def _now(self) -> Nodes:
-        if time.monotonic() >= self._next_look:
-            self._nodes = _look()
-            self._next_look = time.monotonic() + _LOOK_SECONDS
-        return self._nodes
-
-
-def _with_gpus(asked: TrialResources, gpus: float) -> TrialResources:
-    """The request with the GPUs that it gets where the study does not say."""
-    if asked.gpus is not None:
-        return asked
-    return dataclasses.replace(asked, gpus=1.0 if asked.accelerator_type else gpus)
-
-
-def _look() -> Nodes:
-    draining = state.state.get_draining_nodes()
-    total = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining}
-    free = state.available_resources_per_node()
-    return Nodes(total=total, free={node: free[node] for node in total if node in free})
-
-
-def wait_for_autoscaler(
-    backbone: str, asked: TrialResources, totals: Sequence[Resources], autoscaler: Autoscaler | None
-) -> str:
-    """What to tell of a trial that fits on no machine that runs: that it waits for the autoscaler.
-
-    Raises:
-        ConfigError: where it would wait for ever.
-    """
-    wanted = f"a trial of backbone {backbone!r} asks for {describe(bundle(asked))}"
-    have = f"the cluster has {table(totals)}"
-    if autoscaler is None:
-        may = None
-    elif autoscaler.node_types:
-        able = [name for name, resources in autoscaler.node_types.items() if may_hold(asked, resources)]
-        offered = "; ".join(f"{name} ({describe(resources)})" for name, resources in autoscaler.node_types.items())
-        have += f", and its autoscaler may start {offered}"
-        may = f"which may start a machine that has it ({', '.join(able)})" if able else None
-    else:
-        have += ", and its autoscaler can start none that has it"
-        may = autoscaler.ask(bundle(asked))
-    if may is None:
-        raise ConfigError(
-            f"a trial must fit on one machine, but {wanted} and {have}: ask for less (--resources.cpus-per-trial, "
-            "--resources.gpus-per-trial, --resources.memory-gib-per-trial, --resources.accelerator-type, or "
-            "resources_by_backbone in the study file), or add such a machine"
-        )
-    return f"{wanted} and {have}: it waits for the autoscaler, {may}"
-
-
-def may_hold(asked: TrialResources, resources: Resources) -> bool:
-    """Whether a machine of this type may hold the trial; it may have memory and kinds of GPU that are not told of."""
-    told = {name.partition(":")[0] for name in resources}
-    known = {"memory", _KIND[:-1]} & told
-    return all(
-        resources.get(name, 0.0) >= amount
-        for name, amount in bundle(asked).items()
-        if name in ("CPU", "GPU") or name.partition(":")[0] in known
+def may_hold(asked: TrialResources, kind: Resources) -> bool:
+    """Whether a machine of a launcher's type may hold the trial; it may have memory and models of GPU that are not told of."""
+    return not kind or all(
+        kind.get(name, 0.0) >= (amount or 0.0) for name, amount in (("CPU", asked.cpus), ("GPU", asked.gpus))
     )
+
+
+def find_launchable(launcher_file: Path = _LAUNCHER_FILE) -> dict[str, Resources] | None:
+    """The machines that the cluster's autoscaler may start, by type.
+
+    Empty if there may be an autoscaler that does not tell, as KubeRay's; None if the cluster was started by hand, as far as its
+    labels and `ray up`'s file on this machine tell: the machines at hand are then all that there will be.
+    """
+    groups = {node["Labels"].get(_NODE_GROUP) for node in ray.nodes() if node["Alive"]} - {None}
+    path = launcher_file.expanduser()
+    if not path.is_file():
+        return {} if groups else None
+    types = json.loads(path.read_text())["available_node_types"]
+    if not groups <= types.keys():  # the file is of another cluster
+        return {}
+    return {name: kind.get("resources") or {} for name, kind in types.items() if kind.get("max_workers", 1) > 0}
 
 
 def describe(resources: Resources) -> str:
@@ -242,3 +174,14 @@ def table(nodes: Iterable[Resources]) -> str:
     counts = Counter(map(describe, nodes))
     rows = [f"{number} node{'' if number == 1 else 's'} with {text}" for text, number in counts.most_common()]
     return "; ".join(rows) or "no nodes"
+
+
+def _with_gpus(asked: TrialResources, has_gpus: bool) -> TrialResources:
+    """The request, with a GPU for each trial if the study does not say and the cluster has some."""
+    if asked.gpus is not None:
+        return asked
+    return dataclasses.replace(asked, gpus=1.0 if asked.accelerator_type or has_gpus else 0.0)
+
+
+def _alive_nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

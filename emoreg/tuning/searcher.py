@@ -19,18 +19,22 @@ class TuneSearcher(Searcher):
     It says itself when the search is over: give ``TuneConfig(num_samples=-1)``.
     """
 
-    def __init__(self, dispatcher: Dispatcher, *, slots: Callable[[], int], is_stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, *, slots: Callable[[], int], is_stopping: Callable[[], bool], may_wait: int = 1
+    ) -> None:
         """Begin.
 
         Args:
             dispatcher: of the study.
             slots: trials that fit at once, as the cluster is now.
             is_stopping: whether the study has been told to stop: then nothing more is handed out.
+            may_wait: trials that may wait for a place beyond the slots.
         """
         super().__init__()
         self._dispatcher = dispatcher
         self._slots = slots
         self._is_stopping = is_stopping
+        self._may_wait = may_wait
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Accept what ``TuneConfig`` names for its scheduler; the objectives are the study's own."""
@@ -40,7 +44,7 @@ class TuneSearcher(Searcher):
         """The next assignment, ``Searcher.FINISHED``, or None while there is nothing that can start."""
         if self._is_stopping():
             return str(Searcher.FINISHED)
-        assignment = self._dispatcher.next(trial_id, slots=self._slots())
+        assignment = self._dispatcher.next(trial_id, slots=self._slots(), may_wait=self._may_wait)
         if assignment is not None:
             return {ASSIGNMENT: assignment}
         return str(Searcher.FINISHED) if self._dispatcher.is_done else None

@@ -199,6 +199,10 @@ class _StudyRun:
         locks = self._coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None)
         store = ExperienceStore(store_uri(config), leases=locks.open())
         placement = Placement(config, told.on_message)
+        placement.check()
+        waiting = placement.waiting()
+        if waiting is not None:
+            told.on_message(waiting)
         signal = StopSignal()
         recorder = Recorder(records, provenance(config, command))
         with store.running(config.name) as beat:
@@ -253,11 +257,16 @@ class _StudyRun:
         return RunEnd.COMPLETED if self.dispatcher.is_done else RunEnd.INTERRUPTED
 
     def _tuner(self, context: WorkerContext, placement: Placement, bridge: TuneBridge, stop: Stop, folder: str) -> tune.Tuner:
-        bundles = {backbone: placement.bundles(backbone) for backbone in self._config.backbones()}
+        bundles = {backbone: placement.bundles(backbone) for backbone in placement.backbones}
         return tune.Tuner(
             tune.with_resources(partial(train, context=context), partial(_resources, bundles=bundles)),
             tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(self.dispatcher, slots=placement.slots, is_stopping=lambda: stop.is_asked),
+                search_alg=TuneSearcher(
+                    self.dispatcher,
+                    slots=placement.slots,
+                    is_stopping=lambda: stop.is_asked,
+                    may_wait=placement.may_wait,
+                ),
                 scheduler=_scheduler(self._config),
                 num_samples=-1,  # until the searcher says that it has finished
                 reuse_actors=True,

@@ -1,0 +1,282 @@
+"""The commands that reach a Ray cluster from outside, by its dashboard; and how a doctor's findings are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+from emoreg.config import FIRST_SEED, StudyConfig
+from emoreg.errors import ConfigError
+from emoreg.formatting import counted, duration
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from emoreg.cluster.doctor import Finding
+    from emoreg.cluster.jobs import Job
+    from emoreg.results.status import Status
+
+_Switch = FlagCreatePairsOff[bool]
+_Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
+_Study = Annotated[
+    Positional[str], arg(metavar="STUDY", help="A module (studies.quickstart), or a path to a Python file with study().")
+]
+_Submitted = Annotated[
+    Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
+]
+_DASHBOARD = "http://127.0.0.1:8265"
+"""Ray's own default, and the near end of a forwarded port."""
+_STATES = {"PENDING": "waiting to start", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
+_STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
+_INTERRUPTED = 130
+
+
+def _dashboard() -> str:
+    return os.environ.get("RAY_API_SERVER_ADDRESS", _DASHBOARD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Run a study on a Ray cluster, as a job of its head, and follow its log.
+
+    With --confirm its confirmation: a job of its own, named NAME.confirm.
+
+    Ctrl-C detaches: the job goes on. Submitted again, a study goes on.
+
+    Code travels: emoreg's checkout but what git ignores, and the study.
+    """
+
+    study: _Study
+    config: Annotated[StudyConfig, arg(name="")]
+    typed: Suppress[tuple[str, ...]] = ()
+    address: str = field(default_factory=_dashboard)
+    """The URL of the cluster's dashboard."""
+    confirm: _Switch = False
+    """Confirm the best of the study's search, like `emoreg confirm`, in place of running the study."""
+    top: int = 1
+    """With --confirm: how many configurations of each backbone."""
+    seeds: int = 10
+    """With --confirm: how many seeds."""
+    first_seed: int = FIRST_SEED
+    """With --confirm: the first of them."""
+    again: _Switch = False
+    """With --confirm: open the test split a further time."""
+    follow: bool = True
+    """Print the log until the job ends; `--no-follow` leaves as soon as it is submitted."""
+    dry_run: _Switch = False
+    """Only say what would travel and run."""
+    debug: _Debug = False
+
+    def __call__(self) -> int:
+        """The exit code: the job's if it was followed to its end; 0 after Ctrl-C."""
+        from emoreg.cluster.client import connect
+        from emoreg.cluster.jobs import prepare, submit
+
+        command = shlex.join(["emoreg", *self.typed])
+        submission = prepare(self.study, self.config, self.repeated(), confirm=self.confirm, command=command)
+        print(f"study {submission.study!r}: {submission.bundle} travel")
+        for note in submission.notes:
+            print(note)
+        if self.dry_run:
+            print(f"it would run on the head of {self.address}:\n  {submission.entrypoint}")
+            return 0
+        client = connect(self.address)
+        job_id = submit(submission, client)
+        print(f"study {submission.study!r}: submitted to {self.address} as job {job_id}", flush=True)
+        if self.follow:
+            return _follow(client, submission.study, job_id, self.address)
+        print(_ways(submission.study, self.address))
+        return 0
+
+    def repeated(self) -> list[str]:
+        """What was typed after STUDY for the study itself, to be repeated on the cluster, and what its confirmation takes.
+
+        Raises:
+            ConfigError: for what only a confirmation takes, without --confirm.
+        """
+        own = {f"--{item.name.replace('_', '-')}": isinstance(item.default, bool) for item in dataclasses.fields(self)}
+        switches = own.keys() | {f"--no-{flag.removeprefix('--')}" for flag, is_switch in own.items() if is_switch}
+        options = []
+        typed = iter(self.typed[2:])
+        for argument in typed:
+            flag, equals, _ = argument.partition("=")
+            flag = flag.replace("_", "-")
+            if flag not in switches:
+                options.append(argument)
+            elif not own.get(flag, True) and not equals:
+                next(typed, None)
+        if self.confirm:
+            numbers = {"--top": self.top, "--seeds": self.seeds, "--first-seed": self.first_seed}
+            return [*options, *(f"{flag}={number}" for flag, number in numbers.items()), *(["--again"] if self.again else [])]
+        if (self.top, self.seeds, self.first_seed, self.again) != (Submit.top, Submit.seeds, Submit.first_seed, Submit.again):
+            raise ConfigError(
+                "add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
+                "itself is submitted"
+            )
+        return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs:
+    """Print what the newest job of a study has printed."""
+
+    study: _Submitted
+    address: str = field(default_factory=_dashboard)
+    """The URL of the cluster's dashboard."""
+    follow: _Switch = False
+    """Go on until the job ends; Ctrl-C detaches."""
+    debug: _Debug = False
+
+    def __call__(self) -> int:
+        """The exit code: the job's if it was followed to its end."""
+        from emoreg.cluster.client import connect
+        from emoreg.cluster.jobs import newest_job
+
+        client = connect(self.address)
+        job = newest_job(self.study, client)
+        if self.follow:
+            return _follow(client, job.study, job.id, self.address)
+        _write(client.get_job_logs(job.id))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Stop the newest job of a study: its trials save, and submitting it again goes on."""
+
+    study: _Submitted
+    address: str = field(default_factory=_dashboard)
+    """The URL of the cluster's dashboard."""
+    debug: _Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cluster.client import connect, follow
+        from emoreg.cluster.jobs import Job, newest_job, study_status
+
+        client = connect(self.address)
+        job = newest_job(self.study, client)
+        if job.has_ended:
+            print(f"study {job.study!r}: job {job.id} is {_ending(job)} already")
+            return 0
+        seen = len(client.get_job_logs(job.id))
+        client.stop_job(job.id)
+        print(f"study {job.study!r}: job {job.id} is told to stop; its trials save first", flush=True)
+        for text in follow(client, job.id, seen=seen, notify=_notify):
+            _write(text)
+        job = Job.of(client.get_job_info(job.id))
+        print(f"study {job.study!r}: {_ending(job)}")
+        status = study_status(job)
+        if status is not None and status.state == "killed":
+            print("It did not end by itself in time, and was killed: trials go on from their last checkpoints.")
+        _print_how_to_go_on(job)
+        return 0
+
+
+def print_job_status(reference: str, address: str, *, as_json: bool) -> int:
+    """Print how the newest job of a study stands: `emoreg status --address`; the exit code."""
+    from emoreg.cluster.jobs import job_status
+
+    found = job_status(reference, address)
+    job, status = found.job, found.status
+    if as_json:
+        told = None if status is None else dataclasses.asdict(status)
+        print(json.dumps(dataclasses.asdict(job) | {"status": told, "last_line": found.last_line}, indent=2))
+        return 0
+    taken = duration((job.ended or time.time()) - job.submitted)
+    since = f"submitted {datetime.fromtimestamp(job.submitted, UTC):%Y-%m-%d %H:%M} UTC by {job.user}"
+    print(f"study {job.study!r}: {_ending(job)}; {since}, {taken}{'' if job.ended is None else ' in all'}")
+    print(f"  job {job.id}{'' if job.node is None else f', driver on {job.node}'}")
+    print(f"  {_progress(status) if status is not None else found.last_line}")
+    return 0
+
+
+def print_findings(findings: Iterable[Finding]) -> int:
+    """Print a doctor's findings as a table; the exit code is 1 if one is bad."""
+    console = Console(highlight=False)
+    table = Table("", "what", "found", "cure", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.columns[1].no_wrap = True
+    table.columns[2].overflow = table.columns[3].overflow = "fold"  # a long path is told whole
+    num_bad = 0
+    for finding in findings:
+        style = _STYLES[finding.verdict]
+        table.add_row(f"[{style}]{finding.verdict}[/]", finding.what, Text(finding.found), Text(finding.cure))
+        num_bad += finding.verdict == "bad"
+    console.print(table)
+    console.print(f"{num_bad} of these would stop a study." if num_bad else "Nothing here would stop a study.")
+    return 1 if num_bad else 0
+
+
+def _follow(client: JobSubmissionClient, study: str, job_id: str, address: str) -> int:
+    """Print a job's log until it ends, or Ctrl-C; the exit code."""
+    from emoreg.cluster.client import follow
+    from emoreg.cluster.jobs import Job
+
+    try:
+        for text in follow(client, job_id, notify=_notify):
+            _write(text)
+    except KeyboardInterrupt:
+        print(f"\nDetached: job {job_id} goes on.\n{_ways(study, address)}")
+        return 0
+    job = Job.of(client.get_job_info(job_id))
+    print(f"study {study!r}: {_ending(job)}, job {job.id}")
+    if job.state == "STOPPED" or job.exit_code == _INTERRUPTED:
+        _print_how_to_go_on(job)
+        return _INTERRUPTED
+    if job.exit_code is None:  # the study's own words are missing
+        print(job.message.strip())
+        return 1
+    return job.exit_code
+
+
+def _ending(job: Job) -> str:
+    """The state in words, with the exit code of a study that failed."""
+    if job.exit_code == _INTERRUPTED:
+        return "interrupted"
+    return _STATES[job.state] + (f" with exit code {job.exit_code}" if job.state == "FAILED" and job.exit_code else "")
+
+
+def _progress(status: Status) -> str:
+    trials = status.trials
+    counts = {"finished": trials.finished, "pruned": trials.pruned, "failed": trials.failed}
+    counts["running"] = len(status.running or ())
+    told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    left = "" if status.seconds_left is None else f"; about {duration(status.seconds_left)} left"
+    return f"{trials.ended} of {counted(trials.planned, 'trial')}{': ' if told else ''}{told}{left}"
+
+
+def _print_how_to_go_on(job: Job) -> None:
+    print(f"To go on, submit it again from where it was submitted:\n  {job.command}")
+
+
+def _ways(study: str, address: str) -> str:
+    options = "" if address == _DASHBOARD else f" --address {shlex.quote(address)}"
+    commands = (f"logs {study} --follow", f"status {study}", f"stop {study}")
+    return "\n".join(f"  emoreg {command}{options}" for command in commands)
+
+
+def _notify(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _write(text: str) -> None:
+    """Print, and leave quietly if nobody reads any more."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

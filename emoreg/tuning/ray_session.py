@@ -1,0 +1,134 @@
+"""A Ray for the time of a block: private to this process, or a running cluster that is joined from one of its machines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from emoreg.errors import ConfigError
+
+Answer = Literal["open", "refused", "silent"]
+
+ANSWER_SECONDS = 30.0
+"""How long a cluster may take to answer."""
+_CONNECT_SECONDS = 5.0
+
+
+@contextmanager
+def ray_session(
+    address: str | None, settings: Mapping[str, str], *, from_outside: str = "use `emoreg submit`"
+) -> Iterator[None]:
+    """Start a private Ray or join a cluster, and leave it at the end.
+
+    Args:
+        address: HOST:PORT of a cluster's head, "auto" for the cluster that this machine belongs to; None starts a Ray that
+            nothing else uses, whatever runs on this machine.
+        settings: environment variables, until the end, of this process and of all that it runs there.
+        from_outside: the way out for a machine that is not the cluster's, for a message.
+
+    Raises:
+        ConfigError: for a cluster that does not answer or does not let this process in, or if this process uses a Ray already.
+    """
+    if ray.is_initialized():
+        raise ConfigError(
+            "call ray.shutdown() first: a study starts or joins a Ray of its own, but this process uses one already"
+        )
+    if address is not None:
+        _check_address(address, from_outside)
+    with environment(settings):
+        try:
+            if address is None:
+                _init("local", settings, include_dashboard=False)
+            else:
+                _join(address, settings)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the time of a block: what Ray offers no argument for."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _init(address: str, settings: Mapping[str, str], **options: bool) -> None:
+    environment = {"env_vars": dict(settings)}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
+
+
+def _join(address: str, settings: Mapping[str, str]) -> None:
+    try:
+        _init(address, settings)
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        cause = f"{error} {error.__cause__ or error.__context__ or ''}"
+        if isinstance(error, AuthenticationError) or AuthenticationError.__name__ in cause:
+            raise _refused(address) from error
+        raise ConfigError(
+            f"run this on a machine of the cluster, in its environment, or leave --address out: {address!r} cannot be joined "
+            f"({' '.join(cause.split())[:500]})"
+        ) from error
+
+
+def knock(address: str, **environment: str) -> Answer:
+    """Whether a cluster lets a client with these environment variables in: asks by `ray`, which reads them once a process."""
+    command = [str(Path(sys.executable).with_name("ray")), "status", "--address", address]
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "silent"
+    if done.returncode == 0 or "version mismatch" in done.stderr:  # it has told its version
+        return "open"
+    return "refused" if AuthenticationError.__name__ in done.stderr else "silent"
+
+
+def _check_address(address: str, from_outside: str) -> None:
+    """Refuse an address that is no cluster's, or a cluster that does not take this token: Ray itself would try for minutes."""
+    if "://" in address:
+        raise ConfigError(
+            f"from outside a cluster, {from_outside}: --address must be HOST:PORT of its head, or 'auto', on one of its "
+            f"machines, but it is {address!r}"
+        )
+    if address == "auto":
+        return
+    try:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        answer, why = knock(address), "no Ray is there"
+    except (OSError, ValueError, OverflowError) as error:
+        answer, why = "silent", str(error)
+    if answer == "refused":
+        raise _refused(address)
+    if answer == "silent":
+        raise ConfigError(
+            "start a cluster with `ray start --head`, or leave --address out: it must be HOST:PORT of a running Ray cluster, "
+            f"or 'auto', but {address!r} does not answer ({why})"
+        )
+
+
+def _refused(address: str) -> ConfigError:
+    return ConfigError(
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head: a client must have the cluster's "
+        f"token, but {address!r} refuses this one"
+    )
