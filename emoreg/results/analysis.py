@@ -1,18 +1,202 @@
-"""From records to tables: the best configurations, and regulation beside its controls. Imports neither torch nor ray."""
+"""What a study's trials come to: the best, the Pareto front, counts, device time, and regulation beside its controls.
+
+Whoever shows one of these (progress, status, TensorBoard, the report) takes it from here. Needs neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from functools import cmp_to_key
+from typing import Generic, TypeVar
 
-from scipy import stats
-
-from emoreg.config import Objective, in_order
-from emoreg.results.records import RunRecord, TrialRecord
+from emoreg.config import Objective, StudyConfig, in_order, resolve_trial
+from emoreg.config.search_space import num_searched
+from emoreg.results.outcome import Status
+from emoreg.results.records import Role, RunRecord, TrialRecord
 
 _CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSummary:
+    """The columns of a ``TrialRecord`` that tell how its study stands: of thousands of trials the others take long to read."""
+
+    identity: str
+    role: Role
+    number: int | None
+    control: str
+    status: Status
+    seed: int
+    backbone: str
+    params: str
+    val_accuracy: float | None
+    val_loss: float | None
+    device_seconds: float
+    metrics: str
+    ended: str
+
+
+Trial = TypeVar("Trial", TrialRecord, TrialSummary)
+
+
+def objective_value(record: TrialRecord | TrialSummary, objective: Objective) -> float | None:
+    """What a trial came to by an objective: a column, or a user-registered metric. None where it has no finite value."""
+    value: float | None
+    match objective.metric:
+        case "val_accuracy":
+            value = record.val_accuracy
+        case "val_loss":
+            value = record.val_loss
+        case "device_seconds":
+            value = record.device_seconds
+        case registered:
+            value = json.loads(record.metrics).get(registered)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def finished_search(records: Iterable[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """The finished trials of the search that have a value of the objective, in their order."""
+    return [
+        row
+        for row in records
+        if row.number is not None and row.status == "finished" and objective_value(row, objective) is not None
+    ]
+
+
+def ranked_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, list[TrialRecord]]:
+    """The finished trials of the search for each backbone, the best first. Selected, so their metric flatters them."""
+    ranked: dict[str, list[TrialRecord]] = {}
+    for record in sorted(finished_search(records, objective), key=lambda row: _cost(row, objective)):
+        ranked.setdefault(record.backbone, []).append(record)
+    return ranked
+
+
+def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
+    """The best finished trial of the search for each backbone."""
+    return {backbone: found[0] for backbone, found in ranked_by_backbone(records, objective).items()}
+
+
+def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """The finished trials of the search that no other beats in one objective without losing in another."""
+    finished = [row for row in records if row.number is not None and row.status == "finished"]
+    costs = [tuple(_cost(row, objective) for objective in objectives) for row in finished]
+    front: list[tuple[float, ...]] = []
+    for point in sorted({*costs}):  # what dominates comes before what it dominates
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in reversed(front)):
+            front.append(point)
+    on_front = {*front}
+    return [row for row, point in zip(finished, costs, strict=True) if point in on_front]
+
+
+def leading(records: Iterable[TrialRecord], objectives: Sequence[Objective], backbones: Sequence[str]) -> list[TrialRecord]:
+    """What a search has found: the best trial of each backbone by its objective, or the Pareto front of several objectives."""
+    if len(objectives) > 1:
+        return pareto_front(records, objectives)
+    best = best_by_backbone(records, objectives[0])
+    return [best[backbone] for backbone in backbones if backbone in best]
+
+
+def _cost(record: TrialRecord | TrialSummary, objective: Objective) -> float:
+    """The objective's value where small is good; infinite without one."""
+    value = objective_value(record, objective)
+    return math.inf if value is None else -value if objective.mode == "max" else value
+
+
+def num_planned(config: StudyConfig) -> int:
+    """Trials of a study, at most: a sampler may propose one again."""
+    beside = (*config.control_trials(), *config.confirmed)
+    return num_searched(config) + len({resolve_trial(trial).identity for trial in beside})
+
+
+class Tally(Generic[Trial]):
+    """The trials of one study that have ended, counted while it goes on.
+
+    What `emoreg trial` left in the same records is not counted.
+
+    Attributes:
+        best: the best finished trial of the search by the objective; None before there is one.
+    """
+
+    def __init__(self, objective: Objective, beside: Set[str], trials: Iterable[Trial] = ()) -> None:
+        """Begin with the trials that have ended.
+
+        Args:
+            objective: the study's first.
+            beside: identities of the trials beside the search: controls, or those of a confirmation.
+            trials: that have ended.
+        """
+        self._objective, self._beside = objective, beside
+        self._trials: dict[str, Trial] = {}
+        self.best: Trial | None = None
+        for trial in trials:
+            self.add(trial)
+
+    def add(self, trial: Trial) -> bool:
+        """Count a trial, in place of its former record; whether it is the best so far."""
+        if trial.role != "search" and trial.identity not in self._beside:
+            return False
+        self._trials[trial.identity] = trial
+        if trial.number is None or trial.status != "finished" or objective_value(trial, self._objective) is None:
+            return False
+        if self.best is not None and _cost(trial, self._objective) >= _cost(self.best, self._objective):
+            return False
+        self.best = trial
+        return True
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Those that were counted."""
+        return list(self._trials.values())
+
+    @property
+    def statuses(self) -> Counter[Status]:
+        """How many trials ended as what."""
+        return Counter(trial.status for trial in self.trials)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceTime:
+    """Seconds of the device that trials took.
+
+    Attributes:
+        paid: pre-training by the trials themselves.
+        reused: of the experience that they took from the store instead, paid for by other trials, of any study.
+        regulation: regulation, over all attempts.
+    """
+
+    paid: float
+    reused: float
+    regulation: float
+
+    @property
+    def total(self) -> float:
+        """What was spent."""
+        return self.paid + self.regulation
+
+    @property
+    def saved(self) -> float:
+        """Share of all pre-training that was not paid for again, in [0, 1]; 0 where there was none."""
+        return self.reused / (self.paid + self.reused) if self.reused else 0.0
+
+
+def device_time(records: Iterable[TrialRecord]) -> DeviceTime:
+    """Add up what the trials took."""
+    rows = [*records]
+    return DeviceTime(
+        paid=math.fsum(row.pretraining_seconds for row in rows),
+        reused=math.fsum(max(0.0, (row.experience_seconds or 0.0) - row.pretraining_seconds) for row in rows),
+        regulation=math.fsum(row.regulation_seconds for row in rows),
+    )
+
+
+def waiting_share(runs: Iterable[RunRecord]) -> float:
+    """Share of the slots' time that went into waiting for an experience which another trial was training, in [0, 1]."""
+    rows = [*runs]
+    total = math.fsum(row.slot_seconds for row in rows)
+    return math.fsum(row.waiting_slot_seconds for row in rows) / total if total else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +210,25 @@ class Estimate:
     def __str__(self) -> str:
         """In percent: "71.2 ± 1.3", or "71.2" for a single seed."""
         return f"{100 * self.mean:.1f}" + ("" if self.half_width is None else f" ± {100 * self.half_width:.1f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of independent values with its 95 % confidence interval by Student's t.
+
+    Raises:
+        ValueError: for no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("a mean needs at least one value")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean=mean, half_width=None, n=1)
+    from scipy import stats  # takes a while to import, and status does without
+
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    quantile = float(stats.t.ppf((1 + _CONFIDENCE) / 2, df=n - 1))
+    return Estimate(mean=mean, half_width=quantile * deviation / math.sqrt(n), n=n)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,131 +247,19 @@ class ControlRow:
     gain: Estimate | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExperienceLedger:
-    """What pre-training cost the trials of a study, in seconds of the device.
-
-    Attributes:
-        paid: spent by the trials themselves.
-        reused: of the experience that they took from the store instead, paid for by other trials, of any study.
-    """
-
-    paid: float
-    reused: float
-
-    @property
-    def saved(self) -> float:
-        """Share of all pre-training that was not paid for again, in [0, 1]; 0 where there was none."""
-        return self.reused / (self.paid + self.reused) if self.reused else 0.0
-
-
-def experience_ledger(records: Iterable[TrialRecord]) -> ExperienceLedger:
-    """Add up the trials' pre-training."""
-    rows = list(records)
-    return ExperienceLedger(
-        paid=math.fsum(row.pretraining_seconds for row in rows),
-        reused=math.fsum(max(0.0, (row.experience_seconds or 0.0) - row.pretraining_seconds) for row in rows),
-    )
-
-
-def waiting_share(runs: Iterable[RunRecord]) -> float:
-    """Share of the slots' time that went into waiting for an experience which another trial was training, in [0, 1]."""
-    rows = list(runs)
-    total = math.fsum(row.slot_seconds for row in rows)
-    return math.fsum(row.waiting_slot_seconds for row in rows) / total if total else 0.0
-
-
-def better(one: TrialRecord, other: TrialRecord, objective: Objective) -> bool:
-    """Whether ``one`` is better than ``other`` by the objective; a trial without the metric is never better."""
-    mine, its = getattr(one, objective.metric), getattr(other, objective.metric)
-    if mine is None or its is None:
-        return mine is not None and its is None
-    return bool(mine > its) if objective.mode == "max" else bool(mine < its)
-
-
-def ranked_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, list[TrialRecord]]:
-    """The finished trials of the search for each backbone, the best first. Selected, so their metric flatters them."""
-    ranked: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        if record.number is not None and record.status == "finished":
-            ranked.setdefault(record.backbone, []).append(record)
-
-    def compared(one: TrialRecord, other: TrialRecord) -> int:
-        return better(other, one, objective) - better(one, other, objective)
-
-    return {backbone: sorted(found, key=cmp_to_key(compared)) for backbone, found in ranked.items()}
-
-
-def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
-    """The best finished trial of the search for each backbone."""
-    return {backbone: found[0] for backbone, found in ranked_by_backbone(records, objective).items()}
-
-
-def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """The finished trials of the search that no other beats in one objective without losing in another."""
-    finished = [record for record in records if record.number is not None and record.status == "finished"]
-
-    def dominates(one: TrialRecord, other: TrialRecord) -> bool:
-        return any(better(one, other, objective) for objective in objectives) and not any(
-            better(other, one, objective) for objective in objectives
-        )
-
-    def compared(one: TrialRecord, other: TrialRecord) -> int:
-        """By the first objective in which they differ: what dominates comes before what it dominates."""
-        sides = (better(other, one, objective) - better(one, other, objective) for objective in objectives)
-        return next((side for side in sides if side), 0)
-
-    front: list[TrialRecord] = []
-    for record in sorted(finished, key=cmp_to_key(compared)):
-        if not any(dominates(other, record) for other in reversed(front)):  # the last one is the likeliest
-            front.append(record)
-    there = {record.identity for record in front}
-    return [record for record in finished if record.identity in there]
-
-
-def leading(records: Iterable[TrialRecord], objectives: Sequence[Objective], backbones: Sequence[str]) -> list[TrialRecord]:
-    """What a search has found: the best trial of each backbone by its objective, or the Pareto front of several objectives."""
-    if len(objectives) > 1:
-        return pareto_front(records, objectives)
-    best = best_by_backbone(records, objectives[0])
-    return [best[backbone] for backbone in backbones if backbone in best]
-
-
 def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
     """Regulation, then each control in the order of ``CONTROLS``, by backbone, with what regulation gains over it."""
-    by_group: dict[tuple[str, str], dict[int, float]] = {}
+    by_backbone: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
         if record.role == "control" and record.status == "finished" and record.val_accuracy is not None:
-            by_group.setdefault((record.backbone, record.control), {})[record.seed] = record.val_accuracy
+            by_control = by_backbone.setdefault(record.backbone, {})
+            by_control.setdefault(record.control, {})[record.seed] = record.val_accuracy
     rows = []
-    order = in_order(control for _, control in by_group)
-    for backbone, control in sorted(by_group, key=lambda group: (group[0], order.index(group[1]))):
-        accuracies = by_group[backbone, control]
-        regulated = by_group.get((backbone, "regulated"), {})
-        gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
-        rows.append(
-            ControlRow(
-                backbone=backbone,
-                control=control,
-                accuracy=estimate(list(accuracies.values())),
-                gain=estimate(gains) if gains and control != "regulated" else None,
-            )
-        )
+    for backbone, by_control in sorted(by_backbone.items()):
+        regulated = by_control.get("regulated", {})
+        for control in in_order(by_control):
+            accuracies = by_control[control]
+            gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
+            gain = estimate(gains) if gains and control != "regulated" else None
+            rows.append(ControlRow(backbone=backbone, control=control, accuracy=estimate([*accuracies.values()]), gain=gain))
     return rows
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its 95 % confidence interval by Student's t.
-
-    Raises:
-        ValueError: for no values.
-    """
-    n = len(values)
-    if n == 0:
-        raise ValueError("a mean needs at least one value")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean=mean, half_width=None, n=1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    quantile = float(stats.t.ppf((1 + _CONFIDENCE) / 2, df=n - 1))
-    return Estimate(mean=mean, half_width=quantile * deviation / math.sqrt(n), n=n)

@@ -12,17 +12,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import bisect
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from emoreg.errors import ConfigError
+from emoreg.results.extra import report_extra
 
 ALPHA = 0.05
 """Chance of a false claim, over all comparisons of a family."""
@@ -38,7 +38,6 @@ _SIMULATED = 1000
 _MOST_SIMULATED_SEEDS = 13  # beyond, for 12 comparisons or fewer, what the t-test sees is at most 3 % too small
 
 Key = TypeVar("Key", bound=Hashable)
-Says = Literal["helps", "harms", "no difference seen", "nothing can be said"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +76,47 @@ class Comparison:
         return self.adjusted <= ALPHA and self.difference < 0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What may be said of regulation, and the sentence that says it with its reasons."""
+class Decision(StrEnum):
+    """What may be said of a regulated configuration: ``HELPS`` where it beats every control in ``REQUIRED``."""
 
-    says: Says
-    sentence: str
+    HELPS = "helps"
+    HARMS = "harms"
+    NO_DIFFERENCE = "no difference seen"
+    NOTHING = "nothing can be said"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What may be said of one regulated configuration, and why.
+
+    Attributes:
+        name: of the configuration.
+        decision: what may be said.
+        beaten: controls that it beats nevertheless, where it does not help.
+        reasons: words that follow the decision.
+        caveats: what a reader must know beside it.
+    """
+
+    name: str
+    decision: Decision
+    beaten: tuple[str, ...] = ()
+    reasons: str
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """The words before the decision."""
+        return f"{self.name}: " + (f"beats {_listed(self.beaten)}, but " if self.beaten else "")
+
+    @property
+    def explanation(self) -> str:
+        """The words after the decision."""
+        return "; ".join((self.reasons, *self.caveats))
+
+    @property
+    def sentence(self) -> str:
+        """The whole sentence for a reader."""
+        return f"{self.subject}{self.decision}{self.explanation}"
 
 
 def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resamples: int = 9999) -> dict[Key, Comparison]:
@@ -101,6 +135,9 @@ def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resampl
             raise ConfigError(f"a comparison needs seeds that both sides ran, but {key!r} has none: run the missing trials")
     if not family:
         return {}
+    with report_extra():
+        from statsmodels.stats.multitest import multipletests
+
     arrays = {key: np.asarray(differences) for key, differences in family.items()}
     p_values = [_p_value(array, seed, len(family)) for array in arrays.values()]
     adjusted = multipletests(p_values, alpha=ALPHA, method="holm")[1]
@@ -141,6 +178,9 @@ def visible_effect(deviation: float, n: int, num_comparisons: int) -> float:
 @functools.cache
 def _visible_size(n: int, num_comparisons: int) -> float:
     """The same in standard deviations. Few seeds are simulated, since the permutation test then sees less than the t-test."""
+    with report_extra():
+        from statsmodels.stats.power import TTestPower
+
     level = ALPHA / num_comparisons
     of_t_test = float(TTestPower().solve_power(nobs=n, alpha=level, power=POWER, alternative="two-sided"))
     if n > _MOST_SIMULATED_SEEDS:
@@ -158,39 +198,41 @@ def _visible_size(n: int, num_comparisons: int) -> float:
     return float(bisect(excess, 0.5 * of_t_test, 10 * of_t_test, xtol=0.01))
 
 
-def judge(comparisons: Mapping[str, Comparison], what: str) -> Verdict:
-    """What may be said of one regulated configuration.
+def judge(name: str, comparisons: Mapping[str, Comparison], caveats: Sequence[str] = ()) -> Verdict:
+    """What may be said of a regulated configuration by its comparisons with each control, by the controls' names.
 
-    Args:
-        comparisons: with each control, by its name.
-        what: is judged, for the sentence.
+    A control that is better than regulation becomes a caveat of every verdict: a gain that plainer training exceeds is a poor
+    one.
     """
+    required = {control: comparisons[control] for control in REQUIRED if control in comparisons}
     missing = [control for control in REQUIRED if control not in comparisons]
-    beaten = [control for control in REQUIRED if control in comparisons and comparisons[control].is_better]
-    worse = [control for control in REQUIRED if control in comparisons and comparisons[control].is_worse]
-    above = [control for control, found in comparisons.items() if control not in REQUIRED and found.is_worse]
-    gain = f"beats {_listed(beaten)}, but " if beaten else ""
-    # What is better than regulation stands beside every verdict: a gain that plainer training exceeds is a poor one.
-    below = "".join(f"; below {control}: {_points(comparisons[control])}" for control in above)
-    if len(beaten) == len(REQUIRED):
-        gains = ", ".join(f"{_points(comparisons[control])} over {control}" for control in REQUIRED)
-        return Verdict("helps", f"{what}: helps: {gains}{below}")
-    if worse:
-        losses = ", ".join(f"{_points(comparisons[control])} against {control}" for control in worse)
-        return Verdict("harms", f"{what}: {gain}harms: {losses}{below}")
-    if missing:
-        lack = f"nothing can be said without {_listed(missing)}, of which no trial has finished on these seeds"
-        return Verdict("nothing can be said", f"{what}: {lack}{below}")
-    rest = [control for control in REQUIRED if control not in beaten]
-    largest = max(comparisons[control].visible for control in rest)
-    n = min(comparisons[control].n for control in rest)
-    if largest == 0:
-        seen = f"n = {n}; no seed differs from another"
-    elif math.isinf(largest):
-        seen = f"with {n} seed{'' if n == 1 else 's'} no effect could have been seen, however large"
+    rest = {control: found for control, found in required.items() if not found.is_better}
+    worse = {control: found for control, found in required.items() if found.is_worse}
+    beaten = tuple(control for control in required if control not in rest)
+    if not missing and not rest:
+        gains = (f"{_points(found)} over {control}" for control, found in required.items())
+        decision, beaten, reasons = Decision.HELPS, (), f": {', '.join(gains)}"
+    elif worse:
+        losses = (f"{_points(found)} against {control}" for control, found in worse.items())
+        decision, reasons = Decision.HARMS, f": {', '.join(losses)}"
+    elif missing:
+        lack = f"no trial of {_listed(missing)} has finished on these seeds"
+        decision, beaten, reasons = Decision.NOTHING, (), f": {lack}"
     else:
-        seen = f"n = {n}; effects above {100 * largest:.1f} points would have been, four times in five"
-    return Verdict("no difference seen", f"{what}: {gain}no difference seen to {_listed(rest)} ({seen}){below}")
+        decision, reasons = Decision.NO_DIFFERENCE, f" to {_listed([*rest])} ({_seen(rest.values())})"
+    above = [control for control, found in comparisons.items() if control not in REQUIRED and found.is_worse]
+    caveats = (*(f"below {control}: {_points(comparisons[control])}" for control in above), *caveats)
+    return Verdict(name=name, decision=decision, beaten=beaten, reasons=reasons, caveats=caveats)
+
+
+def _seen(comparisons: Collection[Comparison]) -> str:
+    """What would have been seen."""
+    n, largest = min(found.n for found in comparisons), max(found.visible for found in comparisons)
+    if largest == 0:
+        return f"n = {n}; no seed differs from another"
+    if math.isinf(largest):
+        return f"with {n} seed{'' if n == 1 else 's'} no effect could have been seen, however large"
+    return f"n = {n}; effects above {100 * largest:.1f} points would have been, four times in five"
 
 
 def _interval(differences: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float] | tuple[None, None]:
@@ -209,13 +251,9 @@ def _is_constant(differences: np.ndarray) -> bool:
 
 
 def _p_value(differences: np.ndarray, seed: int, num_comparisons: int) -> float:
+    """Of the permutation test, fine enough for Holm's strictest level."""
     if len(differences) < 2 or not differences.any():
         return 1.0
-    return float(_permutation_test(differences, seed, num_comparisons))
-
-
-def _permutation_test(differences: np.ndarray, seed: int, num_comparisons: int) -> np.ndarray:
-    """The p-values of differences whose last axis is the seeds: fine enough for Holm's strictest level."""
     tested = stats.permutation_test(
         (differences,),
         np.mean,
@@ -226,7 +264,7 @@ def _permutation_test(differences: np.ndarray, seed: int, num_comparisons: int) 
         vectorized=True,
         axis=-1,
     )
-    return np.asarray(tested.pvalue)
+    return float(tested.pvalue)
 
 
 def _points(comparison: Comparison) -> str:

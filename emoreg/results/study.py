@@ -1,61 +1,73 @@
 """What a study left, read back: typed rows, DataFrames and its confirmation. Imports neither torch nor Ray.
 
-    study = emoreg.load_study("runs/quickstart")
-
 Everything comes from the study's folder: ``study.json``, the records and, of a confirmation, ``plan.json``. What is damaged is
-left out and said, as long as the trials themselves can be read.
+left out and told, as long as the trials themselves can be read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
-from emoreg.errors import ConfigError, StorageError
+from emoreg.errors import StorageError
 from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading
-from emoreg.results.confirmation import PLAN, Look, Row, opened_beside, read_looks, rows_of, verdicts
-from emoreg.results.records import SCHEMA_VERSION, EpochRecord, RunRecord, TrialRecord, read_rows, schema_version
+from emoreg.results.confirmation import Confirmed, confirmed_rows, verdicts
+from emoreg.results.plan import Opening, read_openings, unplanned_openings
+from emoreg.results.records import EpochRecord, ProbeRecord, Row, RunRecord, TrialRecord
 from emoreg.results.statistics import Verdict
-from emoreg.results.written import read_written
+from emoreg.results.written import WrittenStudy, read_written, stored_rows
 from emoreg.storage.files import Files
-from emoreg.storage.working_copy import WorkingCopy, join
+
+_LOST = {
+    "epochs": "learning curves and balances over epochs",
+    "runs": "waiting, restarts and versions by run",
+    "probes": "what probes saw",
+}
+"""What is not known without a table of the records that nothing is concluded from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class StudyResults:
     """A study as it stands in its folder.
 
     Attributes:
-        name: of the study.
         place: its folder or URI.
-        config: of the study.
-        written: ``study.json``: the config again, fingerprints, trainer, versions, git_commit, device, platform.
+        written: its ``study.json``.
         trials: every trial that ended, in the order of their ends.
         epochs: every epoch, by trial, in the order in which they were reported.
         runs: every time that it was run.
-        looks: at the test split, the first one first; none but for a confirmation.
+        probes: every number that a probe returned.
+        openings: of the test set, the first one first; none but for a confirmation.
         confirmation: the study's, where it has one.
         problems: what could not be read, and what can then not be concluded.
     """
 
-    name: str
     place: str
-    config: StudyConfig
-    written: Mapping[str, Any]
+    written: WrittenStudy
     trials: tuple[TrialRecord, ...]
     epochs: tuple[EpochRecord, ...]
     runs: tuple[RunRecord, ...]
-    looks: tuple[Look, ...] = ()
-    confirmation: Study | None = None
+    probes: tuple[ProbeRecord, ...] = ()
+    openings: tuple[Opening, ...] = ()
+    confirmation: StudyResults | None = None
     problems: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> StudyConfig:
+        """The study, without passwords."""
+        return self.written.config
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return self.config.name
 
     @property
     def search_space(self) -> Mapping[str, Distribution]:
@@ -67,21 +79,15 @@ class Study:
         """What the search makes large or small."""
         return self.config.objectives
 
-    @functools.cached_property
-    def searched(self) -> tuple[TrialRecord, ...]:
-        """The trials of the search, by Optuna's number."""
-        return tuple(sorted((row for row in self.trials if row.number is not None), key=lambda row: row.number or 0))
-
-    @property
-    def trainer(self) -> Mapping[str, int]:
-        """Versions of the code that decides numbers, by stage; studies from before there were any have the first."""
-        versions: Mapping[str, int] = self.written.get("trainer", {"pretraining": 1, "regulation": 1})
-        return versions
-
     @property
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares, in its own order."""
         return self.config.backbones()
+
+    @functools.cached_property
+    def searched(self) -> tuple[TrialRecord, ...]:
+        """The trials of the search, by Optuna's number."""
+        return tuple(sorted((row for row in self.trials if row.number is not None), key=lambda row: row.number or 0))
 
     @functools.cached_property
     def best(self) -> dict[str, TrialRecord]:
@@ -98,32 +104,44 @@ class Study:
         """Regulation as configured, beside its controls, on validation."""
         return control_rows(self.trials)
 
+    @property
+    def confirming(self) -> StudyResults:
+        """The study's confirmation; the study itself where it has none, or is one."""
+        return self.confirmation or self
+
+    @property
+    def opening(self) -> Opening | None:
+        """The last opening of the test set by the confirmation; None before there is one."""
+        return self.confirming.openings[-1] if self.confirming.openings else None
+
     @functools.cached_property
-    def confirmed(self) -> list[Row]:
-        """What the last look at the test split has found; for a study, that of its confirmation."""
-        study = self.confirmation or self
-        return rows_of(study.looks[-1], study._by_identity) if study.looks else []
+    def confirmed(self) -> list[Confirmed]:
+        """What the last opening of the test set has found."""
+        return [] if self.opening is None else confirmed_rows(self.opening, self.confirming.by_identity)
 
     @functools.cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """What may be said of each confirmed configuration, by the identity of its trial in the search."""
-        study = self.confirmation or self
-        return verdicts(study.looks[-1], self.confirmed, study._by_identity) if study.looks else {}
+        return {} if self.opening is None else verdicts(self.opening, self.confirmed, self.confirming.by_identity)
 
     @property
-    def opened_beside(self) -> list[TrialRecord]:
-        """Trials that have opened the test split though no look planned them, of the study and its confirmation."""
-        confirmation = self.confirmation or self
-        trials = self.trials if confirmation is self else (*self.trials, *confirmation.trials)
-        return opened_beside(confirmation.looks, trials)
+    def unplanned_openings(self) -> list[TrialRecord]:
+        """Trials that have opened the test set though no plan has them, of the study and its confirmation."""
+        return unplanned_openings(self.confirming.openings, self.all_trials)
+
+    @property
+    def all_trials(self) -> tuple[TrialRecord, ...]:
+        """The trials of the study and of its confirmation."""
+        return self.trials if self.confirmation is None else (*self.trials, *self.confirmation.trials)
+
+    @functools.cached_property
+    def by_identity(self) -> dict[str, TrialRecord]:
+        """The trials by their identities."""
+        return {row.identity: row for row in self.trials}
 
     def epochs_of(self, identity: str) -> list[EpochRecord]:
         """The epochs of one trial."""
         return self._epochs_by_trial.get(identity, [])
-
-    @functools.cached_property
-    def _by_identity(self) -> dict[str, TrialRecord]:
-        return {row.identity: row for row in self.trials}
 
     @functools.cached_property
     def _epochs_by_trial(self) -> dict[str, list[EpochRecord]]:
@@ -133,23 +151,24 @@ class Study:
         return found
 
     def trials_frame(self) -> pd.DataFrame:
-        """One row a trial: the columns of the records, and each searched path as ``params.PATH``."""
-        frame = _frame(self.trials, TrialRecord)
-        params = [row.sampled for row in self.trials]
-        for path in self.search_space:
-            frame[f"params.{path}"] = [values.get(path) for values in params]
-        return frame
+        """One row a trial: the columns of the records, each searched path as ``params.PATH``, each registered metric."""
+        params = pd.DataFrame([row.sampled for row in self.trials], columns=[*self.search_space]).add_prefix("params.")
+        return pd.concat([_frame(self.trials, TrialRecord), params, _metrics(self.trials)], axis=1)
 
     def epochs_frame(self) -> pd.DataFrame:
-        """One row an epoch of a stage of a trial."""
-        return _frame(self.epochs, EpochRecord)
+        """One row an epoch of a stage of a trial, with each registered metric as a column."""
+        return pd.concat([_frame(self.epochs, EpochRecord), _metrics(self.epochs)], axis=1)
 
     def runs_frame(self) -> pd.DataFrame:
         """One row a run of the study."""
         return _frame(self.runs, RunRecord)
 
+    def probes_frame(self) -> pd.DataFrame:
+        """One row a number that a probe returned after an epoch."""
+        return _frame(self.probes, ProbeRecord)
 
-def load_study(place: str | Path) -> Study:
+
+def load_results(place: str | Path) -> StudyResults:
     """Read what a study left.
 
     Args:
@@ -160,13 +179,12 @@ def load_study(place: str | Path) -> Study:
         StorageError: where it cannot be read, or nothing can be concluded from what can.
     """
     place = str(place)
-    study = _load(place)
-    if study is None:
-        raise ConfigError(f"a study is a folder with study.json, but {Files(place).uri!r} has none: see `ls` of your storage")
+    study = _load(Files(place))
     if study.name.endswith(CONFIRM):
         return study
+    beside = Files(_beside(place))
     try:
-        confirmation = _load(_beside(place))
+        confirmation = _load(beside) if beside.exists("study.json") else None
     except StorageError as error:
         lost = f"The confirmation of {study.place} cannot be read, so nothing is claimed from it: {error}."
         return dataclasses.replace(study, problems=(*study.problems, lost))
@@ -182,62 +200,38 @@ def _beside(place: str) -> str:
     return f"{base.rstrip('/')}{CONFIRM}{question}{query}"
 
 
-def _load(place: str) -> Study | None:
-    files = Files(place)
-    if not files.exists("study.json"):
-        return None
-    config, written = read_written(files)
-    with WorkingCopy(files) as copy:
-        copy.pull("records", PLAN)
-        records = copy.folder / "records"
-        trials = read_rows(records / "trials.parquet", TrialRecord, name=join(files.uri, "records/trials.parquet"))
-        problems = _age(records / "trials.parquet", files.uri)
-        has_any = bool(trials)
+def _load(files: Files) -> StudyResults:
+    written = read_written(files)
+    trials = stored_rows(files, "trials", TrialRecord)
+    problems: list[str] = []
 
-        def rows_or_none(table: str, row_type: Any, lost: str) -> list[Any]:
-            path, name = records / f"{table}.parquet", join(files.uri, f"records/{table}.parquet")
-            return _or_none(path, name, row_type, problems, lost, has_any)
+    def rows_or_none(table: str, row_type: type[Row]) -> tuple[Row, ...]:
+        """The rows of a table, or none and a problem."""
+        why = f"There is no records/{table}.parquet of {files.uri!r}"
+        try:
+            rows = stored_rows(files, table, row_type)
+            is_lost = rows is None and bool(trials) and table != "probes"
+        except StorageError as error:
+            rows, why, is_lost = None, str(error), True
+        if is_lost:
+            problems.append(f"{why}. Without it nothing is known of {_LOST[table]}; accuracies and verdicts stand.")
+        return tuple(rows or ())
 
-        epochs = rows_or_none("epochs", EpochRecord, "learning curves and balances over epochs")
-        runs = rows_or_none("runs", RunRecord, "waiting, restarts and versions by run")
-        looks = read_looks(copy.folder)
-    return Study(
-        name=config.name,
+    return StudyResults(
         place=files.uri,
-        config=config,
         written=written,
-        trials=tuple(sorted(trials, key=lambda row: row.ended)),
-        epochs=tuple(epochs),
-        runs=tuple(sorted(runs, key=lambda row: row.run)),
-        looks=tuple(looks),
+        trials=tuple(sorted(trials or (), key=lambda row: row.ended)),
+        epochs=rows_or_none("epochs", EpochRecord),
+        runs=tuple(sorted(rows_or_none("runs", RunRecord), key=lambda row: row.run)),
+        probes=rows_or_none("probes", ProbeRecord),
+        openings=tuple(read_openings(files)),
         problems=tuple(problems),
     )
 
 
-def _age(path: Path, place: str) -> list[str]:
-    version = schema_version(pq.read_schema(path)) if path.exists() else SCHEMA_VERSION
-    if version == SCHEMA_VERSION:
-        return []
-    return [
-        f"The records of {place} have schema version {version}, and this emoreg writes {SCHEMA_VERSION}: what was not recorded "
-        "then is empty, or counted as none. Running the study again writes them anew."
-    ]
+def _frame(rows: Sequence[Row], row_type: type[Row]) -> pd.DataFrame:
+    return pd.DataFrame([*rows], columns=[item.name for item in dataclasses.fields(row_type)])
 
 
-def _or_none(path: Path, name: str, row_type: Any, problems: list[str], lost: str, is_expected: bool) -> list[Any]:
-    """The rows, or none and a word on what is lost without them."""
-    why = None
-    try:
-        rows = read_rows(path, row_type, name=name)
-        if is_expected and not path.exists():
-            why = f"There is no {name}"
-    except StorageError as error:
-        rows, why = [], str(error)
-    if why is not None:
-        problems.append(f"{why}. Without it nothing is known of {lost}; accuracies and verdicts stand.")
-    return rows
-
-
-def _frame(rows: tuple[Any, ...], row_type: Any) -> pd.DataFrame:
-    names = [item.name for item in dataclasses.fields(row_type)]
-    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in names}, columns=names)
+def _metrics(rows: Iterable[TrialRecord | EpochRecord]) -> pd.DataFrame:
+    return pd.DataFrame([json.loads(row.metrics) for row in rows])

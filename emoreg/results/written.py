@@ -1,31 +1,84 @@
-"""A study's ``study.json``, read back."""
+"""What lies in a study's folder, read from wherever that is: ``study.json``, and the tables of the records."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import pyarrow as pa
 
 from emoreg.config import StudyConfig, from_json
 from emoreg.errors import ConfigError, StorageError
+from emoreg.results.records import read_table
 from emoreg.storage.files import Files
 
+T = TypeVar("T")
 
-def read_written(files: Files) -> tuple[StudyConfig, dict[str, Any]]:
-    """A study as its ``study.json`` has it: its configuration, and the whole content.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenStudy:
+    """What a study's ``study.json`` holds.
+
+    Attributes:
+        config: the study, without passwords.
+        fingerprints: of its image sets, as ``Fingerprints`` writes them.
+        code: fingerprints of what its study file registers.
+        trainer: versions of the code that decides numbers, by stage.
+        versions: of emoreg, Python and the packages that make the numbers.
+        git_commit: of emoreg's checkout, with ``+`` where it was changed; None outside of one.
+        device: what trials were to run on.
+        platform: of the machine that began the study.
+    """
+
+    config: StudyConfig
+    fingerprints: tuple[tuple[str, str | None, str | None, int, str], ...]
+    code: Mapping[str, str]
+    trainer: Mapping[str, int]
+    versions: Mapping[str, str]
+    git_commit: str | None
+    device: str
+    platform: str
+
+
+def read_written(files: Files) -> WrittenStudy:
+    """Read the ``study.json`` of a study.
 
     Raises:
         ConfigError: where there is none.
         StorageError: where it cannot be read.
     """
     try:
-        content = json.loads(files.read("study.json").to_pybytes())
-        return from_json(StudyConfig, content["config"]), content
+        return from_json(WrittenStudy, json.loads(files.read("study.json").to_pybytes()))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"a study is a folder with study.json, but {files.uri!r} has none: see `ls` of your storage"
+            f"Name the folder or URI of a study that was run: {files.uri!r} has no study.json (see `ls` of your storage)"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"study.json must be as emoreg wrote it, but that of {files.uri!r} cannot be read ({error}): read it with the "
-            "emoreg that wrote it, or move it away and run the study again, which writes it anew"
+            f"Read {files.uri!r} with the emoreg that wrote it, or move its study.json away and run the study again, which "
+            f"writes it anew: study.json must be as this emoreg writes it, but it cannot be read ({error})"
         ) from error
+
+
+def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
+    """The rows of ``records/TABLE.parquet`` in a study's folder; None where there is no such table.
+
+    Args:
+        files: the folder.
+        table: name of the table.
+        row_type: a dataclass, whose fields are the columns that are read.
+
+    Raises:
+        StorageError: for a table that is damaged, or of another emoreg.
+    """
+    name = f"records/{table}.parquet"
+    try:
+        content = files.read(name)
+    except FileNotFoundError:
+        return None
+    columns = [item.name for item in fields(row_type)]  # type: ignore[arg-type]
+    return [
+        row_type(**values) for values in read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", columns).to_pylist()
+    ]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from emoreg.config import Choice, Float, StudyConfig, TrialConfig, Value
-from emoreg.results.records import Role, Status, TrialRecord, TrialResult, trial_record
+from emoreg.config.resolved import resolve_trial
+from emoreg.results.outcome import EndReason, Outcome, PretrainingCost, Status
+from emoreg.results.records import Role, TrialRecord
 from tests.helpers.trials import TINY
 
 STUDY_FILE = """\
@@ -52,35 +54,34 @@ def ended(
     number: int | None = None,
     params: Mapping[str, Value] | None = None,
     status: Status = "finished",
-    reason: str | None = None,
+    message: str | None = None,
     accuracy: float = 0.5,
     loss: float = 1.0,
     seconds: float = 10.0,
 ) -> TrialRecord:
     """The record of a trial; a quarter of its seconds went into pre-training."""
-    result = TrialResult(
-        identity=config.identity,
-        accuracy=accuracy,
-        loss=loss,
-        measured_balance=config.regulation.balance,
-        test_accuracy=None,
-        num_parameters=1000,
-        pretraining_seconds=seconds / 4,
-        experience_seconds=seconds / 4,
-        regulation_seconds=3 * seconds / 4,
-        waiting_seconds=0.0,
-        micro_batch_size=None,
-        recomputed=False,
-    )
-    return trial_record(
-        config,
+    end = {"finished": EndReason.COMPLETED, "pruned": EndReason.STOPPED_BY_SCHEDULER, "failed": EndReason.INFRASTRUCTURE}[
+        status
+    ]
+    finished = status == "finished"
+    return TrialRecord.of(
+        resolve_trial(config),
+        Outcome(
+            end=end,
+            message=message,
+            val_accuracy=accuracy if finished else None,
+            val_loss=loss if finished else None,
+            measured_balance=config.regulation.balance if finished else None,
+            regulation_epochs=0,
+            regulation_seconds=3 * seconds / 4 if finished else 0.0,
+            num_parameters=1000 if finished else None,
+            pretraining=PretrainingCost(paid_seconds=seconds / 4, experience_seconds=seconds / 4)
+            if finished
+            else PretrainingCost(),
+        ),
         role=role,
         number=0 if role == "search" and number is None else number,
         params=params or {},
-        status=status,
-        reason=reason,
-        result=result if status == "finished" else None,
-        epochs=[],
         device="CPU",
         started="2026-01-01T00:00:00.000+00:00",
     )

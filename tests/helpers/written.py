@@ -5,28 +5,47 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from emoreg.config import Choice, Float, ImageSetConfig, Int, RegulationConfig, StudyConfig, TrialConfig, Value
+from emoreg.config import (
+    Choice,
+    Float,
+    ImageSetConfig,
+    Int,
+    RegulationConfig,
+    ResolvedTrial,
+    StudyConfig,
+    TrialConfig,
+    Value,
+    resolve_trial,
+    to_json,
+)
+from emoreg.config.resolved import source_of
 from emoreg.config.search_space import resolve
-from emoreg.results.confirmation import choose, confirming, look_of, plan_trials, write_looks
-from emoreg.results.records import EpochRecord, Provenance, Records, Role, Status, TrialRecord, TrialResult, trial_record
+from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
+from emoreg.results.plan import choose, confirming, opening_of, plan_trials, write_openings
+from emoreg.results.records import EpochRecord, Provenance, Records, Role, Row, RunRecord, TrialRecord, schema
+from emoreg.results.written import WrittenStudy, read_written
+from emoreg.storage.files import Files
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-PROVENANCE = Provenance(
-    command="emoreg run studies.made_up --num-trials 40",
-    versions={"emoreg": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0", "optuna": "5.0.0"},
-    git_commit="0123456789abcdef0123456789abcdef01234567",
-    host="here (Linux)",
-)
+VERSIONS = {"emoreg": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0", "optuna": "5.0.0"}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OPTIMUM = 0.4
 """Balance at which the made-up accuracy is highest."""
 _EFFECTS: Mapping[str, float] = {
-    "regulated": 0.0, "plain": -0.03, "compute_matched": -0.02, "emotional": -0.05, "untrained": -0.025, "shuffled": -0.02, "neutral": -0.01,
+    "regulated": 0.0, "plain": -0.03, "compute_matched": -0.02, "emotional": -0.05, "untrained": -0.025, "shuffled": -0.02,
+    "neutral": -0.01,
 }  # fmt: skip
 
 
@@ -77,8 +96,7 @@ def write_study(
     """
     config = config if config is not None else made_up_config()
     random = np.random.default_rng(0)
-    folder = storage / config.name
-    records = _begin(folder, config)
+    rows = _Rows()
     for number in range(config.num_trials):
         params: dict[str, Value] = {
             "backbone": str(random.choice(list(config.backbones()))),
@@ -87,29 +105,27 @@ def write_study(
         }
         params = {path: value for path, value in params.items() if path in config.search_space}
         trial = resolve(config.trial, params)
-        status: Status = "failed" if number % 20 == 19 else "pruned" if number % 5 == 4 else "finished"
-        _add(records, trial, "search", number, params, status, _truth(trial, helps) + random.normal(0, noise))
+        end = EndReason.STOPPED_BY_SCHEDULER if number % 5 == 4 else EndReason.COMPLETED
+        end = EndReason.INFRASTRUCTURE if number % 20 == 19 else end
+        rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "search", end, number=number, params=params)
     for trial in config.control_trials():
-        _add(records, trial, "control", None, {}, "finished", _truth(trial, helps) + random.normal(0, noise))
-    _end(records, folder, PROVENANCE)
+        rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "control")
+    folder = write_study_json(storage / config.name, config)
+    rows.write(folder, provenance(config, "emoreg run studies.made_up --num-trials 40"))
     if num_seeds:
-        searched = records.trials
-        chosen = choose(config, searched.values(), top)
-        planned = plan_trials(
-            config,
-            chosen,
-            range(1000, 1000 + num_seeds),
-            images=lambda image_set: 600 if image_set == config.trial.stimuli else 1000,
-        )
-        confirmation = confirming(config, [trial for _, trial in planned])
-        theirs = _begin(storage / confirmation.name, confirmation)
-        write_looks(storage / confirmation.name, [look_of(planned)])
-        by_seed = {seed: random.normal(0, noise) for seed in range(1000, 1000 + num_seeds)}
-        for _, trial in planned:
-            accuracy = _truth(trial, helps) + by_seed[trial.seed] + random.normal(0, noise / 4)
-            _add(theirs, trial, "confirm", None, {}, "finished", accuracy)
-        typed = f"emoreg confirm studies.made_up --seeds {num_seeds}"
-        _end(theirs, storage / confirmation.name, dataclasses.replace(PROVENANCE, command=typed))
+        chosen = choose(config, rows.trials.values(), top)
+        seeds = range(1000, 1000 + num_seeds)
+        plan = plan_trials(config, chosen, seeds, images=lambda found: 600 if found == config.trial.stimuli else 1000)
+        confirmation = confirming(config, plan)
+        confirmed = write_study_json(storage / confirmation.name, confirmation)
+        write_openings(Files(str(confirmed)), [opening_of(plan)])
+        by_seed = {seed: random.normal(0, noise) for seed in seeds}
+        rows = _Rows()
+        for found, resolved in plan:
+            asked = dataclasses.replace(resolve(config.trial, found.params), control=resolved.config.control)
+            accuracy = _truth(asked, helps) + by_seed[resolved.config.seed] + random.normal(0, noise / 4)
+            rows.add(resolved.config, accuracy, "confirm")
+        rows.write(confirmed, provenance(confirmation, f"emoreg confirm studies.made_up --seeds {num_seeds}"))
     return folder
 
 
@@ -119,98 +135,148 @@ def _truth(trial: TrialConfig, helps: float) -> float:
     return base + shape + helps * _EFFECTS[trial.control]
 
 
-def _begin(folder: Path, config: StudyConfig) -> Records:
+def write_study_json(folder: Path, config: StudyConfig) -> Path:
+    """Write the ``study.json`` of a study that has not been run, into a folder that is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "config": json.loads(json.dumps(dataclasses.asdict(config.without_password()))),
-        "fingerprints": {"task": "ab" * 32, "stimuli": "cd" * 32, "neutral": "ef" * 32},
-        "trainer": {"pretraining": 1, "regulation": 1},
-        "versions": dict(PROVENANCE.versions),
-        "git_commit": PROVENANCE.git_commit,
-        "device": "CPU (x86_64)",
-        "platform": "Linux",
-    }
-    (folder / "study.json").write_text(json.dumps(content))
-    return Records(folder)
+    written = WrittenStudy(
+        config=config.without_password(),
+        fingerprints=tuple(
+            (*source_of(found, config.trial.image_size), digest * 32)
+            for found, digest in zip(
+                (config.trial.task, config.trial.stimuli, config.trial.neutral), ("ab", "cd", "ef"), strict=True
+            )
+            if found is not None
+        ),
+        code={},
+        trainer={"pretraining": 1, "regulation": 1},
+        versions=VERSIONS,
+        git_commit=COMMIT,
+        device="CPU (x86_64)",
+        platform="Linux",
+    )
+    (folder / "study.json").write_text(json.dumps(to_json(written)))
+    return folder
 
 
-def _end(records: Records, folder: Path, provenance: Provenance) -> None:
-    row = records.begin_run(provenance)
-    end = (BEGAN + timedelta(seconds=60 * len(records.trials))).isoformat(timespec="milliseconds")
-    seconds = math.fsum(trial.device_seconds for trial in records.trials.values())
-    records.add_run(
-        dataclasses.replace(
-            row,
-            started=BEGAN.isoformat(timespec="milliseconds"),
-            ended=end,
-            ending="whole",
+def provenance(config: StudyConfig, command: str | None) -> Provenance:
+    """Where the numbers of a run of a made-up study come from."""
+    return Provenance(
+        study=config.name, storage="runs", command=command, versions=VERSIONS, git_commit=COMMIT, host="here (Linux)"
+    )
+
+
+def begin_run(folder: Path) -> RunRecord:
+    """Begin another run of a study, as a driver does."""
+    return Records(folder).begin_run(provenance(read_written(Files(str(folder))).config, None))
+
+
+@contextmanager
+def driven(folder: Path) -> Iterator[None]:
+    """Let another process hold the study, as a driver does, for the time of a block."""
+    hold = (
+        "import sys\nfrom emoreg.storage.files import Files\nfrom emoreg.storage.working_copy import only_driver\n"
+        "with only_driver(Files(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", hold, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@dataclass
+class _Rows:
+    """Trials and their epochs, written at the end: files for each trial would be slow."""
+
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    epochs: dict[tuple[str, str, int], EpochRecord] = field(default_factory=dict)
+
+    def add(
+        self,
+        config: TrialConfig,
+        accuracy: float,
+        role: Role,
+        end: EndReason = EndReason.COMPLETED,
+        *,
+        number: int | None = None,
+        params: Mapping[str, Value] | None = None,
+    ) -> None:
+        """Add a trial that came, or would have come, to ``accuracy``."""
+        trial = resolve_trial(config)
+        settings, completed = trial.config, end == EndReason.COMPLETED
+        lasted = settings.regulation.epochs if completed else 2
+        told = min(3, settings.pretraining.epochs)
+        epochs = [epoch_record(trial, "pretraining", epoch, accuracy) for epoch in range(1, told + 1)]
+        epochs += [epoch_record(trial, "regulation", epoch, accuracy) for epoch in range(1, lasted + 1)]
+        self.epochs |= {(row.identity, row.stage, row.epoch): row for row in epochs}
+        cost = PretrainingCost(
+            paid_seconds=1.5 * settings.pretraining.epochs,
+            experience_seconds=2.0 * settings.pretraining.epochs,
+            waiting_seconds=0.5,
+        )
+        outcome = Outcome(
+            end=end,
+            message=None if completed else "its worker died" if end == EndReason.INFRASTRUCTURE else "stopped by the scheduler",
+            val_accuracy=accuracy if completed else epochs[-1].val_accuracy,
+            val_loss=1 - accuracy if completed else epochs[-1].val_loss,
+            measured_balance=epochs[-1].measured_balance,
+            test_accuracy=accuracy - 0.01 if role == "confirm" else None,
+            regulation_epochs=lasted,
+            regulation_seconds=4.0 * lasted,
+            num_parameters=10_000 if completed else None,
+            pretraining=cost if completed else PretrainingCost(paid_seconds=1.5 * told),
+        )
+        began = BEGAN + timedelta(seconds=60 * len(self.trials))
+        row = TrialRecord.of(
+            trial,
+            outcome,
+            role=role,
+            number=number,
+            params=params or {},
+            device="CPU",
+            started=moment(began),
+            attempts=2 if number == 3 else 1,
+            log_tail="Traceback ..." if end == EndReason.INFRASTRUCTURE else None,
+        )
+        self.trials[row.identity] = dataclasses.replace(row, ended=moment(began + timedelta(seconds=50)))
+
+    def write(self, folder: Path, provenance: Provenance) -> None:
+        """Write the records of a study that has done all this in one run."""
+        seconds = math.fsum(trial.device_seconds for trial in self.trials.values())
+        run = dataclasses.replace(
+            Records(folder).begin_run(provenance),
+            started=moment(BEGAN),
+            ended=moment(BEGAN + timedelta(seconds=60 * len(self.trials))),
+            ending="completed",
             slots=2,
-            num_trials=len(records.trials),
+            num_trials=len(self.trials),
             slot_seconds=1.1 * seconds,
             waiting_slot_seconds=0.05 * seconds,
             paid_seconds=0.4 * seconds,
             reused_seconds=0.3 * seconds,
         )
-    )
-    records.write()
+        write_rows(folder, "trials", TrialRecord, self.trials.values())
+        write_rows(folder, "epochs", EpochRecord, self.epochs.values())
+        write_rows(folder, "runs", RunRecord, [run])
 
 
-def _add(
-    records: Records,
-    trial: TrialConfig,
-    role: Role,
-    number: int | None,
-    params: Mapping[str, Value],
-    status: Status,
-    accuracy: float,
-) -> None:
-    """Add a trial and its epochs to what is written at the end: a file a trial would be slow."""
-    applied = trial.applied()
-    lasted = applied.regulation.epochs if status == "finished" else 2
-    row: TrialRecord | None = None
-    epochs = [
-        _epoch(applied, stage, epoch, accuracy)
-        for stage, last in (("pretraining", min(3, applied.pretraining.epochs)), ("regulation", lasted))
-        for epoch in range(1, last + 1)
-    ]
-    finished = status == "finished"
-    began = BEGAN + timedelta(seconds=60 * len(records.trials))
-    row = trial_record(
-        trial,
-        role=role,
-        number=number,
-        params=params,
-        status=status,
-        reason={"finished": None, "pruned": "stopped by the scheduler", "failed": "its worker died"}[status],
-        result=TrialResult(
-            identity=trial.identity,
-            accuracy=accuracy,
-            loss=1 - accuracy,
-            measured_balance=epochs[-1].balance or 0.0,
-            test_accuracy=accuracy - 0.01 if role == "confirm" else None,
-            num_parameters=10_000,
-            pretraining_seconds=1.5 * applied.pretraining.epochs,
-            experience_seconds=2.0 * applied.pretraining.epochs,
-            regulation_seconds=4.0 * lasted,
-            waiting_seconds=0.5,
-            micro_batch_size=None,
-            recomputed=False,
-        )
-        if finished
-        else None,
-        epochs=epochs,
-        device="CPU",
-        started=began.isoformat(timespec="milliseconds"),
-        attempts=2 if number == 3 else 1,
-        log_tail="Traceback ..." if status == "failed" else None,
-    )
-    row = dataclasses.replace(row, ended=(began + timedelta(seconds=50)).isoformat(timespec="milliseconds"))
-    records.trials[row.identity] = row
-    for epoch in epochs:
-        records.add_epoch(epoch)
+def write_rows(folder: Path, table: str, row_type: type[Row], rows: Iterable[Row]) -> None:
+    """Write a table of the records of the study in ``folder``."""
+    content = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
+    pq.write_table(content, folder / "records" / f"{table}.parquet")
 
 
-def _epoch(trial: TrialConfig, stage: str, epoch: int, accuracy: float) -> EpochRecord:
+def moment(time: datetime) -> str:
+    """A time as the records write it."""
+    return time.isoformat(timespec="milliseconds")
+
+
+def epoch_record(trial: ResolvedTrial, stage: str, epoch: int, accuracy: float) -> EpochRecord:
+    """The record of an epoch of a trial that comes to ``accuracy``."""
+    start = trial.config.regulation.balance
     regulation = stage == "regulation"
     reached = accuracy * (1 - 0.5**epoch)
     return EpochRecord(
@@ -218,13 +284,13 @@ def _epoch(trial: TrialConfig, stage: str, epoch: int, accuracy: float) -> Epoch
         stage="regulation" if regulation else "pretraining",
         epoch=epoch,
         step=10 * epoch,
-        loss=2.0 - reached,
-        accuracy=reached,
+        train_loss=2.0 - reached,
+        train_accuracy=reached,
         val_loss=2.1 - reached if regulation else None,
         val_accuracy=reached if regulation else None,
         learning_rate=0.001,
         images_per_second=1000.0,
         seconds=4.0 if regulation else 1.5,
-        balance=trial.regulation.balance + (OPTIMUM - trial.regulation.balance) * (1 - 0.8**epoch) if regulation else None,
-        balance_std=0.0 if regulation else None,
+        measured_balance=start + (OPTIMUM - start) * (1 - 0.8**epoch) if regulation else None,
+        measured_balance_std=0.0 if regulation else None,
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,11 +10,26 @@ import pytest
 from scipy import stats
 
 from emoreg.config import Objective, TrialConfig
-from emoreg.results.analysis import best_by_backbone, better, control_rows, estimate, pareto_front
-from tests.helpers.studies import ended
+from emoreg.results.analysis import (
+    Tally,
+    best_by_backbone,
+    control_rows,
+    device_time,
+    estimate,
+    num_planned,
+    objective_value,
+    pareto_front,
+)
+from emoreg.results.records import TrialRecord
+from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, tiny
 
-ACCURACY, LOSS, SECONDS = Objective(), Objective(metric="loss", mode="min"), Objective(metric="device_seconds", mode="min")
+
+def registered(metric: str) -> Objective:
+    return Objective(metric=metric, mode="min")
+
+
+ACCURACY, LOSS, SECONDS = Objective(), Objective(metric="val_loss", mode="min"), Objective(metric="device_seconds", mode="min")
 
 
 def control(name: str, seed: int, accuracy: float, backbone: str = "test_resnet") -> TrialConfig:
@@ -47,18 +63,56 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "good", "bad"),
+    ("objective", "trial", "value"),
     [
-        (ACCURACY, ended(accuracy=0.6), ended(accuracy=0.5)),
-        (LOSS, ended(loss=0.5), ended(loss=0.6)),
-        (SECONDS, ended(seconds=1.0), ended(seconds=2.0)),
-        (ACCURACY, ended(accuracy=0.0), ended(status="pruned")),
+        (ACCURACY, ended(accuracy=0.6), 0.6),
+        (LOSS, ended(loss=0.5), 0.5),
+        (SECONDS, ended(seconds=2.0), 2.0),
+        (ACCURACY, ended(status="pruned"), None),
+        (ACCURACY, ended(accuracy=math.nan), None),
+        (registered("val_f1"), replace(ended(), metrics='{"val_f1": 0.7}'), 0.7),
+        (registered("val_f1"), ended(), None),
     ],
 )
-def test_better(objective: Objective, good: object, bad: object) -> None:
-    assert better(good, bad, objective)  # type: ignore[arg-type]
-    assert not better(bad, good, objective)  # type: ignore[arg-type]
-    assert not better(good, good, objective)  # type: ignore[arg-type]
+def test_an_objective_is_a_column_or_a_registered_metric(objective: Objective, trial: TrialRecord, value: float | None) -> None:
+    assert objective_value(trial, objective) == value
+
+
+def test_a_registered_metric_can_lead_a_search() -> None:
+    trials = [replace(ended(tiny(seed=seed)), metrics=f'{{"val_f1": {f1}}}') for seed, f1 in enumerate((0.4, 0.2, 0.3))]
+    assert best_by_backbone(trials, registered("val_f1"))["test_resnet"].seed == 1
+
+
+def test_a_tally_counts_what_is_the_studys_and_knows_the_best_so_far() -> None:
+    beside = ended(control("plain", 0, 0.9), role="control", accuracy=0.9)
+    stray = ended(tiny(seed=8), role="trial", accuracy=0.95)
+    tally = Tally(ACCURACY, {beside.identity})
+    first, second, third = (ended(tiny(seed=seed), accuracy=a) for seed, a in enumerate((0.5, 0.7, 0.6), 1))
+    assert [tally.add(trial) for trial in (first, beside, stray, second, third)] == [True, False, False, True, False]
+    failed = ended(tiny(seed=4), status="failed")
+    tally.add(failed)
+    assert (tally.best, len(tally.trials)) == (second, 5)
+    assert tally.statuses == {"finished": 4, "failed": 1}
+    tally.add(replace(failed, status="finished", val_accuracy=0.4))
+    assert tally.statuses == {"finished": 5}, "a trial that is run again is one trial"
+    best = Tally(LOSS, set(), [ended(tiny(seed=1), loss=0.5), ended(tiny(seed=2), loss=0.4)]).best
+    assert best is not None
+    assert best.seed == 2
+
+
+def test_controls_that_are_one_trial_are_planned_once() -> None:
+    study = tiny_study(trial=replace(TINY, pretraining=replace(TINY.pretraining, epochs=0)), num_trials=7)
+    assert num_planned(replace(study, controls=("regulated", "plain", "untrained"))) == 7 + 3
+    assert num_planned(replace(study, controls=("regulated",), control_seeds=(0, 1))) == 7 + 2
+
+
+def test_device_time_is_what_was_paid_and_what_was_not_paid_again() -> None:
+    paid = ended(tiny(seed=1), seconds=8.0)
+    reused = replace(ended(tiny(seed=2), seconds=8.0), pretraining_seconds=0.5)
+    found = device_time([paid, reused])
+    assert (found.paid, found.reused, found.regulation, found.total) == (2.5, 1.5, 12.0, 14.5)
+    assert found.saved == pytest.approx(1.5 / 4.0)
+    assert device_time([]).saved == 0.0
 
 
 def test_best_is_among_finished_searched_trials_of_each_backbone() -> None:
@@ -127,7 +181,7 @@ def test_the_front_of_thousands_is_found_soon_and_is_that_of_all_pairs() -> None
     base = ended(number=0, accuracy=0.5)
     values = np.round(random.uniform(size=(400, 3)), 2)  # with ties
     trials = [
-        replace(base, identity=f"{number:012x}", accuracy=accuracy, loss=loss, device_seconds=seconds)
+        replace(base, identity=f"{number:012x}", val_accuracy=accuracy, val_loss=loss, device_seconds=seconds)
         for number, (accuracy, loss, seconds) in enumerate(values.tolist())
     ]
     costs = values * (-1, 1, 1)

@@ -8,26 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.config import Choice, Float, ImageSetConfig, StudyConfig, TrialConfig
+from emoreg.config import Choice, Float, ImageSetConfig, StudyConfig
+from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.confirmation import (
+from emoreg.results.confirmation import confirmed_rows, verdicts
+from emoreg.results.plan import (
     PLAN,
-    Chosen,
+    Plan,
     choose,
     confirming,
     expected_seconds,
     fresh_seeds,
-    look_of,
-    opened_beside,
+    opening_of,
     plan_trials,
-    read_looks,
-    rows_of,
-    verdicts,
-    with_look,
-    write_looks,
+    read_openings,
+    unplanned_openings,
+    with_opening,
+    write_openings,
 )
 from emoreg.results.records import TrialRecord
+from emoreg.storage.files import Files
 from tests.helpers.studies import ended, tiny_study
 
 STUDY = tiny_study(
@@ -52,17 +53,17 @@ def images(image_set: ImageSetConfig) -> int:
     return {STUDY.trial.task: 100, STUDY.trial.stimuli: 40}[image_set]
 
 
-def planned(top: int = 1, seeds: tuple[int, ...] = (1000, 1001)) -> list[tuple[Chosen, TrialConfig]]:
+def planned(top: int = 1, seeds: tuple[int, ...] = (1000, 1001)) -> Plan:
     return plan_trials(STUDY, choose(STUDY, SEARCHED.values(), top), seeds, images=images)
 
 
-def confirmed(trial: TrialConfig, accuracy: float) -> TrialRecord:
-    return dataclasses.replace(ended(trial, role="confirm"), test_accuracy=accuracy)
+def confirmed(trial: ResolvedTrial, accuracy: float) -> TrialRecord:
+    return dataclasses.replace(ended(trial.config, role="confirm"), test_accuracy=accuracy)
 
 
 def test_the_best_of_each_backbone_are_chosen_on_validation() -> None:
     chosen = choose(STUDY, SEARCHED.values(), 2)
-    assert [(found.backbone, found.rank, found.params["regulation.balance"], found.accuracy) for found in chosen] == [
+    assert [(found.backbone, found.rank, found.params["regulation.balance"], found.val_accuracy) for found in chosen] == [
         ("test_resnet", 1, 0.4, 0.7),
         ("test_resnet", 2, 0.6, 0.6),
         ("test_vit", 1, 0.5, 0.3),
@@ -72,21 +73,21 @@ def test_the_best_of_each_backbone_are_chosen_on_validation() -> None:
 def test_what_was_pruned_or_a_control_is_not_chosen() -> None:
     pruned = {identity: dataclasses.replace(record, status="pruned") for identity, record in SEARCHED.items()}
     control = ended(dataclasses.replace(STUDY.trial, control="plain"), role="control")
-    with pytest.raises(ConfigError, match="no trial of the search of 'tiny' has finished: run the study first"):
+    with pytest.raises(ConfigError, match="Run the study first: 'tiny' has no finished trial"):
         choose(STUDY, [*pruned.values(), control], 1)
 
 
 def test_a_configuration_that_was_changed_after_the_search_is_refused() -> None:
     longer = dataclasses.replace(STUDY.trial.regulation, epochs=STUDY.trial.regulation.epochs + 1)
     changed = dataclasses.replace(STUDY, trial=dataclasses.replace(STUDY.trial, regulation=longer))
-    with pytest.raises(ConfigError, match=r"runs what the search ran, but trial \w{12} had other settings"):
+    with pytest.raises(ConfigError, match=r"a confirmation runs what the search ran, but trial \w{12} had other settings"):
         choose(changed, SEARCHED.values(), 1)
 
 
 def test_what_was_searched_cannot_be_set_for_a_confirmation() -> None:
     space = {path: found for path, found in STUDY.search_space.items() if path != "backbone"}
     pinned = dataclasses.replace(STUDY, search_space=space, trial=dataclasses.replace(STUDY.trial, backbone="test_vit"))
-    with pytest.raises(ConfigError, match="runs what the search ran, but backbone was searched, and is set now: leave it out"):
+    with pytest.raises(ConfigError, match="Leave out backbone, which was searched and is set now"):
         choose(pinned, SEARCHED.values(), 1)
 
 
@@ -98,7 +99,7 @@ def test_each_task_that_was_searched_has_its_own_best() -> None:
         params = {"task.name": task, "regulation.balance": balance}
         records.append(ended(resolve(study.trial, params), number=number, params=params, accuracy=accuracy))
     chosen = choose(study, records, 2)
-    assert [(found.name, found.accuracy) for found in chosen] == [
+    assert [(found.name, found.val_accuracy) for found in chosen] == [
         ("test_resnet on cifar10", 0.4),
         ("test_resnet on digits", 0.9),
         ("test_resnet on digits, number 2", 0.8),
@@ -107,10 +108,10 @@ def test_each_task_that_was_searched_has_its_own_best() -> None:
 
 def test_seeds_of_the_search_are_refused() -> None:
     assert fresh_seeds(STUDY, SEARCHED.values(), 3, first=1000) == (1000, 1001, 1002)
-    with pytest.raises(ConfigError, match=r"needs fresh seeds, but the search has used 1: give another --first-seed"):
+    with pytest.raises(ConfigError, match=r"Give another --first-seed: .* but the search has used 1$"):
         fresh_seeds(STUDY, SEARCHED.values(), 3, first=1)
     former = ended(dataclasses.replace(STUDY.trial, control="plain", seed=1001), role="control")
-    with pytest.raises(ConfigError, match=r"the search has used 1001: give another"):
+    with pytest.raises(ConfigError, match=r"the search has used 1001$"):
         fresh_seeds(STUDY, [former], 3, first=1000)
 
 
@@ -118,7 +119,7 @@ def test_every_control_runs_on_the_same_seeds() -> None:
     trials = planned()
     by_backbone = {}
     for found, trial in trials:
-        by_backbone.setdefault(found.backbone, []).append((trial.seed, trial.control))
+        by_backbone.setdefault(found.backbone, []).append((trial.config.seed, trial.config.control))
     assert (
         by_backbone["test_resnet"]
         == by_backbone["test_vit"]
@@ -134,12 +135,14 @@ def test_every_control_runs_on_the_same_seeds() -> None:
 
 def test_the_matched_control_gets_the_images_of_pretraining() -> None:
     (trial,) = {
-        trial.regulation.epochs: trial for _, trial in planned(seeds=(7,)) if trial.control == "compute_matched"
+        trial.config.regulation.epochs: trial.config
+        for _, trial in planned(seeds=(7,))
+        if trial.config.control == "compute_matched"
     }.values()
     epochs = STUDY.trial.pretraining.epochs
     assert trial.regulation.epochs == STUDY.trial.regulation.epochs + -(-epochs * 40 // 100)
-    assert trial.applied().regulation.balance == 0.0
-    assert trial.applied().pretraining.epochs == 0
+    assert trial.regulation.balance == 0.0
+    assert trial.pretraining.epochs == 0
 
 
 def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
@@ -149,19 +152,19 @@ def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
     record = ended(resolve(study.trial, params), number=0, params=params, accuracy=0.5)
     counted = {study.trial.task: 100, dataclasses.replace(study.trial.stimuli, num_images=20): 2000}
     trials = plan_trials(study, choose(study, [record], 1), (7,), images=lambda image_set: counted[image_set])
-    (matched,) = [trial for _, trial in trials if trial.control == "compute_matched"]
+    (matched,) = [trial.config for _, trial in trials if trial.config.control == "compute_matched"]
     assert matched.regulation.epochs == study.trial.regulation.epochs + 20 * study.trial.pretraining.epochs
 
 
 def test_configurations_share_controls_that_do_not_depend_on_them() -> None:
-    plain = {trial.identity for found, trial in planned(top=2, seeds=(7,)) if trial.control == "plain"}
+    plain = {trial.identity for found, trial in planned(top=2, seeds=(7,)) if trial.config.control == "plain"}
     assert len(plain) == 2, "one of each backbone: the balance that was searched is not theirs"
 
 
 def test_a_confirmation_is_a_study_without_a_search() -> None:
-    config = confirming(STUDY, [trial for _, trial in planned()])
+    config = confirming(STUDY, planned())
     assert (config.name, config.num_trials, config.controls, len(config.confirmed)) == ("tiny.confirm", 0, (), 24)
-    both = [trial.identity for trial in confirming(STUDY, [trial for _, trial in planned(top=2)]).confirmed]
+    both = [resolve_trial(trial).identity for trial in confirming(STUDY, planned(top=2)).confirmed]
     assert len(both) == len(set(both)), "a control that two configurations share is run once"
 
 
@@ -172,43 +175,45 @@ def test_the_cost_counts_each_pretraining_once() -> None:
     one, two = (expected_seconds(planned(seeds=seeds), SEARCHED) for seeds in ((1000,), (1000, 1001)))
     assert two == pytest.approx(2 * one)
     only = [(found, trial) for found, trial in planned(seeds=(1000,)) if found.backbone == "test_resnet"]
-    regulated = [(found, trial) for found, trial in only if trial.control == "regulated"]
-    with_emotional = [(found, trial) for found, trial in only if trial.control in ("regulated", "emotional")]
+    regulated = [(found, trial) for found, trial in only if trial.config.control == "regulated"]
+    with_emotional = [(found, trial) for found, trial in only if trial.config.control in ("regulated", "emotional")]
     alone, together = expected_seconds(regulated, SEARCHED), expected_seconds(with_emotional, SEARCHED)
     assert together - alone == pytest.approx((alone - record.experience_seconds) / 2), "one encoder, and the same experience"
 
 
 def test_what_is_fixed_is_gone_on_with(tmp_path: Path) -> None:
-    first = with_look([], look_of(planned()), is_open=False, again=False)
-    write_looks(tmp_path, first)
-    assert with_look(read_looks(tmp_path), look_of(planned()), is_open=True, again=False) == first == read_looks(tmp_path)
+    first = with_opening([], opening_of(planned()), is_open=False, again=False)
+    files = Files(str(tmp_path))
+    assert read_openings(files) == []
+    write_openings(files, first)
+    assert with_opening(read_openings(files), opening_of(planned()), is_open=True, again=False) == first == read_openings(files)
 
 
 def test_before_the_test_split_was_opened_all_may_change() -> None:
-    first = with_look([], look_of(planned()), is_open=False, again=False)
-    (look,) = with_look(first, look_of(planned(top=2)), is_open=False, again=False)
-    assert len(look.chosen) == 3
+    first = with_opening([], opening_of(planned()), is_open=False, again=False)
+    (opening,) = with_opening(first, opening_of(planned(top=2)), is_open=False, again=False)
+    assert len(opening.chosen) == 3
 
 
-def test_a_further_look_is_refused_or_added() -> None:
-    (first,) = with_look([], look_of(planned()), is_open=False, again=False)
-    other = look_of(planned(seeds=(1000, 1001, 1002)))
+def test_a_further_opening_is_refused_or_added() -> None:
+    (first,) = with_opening([], opening_of(planned()), is_open=False, again=False)
+    other = opening_of(planned(seeds=(1000, 1001, 1002)))
     with pytest.raises(ConfigError, match=r"opened for test_resnet \w{12}, test_vit \w{12} on seeds 1000 to 1001, and now"):
-        with_look([first], other, is_open=True, again=False)
-    assert with_look([first], other, is_open=True, again=True) == [first, other]
+        with_opening([first], other, is_open=True, again=False)
+    assert with_opening([first], other, is_open=True, again=True) == [first, other]
 
 
 def test_what_opened_the_test_split_beside_a_plan_is_found() -> None:
     trials = planned()
     outside = dataclasses.replace(next(iter(SEARCHED.values())), test_accuracy=0.5)
     records = [*SEARCHED.values(), outside, confirmed(trials[0][1], 0.5)]
-    assert opened_beside([look_of(trials)], records) == [outside]
+    assert unplanned_openings([opening_of(trials)], records) == [outside]
 
 
 def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / PLAN).write_text(json.dumps({"looks": [{"opened": "now"}]}))
-    with pytest.raises(StorageError, match="a confirmation's plan must be as emoreg wrote it"):
-        read_looks(tmp_path)
+    (tmp_path / PLAN).write_text(json.dumps({"openings": [{"opened": "now"}]}))
+    with pytest.raises(StorageError, match=f"Restore {PLAN} of .*, without which nothing says what was fixed"):
+        read_openings(Files(str(tmp_path)))
 
 
 def test_rows_compare_over_common_seeds() -> None:
@@ -216,13 +221,15 @@ def test_rows_compare_over_common_seeds() -> None:
     lift = {"regulated": 0.05, "emotional": 0.02}
     records = {}
     for found, trial in trials:
-        if found.backbone == "test_resnet" and (trial.control, trial.seed) != ("plain", 1003):
-            luck = 0.001 * (trial.seed % 3 - 1) if trial.control == "regulated" else 0.0
-            records[trial.identity] = confirmed(trial, 0.7 + lift.get(trial.control, 0.0) + luck)
-    rows = rows_of(look_of(trials), records)
+        if found.backbone == "test_resnet" and (trial.config.control, trial.config.seed) != ("plain", 1003):
+            luck = 0.001 * (trial.config.seed % 3 - 1) if trial.config.control == "regulated" else 0.0
+            records[trial.identity] = confirmed(trial, 0.7 + lift.get(trial.config.control, 0.0) + luck)
+    rows = confirmed_rows(opening_of(trials), records)
     assert [row.control for row in rows] == ["regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled"]
-    resnet, vit = verdicts(look_of(trials), rows, records).values()
-    assert (resnet.says, vit.says) == ("nothing can be said", "nothing can be said"), "who looks in between claims nothing"
+    resnet, vit = verdicts(opening_of(trials), rows, records).values()
+    assert (resnet.decision, vit.decision) == ("nothing can be said", "nothing can be said"), (
+        "who looks in between claims nothing"
+    )
     assert resnet.sentence == f"test_resnet: nothing can be said yet: {len(records)} of {len(trials)} planned trials have ended"
     assert not [row for row in rows if row.comparison is not None], "nor is anything tested"
     lost = {
@@ -230,46 +237,50 @@ def test_rows_compare_over_common_seeds() -> None:
         for _, trial in trials
         if trial.identity not in records
     }
-    look, ended = look_of(trials), records | lost
-    rows = rows_of(look, ended)
+    opening, ended = opening_of(trials), records | lost
+    rows = confirmed_rows(opening, ended)
     assert rows[0].comparison is None
     by_control = {row.control: row.comparison for row in rows if row.comparison is not None}
     assert by_control["plain"].n == 9
     assert by_control["compute_matched"].n == 10
     assert by_control["emotional"].difference == pytest.approx(0.03, abs=1e-3)
-    resnet, vit = verdicts(look, rows_of(look, ended), ended).values()
-    assert resnet.says == "helps"
+    resnet, vit = verdicts(opening, confirmed_rows(opening, ended), ended).values()
+    assert resnet.decision == "helps"
     assert resnet.sentence.startswith("test_resnet: helps: +5.0 points [")
-    assert "nothing can be said without plain, untrained and shuffled" in vit.sentence
+    assert "nothing can be said: no trial of plain, untrained and shuffled has finished" in vit.sentence
 
 
 @pytest.mark.parametrize(
-    ("control", "says", "sentence"),
+    ("control", "decision", "sentence"),
     [
-        ("regulated", "nothing can be said", "nothing can be said: regulation diverged on 2 of 10 seeds, which cannot be left out"),
+        (
+            "regulated",
+            "nothing can be said",
+            "nothing can be said: regulation diverged on 2 of 10 seeds, which cannot be left out",
+        ),
         ("plain", "helps", "; plain diverged on 2 of 10 seeds, which are left out"),
     ],
 )
-def test_a_seed_that_diverged_is_an_outcome(control: str, says: str, sentence: str) -> None:
+def test_a_seed_that_diverged_is_an_outcome(control: str, decision: str, sentence: str) -> None:
     trials = planned(seeds=tuple(range(1000, 1010)))
-    records = {trial.identity: confirmed(trial, 0.7 + 0.05 * (trial.control == "regulated")) for _, trial in trials}
+    records = {trial.identity: confirmed(trial, 0.7 + 0.05 * (trial.config.control == "regulated")) for _, trial in trials}
     for found, trial in trials:
-        if found.backbone == "test_resnet" and trial.control == control and trial.seed < 1002:
+        if found.backbone == "test_resnet" and trial.config.control == control and trial.config.seed < 1002:
             pruned = dataclasses.replace(records[trial.identity], status="pruned", test_accuracy=None)
             records[trial.identity] = pruned
-    look = look_of(trials)
-    resnet, vit = verdicts(look, rows_of(look, records), records).values()
-    assert resnet.says == says
+    opening = opening_of(trials)
+    resnet, vit = verdicts(opening, confirmed_rows(opening, records), records).values()
+    assert resnet.decision == decision
     assert resnet.sentence.endswith(sentence)
-    assert vit.says == "helps"
+    assert vit.decision == "helps"
     assert "diverged" not in vit.sentence
 
 
 def test_an_unfinished_confirmation_has_few_rows() -> None:
     trials = planned()
     found, trial = trials[0]
-    assert rows_of(look_of(trials), {}) == []
-    (row,) = rows_of(look_of(trials), {trial.identity: confirmed(trial, 0.5)})
+    assert confirmed_rows(opening_of(trials), {}) == []
+    (row,) = confirmed_rows(opening_of(trials), {trial.identity: confirmed(trial, 0.5)})
     assert (row.chosen, row.control, row.accuracy.n) == (found, "regulated", 1)
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from emoreg.errors import ConfigError
-from emoreg.results.statistics import REQUIRED, Comparison, compare, fewest_seeds, judge, visible_effect
+from emoreg.results.statistics import REQUIRED, Comparison, Decision, compare, fewest_seeds, judge, visible_effect
 
 TEN = (0.01, 0.02, 0.015, 0.03, 0.02, 0.01, 0.025, 0.02, 0.015, 0.01)
 FAMILY = [(backbone, control) for backbone in ("resnet", "vit") for control in REQUIRED]
@@ -90,7 +90,7 @@ def test_fewer_seeds_could_not_show_the_largest_effect(num_comparisons: int, see
 
 
 @pytest.mark.parametrize(
-    ("comparisons", "says", "sentence"),
+    ("comparisons", "decision", "sentence"),
     [
         (
             (BETTER, BETTER, BETTER),
@@ -115,27 +115,27 @@ def test_fewer_seeds_could_not_show_the_largest_effect(num_comparisons: int, see
         ((WORSE, BETTER, BETTER), "harms", r"resnet: beats untrained and shuffled, but harms: -2\.0 points .* against plain$"),
     ],
 )
-def test_a_verdict(comparisons: tuple[Comparison, ...], says: str, sentence: str) -> None:
-    verdict = judge(dict(zip(REQUIRED, comparisons, strict=True)), "resnet")
-    assert verdict.says == says
+def test_a_verdict(comparisons: tuple[Comparison, ...], decision: str, sentence: str) -> None:
+    verdict = judge("resnet", dict(zip(REQUIRED, comparisons, strict=True)))
+    assert verdict.decision == decision
     assert re.search(sentence, verdict.sentence), verdict.sentence
 
 
 def test_without_a_control_nothing_helps() -> None:
-    verdict = judge({"plain": BETTER, "shuffled": BETTER}, "resnet")
-    assert verdict.says == "nothing can be said"
-    assert "nothing can be said without untrained" in verdict.sentence
+    verdict = judge("resnet", {"plain": BETTER, "shuffled": BETTER})
+    assert verdict.decision == Decision.NOTHING
+    assert verdict.sentence == "resnet: nothing can be said: no trial of untrained has finished on these seeds"
 
 
 @pytest.mark.parametrize("others", [BETTER, SAME, WORSE])
 def test_what_is_better_than_regulation_stands_beside_every_verdict(others: Comparison) -> None:
-    verdict = judge(dict.fromkeys(REQUIRED, others) | {"compute_matched": WORSE, "emotional": SAME}, "resnet")
-    assert verdict.sentence.endswith("; below matched: -2.0 points [-3.0, -1.0] (n = 10, p = 0.01)")
+    verdict = judge("resnet", dict.fromkeys(REQUIRED, others) | {"compute_matched": WORSE, "emotional": SAME}, ["and more"])
+    assert verdict.sentence.endswith("; below compute_matched: -2.0 points [-3.0, -1.0] (n = 10, p = 0.01); and more")
 
 
 def test_too_few_seeds_are_named() -> None:
     blind = dataclasses.replace(SAME, n=3, visible=math.inf)
-    verdict = judge(dict.fromkeys(REQUIRED, blind), "resnet")
+    verdict = judge("resnet", dict.fromkeys(REQUIRED, blind))
     assert "(with 3 seeds no effect could have been seen, however large)" in verdict.sentence
 
 
@@ -168,7 +168,9 @@ def confirm(random: np.random.Generator, effect: float, n: int) -> list[str]:
         for control in REQUIRED:
             family[backbone, control] = list(regulated - (0.8 + luck + random.normal(0.0, 0.01, n)))
     found = compare(family, num_resamples=20)
-    return [judge({control: found[backbone, control] for control in REQUIRED}, backbone).says for backbone in ("resnet", "vit")]
+    return [
+        judge(backbone, {control: found[backbone, control] for control in REQUIRED}).decision for backbone in ("resnet", "vit")
+    ]
 
 
 @pytest.mark.slow
@@ -205,5 +207,5 @@ def test_differences_that_are_equal_but_for_rounding_do_not_vary() -> None:
     assert (found.low, found.high) == (pytest.approx(1 / 360), pytest.approx(1 / 360))
     alike = compare(dict.fromkeys(REQUIRED, [0.0] * 10))
     assert "no difference seen to plain, untrained and shuffled (n = 10; no seed differs from another)" in (
-        judge({str(key): value for key, value in alike.items()}, "vit").sentence
+        judge("vit", {str(key): value for key, value in alike.items()}).sentence
     )

@@ -15,16 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-import emoreg
 from emoreg.config import Choice, Distribution, Float, Int, Objective, StudyConfig, Value, When, from_json
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.study import load_study
-from tests.helpers.written import PROVENANCE, made_up_config, write_study
-
-LATER = {  # columns by the version of the schemas that they came with
-    2: {"trials": ("waiting_seconds", "micro_batch_size", "recomputed", "attempts", "log_tail"), "epochs": (), "runs": ()},
-    3: {"trials": (), "epochs": ("gpu_utilisation",), "runs": ("command", "versions", "git_commit", "host")},
-}
+from emoreg.results.records import ProbeRecord
+from emoreg.results.study import load_results
+from tests.helpers.written import made_up_config, write_study
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +37,10 @@ def own(written: Path, tmp_path: Path) -> Path:
 
 
 def test_a_study_is_typed(written: Path) -> None:
-    study = emoreg.load_study(written)
+    study = load_results(written)
     config = made_up_config()
     assert (study.name, study.place, study.problems) == ("made-up", str(written), ())
-    assert study.written["fingerprints"]["task"] == "ab" * 32
+    assert study.written.fingerprints[0] == ("digits", None, None, 32, "ab" * 32)
     assert study.search_space == dict(config.search_space)
     assert study.objectives == (Objective(),)
     assert study.backbones == ("test_resnet", "test_vit")
@@ -55,36 +50,36 @@ def test_a_study_is_typed(written: Path) -> None:
     best = study.best
     assert set(best) == {"test_resnet", "test_vit"}
     finished = [row for row in study.searched if row.status == "finished" and row.backbone == "test_vit"]
-    assert best["test_vit"].accuracy == max(row.accuracy or 0.0 for row in finished)
+    assert best["test_vit"].val_accuracy == max(row.val_accuracy or 0.0 for row in finished)
     assert {(row.backbone, row.control) for row in study.controls} >= {("test_vit", "regulated"), ("test_resnet", "plain")}
-    assert [run.command for run in study.runs] == [PROVENANCE.command]
+    assert [run.command for run in study.runs] == ["emoreg run studies.made_up --num-trials 40"]
     one = study.searched[0]
     assert [(row.stage, row.epoch) for row in study.epochs_of(one.identity)][-1] == ("regulation", one.regulation_epochs)
     assert study.epochs_of("nobody's") == []
 
 
 def test_a_confirmation_is_found_beside_its_study(written: Path) -> None:
-    study = load_study(f"{written}/")
-    assert study.looks == ()
+    study = load_results(f"{written}/")
+    assert study.openings == ()
     assert study.confirmation is not None
     assert study.confirmation.name == "made-up.confirm"
     assert study.confirmation.confirmation is None
-    [look] = study.confirmation.looks
-    assert look.seeds == tuple(range(1000, 1010))
+    [opening] = study.confirmation.openings
+    assert opening.seeds == tuple(range(1000, 1010))
     assert {row.control for row in study.confirmed} >= {"regulated", "plain", "untrained", "shuffled"}
-    assert [verdict.says for verdict in study.verdicts.values()] == ["helps", "helps"]
-    alone = load_study(written.with_name("made-up.confirm"))
+    assert [verdict.decision for verdict in study.verdicts.values()] == ["helps", "helps"]
+    alone = load_results(written.with_name("made-up.confirm"))
     assert alone.confirmed == study.confirmed
     assert alone.verdicts == study.verdicts
 
 
 def test_without_a_confirmation_nothing_is_confirmed(tmp_path: Path) -> None:
-    study = load_study(write_study(tmp_path, num_seeds=0))
+    study = load_results(write_study(tmp_path, num_seeds=0))
     assert (study.confirmation, study.confirmed, study.verdicts) == (None, [], {})
 
 
 def test_tables_for_pandas(written: Path) -> None:
-    study = load_study(written)
+    study = load_results(written)
     trials, epochs, runs = study.trials_frame(), study.epochs_frame(), study.runs_frame()
     assert (len(trials), len(epochs), len(runs)) == (len(study.trials), len(study.epochs), 1)
     searched = trials[trials.role == "search"].sort_values("number")
@@ -94,20 +89,38 @@ def test_tables_for_pandas(written: Path) -> None:
     assert trials.loc[trials.role == "control", "params.regulation.balance"].isna().all()
     curve = epochs[(epochs.identity == study.searched[0].identity) & (epochs.stage == "regulation")]
     assert curve.val_accuracy.is_monotonic_increasing
-    assert runs.ending.tolist() == ["whole"]
+    assert runs.ending.tolist() == ["completed"]
 
 
 def test_a_study_without_trials_has_empty_tables(tmp_path: Path) -> None:
     folder = write_study(tmp_path, num_seeds=0)
     shutil.rmtree(folder / "records")
-    study = load_study(folder)
+    study = load_results(folder)
     assert (study.trials, study.best, study.controls, study.problems) == ((), {}, [], ())
     assert "params.regulation.balance" in study.trials_frame().columns
-    assert "loss" in study.epochs_frame().columns
+    assert "train_loss" in study.epochs_frame().columns
+
+
+def test_registered_metrics_and_probes_are_columns_and_rows(written: Path) -> None:
+    study = load_results(written)
+    assert study.probes == ()
+    assert list(study.probes_frame().columns) == ["identity", "stage", "epoch", "probe", "name", "value"]
+    first, *others = study.trials
+    row = ProbeRecord(identity=first.identity, stage="regulation", epoch=1, probe="knn", name="accuracy", value=0.5)
+    study = dataclasses.replace(
+        study,
+        trials=(dataclasses.replace(first, metrics='{"val_f1": 0.25}'), *others),
+        epochs=tuple(dataclasses.replace(epoch, metrics='{"val_f1": 0.125}') for epoch in study.epochs),
+        probes=(row,),
+    )
+    assert study.trials_frame().val_f1.tolist()[0] == 0.25
+    assert study.trials_frame().val_f1.isna().sum() == len(others)
+    assert set(study.epochs_frame().val_f1) == {0.125}
+    assert study.probes_frame().value.tolist() == [0.5]
 
 
 def test_a_uri_is_as_good_as_a_folder(written: Path) -> None:
-    by_uri, by_path = load_study(f"file://{written}"), load_study(written)
+    by_uri, by_path = load_results(f"file://{written}"), load_results(written)
     assert by_uri.trials == by_path.trials
     assert by_uri.confirmed == by_path.confirmed
 
@@ -117,67 +130,27 @@ def test_a_study_in_an_object_store_is_found_with_its_confirmation(written: Path
     for name in (written.name, f"{written.name}.confirm"):
         fs.copy_files(str(written.parent / name), f"{folder}/{name}", fs.LocalFileSystem(), s3)
     place, question, query = bucket.partition("?")
-    study = load_study(f"{place}/{written.name}{question}{query}")
-    assert study.trials == load_study(written).trials
-    assert study.verdicts == load_study(written).verdicts
+    study = load_results(f"{place}/{written.name}{question}{query}")
+    assert study.trials == load_results(written).trials
+    assert study.verdicts == load_results(written).verdicts
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_where_no_study_is_there_is_none_to_load(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=f"a study is a folder with study.json, but '{tmp_path}/{name}' has none"):
-        load_study(tmp_path / name)
-
-
-def test_the_notebook_of_the_readme_works(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "load_study" in block)
-    exec(block.replace("runs/quickstart", str(written)))
-    assert capsys.readouterr().out.count("helps") == 2
+    with pytest.raises(ConfigError, match=f"'{tmp_path}/{name}' has no study.json"):
+        load_results(tmp_path / name)
 
 
 # What others wrote, and what is broken
 
 
-def write_as(version: int, folder: Path) -> None:
-    """Write the records of a study anew as an emoreg of long ago did."""
-    for table in ("trials", "epochs", "runs"):
-        path = folder / "records" / f"{table}.parquet"
-        later = [name for since, columns in LATER.items() if since > version for name in columns[table]]
-        old = pq.read_table(path).drop_columns(later)
-        pq.write_table(old.replace_schema_metadata({"emoreg.schema_version": str(version)}), path)
-    if version == 1:
-        (folder / "records" / "runs.parquet").unlink()
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_records_of_an_older_emoreg_are_read_and_their_age_is_said(version: int, own: Path) -> None:
-    now = load_study(own)
-    write_as(version, own)
-    then = load_study(own)
-    said, *more = then.problems
-    lost = f"There is no {own / 'records' / 'runs.parquet'}. Without it nothing is known of waiting, restarts and versions"
-    assert [text[: len(lost)] for text in more] == ([lost] if version == 1 else [])
-    assert said.startswith(
-        f"The records of {own} have schema version {version}, and this emoreg writes 3: what was not recorded"
-    )
-    assert [row.accuracy for row in then.trials] == [row.accuracy for row in now.trials]
-    assert then.best.keys() == now.best.keys()
-    assert then.verdicts == now.verdicts
-    assert {row.gpu_utilisation for row in then.epochs} == {None}
-    if version == 1:
-        assert then.runs == ()
-        assert {(row.waiting_seconds, row.attempts, row.recomputed) for row in then.trials} == {(0.0, 1, False)}
-    else:
-        assert [(row.ending, row.versions) for row in then.runs] == [("whole", None)]
-        assert then.trials == now.trials
-
-
-def test_records_of_a_newer_emoreg_are_refused(own: Path) -> None:
+@pytest.mark.parametrize("version", [b"3", b"99", b""])
+def test_records_of_another_emoreg_are_refused(version: bytes, own: Path) -> None:
     path = own / "records" / "trials.parquet"
-    pq.write_table(pq.read_table(path).replace_schema_metadata({"emoreg.schema_version": "99"}), path)
-    with pytest.raises(StorageError, match=r"must have schema version 1 to 3, but .* has 99"):
-        load_study(own)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"emoreg.schema_version": version}), path)
+    with pytest.raises(StorageError, match="records must have schema version 1, but these have"):
+        load_results(own)
 
 
 def cut(path: Path, left: int = 500) -> None:
@@ -191,11 +164,11 @@ def cut(path: Path, left: int = 500) -> None:
     [("epochs", "learning curves and balances over epochs"), ("runs", "waiting, restarts and versions by run")],
 )
 def test_trials_are_enough_and_what_is_lost_is_said(table: str, lost: str, left: int, own: Path) -> None:
-    whole = load_study(own)
+    whole = load_results(own)
     cut(own / "records" / f"{table}.parquet", left)
-    study = load_study(own)
+    study = load_results(own)
     [said] = study.problems
-    assert f"records/{table}.parquet cannot be read" in said
+    assert f"records/{table}.parquet of '{own}'" in said
     assert f"Without it nothing is known of {lost}; accuracies and verdicts stand." in said
     assert getattr(study, table) == ()
     assert study.trials == whole.trials
@@ -204,21 +177,21 @@ def test_trials_are_enough_and_what_is_lost_is_said(table: str, lost: str, left:
 
 def test_without_its_trials_nothing_is_said_of_a_study(own: Path) -> None:
     cut(own / "records" / "trials.parquet")
-    with pytest.raises(StorageError, match=r"records/trials\.parquet cannot be read"):
-        load_study(own)
+    with pytest.raises(StorageError, match=r"records/trials\.parquet of .* cannot be read"):
+        load_results(own)
 
 
 @pytest.mark.parametrize("content", ["", '{"config": {"na', "{}", '{"config": {}}', '{"config": []}', "[]", "null"])
 def test_a_study_file_that_emoreg_did_not_write_is_refused(content: str, own: Path) -> None:
     (own / "study.json").write_text(content)
-    with pytest.raises(StorageError, match=r"study\.json must be as emoreg wrote it, but that of '.*made-up' cannot be read"):
-        load_study(own)
+    with pytest.raises(StorageError, match=r"Read '.*made-up' with the emoreg that wrote it"):
+        load_results(own)
 
 
 @pytest.mark.parametrize("name", ["plan.json", "records/trials.parquet"])
 def test_a_confirmation_that_cannot_be_read_leaves_no_claim(name: str, own: Path) -> None:
     cut(own.with_name("made-up.confirm") / name)
-    study = load_study(own)
+    study = load_results(own)
     assert (study.confirmation, study.verdicts) == (None, {})
     (problem,) = study.problems
     assert re.match(r"The confirmation of .*made-up cannot be read, so nothing is claimed from it: ", problem)
@@ -226,10 +199,8 @@ def test_a_confirmation_that_cannot_be_read_leaves_no_claim(name: str, own: Path
 
 def test_a_table_that_is_gone_is_said(own: Path) -> None:
     (own / "records" / "epochs.parquet").unlink()
-    (problem,) = load_study(own).problems
-    assert problem.startswith(
-        f"There is no {own / 'records' / 'epochs.parquet'}. Without it nothing is known of learning curves"
-    )
+    (problem,) = load_results(own).problems
+    assert problem.startswith(f"There is no records/epochs.parquet of '{own}'. Without it nothing is known of learning curves")
 
 
 # The search space
@@ -321,24 +292,24 @@ class Absent(MetaPathFinder):
             raise ImportError(f"{name} is not wanted here")
 
 sys.meta_path.insert(0, Absent())
-import emoreg
-study = emoreg.load_study(sys.argv[1])
+from emoreg.results.study import load_results
+study = load_results(sys.argv[1])
 print(len(study.trials_frame()), len(study.epochs_frame()), len(study.runs_frame()), len(study.search_space))
-print(len(study.best), len(study.controls), *(verdict.says for verdict in study.verdicts.values()), sep=", ")
+print(len(study.best), len(study.controls), *(verdict.decision for verdict in study.verdicts.values()), sep=", ")
 """
 
 
 def test_it_is_read_without_torch_and_ray(written: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _READ, str(written)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    study = load_study(written)
+    study = load_results(written)
     numbers, answers = done.stdout.splitlines()
     assert numbers.split() == [str(number) for number in (len(study.trials), len(study.epochs), len(study.runs), 3)]
     assert answers == f"2, {len(study.controls)}, helps, helps"

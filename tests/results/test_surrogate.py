@@ -10,7 +10,7 @@ import pytest
 
 from emoreg.config import Choice, Distribution, Float, Int, Value
 from emoreg.results.records import TrialRecord
-from emoreg.results.study import load_study
+from emoreg.results.study import load_results
 from emoreg.results.surrogate import FEWEST, MOST, Parameter, Surrogate, value_of
 from tests.helpers.written import OPTIMUM, made_up_config, write_study
 
@@ -22,7 +22,7 @@ SPACE: Mapping[str, Distribution] = {BALANCE: Float(0.0, 1.0), LENGTH: Int(2, 32
 def record(tmp_path_factory: pytest.TempPathFactory) -> TrialRecord:
     """A finished trial to make others of."""
     config = made_up_config(num_trials=2)
-    return load_study(write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=0)).searched[0]
+    return load_results(write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=0)).searched[0]
 
 
 def trials(
@@ -34,7 +34,7 @@ def trials(
         balance, length = float(random.uniform()), int(2 ** random.uniform(1, 5))
         params = json.dumps({BALANCE: balance, LENGTH: length, **more})
         accuracy = truth(balance, length) + random.normal(0, noise)
-        found.append(dataclasses.replace(record, params=params, accuracy=accuracy))
+        found.append(dataclasses.replace(record, params=params, val_accuracy=accuracy))
     return found
 
 
@@ -124,7 +124,7 @@ def test_a_parameter_that_never_varied_is_not_known(record: TrialRecord) -> None
 def test_equal_accuracies_and_a_choice_are_no_trouble(record: TrialRecord) -> None:
     space = {**SPACE, "regulation.form": Choice(("output", "loss"))}
     rows = [
-        dataclasses.replace(row, accuracy=0.5, params=json.dumps({**json.loads(row.params), "regulation.form": form}))
+        dataclasses.replace(row, val_accuracy=0.5, params=json.dumps({**json.loads(row.params), "regulation.form": form}))
         for row, form in zip(trials(record, 6, hill), ("output", "loss") * 3, strict=True)
     ]
     response = Surrogate(rows, space).response(BALANCE)

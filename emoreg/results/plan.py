@@ -1,0 +1,321 @@
+"""What a confirmation runs: it is fixed before the test set is opened. Imports neither torch nor Ray.
+
+The configurations are the best of the search by backbone, chosen on validation. Each is trained on fresh seeds beside every
+control, on the same seeds, and each of these trials opens the test set once, at its end. A confirmation is a study of its own,
+``NAME.confirm``, on the same engine; its ``plan.json`` says what was chosen, and when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from emoreg.config import (
+    CONFIRM,
+    CONTROLS,
+    ImageSetConfig,
+    RegulationConfig,
+    ResolvedTrial,
+    SchedulerConfig,
+    StudyConfig,
+    TrialConfig,
+    Value,
+    from_json,
+    resolve_trial,
+    to_json,
+)
+from emoreg.config.resolved import UNKNOWN, Fingerprints
+from emoreg.config.search_space import resolve
+from emoreg.errors import ConfigError, StorageError
+from emoreg.results.analysis import ranked_by_backbone
+from emoreg.results.extra import report_extra
+from emoreg.results.records import TrialRecord, utc_now
+from emoreg.storage.files import Files
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """A configuration that the search found.
+
+    Attributes:
+        identity: of the trial of the search.
+        rank: among its backbone's, and task's, from 1.
+        val_accuracy: on validation, in [0, 1]. Selected, so it flatters.
+        params: what the search chose, by path.
+        task: where several were searched, else None.
+    """
+
+    identity: str
+    backbone: str
+    rank: int
+    val_accuracy: float | None
+    params: Mapping[str, Value]
+    task: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+        where = self.backbone if self.task is None else f"{self.backbone} on {self.task}"
+        return where if self.rank == 1 else f"{where}, number {self.rank}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedTrial:
+    """A trial of a confirmation: its own identity, and that of the chosen configuration which it belongs to, as what."""
+
+    chosen: str
+    control: str
+    seed: int
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """One opening of the test set: configurations and trials that were fixed before it.
+
+    Attributes:
+        opened: when it was begun, UTC.
+    """
+
+    opened: str
+    chosen: tuple[Chosen, ...]
+    trials: tuple[PlannedTrial, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of its trials."""
+        return tuple(dict.fromkeys(trial.seed for trial in self.trials))
+
+    @property
+    def num_comparisons(self) -> int:
+        """How many comparisons its family has."""
+        return len({(trial.chosen, trial.control) for trial in self.trials if trial.control != "regulated"})
+
+    def is_complete(self, records: Mapping[str, TrialRecord]) -> bool:
+        """Whether every trial has ended."""
+        return all(trial.identity in records for trial in self.trials)
+
+
+Plan = Sequence[tuple[Chosen, ResolvedTrial]]
+"""Trials of a confirmation, each with the configuration that it belongs to."""
+
+
+def choose(
+    config: StudyConfig, records: Iterable[TrialRecord], top: int, fingerprints: Fingerprints = UNKNOWN
+) -> tuple[Chosen, ...]:
+    """The best configurations of the search, by backbone and task, by its first objective on validation.
+
+    Args:
+        config: the study.
+        records: its trials.
+        top: how many of each backbone, on each task that was searched.
+        fingerprints: of the study's image sets.
+
+    Raises:
+        ConfigError: where no trial of the search has finished, or one was run by a configuration that is not the study's now.
+    """
+    by_task: dict[str, list[TrialRecord]] = {}
+    for row in records:
+        by_task.setdefault(row.task, []).append(row)
+    ranked = {
+        (backbone, task): found[:top]
+        for task, rows in by_task.items()
+        for backbone, found in ranked_by_backbone(rows, config.objectives[0]).items()
+    }
+    if not ranked:
+        raise ConfigError(f"Run the study first: {config.name!r} has no finished trial of the search that could be confirmed")
+    has_tasks = len({task for _, task in ranked}) > 1
+    chosen = []
+    for (backbone, task), found in sorted(ranked.items(), key=lambda item: item[0]):
+        for rank, record in enumerate(found, 1):
+            _check_unchanged(config, record, fingerprints)
+            chosen.append(
+                Chosen(
+                    identity=record.identity,
+                    backbone=backbone,
+                    rank=rank,
+                    val_accuracy=record.val_accuracy,
+                    params=record.sampled,
+                    task=task if has_tasks else None,
+                )
+            )
+    return tuple(chosen)
+
+
+def _check_unchanged(config: StudyConfig, record: TrialRecord, fingerprints: Fingerprints) -> None:
+    for path in record.sampled.keys() - config.search_space.keys():
+        raise ConfigError(f"Leave out {path}, which was searched and is set now: a confirmation runs what the search ran")
+    if resolve_trial(resolve(config.trial, record.sampled), fingerprints).identity != record.identity:
+        raise ConfigError(
+            "Undo the change of the study, or search anew under another name: a confirmation runs what the search ran, but "
+            f"trial {record.identity} had other settings than the study gives it now"
+        )
+
+
+def fresh_seeds(config: StudyConfig, records: Iterable[TrialRecord], num_seeds: int, first: int) -> tuple[int, ...]:
+    """Seeds that nothing was chosen with.
+
+    Raises:
+        ConfigError: where one of them was used in the search.
+    """
+    seeds = tuple(range(first, first + num_seeds))
+    used = sorted({config.trial.seed, *config.control_seeds, *(row.seed for row in records)} & {*seeds})
+    if used:
+        raise ConfigError(
+            f"Give another --first-seed: a confirmation needs fresh seeds, but the search has used {', '.join(map(str, used))}"
+        )
+    return seeds
+
+
+def plan_trials(
+    config: StudyConfig,
+    chosen: Sequence[Chosen],
+    seeds: Sequence[int],
+    *,
+    images: Callable[[ImageSetConfig], int],
+    fingerprints: Fingerprints = UNKNOWN,
+) -> Plan:
+    """Every trial of an opening, with what it belongs to; seeds outermost, so that one seed is whole before the next.
+
+    The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli.
+
+    Args:
+        config: the study.
+        chosen: configurations.
+        seeds: the same for all.
+        images: counts those in an epoch of a set.
+        fingerprints: of the study's image sets.
+
+    Raises:
+        ConfigError: where an installation lacks what the statistics need in the end.
+    """
+    with report_extra():
+        import statsmodels.stats.multitest as _  # noqa: F401
+    controls = [name for name, control in CONTROLS.items() if getattr(config.trial, control.images) is not None]
+    planned = []
+    for seed in seeds:
+        for found in chosen:
+            base = dataclasses.replace(resolve(config.trial, found.params), seed=seed)
+            further = math.ceil(base.pretraining.epochs * images(base.stimuli) / images(base.task))
+            longer = dataclasses.replace(base.regulation, epochs=base.regulation.epochs + further)
+            for control in controls:
+                regulation = longer if control == "compute_matched" else base.regulation
+                trial = dataclasses.replace(base, control=control, regulation=regulation)
+                planned.append((found, resolve_trial(trial, fingerprints)))
+    return planned
+
+
+def confirming(config: StudyConfig, plan: Plan) -> StudyConfig:
+    """The study that runs the trials of a confirmation of ``config``, each once: configurations may share a control."""
+    return dataclasses.replace(
+        config,
+        name=f"{config.name}{CONFIRM}",
+        num_trials=0,
+        controls=(),
+        confirmed=tuple({trial.identity: trial.config for _, trial in plan}.values()),
+        scheduler=SchedulerConfig(),
+        warm_start_from=(),
+    )
+
+
+def expected_seconds(plan: Plan, searched: Mapping[str, TrialRecord]) -> float:
+    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once.
+
+    Args:
+        plan: the trials.
+        searched: the trials of the search, by identity.
+    """
+    chosen = {found.identity for found, _ in plan}
+    ran = {identity: from_json(TrialConfig, json.loads(searched[identity].config)) for identity in chosen}
+    regulation: dict[str, float] = {}
+    pretraining: dict[object, float] = {}
+    for found, trial in plan:
+        record, config = searched[found.identity], trial.config
+        an_epoch = record.regulation_seconds / max(1, record.regulation_epochs)  # of as many encoders as the search's had
+        encoders = _num_encoders(config.regulation) / _num_encoders(ran[found.identity].regulation)
+        regulation[trial.identity] = an_epoch * config.regulation.epochs * encoders
+        if trial.needs_pretraining:
+            schedule = dataclasses.replace(config.pretraining, epochs=0)
+            shared = (config.backbone, trial.images_of_pretraining, config.seed, schedule)
+            pretraining[shared] = max(record.experience_seconds or 0.0, pretraining.get(shared, 0.0))
+    return math.fsum(regulation.values()) + math.fsum(pretraining.values())
+
+
+def _num_encoders(regulation: RegulationConfig) -> int:
+    return regulation.needs_plain + regulation.needs_emotional
+
+
+def opening_of(plan: Plan) -> Opening:
+    """What is fixed now."""
+    return Opening(
+        opened=utc_now(),
+        chosen=tuple({found.identity: found for found, _ in plan}.values()),
+        trials=tuple(
+            PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
+            for found, trial in plan
+        ),
+    )
+
+
+def read_openings(files: Files) -> list[Opening]:
+    """The openings of the confirmation in a folder, the first one first.
+
+    Raises:
+        StorageError: for a plan that cannot be read.
+    """
+    try:
+        return [from_json(Opening, item) for item in json.loads(files.read(PLAN).to_pybytes())["openings"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"Restore {PLAN} of {files.uri!r}, without which nothing says what was fixed before the test set was opened: it "
+            f"must be as emoreg wrote it, but it cannot be read ({error})"
+        ) from error
+
+
+def write_openings(files: Files, openings: Iterable[Opening]) -> None:
+    """Fix what is to be run."""
+    content = {"openings": [to_json(item) for item in openings]}
+    files.write(PLAN, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, again: bool) -> list[Opening]:
+    """All openings, the one that is asked for last: it is the last one, takes its place or comes after it.
+
+    Args:
+        openings: so far.
+        asked: what is asked for.
+        is_open: whether what the last one fixed has begun to open the test set.
+        again: whether a further opening is wanted.
+
+    Raises:
+        ConfigError: for something else than was fixed, unless a further opening is wanted.
+    """
+    if openings and openings[-1].trials == asked.trials:
+        return [*openings]
+    if not openings or not is_open:
+        return [*openings[:-1], asked]
+    if not again:
+        raise ConfigError(
+            "Give the former --top, --seeds and study, or --again to open the test set once more, which the report will tell: "
+            "what a confirmation runs is fixed before the test set is opened, but it was opened for "
+            f"{_describe(openings[-1])}, and now it is to be {_describe(asked)}"
+        )
+    return [*openings, asked]
+
+
+def _describe(opening: Opening) -> str:
+    names = ", ".join(f"{found.backbone} {found.identity}" for found in opening.chosen)
+    return f"{names} on seeds {opening.seeds[0]} to {opening.seeds[-1]}"
+
+
+def unplanned_openings(openings: Iterable[Opening], records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Trials that have opened the test set though no plan has them: `emoreg trial --evaluate test` does so."""
+    planned = {trial.identity for opening in openings for trial in opening.trials}
+    return [row for row in records if row.test_accuracy is not None and row.identity not in planned]

@@ -1,0 +1,89 @@
+"""What runs in a driver now, left beside the records for `emoreg status`, which may ask on another machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+
+from emoreg.config import ResolvedTrial, to_json
+from emoreg.results.records import EpochRecord, Role, TrialRecord, utc_now
+from emoreg.results.status import STALE_SECONDS, Live, RunningTrial, age, live_name, parse_live
+from emoreg.storage.files import UNWRITABLE, replacing
+from emoreg.tracking.observer import RunStatus, StudyObserver
+
+log = logging.getLogger(__name__)
+
+_WRITE_SECONDS = 5.0
+
+
+class LiveStatus(StudyObserver):
+    """Writes the trials that run into ``records/live.RUN.json`` every few seconds: the file is a sign of life too."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin for the study in ``folder``."""
+        self._folder = folder
+        self._running: dict[str, RunningTrial] = {}
+        self._next_write = 0.0
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Remove what killed drivers left, and write a sign of life at once."""
+        for path in self._folder.glob(live_name("*")):  # living drivers write theirs again
+            live = parse_live(path.read_bytes())
+            if live is None or age(live.time) > STALE_SECONDS:
+                path.unlink(missing_ok=True)
+        self._write(status)
+        self._next_write = 0.0  # and what runs at the first tick
+
+    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
+        """A trial has a worker."""
+        config = trial.config
+        self._running[trial.identity] = RunningTrial(
+            identity=trial.identity, role=role, control=config.control, backbone=config.backbone
+        )
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """A running trial ended an epoch."""
+        if trial.identity in self._running:
+            stage = trial.config.pretraining if row.stage == "pretraining" else trial.config.regulation
+            self._running[trial.identity] = dataclasses.replace(
+                self._running[trial.identity],
+                stage=row.stage,
+                epoch=row.epoch,
+                epochs=stage.epochs,
+                accuracy=row.val_accuracy,
+            )
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """A trial runs no more."""
+        self._running.pop(trial.identity, None)
+
+    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
+        """A trial runs no more until it is begun again."""
+        self._running.pop(trial.identity, None)
+
+    def on_saved(self, trial: ResolvedTrial) -> None:
+        """A trial runs no more until the study is run again."""
+        self._running.pop(trial.identity, None)
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Write the file if it is time, changed or not."""
+        if time.monotonic() >= self._next_write:
+            self._write(status)
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Remove the file: nothing runs."""
+        (self._folder / live_name(status.run.run)).unlink(missing_ok=True)
+
+    def _write(self, status: RunStatus) -> None:
+        live = Live(time=utc_now(), slots=status.run.slots, waiting=status.num_waiting, running=tuple(self._running.values()))
+        try:
+            with replacing(self._folder / live_name(status.run.run)) as stream:
+                stream.write(json.dumps(to_json(live)).encode())
+        except OSError as error:
+            if error.errno in UNWRITABLE:
+                raise
+            log.warning("what runs now could not be written down: %s", error)  # no reason to end a study
+        self._next_write = time.monotonic() + _WRITE_SECONDS

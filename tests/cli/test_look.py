@@ -1,0 +1,85 @@
+"""What `emoreg status` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from emoreg.cli.look import print_status, status_json
+from emoreg.results.status import RunningTrial, Status, read_status
+from tests.helpers.written import write_study
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("written")
+    write_study(storage)
+    return storage
+
+
+def shown(status: Status) -> str:
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    print_status(status, console)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_study_that_is_done(storage: Path) -> None:
+    status = read_status(str(storage / "made-up"))
+    text = shown(status)
+    assert status.best is not None
+    assert "made-up: done, every trial has ended; its last trial ended " in text
+    assert "trials    76/76: 68 finished, 6 pruned, 2 failed\n" in text
+    assert f"best      val_accuracy {status.best.value:.4g}: {status.best.backbone}, regulation.balance " in text
+
+
+def test_a_confirmation_shows_its_seeds_instead_of_a_best(storage: Path) -> None:
+    text = shown(read_status(str(storage / "made-up.confirm")))
+    assert "best" not in text
+    assert text.split("finished\n")[-1].startswith("  regulation       test_resnet     10/10\n")
+
+
+def test_what_runs_is_a_table(storage: Path) -> None:
+    trial = RunningTrial(
+        identity="abc", role="control", control="plain", backbone="vit", stage="regulation", epoch=2, epochs=5, accuracy=0.5
+    )
+    fresh = RunningTrial(identity="def", role="search", control="regulated", backbone="vit")
+    status = dataclasses.replace(
+        read_status(str(storage / "made-up")), state="running", ending=None, running=(trial, fresh), num_waiting=1
+    )
+    text = shown(status)
+    assert "made-up: running for " in text
+    assert "2 failed, 2 running, 1 waiting for pre-training\n" in text
+    assert "time left not known yet" in text
+    assert "  plain        abc    vit       regulation    2/5     0.500\n" in text
+    assert "  search       def    vit       starting" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "ending", "words"),
+    [
+        ("running", None, "made-up: running for "),
+        ("ended", "interrupted", "made-up: interrupted; its last"),
+        ("ended", "aborted", "made-up: stopped by faults in code; its last"),
+        ("killed", None, "made-up: killed, for its last run has no end and no driver lives; its last"),
+        ("not run", None, "made-up: not run yet"),
+    ],
+)
+def test_every_state_has_its_words(storage: Path, state: str, ending: str | None, words: str) -> None:
+    status = dataclasses.replace(read_status(str(storage / "made-up")), state=state, ending=ending)  # type: ignore[arg-type]
+    assert words in shown(status)
+
+
+def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path) -> None:
+    content = json.loads(status_json(read_status(str(storage / "made-up"))))
+    assert content.keys() == {
+        "name", "place", "state", "ending", "num_runs", "started", "last_ended", "trials", "running", "num_waiting", "best",
+        "slots", "waiting_share", "seconds_left", "confirmation",
+    }  # fmt: skip
+    assert content["trials"] == {"planned": 76, "finished": 68, "pruned": 6, "failed": 2, "ended": 76}
+    assert content["seconds_left"] is content["num_waiting"] is content["confirmation"] is None
+    assert content["best"]["params"].keys() == {"backbone", "regulation.balance", "pretraining.epochs"}
