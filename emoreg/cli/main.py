@@ -570,16 +570,16 @@ def _report(studies: Sequence[str], storage: str | None, output: str | None, pri
 
 @_reading()
 def _dashboard(study: str, storage: str | None, host: str, port: int) -> int:
-    from emoreg.cli.viewers import serve_dashboard
+    from emoreg.cli.serve import Dashboard
 
-    return serve_dashboard(find_study(study, storage), host, port)
+    return Dashboard(study=study, storage=storage, host=host, port=port)()
 
 
 @_reading()
 def _tensorboard(study: str, storage: str | None, host: str, port: int) -> int:
-    from emoreg.cli.viewers import serve_tensorboard
+    from emoreg.cli.serve import TensorBoard
 
-    return serve_tensorboard(find_study(study, storage), host, port)
+    return TensorBoard(study=study, storage=storage, host=host, port=port)()
 
 
 def _replay(config: StudyConfig, identity: str, device: _Device) -> int:

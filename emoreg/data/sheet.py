@@ -1,122 +1,92 @@
-"""A contact sheet: what a network is about to learn from, on one page, as pixels, counts and oddities."""
+"""Contact sheets: images on one page with their captions, small ones enlarged so that each pixel can be seen."""
 
 from __future__ import annotations
 
-import math
-import textwrap
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from emoreg.data.imageset import ImageSet, Split
+from emoreg.data.imageset import ImageSet
 
 _COLUMNS = 12
-_LARGE, _SMALL = 96, 64  # largest sides of a picture, for a few classes and for many
-_TEXT_HEIGHT = 48  # of the two lines beside a row
-_MANY_CLASSES = 20
-_MARGIN, _GAP, _LABELS = 48, 8, 280
-_INK, _MUTED, _LINE, _PAPER = "#1b1f24", "#667085", "#dfe3e8", "#ffffff"
+_LARGE, _SMALL, _MANY_ROWS = 96, 64, 20  # sides of an image in pixels, and the number of rows above which it is the small one
+_GAP = 8
 
-_Row = tuple[str, str, Int[np.ndarray, " N"]]
-"""Title, note, and the indices of the training images that belong in the row."""
+Tile = tuple[UInt8[np.ndarray, "S S 3"], str]
+"""An image and its caption. A caption takes the room above the tiles to its right that have none."""
 
 
 def contact_sheet(image_set: ImageSet, path: Path) -> None:
-    """Write a PNG with a row for each class: training images, evenly picked in the order of the set, and counts.
+    """Write a PNG with a row for each class: counts, and training images, evenly picked in the order of the set.
 
     For regression, the rows are the lowest and the highest of each target. Test images are counted and not shown: nobody
     should come to know them by accident.
     """
     rows = _regression_rows(image_set) if image_set.regression else _class_rows(image_set)
-    side = _LARGE if len(rows) <= _MANY_CLASSES else _SMALL
-    shown = _shown_side(image_set.train, side)
-    title, plain, small = (ImageFont.load_default(size) for size in (40, 22, 18))
-    pixels = image_set.train.images.shape[1]
-    outputs = "with {} targets" if image_set.regression else "in {} classes"
-    facts = (
-        f"{len(image_set.train):,} train + {len(image_set.test):,} test images of {pixels} x {pixels} pixels "
-        f"{outputs.format(image_set.num_outputs)}, fingerprint {image_set.fingerprint[:12]}"
-    )
-    width_of_rows = _MARGIN + _LABELS + _COLUMNS * (shown + _GAP) - _GAP
-    width = max(width_of_rows, _MARGIN + math.ceil(plain.getlength(facts))) + _MARGIN
-    row_height = max(shown, _TEXT_HEIGHT) + _GAP
-    notes = _notes(image_set, characters=(width - 2 * _MARGIN) // 9)
-    top = _MARGIN + 148
-    height = top + len(rows) * row_height + (32 + 26 * len(notes) if notes else 0) + _MARGIN - _GAP
+    title = f"{image_set.name}, {image_set.train.images.shape[1]} pixels, fingerprint {image_set.fingerprint[:12]}"
+    draw_tiles(rows, side=_LARGE if len(rows) <= _MANY_ROWS else _SMALL, font_size=16, title=title).save(path, "PNG")
 
-    sheet = Image.new("RGB", (width, height), _PAPER)
+
+def draw_tiles(rows: Sequence[Sequence[Tile]], *, side: int, font_size: int, title: str = "") -> Image.Image:
+    """Draw images below their captions, which are cut to their room.
+
+    Args:
+        rows: of images, all of one size.
+        side: of a drawn image in pixels. Smaller ones are enlarged by a whole factor, without smoothing, and not above it.
+        font_size: of all text, in pixels.
+        title: above the images.
+    """
+    font, line_height = ImageFont.load_default(font_size), round(1.5 * font_size)
+    pixels = len(rows[0][0][0])
+    shown = pixels * max(1, side // pixels) if pixels <= side else side
+    resampling = Image.Resampling.NEAREST if shown >= pixels else Image.Resampling.LANCZOS
+    tile_width, row_height, top = max(shown, _SMALL) + _GAP, line_height + shown + _GAP, _GAP + line_height * bool(title)
+    width = max(map(len, rows)) * tile_width + _GAP
+    sheet = Image.new("RGB", (width, top + len(rows) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), _drawable(image_set.name), _INK, title, anchor="la")
-    draw.text((_MARGIN, _MARGIN + 56), facts, _MUTED, plain, anchor="la")
-    draw.line((_MARGIN, _MARGIN + 104, width - _MARGIN, _MARGIN + 104), _LINE)
-    draw.text((_MARGIN + _LABELS, top - 10), "training images", _MUTED, small, anchor="ls")
-
-    for number, (name, note, indices) in enumerate(rows):
-        y = top + number * row_height
-        middle = y + shown // 2
-        draw.text((_MARGIN, middle - 2), _fitting(_drawable(name), plain, _LABELS - 24), _INK, plain, anchor="ls")
-        draw.text((_MARGIN, middle + 4), note, _MUTED, small, anchor="la")
-        for column, index in enumerate(_evenly(indices, _COLUMNS)):
-            x = _MARGIN + _LABELS + column * (shown + _GAP)
-            sheet.paste(_picture(image_set.train.images[index], shown), (x, y))
-            draw.rectangle((x - 1, y - 1, x + shown, y + shown), outline=_LINE)
-
-    for number, line in enumerate(notes):
-        y = top + len(rows) * row_height + 24 + 26 * number
-        draw.text((_MARGIN, y), line, _MUTED, small, anchor="la")
-    sheet.save(path, "PNG")
+    draw.text((_GAP, _GAP), shortened(title, font, width - 2 * _GAP), "black", font)
+    for number, row in enumerate(rows):
+        y, right = top + number * row_height, width - _GAP
+        for column, (image, caption) in reversed([*enumerate(row)]):
+            x = _GAP + column * tile_width
+            sheet.paste(Image.fromarray(image).resize((shown, shown), resampling), (x, y + line_height))
+            if caption:
+                draw.text((x, y), shortened(caption, font, right - x), "black", font)
+                right = x - _GAP
+    return sheet
 
 
-def _class_rows(image_set: ImageSet) -> list[_Row]:
-    rows: list[_Row] = []
-    for index, name in enumerate(image_set.class_names):
-        train, test = (np.flatnonzero(split.targets == index) for split in (image_set.train, image_set.test))
-        rows.append((name, f"{len(train):,} train + {len(test):,} test", train))
-    return rows
-
-
-def _regression_rows(image_set: ImageSet) -> list[_Row]:
-    rows: list[_Row] = []
-    for column, name in enumerate(image_set.class_names):
-        order = np.argsort(image_set.train.targets[:, column], kind="stable")
-        low, high = image_set.train.targets[order[[0, -1]], column]
-        rows.append((f"{name}, lowest", f"from {low:.2f}", order[:_COLUMNS]))
-        rows.append((f"{name}, highest", f"to {high:.2f}", order[::-1][:_COLUMNS]))
-    return rows
-
-
-def _evenly(indices: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " M"]:
-    return np.asarray(indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)])
-
-
-def _shown_side(split: Split, side: int) -> int:
-    """The side of a picture on the sheet: a whole multiple of its pixels where these are few, so that each one is seen."""
-    pixels = split.images.shape[1]
-    return pixels * max(1, side // pixels) if pixels <= side else side
-
-
-def _picture(image: UInt8[np.ndarray, "S S 3"], shown: int) -> Image.Image:
-    enlarge = shown >= len(image)
-    return Image.fromarray(image).resize((shown, shown), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
-
-
-def _notes(image_set: ImageSet, characters: int) -> list[str]:
-    text = [f"{what}: {count:,}" for what, count in image_set.summary.items()]
-    return [line for note in text for line in textwrap.wrap(_drawable(note), characters)]
-
-
-def _drawable(text: str) -> str:
-    """The text without accents, with ? for what is not ASCII: Pillow's own font has little else."""
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """``text`` as Pillow's own font can draw it, without accents and with ? for what is not ASCII, in ``width`` pixels."""
     letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(letters).encode("ascii", "replace").decode()
+    text = "".join(letters).encode("ascii", "replace").decode()
+    cuts = (text, *(f"{text[:end]}..." for end in range(len(text) - 1, -1, -1)))
+    return next((cut for cut in cuts if font.getlength(cut) <= width), "")
+
+
+def _class_rows(image_set: ImageSet) -> list[list[Tile]]:
+    rows = []
+    for target, name in enumerate(image_set.class_names):
+        train, test = (np.flatnonzero(split.targets == target) for split in (image_set.train, image_set.test))
+        evenly = train[np.linspace(0, len(train) - 1, min(_COLUMNS, len(train))).round().astype(int)]
+        rows.append(_row(f"{name}: {len(train):,} train + {len(test):,} test", image_set.train.images[evenly]))
+    return rows
+
+
+def _regression_rows(image_set: ImageSet) -> list[list[Tile]]:
+    rows = []
+    for values, name in zip(image_set.train.targets.T, image_set.class_names, strict=True):
+        order = np.argsort(values, kind="stable")
+        for what, indices in (("lowest, from", order[:_COLUMNS]), ("highest, to", order[::-1][:_COLUMNS])):
+            rows.append(_row(f"{name}, {what} {values[indices[0]]:.2f}", image_set.train.images[indices]))
+    return rows
+
+
+def _row(title: str, images: UInt8[np.ndarray, "N S S 3"]) -> list[Tile]:
+    """Images below one title; a class without any has a white one."""
+    shown = list(images) or [np.full(images.shape[1:], 255, np.uint8)]
+    return [(image, "" if column else title) for column, image in enumerate(shown)]

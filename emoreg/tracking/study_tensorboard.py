@@ -1,0 +1,157 @@
+"""The study in TensorBoard: how it goes on, its controls, and its response curves, in runs ``study/...`` beside its trials'.
+
+Each run but ``run-N`` is one file, written anew from the records: after whatever kill, whoever writes last writes it right.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+
+import pyarrow.compute as pc
+from torch.utils.tensorboard import SummaryWriter
+
+from emoreg.config import StudyConfig
+from emoreg.config.resolved import ResolvedTrial
+from emoreg.results.analysis import Tally, objective_value, waiting_share
+from emoreg.results.plan import read_openings
+from emoreg.results.records import EpochRecord, TrialRecord, read_table
+from emoreg.storage.files import Files
+from emoreg.tracking.observer import RunStatus, StudyObserver
+from emoreg.tracking.pictures import response_figures
+from emoreg.tracking.tensorboard import rewriting
+
+RUN = "study"
+"""Folder of the study's runs: no identity is called so."""
+_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class StudyTensorBoard(StudyObserver):
+    """Writes the study's runs every minute in which a trial ended, and at the end, in a thread of its own."""
+
+    def __init__(self, folder: Path, config: StudyConfig) -> None:
+        """Begin for the study in ``folder``."""
+        self._folder, self._config = folder, config
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="the study in TensorBoard")
+        self._writing: Future[None] | None = None
+        self._is_new, self._next = True, time.monotonic() + _SECONDS
+        self._gpus: dict[str, float] = {}
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Begin ``run-N``: how busy this run of the study keeps slots and GPUs, by the number of trials that have ended."""
+        self._status = status
+        self._busy = SummaryWriter(str(self._folder / "events" / RUN / f"run-{status.run.run}"))
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """Note how busy the trial's GPU is."""
+        if row.gpu_utilisation is not None:
+            self._gpus[trial.identity] = row.gpu_utilisation
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Write how busy slots and GPUs are."""
+        self._is_new, run, running = True, self._status.run, self._status.num_running
+        values = {"trials_running": running, "slots_in_use": min(1.0, running / max(1, run.slots))}
+        values["waiting_share"] = waiting_share([run])
+        if self._gpus:
+            values["gpu_utilisation"] = fmean(self._gpus.values())
+        for name, value in values.items():
+            self._busy.add_scalar(f"study/{name}", value, len(_ended(self._status.trials)))
+        self._busy.flush()
+        self._gpus.pop(trial.identity, None)
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Write the study where there is more to show."""
+        self._status = status
+        if self._is_new and time.monotonic() > self._next and (self._writing is None or self._writing.done()):
+            self._write(status, draw=True)
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Write the study as it is now; its curves only where there is time to draw them."""
+        self._write(status, draw=status.run.ending != "interrupted")
+        self._thread.shutdown()
+        self._busy.close()
+
+    def _write(self, status: RunStatus, *, draw: bool) -> None:
+        self._is_new, self._next = False, time.monotonic() + _SECONDS
+        self._writing = self._thread.submit(write_study, self._folder, self._config, dict(status.trials), draw=draw)
+        self._writing.add_done_callback(_log_error)
+
+
+def write_study(folder: Path, config: StudyConfig, trials: Mapping[str, TrialRecord], *, draw: bool) -> None:
+    """Write the study's runs in place of the former ones, and response curves where they are to be drawn, and can be."""
+    events, ended, objective = folder / "events" / RUN, _ended(trials), config.objectives[0]
+    titles = _titles(folder, ended)
+    with rewriting(events) as writer:
+        writer.add_custom_scalars(_layout(sorted({*titles.values()}), objective.metric))
+        counts, tally = Counter(finished=0, pruned=0, failed=0), Tally(objective, titles.keys())
+        for step, row in enumerate(ended, start=1):
+            tally.add(row)
+            counts[row.status] += 1
+            for status, count in counts.items():
+                writer.add_scalar(f"study/trials_{status}", count, step)
+            if tally.best is not None:
+                writer.add_scalar(f"study/best_{objective.metric}", objective_value(tally.best, objective), step)
+    for control, curve in _control_curves(folder, ended, titles).items():
+        with rewriting(events / control) as writer:
+            for (title, number), accuracies in sorted(curve.items()):
+                writer.add_scalar(f"controls/{title}", fmean(accuracies), number)
+    if draw and find_spec("matplotlib") is not None:
+        with rewriting(events / "response") as writer:
+            for path, figure in response_figures(config, ended):
+                writer.add_figure(f"response/{path}", figure, len(ended))
+
+
+def _ended(trials: Mapping[str, TrialRecord]) -> list[TrialRecord]:
+    """Trials of the study in the order of their ends: `emoreg trial` may have left others."""
+    return sorted((row for row in trials.values() if row.role != "trial"), key=lambda row: row.ended)
+
+
+def _titles(folder: Path, trials: Iterable[TrialRecord]) -> dict[str, str]:
+    """The chart of each trial beside the search: of its backbone, or of the configuration that is confirmed."""
+    titles = {row.identity: row.backbone for row in trials if row.role == "control"}
+    for opening in read_openings(Files(str(folder)))[-1:]:
+        names = {chosen.identity: chosen.name for chosen in opening.chosen}
+        titles |= {planned.identity: names[planned.chosen] for planned in opening.trials}
+    return titles
+
+
+def _control_curves(
+    folder: Path, trials: Iterable[TrialRecord], titles: Mapping[str, str]
+) -> dict[str, dict[tuple[str, int], list[float]]]:
+    """Validation accuracies of finished trials by control, which are a run each for a colour each, by chart, and by epoch."""
+    controls = {row.identity: row.control for row in trials if row.status == "finished" and row.identity in titles}
+    if not controls:
+        return {}
+    curves: dict[str, dict[tuple[str, int], list[float]]] = {}
+    path = folder / "records" / "epochs.parquet"
+    rows = read_table(path, str(path), ["identity", "stage", "epoch", "val_accuracy"])
+    theirs = (pc.field("stage") == "regulation") & pc.field("identity").isin([*controls]) & pc.field("val_accuracy").is_valid()
+    for row in rows.filter(theirs).to_pylist():
+        curve = curves.setdefault(controls[row["identity"]], {})
+        curve.setdefault((titles[row["identity"]], row["epoch"]), []).append(row["val_accuracy"])
+    return curves
+
+
+def _layout(titles: Iterable[str], metric: str) -> dict[str, dict[str, list[object]]]:
+    """The page Custom Scalars: which tags share a chart."""
+    by_control = {title: ["Multiline", [f"^controls/{re.escape(title)}$"]] for title in titles}
+    slots = ["study/slots_in_use", "study/gpu_utilisation", "study/waiting_share"]
+    by_end = {"best so far": [f"study/best_{metric}"], "trials": ["study/trials_"], "slots": slots}
+    return {
+        "Regulation and its controls: mean validation accuracy by epoch": by_control,
+        "The study by trials ended": {title: ["Multiline", tags] for title, tags in by_end.items()},
+    }
+
+
+def _log_error(writing: Future[None]) -> None:
+    if writing.exception() is not None:  # no reason to end a study
+        log.warning("the study could not be written for TensorBoard", exc_info=writing.exception())
