@@ -7,7 +7,6 @@ seconds (``Now``). A killed driver leaves that file behind: whether one lives is
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import logging
 import time
@@ -28,7 +27,8 @@ from emoreg.config.search_space import num_searched
 from emoreg.formatting import control_name, duration, format_params
 from emoreg.results.records import EpochRecord, Role, read_table, utc_now
 from emoreg.results.written import read_written
-from emoreg.storage.files import UNWRITABLE, Files, replacing
+from emoreg.storage.files import Files, replacing, storage_full_error
+from emoreg.storage.locks import is_held
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class Now:
 
     def __init__(self, folder: Path, run: int) -> None:
         """Begin for a run of the study in ``folder``."""
-        self._path = folder / "records" / _name(run)
+        self.name = f"records/{_name(run)}"
+        self._path = folder / self.name
         self._configs: dict[str, TrialConfig] = {}
         self._running: dict[str, Running] = {}
         self._newest: dict[str, EpochRecord] = {}
@@ -120,7 +121,7 @@ class Now:
             with replacing(self._path) as stream:
                 stream.write(json.dumps(now).encode())
         except OSError as error:
-            if error.errno in UNWRITABLE:
+            if storage_full_error(error.errno, error):
                 raise
             log.warning("what runs now could not be written down: %s", error)  # no reason to end a study
         self._next_write = time.monotonic() + _WRITE_SECONDS
@@ -296,27 +297,7 @@ def _live(files: Files, config: StudyConfig, found: Mapping[int, Mapping[str, An
     """Which of the runs without an end go on, by what they have left; None where no driver lives."""
     if (config.optuna_storage or "").startswith("postgresql"):  # several drivers, and no lock on the folder
         return [run for run, now in found.items() if now is not None and _age(now["time"]) < _BEAT_SECONDS] or None
-    if files.folder is not None:
-        is_driven = _is_locked(files.folder / ".lock")
-    else:
-        try:
-            driver = json.loads(files.read(".driver.json").to_pybytes())
-        except FileNotFoundError:
-            return None
-        is_driven = time.time() - driver["time"] < _BEAT_SECONDS
-    return sorted(found)[-1:] if is_driven else None
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds a lock. A shared lock, for a moment, is the only way to ask that sees other machines."""
-    try:
-        with open(path, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return sorted(found)[-1:] if is_held(files) else None
 
 
 def _started(runs: Mapping[str, list[Any]], newest: int | None, live: Sequence[int] | None) -> str | None:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from emoreg.storage.files import Files, Found
-from emoreg.storage.locks import Leases
+from emoreg.storage.locks import Locks
 
 STALE_SECONDS = 600.0
 """A study whose heart has not beaten for so long runs no more."""
@@ -276,7 +276,7 @@ def _running(files: Files, *, forget: bool = False) -> dict[str, float]:
     return since
 
 
-def prune(files: Files, leases: Leases, budget: int, *, dry_run: bool = False) -> Pruned:
+def prune(files: Files, leases: Locks, budget: int, *, dry_run: bool = False) -> Pruned:
     """Remove the least recently used until the store takes at most ``budget`` bytes, but nothing that is needed.
 
     Needed is what a study that runs now has ever used, what was used since the first of these began, and what is being trained.

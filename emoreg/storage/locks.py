@@ -1,6 +1,6 @@
 """One holder at a time, of a key or of a whole study. What a holder that died had, others may have.
 
-File locks, which the operating system takes from a process that dies, serve whoever sees a folder. An object store has no locks:
+File locks, which the operating system takes from a process that dies, serve whoever sees a folder. An object store has none:
 there the driver of a study leaves a token and says every few seconds that it lives; one that meets another's token has lost its
 study, and writes nothing more.
 """
@@ -125,8 +125,8 @@ class Fence:
         """Know from now on that the study is lost, and how; and raise StorageError."""
         self._loss = self._loss or loss
         raise StorageError(
-            f"let the other driver of {self._files.uri!r} end, then run the same command again: this one stood still for a while, "
-            f"and {self._loss}. It stores nothing more"
+            f"let the other driver of {self._files.uri!r} end, then run the same command again: this one stood still for a "
+            f"while, and {self._loss}. It stores nothing more"
         )
 
 

@@ -32,7 +32,8 @@ from emoreg.storage import checkpoint, files, housekeeping
 from emoreg.storage.checkpoint import State, Untrusted, Writer
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Entry, Made, Pruned, Use
-from emoreg.storage.locks import FileLeases, Leases
+from emoreg.storage.locks import FileLocks, Locks
+from emoreg.storage.retry import Patience
 from emoreg.training.devices import device_name
 from emoreg.training.oom import Relief
 from emoreg.training.optim import length_dependence, uses_bf16
@@ -157,11 +158,11 @@ class ExperienceStore:
         self,
         uri: str,
         *,
-        leases: Leases | None = None,
+        leases: Locks | None = None,
         user: str = "",
         keep: Collection[int] = (),
         share: bool = True,
-        patience_seconds: float = 0.0,
+        patience: Patience | None = None,
     ) -> None:
         """Open a store, which need not be there yet.
 
@@ -173,13 +174,13 @@ class ExperienceStore:
             keep: lengths in epochs, each of which is kept as a snapshot when a trunk passes it. So are powers of two, the
                 length that the trial asks for, and lengths that others wait for.
             share: False gives each trial of each study a trunk of its own.
-            patience_seconds: see ``Files``.
+            patience: see ``Files``.
 
         Raises:
             StorageError: for a URI that cannot be used.
         """
-        self.files = Files(uri, patience_seconds=patience_seconds)
-        self.leases = leases if leases is not None else FileLeases.of(self.files)
+        self.files = Files(uri, patience=patience)
+        self.leases = leases if leases is not None else FileLocks.of(self.files)
         self.user = user
         self._keep = frozenset(keep)
         self._share = share

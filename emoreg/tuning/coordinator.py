@@ -100,7 +100,7 @@ class LocalCoordinator(Coordinator):
     def __init__(self, config: StudyConfig, patience: Patience) -> None:
         self._config = config
         self.patience = patience
-        self.token = None
+        self.token: str | None = None
         self._end = ExitStack()
         self._files = Files(join(config.storage, config.name), patience=patience)
 

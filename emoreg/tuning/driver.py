@@ -27,12 +27,12 @@ from emoreg.results.records import (
     utc_now,
 )
 from emoreg.results.status import Now
-from emoreg.storage.files import UNWRITABLE, sweep, without_credentials
+from emoreg.storage.files import storage_full_error, sweep, without_credentials
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking import tensorboard
 from emoreg.tracking.study_board import RUN, StudyBoard
 from emoreg.training.experience import ExperienceStore
-from emoreg.tuning.coordination import Machines, StopSign
+from emoreg.tuning.coordination import Machines, StopSignal
 from emoreg.tuning.messages import EXPERIENCED, FAULT, STATUS
 from emoreg.tuning.searcher import OptunaSearcher
 from emoreg.tuning.worker import log_tail
@@ -103,14 +103,6 @@ class Stop:
         return time.monotonic() > self._deadline
 
 
-def unwritable(number: int, error: object) -> StorageError:
-    """What a user is told of it."""
-    return StorageError(
-        f"storage must be writable while a study runs, but {UNWRITABLE[number]} ({error}): mend that and run the same command "
-        "again; what was recorded is whole"
-    )
-
-
 def push(copy: WorkingCopy, *names: str) -> None:
     """Take to the storage what the driver has written.
 
@@ -121,8 +113,8 @@ def push(copy: WorkingCopy, *names: str) -> None:
         copy.push(*names)
     except OSError as error:
         raise StorageError(
-            f"storage must answer while a study runs, but {copy.files.uri!r} does not ({without_credentials(str(error))}): run "
-            "the same command again when it does; the study goes on from what it holds"
+            "run the same command again when the storage answers, and the study goes on from what it holds: "
+            f"{copy.files.uri!r} does not answer ({without_credentials(str(error))})"
         ) from error
 
 
@@ -159,7 +151,7 @@ class Driver(tune.Callback):
         self._stop = stop
         self._has_told = False
         self._has_said: set[str] = set()
-        self.stop_sign = StopSign()
+        self.stop_signal = StopSignal()
         self._next_prune = time.monotonic() + _PRUNE_SECONDS
         self._next_push = 0.0
         self._next_push_board = 0.0
@@ -172,7 +164,7 @@ class Driver(tune.Callback):
         self._board = StudyBoard(copy.folder, config, records, self._run.run)
         self._last_step = time.monotonic()
         self.num_broken = 0
-        self.unwritable: StorageError | None = None
+        self.storage_error: StorageError | None = None
         """Why no more can be stored, where a trial has found so on every attempt."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,7 +176,7 @@ class Driver(tune.Callback):
         self.heartbeat()
         if self._stop.is_asked and not self._has_told:
             self._has_told = True
-            self.stop_sign.put_up()
+            self.stop_signal.set()
             self._progress.stopping()
         if self._stop.is_overdue:
             raise KeyboardInterrupt
@@ -226,6 +218,7 @@ class Driver(tune.Callback):
         self._run = dataclasses.replace(self._run, ended=utc_now(), ending=ending)
         self._records.add_run(self._run)
         self._now.end()
+        self._copy.remove(self._now.name)
         self._board.end(draw=ending != "interrupted")
         return ending
 
@@ -274,9 +267,11 @@ class Driver(tune.Callback):
         if self._searcher.is_retried(trial.trial_id):
             self._now.stopped(identity)
             self._progress.retried(identity, reason)
-        elif number in UNWRITABLE:  # no fault of the trial: the study stops, and it goes on when that is mended
+        elif (
+            full := storage_full_error(number, reason)
+        ) is not None:  # no fault of the trial: the study stops, and it goes on when that is mended
             self._now.stopped(identity)
-            self.unwritable = unwritable(number, reason)
+            self.storage_error = full
             self._stop.ask()
         else:
             self._end(trial, "failed", reason=reason, log=log_tail(self._copy.files, identity))

@@ -80,6 +80,7 @@ def no_answer_error(url: str, error: OperationalError) -> StorageError:
 
 def enable_connect_retry(engine: sqlalchemy.Engine, patience: Patience) -> None:
     """From now on, wait with patience for a server that takes no connection or, for PostgreSQL, does not answer on one."""
+    engine.dispose()  # connections that were made without
 
     @event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:

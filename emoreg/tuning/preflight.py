@@ -24,12 +24,13 @@ from emoreg.errors import ConfigError, ImageSetError
 from emoreg.provenance import own_commit
 from emoreg.results.records import Provenance, Records
 from emoreg.storage.files import Files, replacing
-from emoreg.storage.locks import Claims
-from emoreg.storage.working_copy import PATIENCE_SECONDS, WorkingCopy, join, node_cache, only_driver
+from emoreg.storage.retry import Patience
+from emoreg.storage.working_copy import join, node_cache
 from emoreg.training.backbones import check_backbone
 from emoreg.training.experience import TRAINER_VERSION
 from emoreg.training.trial import check_images
-from emoreg.tuning.postgres import DatabaseLeases, is_postgresql, make_ready
+from emoreg.tuning.coordinator import Coordinator, coordinate
+from emoreg.tuning.postgres import is_postgresql
 from emoreg.tuning.reconcile import check_warm_start
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
@@ -44,8 +45,8 @@ def image_storage(storage: str) -> Path:
 
 
 def study_files(config: StudyConfig) -> Files:
-    """``<storage>/<study>``, asked patiently: it serves a study that runs."""
-    return Files(join(config.storage, config.name), patience_seconds=PATIENCE_SECONDS)
+    """``<storage>/<study>``."""
+    return Files(join(config.storage, config.name), patience=Patience())
 
 
 def storage_uri(config: StudyConfig) -> str:
@@ -154,7 +155,7 @@ def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
         UserError: for a set that cannot be read.
     """
     offered = {}
-    files = Files(join(config.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
+    files = Files(join(config.storage, "imagesets"), patience=Patience())
     size = config.trial.image_size
     for role, image_set in _every_image_set(config):
         with _naming(role):
@@ -198,32 +199,16 @@ def adopt_controls(config: StudyConfig, records: Records) -> None:
 
 
 @contextmanager
-def driving(config: StudyConfig) -> Iterator[tuple[WorkingCopy, Records, Claims | None]]:
-    """Begin to drive a study: its folder, its records and, where its history is in PostgreSQL, what it shares with others.
+def driving(config: StudyConfig) -> Iterator[tuple[Coordinator, Records]]:
+    """Begin to drive a study: what it shares with other drivers, and its records.
 
     Raises:
         StorageError: where another process drives the study, and its history is not in PostgreSQL.
     """
-    files = study_files(config)
-    if not is_postgresql(config.optuna_storage):
-        with only_driver(files) as copy:
-            yield copy, Records(copy.folder), None
-        return
-    assert config.optuna_storage is not None
-    make_ready(config.optuna_storage)
-    claims = DatabaseLeases(config.optuna_storage, f"study {config.name}")
-    with WorkingCopy(files) as copy:
-
-        @contextmanager
-        def turn() -> Iterator[None]:
-            with claims.turn():
-                copy.pull("study.json", "records")
-                yield
-                copy.push("records")
-
-        with turn():
-            records = Records(copy.folder, turn)
-        yield copy, records, claims
+    with coordinate(config) as coordinator:
+        with coordinator.turn():
+            records = Records(coordinator.copy.folder, coordinator.turn if is_postgresql(config.optuna_storage) else None)
+        yield coordinator, records
 
 
 def write_study_file(config: StudyConfig, folder: Path, fingerprints: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.config.search_space import grid, num_searched, resolve, suggest
 from emoreg.errors import ConfigError, Diverged
 from emoreg.results.records import TrialRecord
-from emoreg.storage.locks import Claims, OnlyDriver
+from emoreg.tuning.coordinator import Coordinator
 from emoreg.tuning.messages import EXPERIENCED, FAULT, STATUS, metric_key
 from emoreg.tuning.optuna_study import (
     GRID,
@@ -103,7 +104,7 @@ class OptunaSearcher(Searcher):
         reruns: Sequence[Rerun] = (),
         is_stopping: Callable[[], bool] = lambda: False,
         on_repeat: Callable[[str, int, Mapping[str, Value]], None] = lambda identity, number, params: None,
-        claims: Claims | None = None,
+        coordinator: Coordinator | None = None,
         refresh: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -119,7 +120,7 @@ class OptunaSearcher(Searcher):
             is_stopping: whether the study has been told to stop: then nothing more is handed out.
             on_repeat: told the identity, number and values of a proposal that a recorded trial, a control's perhaps, stands
                 for, before Optuna is.
-            claims: which of several drivers runs what; None where there is one.
+            coordinator: which of several drivers runs what; None where there is one.
             refresh: brings ``records`` up to what other drivers have recorded.
             clock: seconds that only grow.
 
@@ -139,8 +140,8 @@ class OptunaSearcher(Searcher):
         self._anywhere: dict[str, tuple[str, ...]] = dict.fromkeys(config.backbones(), ())
         self._is_stopping = is_stopping
         self._on_repeat = on_repeat
-        self._is_shared = claims is not None
-        self._claims: Claims = OnlyDriver() if claims is None else claims
+        self._is_shared = coordinator is not None
+        self._coordinator = coordinator
         self._claimed: set[str] = set()
         self._refresh = refresh
         self._clock = clock
@@ -333,7 +334,7 @@ class OptunaSearcher(Searcher):
 
     def _propose_next(self) -> bool:
         """Ask Optuna for one more trial and put it where it belongs; False where there are no more points, or trials to run."""
-        with self._claims.turn():
+        with self._turn():
             if self._is_shared:
                 self._num_proposed = count_proposed(self._study)
                 if self._num_proposed >= self._config.num_trials:
@@ -359,7 +360,7 @@ class OptunaSearcher(Searcher):
 
     def _look_around(self) -> None:
         """Take up what Optuna holds as RUNNING and no living driver has, and what others were running when it was proposed."""
-        with self._claims.turn():
+        with self._turn():
             self._refresh()
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             numbers = {trial.number for trial in running}
@@ -396,8 +397,11 @@ class OptunaSearcher(Searcher):
         number = proposal.trial.number
         self._enqueue(Job(config=proposal.config, role="search", number=number, params=proposal.params))
 
+    def _turn(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._coordinator is None else self._coordinator.turn()
+
     def _claim(self, identity: str) -> bool:
-        if identity not in self._claimed and not self._claims.try_acquire(identity):
+        if self._coordinator is not None and not self._coordinator.claim(identity):
             return False
         self._claimed.add(identity)
         return True
@@ -405,7 +409,8 @@ class OptunaSearcher(Searcher):
     def _give_back(self, identity: str) -> None:
         if identity in self._claimed:
             self._claimed.remove(identity)
-            self._claims.release(identity)
+            if self._coordinator is not None:
+                self._coordinator.release(identity)
 
     def _see(self, identity: str) -> None:
         """Look again whether a trial is recorded that another driver may have had until now."""

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import ray
@@ -25,17 +25,17 @@ from emoreg.config import StudyConfig, Value
 from emoreg.config.search_space import lengths
 from emoreg.errors import UserError
 from emoreg.results.records import Records
-from emoreg.storage.files import UNWRITABLE
-from emoreg.storage.locks import Claims
-from emoreg.storage.working_copy import PATIENCE_SECONDS, WorkingCopy, scratch
+from emoreg.storage.files import storage_full_error
+from emoreg.storage.working_copy import WorkingCopy, scratch
 from emoreg.tracking import tensorboard
 from emoreg.training.experience import ExperienceStore
-from emoreg.tuning.driver import Driver, Progress, Stop, StudyEnd, push, unwritable
+from emoreg.tuning.coordinator import Coordinator
+from emoreg.tuning.driver import Driver, Progress, Stop, StudyEnd, push
 from emoreg.tuning.joining import join
 from emoreg.tuning.messages import REGULATION_EPOCH, metric_key
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.placement import Placement, placed
-from emoreg.tuning.postgres import unanswered
+from emoreg.tuning.postgres import is_postgresql, no_answer_error
 from emoreg.tuning.preflight import named_study, offer_image_sets, provenance, storage_uri, store_uri
 from emoreg.tuning.reconcile import reconcile, warm_start
 from emoreg.tuning.searcher import OptunaSearcher
@@ -57,11 +57,10 @@ _TUNE_SETTINGS = {
 
 def run_study(
     config: StudyConfig,
-    copy: WorkingCopy,
+    coordinator: Coordinator,
     records: Records,
     progress: Progress,
     *,
-    claims: Claims | None = None,
     address: str | None = None,
     command: str | None = None,
 ) -> StudyEnd:
@@ -72,10 +71,9 @@ def run_study(
 
     Args:
         config: checked by ``preflight``; the caller holds the study's lock.
-        copy: of the study's folder, with what is there already.
+        coordinator: entered: see ``preflight.driving``.
         records: of the study; written as trials end.
         progress: told what happens.
-        claims: where the study may have other drivers: see ``preflight.driving``.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
         command: what was typed, for the records.
 
@@ -84,10 +82,11 @@ def run_study(
         StorageError: where the storage is full or cannot be written; what was whole stays whole.
     """
     stop = Stop(config.resources)
+    copy = coordinator.copy
     with stop_on_signals(stop.ask), _own_errors(config), _pushed(copy):
-        with nullcontext() if claims is None else claims.turn():
+        with coordinator.turn():
             records.refresh()
-            searcher = _take_up(config, copy, records, progress, stop, claims)
+            searcher = _take_up(config, coordinator, records, progress, stop)
         if not searcher.has_work:
             return "whole"
         _start_ray(address)
@@ -95,10 +94,11 @@ def run_study(
             places = Places(
                 storage=storage_uri(config),
                 store=store_uri(config),
-                database=None if claims is None else config.optuna_storage,
-                is_cluster=address is not None,
+                token=coordinator.token,
+                locks=coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None),
             )
-            store = ExperienceStore(places.store, leases=places.trunk_leases(), patience_seconds=PATIENCE_SECONDS)
+            patience = coordinator.patience
+            store = ExperienceStore(places.store, leases=places.locks.open(patience), patience=patience)
             placement = Placement(config, say=progress.say)
             driver = Driver(config, copy, records, progress, searcher, store, stop, provenance(command))
             workplace = Workplace(
@@ -108,7 +108,7 @@ def run_study(
                 share=config.experience.share,
                 offered=None if address is None and not copy.is_remote else offer_image_sets(config),
                 checkpoint_seconds=config.resources.checkpoint_seconds,
-                stop_sign=driver.stop_sign,
+                stop_signal=driver.stop_signal,
             )
             # The signals once more: Ray has put handlers of its own over ours.
             with store.running(config.name) as driver.heartbeat, stop_on_signals(stop.ask):
@@ -121,18 +121,17 @@ def run_study(
         finally:
             ray.shutdown()
             records.write()
-        if driver.unwritable is not None:
-            raise driver.unwritable
+        if driver.storage_error is not None:
+            raise driver.storage_error
         if driver.num_broken >= config.resources.max_failures:
             return driver.end_run("broken")
         return driver.end_run("whole" if searcher.is_done else "interrupted")
 
 
-def _take_up(
-    config: StudyConfig, copy: WorkingCopy, records: Records, progress: Progress, stop: Stop, claims: Claims | None
-) -> OptunaSearcher:
+def _take_up(config: StudyConfig, coordinator: Coordinator, records: Records, progress: Progress, stop: Stop) -> OptunaSearcher:
     """Bring Optuna's history, the records and the events into line, and begin from there."""
-    study = open_study(config, copy.folder)
+    copy = coordinator.copy
+    study = open_study(config, copy.folder, coordinator.patience)
     for sentence in warm_start(study, config, partial(named_study, config)):
         progress.say(sentence)
     reconciled = reconcile(study, config, records.trials)
@@ -154,7 +153,7 @@ def _take_up(
         records=records.trials,
         is_stopping=lambda: stop.is_asked,
         on_repeat=partial(_number, records),
-        claims=claims,
+        coordinator=coordinator if is_postgresql(config.optuna_storage) else None,
         refresh=records.refresh,
     )
 
@@ -226,10 +225,11 @@ def _own_errors(config: StudyConfig) -> Iterator[None]:
         while cause is not None:  # Tune raises its own while it handles ours
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
-                raise unwritable(cause.errno, cause) from error
+            full = storage_full_error(cause.errno, cause) if isinstance(cause, OSError) else None
+            if full is not None:
+                raise full from error
             if isinstance(cause, OperationalError) and config.optuna_storage is not None:
-                raise unanswered(config.optuna_storage, cause) from error
+                raise no_answer_error(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
 

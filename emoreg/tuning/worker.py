@@ -27,16 +27,17 @@ from emoreg.data.fetch import FetchedSets, Prepared, Source
 from emoreg.errors import ConfigError, Diverged, Interrupted, UserError
 from emoreg.results.records import EpochRecord, Role
 from emoreg.storage.files import Files
-from emoreg.storage.locks import Leases
-from emoreg.storage.working_copy import PATIENCE_SECONDS, WorkingCopy, join, node_cache
+from emoreg.storage.locks import Fence
+from emoreg.storage.retry import Patience
+from emoreg.storage.working_copy import WorkingCopy, join, node_cache
 from emoreg.tracking import tensorboard
 from emoreg.training.devices import device_name
 from emoreg.training.events import Event, Experienced, Reporters
 from emoreg.training.experience import ExperienceStore
 from emoreg.training.trial import run_trial
-from emoreg.tuning.coordination import ActorLeases, StopSign
+from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordinator import SharedRunLocks
 from emoreg.tuning.messages import EXPERIENCED, FAULT, epoch_result, last_result, unfinished_result
-from emoreg.tuning.postgres import DatabaseLeases
 from emoreg.tuning.preflight import image_storage
 
 LOG = "log.txt"
@@ -53,20 +54,14 @@ class Places:
     Attributes:
         storage: URI of the storage.
         store: URI of the experience store.
-        database: where the study's drivers meet, if it may have several.
-        is_cluster: whether trials may run on several machines.
+        token: the driver's: see ``Fence``.
+        locks: of the store.
     """
 
     storage: str
     store: str
-    database: str | None
-    is_cluster: bool
-
-    def trunk_leases(self) -> Leases | None:
-        """Who trains which trunk, among all trials that may; None for what an ``ExperienceStore`` does by itself."""
-        if self.database is not None:
-            return DatabaseLeases(self.database, f"experience {Files(self.store).place}")
-        return ActorLeases(self.store) if self.is_cluster else None
+    token: str | None
+    locks: SharedRunLocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +75,7 @@ class Workplace:
         share: whether trials share pre-training.
         offered: the image sets that each machine fetches from the storage; None where there is one machine, which has them.
         checkpoint_seconds: between two checkpoints.
-        stop_sign: raised when the study is to stop.
+        stop_signal: set when the study is to stop.
     """
 
     places: Any
@@ -89,7 +84,7 @@ class Workplace:
     share: bool
     offered: Mapping[Source, Prepared] | None
     checkpoint_seconds: float
-    stop_sign: StopSign
+    stop_signal: StopSignal
 
 
 def train(assignment: dict[str, Any], *, workplace: Workplace) -> None:
@@ -117,16 +112,21 @@ def _run(assignment: dict[str, Any], workplace: Workplace) -> dict[str, Any]:
     config: TrialConfig = assignment["trial"]
     own = f"trials/{config.identity}"
     places: Places = ray.get(workplace.places)
-    files = Files(join(places.storage, workplace.study), patience_seconds=PATIENCE_SECONDS)
-    with WorkingCopy(files) as copy:
-        copy.pull(own, f"events/{config.identity}")
-        try:
-            return _run_in(copy, assignment, workplace, places)
-        finally:
-            copy.push(own, f"events/{config.identity}")
+    with closing(workplace.stop_signal.watch()) as is_stopped:
+        patience = Patience(notify=log.warning, should_stop=is_stopped)
+        files = Files(join(places.storage, workplace.study), patience=patience)
+        with WorkingCopy(files, check=Fence(files, places.token).check) as copy:
+            copy.pull(own, f"events/{config.identity}")
+            copy.remove(*(found.name for found in files.find(f"events/{config.identity}") if found.name.endswith(".end")))
+            try:
+                return _run_in(copy, assignment, workplace, places, patience)
+            finally:
+                copy.push(own, f"events/{config.identity}")
 
 
-def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace, places: Places) -> dict[str, Any]:
+def _run_in(
+    copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace, places: Places, patience: Patience
+) -> dict[str, Any]:
     config: TrialConfig = assignment["trial"]
     role: Role = assignment["role"]
     folder = copy.folder / "trials" / config.identity
@@ -136,16 +136,16 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace,
     torch.set_num_threads(max(1, int(cpus)))
     store = ExperienceStore(
         places.store,
-        leases=places.trunk_leases(),
+        leases=places.locks.open(patience),
         user=workplace.study,
         keep=workplace.lengths,
         share=workplace.share,
-        patience_seconds=PATIENCE_SECONDS,
+        patience=patience,
     )
     if workplace.offered is None:
         load_images: LoadImages = partial(load, storage=image_storage(places.storage))
     else:
-        offered = Files(join(places.storage, "imagesets"), patience_seconds=PATIENCE_SECONDS)
+        offered = Files(join(places.storage, "imagesets"), patience=patience)
         load_images = FetchedSets(offered=workplace.offered, files=offered, folder=node_cache() / "imagesets")
     history: list[EpochRecord] = []
 
@@ -160,10 +160,9 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace,
 
     with (
         _logged(folder / LOG),
-        closing(workplace.stop_sign.watch()) as is_stopped,
         tensorboard.TensorBoardReporter(copy.folder, config, assignment["params"]) as board,
     ):
-        if is_stopped():  # before it began
+        if patience.should_stop():  # before it began
             return {**unfinished_result("interrupted"), **on_device}
         log.info("attempt %d on %s, process %d, %s", assignment["attempt"], platform.node(), os.getpid(), on_device["device"])
         try:
@@ -176,7 +175,7 @@ def _run_in(copy: WorkingCopy, assignment: dict[str, Any], workplace: Workplace,
                 device=device,
                 evaluate_on="test" if role == "confirm" else "validation",
                 checkpoint_seconds=workplace.checkpoint_seconds,
-                interrupted=is_stopped,
+                interrupted=patience.should_stop,
                 on_checkpoint=partial(copy.push, f"trials/{config.identity}", f"events/{config.identity}"),
             )
         except Diverged as diverged:
