@@ -13,7 +13,7 @@ from emoreg.errors import StorageError
 from emoreg.formatting import duration
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Entry, day_text, entries, ledger, prune, size_text
-from emoreg.storage.locks import FileLeases
+from emoreg.storage.locks import FileLocks
 
 
 def print_inventory(uri: str, console: Console) -> None:
@@ -60,7 +60,7 @@ def print_pruning(uri: str, budget_gib: float, console: Console, *, dry_run: boo
     """
     files = Files(uri)
     with _readable(files):
-        pruned = prune(files, FileLeases.of(files), round(budget_gib * 2**30), dry_run=dry_run)
+        pruned = prune(files, FileLocks.of(files), round(budget_gib * 2**30), dry_run=dry_run)
     for entry in pruned.removed:
         verb = "would remove" if dry_run else "removed"
         said = f"{verb} {entry.key}: {_made_by(entry)}, {size_text(entry.size)}, last used {day_text(entry.used)}"

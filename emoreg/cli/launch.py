@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,10 +23,11 @@ from emoreg.results.confirmation import (
     write_looks,
 )
 from emoreg.results.records import Records
-from emoreg.storage.locks import Claims
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.study_file import Launch
 from emoreg.training.optim import length_dependence
+from emoreg.tuning.coordinator import Coordinator
+from emoreg.tuning.postgres import is_postgresql
 from emoreg.tuning.preflight import (
     adopt_controls,
     check_study,
@@ -63,11 +63,11 @@ def run(launch: Launch) -> int:
     reason = length_dependence(config.trial.pretraining)
     if reason is not None:
         console.print(reason, style="yellow", markup=False, soft_wrap=True)
-    with driving(config) as (copy, records, claims):
-        _begin(config, copy, console)
+    with driving(config) as (coordinator, records):
+        _begin(config, coordinator.copy, console)
         adopt_controls(config, records)
-        end = _drive(config, copy, records, claims, launch, console)
-        print_summary(config, records, copy, console)
+        end = _drive(config, coordinator, records, launch, console)
+        print_summary(config, records, coordinator.copy, console)
     return _ended(end, config, records, launch.command, console)
 
 
@@ -99,16 +99,18 @@ def confirm(launch: Launch, *, top: int, num_seeds: int, first_seed: int, again:
     print_confirmation_plan(config, planned, searched, console)
     if dry_run:
         return 0
-    with driving(confirmation) as (copy, records, claims):
-        with nullcontext() if claims is None else claims.turn():
+    with driving(confirmation) as (coordinator, records):
+        copy = coordinator.copy
+        with coordinator.turn():
             copy.pull(PLAN)
             is_open = any(row.test_accuracy is not None for row in (*records.trials.values(), *searched.values()))
-            is_open |= claims is not None and any(run.ended is None for run in records.runs.values())  # another driver's
+            is_shared = is_postgresql(config.optuna_storage)
+            is_open |= is_shared and any(run.ended is None for run in records.runs.values())  # another driver's
             looks = with_look(read_looks(copy.folder), look_of(planned), is_open=is_open, again=again)
             _begin(confirmation, copy, console)  # refused above, nothing of it has changed
             write_looks(copy.folder, looks)
             copy.push(PLAN)
-        end = _drive(confirmation, copy, records, claims, launch, console)
+        end = _drive(confirmation, coordinator, records, launch, console)
         print_confirmation(looks, records, copy, console)
     return _ended(end, confirmation, records, launch.command, console)
 
@@ -128,16 +130,14 @@ def _begin(config: StudyConfig, copy: WorkingCopy, console: Console) -> None:
     copy.push("study.json")
 
 
-def _drive(
-    config: StudyConfig, copy: WorkingCopy, records: Records, claims: Claims | None, launch: Launch, console: Console
-) -> StudyEnd:
+def _drive(config: StudyConfig, coordinator: Coordinator, records: Records, launch: Launch, console: Console) -> StudyEnd:
     """Run what is missing of a study, with progress."""
     from emoreg.tuning.study import run_study  # ray takes seconds to import: only when everything else holds
 
     progress = StudyProgress(config, records.trials, console)
     console.print(f"study {config.name!r}: starting Ray")
     with progress.shown():
-        end = run_study(config, copy, records, progress, claims=claims, address=launch.address, command=launch.command)
+        end = run_study(config, coordinator, records, progress, address=launch.address, command=launch.command)
     console.print(progress.closing_line(), markup=False, soft_wrap=True)
     return end
 

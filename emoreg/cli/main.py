@@ -535,8 +535,8 @@ def _trial(config: StudyConfig, evaluate: _Evaluate, device: _Device) -> int:
     chosen = pick_device(device)
     check_trial(config.trial)
     check_storage(config.storage)
-    with driving(config) as (copy, records, _):
-        return run_single(config, copy, records, evaluate, chosen, Console(highlight=False))
+    with driving(config) as (coordinator, records):
+        return run_single(config, coordinator.copy, records, evaluate, chosen, Console(highlight=False))
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def print_report(
     Raises:
         UserError: for a study that is not there, cannot be read or is named twice, and a folder that cannot be written to.
     """
-    [(place, times)] = Counter(Files(place).place for place in places).most_common(1)
+    [(place, times)] = Counter(Files(place).location for place in places).most_common(1)
     if times > 1:
         raise ConfigError(f"a report must name each study once, but {place!r} is named {times} times: drop one")
     studies = [load_study(place) for place in places]

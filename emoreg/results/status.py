@@ -6,9 +6,7 @@ seconds. A killed driver leaves that file behind: whether one lives is told by t
 
 from __future__ import annotations
 
-import fcntl
 import json
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from emoreg.results.plan import read_openings
 from emoreg.results.records import Role, RunRecord
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
+from emoreg.storage.locks import is_held
 
 State = Literal["running", "ended", "killed", "not run"]
 """``killed``: it stopped without a word. How one ended that did say so is its ``ending``."""
@@ -217,22 +216,7 @@ def _driven(files: Files, config: StudyConfig, live: Mapping[int, Live | None]) 
     """Which of the runs without an end go on; None where no driver lives."""
     if (config.optuna_storage or "").startswith("postgresql"):  # several drivers, and no lock on the folder
         return [run for run, found in live.items() if found is not None and age(found.time) < STALE_SECONDS] or None
-    return sorted(live)[-1:] if _is_held(files) else None
-
-
-def _is_held(files: Files) -> bool:
-    """Whether a driver holds the study. A shared lock, for a moment, is the only way to ask that sees other machines."""
-    try:
-        if files.folder is None:
-            driver = json.loads(files.read(".driver.json").to_pybytes())
-            return bool(time.time() - driver["time"] < STALE_SECONDS)
-        with open(files.folder / ".lock", "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return sorted(live)[-1:] if is_held(files) else None
 
 
 def age(moment: str) -> float:

@@ -20,7 +20,7 @@ from emoreg.storage import checkpoint, files, housekeeping
 from emoreg.storage.checkpoint import State
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Entry, Pruned, Use
-from emoreg.storage.locks import FileLeases, Leases
+from emoreg.storage.locks import FileLocks, Locks
 
 _POLL_SECONDS = 0.2
 _STATE = re.compile(r"(\d+)(?:\.ckpt|\+(\d+)\.partial)")
@@ -51,7 +51,7 @@ class ExperienceStore:
 
     Attributes:
         files: where they lie.
-        leases: who may train what.
+        locks: who may train what.
         user: the study on whose behalf the store is used.
     """
 
@@ -59,7 +59,7 @@ class ExperienceStore:
         self,
         place: str | Files,
         *,
-        leases: Leases | None = None,
+        locks: Locks | None = None,
         user: str = "",
         keep: Collection[int] = (),
         share: bool = True,
@@ -68,7 +68,7 @@ class ExperienceStore:
 
         Args:
             place: a folder, a URI that pyarrow can open, or the files there.
-            leases: of the shared runs; None for file locks, which serve the processes that see the folder or, for an object
+            locks: of the shared runs; None for file locks, which serve the processes that see the folder or, for an object
                 store, those of this machine.
             user: name of the study.
             keep: lengths in epochs, each of which is kept as a snapshot when a run passes it. So are powers of two, the
@@ -79,7 +79,7 @@ class ExperienceStore:
             StorageError: for a URI that cannot be used.
         """
         self.files = place if isinstance(place, Files) else Files(place)
-        self.leases = leases if leases is not None else FileLeases.of(self.files)
+        self.locks = locks if locks is not None else FileLocks.of(self.files)
         self.user = user
         self._keep = frozenset(keep)
         self._share = share
@@ -108,7 +108,7 @@ class ExperienceStore:
             return
         housekeeping.record_use(self.files, key, use)
         started, is_waiting = time.monotonic(), False
-        while not self.leases.try_acquire(key):
+        while not self.locks.try_acquire(key):
             if should_stop():
                 raise Interrupted("the trial was asked to stop while it waited for an experience: run it again to go on")
             if not is_waiting:
@@ -125,7 +125,7 @@ class ExperienceStore:
             self._refuse_diverged(key, use.epochs)
             yield Acquired(self._nearest(key, use.epochs), is_holder=True, waiting_seconds=waiting_seconds)
         finally:
-            self.leases.release(key)
+            self.locks.release(key)
 
     def write(self, key: str, state: State, is_snapshot: bool) -> None:
         """Write a state, then remove the partial ones that it overtakes. For the holder of the lease."""
@@ -163,7 +163,7 @@ class ExperienceStore:
 
     def prune(self, budget: int, *, dry_run: bool = False) -> Pruned:
         """Bring the store down to ``budget`` bytes: see ``housekeeping.prune``."""
-        return housekeeping.prune(self.files, self.leases, budget, dry_run=dry_run)
+        return housekeeping.prune(self.files, self.locks, budget, dry_run=dry_run)
 
     def running(self, study: str) -> AbstractContextManager[Callable[[], None]]:
         """Within, what ``study`` needs is not pruned; gives its heartbeat: see ``housekeeping.running``."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
-import logging
 import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,58 +19,50 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from emoreg.errors import StorageError
-
-UNWRITABLE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
-"""Why a storage cannot be written, by the number of the error: what no retry mends."""
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s?]*|[^/@\s]*)@")  # a secret key may hold a slash
-_FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 4\d\d")
-_PAUSE_SECONDS = (0.5, 5.0)
+from emoreg.storage.retry import Patience
 
 Answer = TypeVar("Answer")
 
-log = logging.getLogger(__name__)
+_UNUSABLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "it is read-only",
+    errno.EIO: "the disk reports an error",
+    errno.ESTALE: "its file server has forgotten it",
+    errno.ETIMEDOUT: "its file server does not answer",
+}
+"""What no retry mends, by the number of the error."""
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s?]*|[^/@\s]*)@")  # a secret key may hold a slash
+_FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 4(?!08|29)\d\d")
+_SILENT_SECONDS = 4
+"""How long one request of an object store may stand still."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream for writing, whose content is ``path`` once the block has ended well, durably; else ``path`` is as it was.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing. An error of the disk names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, stream = _temporary(path)
+    temporary, stream = _locked(lambda: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"))
     try:
         with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
             os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside ``path``, locked for as long as its writer lives: ``sweep`` goes by the lock, on any machine."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        stream = open(temporary, "xb")  # noqa: SIM115
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        if os.fstat(stream.fileno()).st_nlink:
-            return temporary, stream
-        stream.close()  # swept away before it was locked
-
-
 def sweep(folder: Path) -> list[Path]:
     """Remove the temporary files that dead writers left in ``folder`` and below, and tell which. Living writers keep theirs."""
-    removed = []
-    for path in sorted(folder.rglob(".*.tmp")):
-        # Gone: its writer has just ended. Blocked: its writer lives. NFS locks only what is open for writing. What cannot be
-        # removed now, the next sweep may.
-        with suppress(OSError), open(path, "rb+") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            removed.append(path)
-    return removed
+    return [path for path in sorted(folder.rglob(".*.tmp")) if _remove_of_the_dead(path)]
 
 
 @contextmanager
@@ -79,24 +70,54 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     """An empty folder below ``root``, gone at the end; first goes what processes left there that were killed."""
     root.mkdir(parents=True, exist_ok=True)
     for lock in root.glob("*.lock"):
-        with suppress(OSError), open(lock, "rb+") as stream:  # see ``sweep``
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        _remove_of_the_dead(lock)
+    for folder in root.iterdir():
+        if not folder.with_suffix(".lock").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    lock, stream = _locked(lambda: root / f"{secrets.token_hex(4)}.lock")
+    folder = lock.with_suffix("")
+    with stream:
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
             lock.unlink()
+
+
+def _locked(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
+    """A new file, locked for as long as its writer lives: ``_remove_of_the_dead`` goes by the lock, on any machine."""
     while True:
-        folder = root / secrets.token_hex(4)
-        lock = folder.with_suffix(".lock")
-        with open(lock, "xb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            if not os.fstat(stream.fileno()).st_nlink:  # swept away before it was locked
-                continue
-            try:
-                folder.mkdir()
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-                lock.unlink()
-            return
+        path = name()
+        stream = open(path, "xb")  # noqa: SIM115
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:
+            return path, stream
+        stream.close()  # swept away before it was locked
+
+
+def _remove_of_the_dead(path: Path) -> bool:
+    # Gone: its writer has just ended. Blocked: its writer lives. NFS locks only what is open for writing. What cannot be
+    # removed now, the next sweep may.
+    with suppress(OSError), open(path, "rb+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        return True
+    return False
+
+
+def storage_full_error(number: int | None, reason: object) -> StorageError | None:
+    """The error shown when storage can take no more, or None where an error's number does not say so.
+
+    Args:
+        number: ``errno`` of the error.
+        reason: the error, or what is known of it.
+    """
+    if number not in _UNUSABLE:
+        return None
+    return StorageError(
+        f"mend the storage and run the same command again, for {_UNUSABLE[number]}: {reason}. What was recorded is whole"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,40 +134,44 @@ class Files:
     Attributes:
         uri: the folder, without the credentials that a URI may hold: for messages.
         folder: its path, where it lies in a file system of this machine; else None.
-        place: the same for every way to write the URI of one folder.
+        location: the same for every way to write the URI of one folder.
         name: of the folder itself.
+        patience: see ``__init__``.
     """
 
-    def __init__(self, uri: str, *, patience_seconds: float = 0.0) -> None:
+    def __init__(self, uri: str, *, patience: Patience | None = None) -> None:
         """Open a folder, which need not be there yet.
 
         Args:
             uri: a path, or file://, s3://, gs:// and whatever else pyarrow knows, with its options in the query:
                 s3://bucket/path?endpoint_override=host:9000&scheme=http&region=us-east-1.
-            patience_seconds: how long an object store that does not answer, or answers that something broke, is asked again.
+            patience: with an object store that does not answer, or answers that something broke; None for none.
 
         Raises:
             StorageError: for a URI that pyarrow cannot use.
         """
         self.uri = without_credentials(uri)
-        self._patience_seconds = patience_seconds
         try:
-            if "://" in uri:
-                self._filesystem, self._root = pafs.FileSystem.from_uri(uri)
-            else:
-                self._filesystem, self._root = pafs.LocalFileSystem(), os.path.abspath(Path(uri).expanduser())
+            self._filesystem, root = _open(uri, num_attempts=3 if patience is None else 1)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
-                f"storage must be a folder, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path), "
-                f"but {self.uri!r} cannot be used ({without_credentials(str(error)).partition(chr(10))[0]}): correct it, "
-                "or name a folder"
+                "name a folder as storage, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path): "
+                f"{self.uri!r} cannot be used ({without_credentials(str(error)).partition(chr(10))[0]})"
             ) from error
-        self._root = self._root.rstrip("/")
+        self._root = root.rstrip("/")
         if not self._root:
-            raise StorageError(f"a storage's URI must name a bucket or a folder, but {self.uri!r} names none: add it")
+            raise StorageError(f"name a bucket or a folder in the storage's URI: {self.uri!r} names none")
         self.folder = Path(self._root) if isinstance(self._filesystem, pafs.LocalFileSystem) else None
-        self.place = f"{self._filesystem.type_name}:{self._root}"
+        self.location = f"{self._filesystem.type_name}:{self._root}"
         self.name = self._root.rpartition("/")[2]
+        self.patience = None if self.folder is not None else patience
+        self._no_answer = f"{uri.partition('://')[0]}://{self._root.partition('/')[0]} does not answer"
+
+    def impatient(self) -> Files:
+        """The same folder for somebody who asks once, and at once."""
+        other = copy.copy(self)
+        other.patience = None
+        return other
 
     def check(self) -> None:
         """Write a file, read it and remove it.
@@ -157,14 +182,14 @@ class Files:
         name = f".check.{secrets.token_hex(4)}"
         try:
             self.write(name, b"emoreg")
-            whole = self.read(name).to_pybytes() == b"emoreg"
+            is_whole = self.read(name).to_pybytes() == b"emoreg"
             self.remove(name)
         except OSError as error:
-            raise StorageError(
-                f"storage must be writable, but {self.uri!r} is not ({error}): mend its permissions, or name another"
+            raise storage_full_error(error.errno, error) or StorageError(
+                f"mend the permissions of the storage, or name another: it must be writable, but {self.uri!r} is not ({error})"
             ) from error
-        if not whole:
-            raise StorageError(f"storage must give back what was written, but {self.uri!r} does not: name another")
+        if not is_whole:
+            raise StorageError(f"name another storage: it must give back what was written, but {self.uri!r} does not")
 
     def read(self, name: str) -> pa.Buffer:
         """The content of a file.
@@ -173,20 +198,22 @@ class Files:
             FileNotFoundError: where there is none.
         """
 
-        def stamp() -> tuple[int | None, int | None]:
+        def version() -> tuple[int | None, int | None] | None:
+            if self.folder is not None:
+                return None
             info = self._filesystem.get_file_info(self._path(name))
             return info.mtime_ns, info.size
 
         def read() -> pa.Buffer:
             while True:
-                before = None if self.folder is not None else stamp()
+                before = version()
                 with self._filesystem.open_input_file(self._path(name)) as stream:
                     content = stream.read_buffer()
                 # An object that is replaced between the request for its size and that for its content is read cut off.
-                if before is None or stamp() == before:
+                if version() == before:
                     return content
 
-        return self._patiently(read)
+        return self._ask(read)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Make ``content`` the file's, whole and durably."""
@@ -199,16 +226,16 @@ class Files:
             with self._filesystem.open_output_stream(self._path(name)) as stream:  # there once it is closed, not before
                 stream.write(content)
 
-        self._patiently(write)
+        self._ask(write)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        return self._patiently(lambda: bool(self._filesystem.get_file_info(self._path(name)).type == pafs.FileType.File))
+        return self._ask(lambda: bool(self._filesystem.get_file_info(self._path(name)).type == pafs.FileType.File))
 
     def find(self, folder: str = "", *, deep: bool = True) -> list[Found]:
         """Every file in ``folder``, and where ``deep`` below it, by name; none where there is no such folder."""
         selector = pafs.FileSelector(self._path(folder), recursive=deep, allow_not_found=True)
-        infos = self._patiently(lambda: self._filesystem.get_file_info(selector))
+        infos = self._ask(lambda: self._filesystem.get_file_info(selector))
         start = len(self._root) + 1
         files = [Found(info.path[start:], info.size or 0) for info in infos if info.type == pafs.FileType.File]
         return sorted(files, key=lambda found: found.name)
@@ -217,44 +244,45 @@ class Files:
         """Give a file another name, in place of what has it; nothing happens where the file is gone."""
         if self.exists(name):  # S3 has no error of its own for a file that is gone
             with suppress(FileNotFoundError):
-                self._patiently(lambda: self._filesystem.move(self._path(name), self._path(new_name)))
+                self._ask(lambda: self._filesystem.move(self._path(name), self._path(new_name)))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with suppress(FileNotFoundError):
-            self._patiently(lambda: self._filesystem.delete_file(self._path(name)))
+            self._ask(lambda: self._filesystem.delete_file(self._path(name)))
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it, if it is there."""
         with suppress(FileNotFoundError):
-            self._patiently(lambda: self._filesystem.delete_dir(self._path(name)))
+            self._ask(lambda: self._filesystem.delete_dir(self._path(name)))
 
-    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
-        """The answer of an object store, which is asked again for a while where its network or the store itself fails."""
-        deadline = time.monotonic() + (0.0 if self.folder is not None else self._patience_seconds)
-        pause, longest = _PAUSE_SECONDS
-        while True:
-            try:
-                return ask()
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                if time.monotonic() + pause > deadline or _FINAL.search(str(error)):
-                    raise
-                log.warning("%s does not answer, and is asked again: %s", self.uri, without_credentials(str(error)))
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
+    def _ask(self, call: Callable[[], Answer]) -> Answer:
+        if self.patience is None:
+            return call()
+        return self.patience.retry(call, when=_is_unanswered, reason=self._no_answer)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
 
-def storage_full_error(number: int, error: object) -> StorageError:
-    """The error of a study whose storage is full or read-only."""
-    return StorageError(
-        f"Free or mend the storage and run the same command again (what was recorded is whole): a study must be able to write, but "
-        f"{UNWRITABLE[number]} ({error})"
-    )
+def _open(uri: str, *, num_attempts: int) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI or a path, and the path in it. Its requests do not stand still for minutes."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(Path(uri).expanduser())
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:  # else it retries for 15 minutes by itself
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_SILENT_SECONDS}"
+    filesystem, root = pafs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, pafs.S3FileSystem):
+        _, (options,) = filesystem.__reduce__()  # from_uri takes no timeouts
+        options["connect_timeout"] = options["request_timeout"] = _SILENT_SECONDS
+        retries = pafs.AwsStandardS3RetryStrategy(max_attempts=num_attempts)
+        filesystem = pafs.S3FileSystem(**options, retry_strategy=retries)
+    return filesystem, root
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Whether an object store did not answer, or answered that something broke."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not _FINAL.search(str(error))
 
 
 def without_credentials(text: str) -> str:

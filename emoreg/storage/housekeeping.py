@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emoreg.storage.files import Files, Found
-from emoreg.storage.locks import Leases
+from emoreg.storage.locks import Locks
 
 STALE_SECONDS = 600.0
 """A study without a heartbeat for so long runs no more."""
@@ -202,14 +202,14 @@ def _running(files: Files, *, forget: bool = False) -> dict[str, float]:
     return since
 
 
-def prune(files: Files, leases: Leases, budget: int, *, dry_run: bool = False) -> Pruned:
+def prune(files: Files, locks: Locks, budget: int, *, dry_run: bool = False) -> Pruned:
     """Remove the least recently used until the store takes at most ``budget`` bytes, but nothing that is needed.
 
     Needed is what a study that runs now has ever used, what was used since the first of these began, and what is being trained.
 
     Args:
         files: of the store.
-        leases: that the store's trainers go by.
+        locks: that the store's trainers go by.
         budget: in bytes.
         dry_run: remove nothing; tell what would go.
     """
@@ -223,7 +223,7 @@ def prune(files: Files, leases: Leases, budget: int, *, dry_run: bool = False) -
     for entry in sorted(everything, key=lambda entry: entry.last_used):
         if size <= budget:
             break
-        reason = _why_needed(entry, now_running) or _remove(files, leases, entry, now_running, dry_run=dry_run)
+        reason = _why_needed(entry, now_running) or _remove(files, locks, entry, now_running, dry_run=dry_run)
         if reason is not None:
             kept.append((entry, reason))
             continue
@@ -232,9 +232,9 @@ def prune(files: Files, leases: Leases, budget: int, *, dry_run: bool = False) -
     return Pruned(removed=tuple(removed), kept=tuple(kept), size_before=size_before, size_after=size)
 
 
-def _remove(files: Files, leases: Leases, entry: Entry, now_running: Mapping[str, float], *, dry_run: bool) -> str | None:
+def _remove(files: Files, locks: Locks, entry: Entry, now_running: Mapping[str, float], *, dry_run: bool) -> str | None:
     """Remove an entry, or say why it must stay."""
-    if not leases.try_acquire(entry.key):
+    if not locks.try_acquire(entry.key):
         return "it is being trained"
     try:
         if dry_run:
@@ -247,7 +247,7 @@ def _remove(files: Files, leases: Leases, entry: Entry, now_running: Mapping[str
     except OSError as error:  # a trial may write there at this very moment: nobody's study breaks of it
         return f"it could not be removed ({error})"
     finally:
-        leases.release(entry.key)
+        locks.release(entry.key)
 
 
 def _why_needed(entry: Entry, now_running: Mapping[str, float]) -> str | None:

@@ -1,69 +1,75 @@
-"""Leases of trunks: who may pre-train which one. A holder that dies gives its leases back."""
+"""One holder at a time, of a key or of a whole study. What a holder that died had, others may have.
+
+File locks, which the operating system takes from a process that dies, serve whoever sees a folder. An object store has none:
+there the driver of a study leaves a token and says every few seconds that it lives; one that meets another's token has lost its
+study, and writes nothing more.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import hashlib
+import json
+import logging
 import os
+import platform
+import secrets
+import sys
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from emoreg.errors import StorageError
 from emoreg.storage.files import Files
+from emoreg.storage.retry import Patience
+
+_DRIVER = ".driver.json"
+_BEAT_SECONDS = 5.0
+_STALE_SECONDS = 20.0
+"""A driver whose heart has not beaten for so long is dead, or will find that it has lost its study."""
+_SETTLE_SECONDS = 1.0
+"""After which a token stands, of two drivers that began at one moment."""
+_CHECK_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
-class Leases(Protocol):
+class Locks(Protocol):
     """One holder a key at a time, until it releases it or its process ends, in whatever way."""
 
     def try_acquire(self, key: str) -> bool:
-        """Take the lease of ``key`` if nobody has it, this object included; at once."""
+        """Take the lock of ``key`` if nobody has it, this object included; at once."""
 
     def release(self, key: str) -> None:
-        """Give the lease of ``key`` back."""
+        """Give the lock of ``key`` back."""
 
 
-class Claims(Leases, Protocol):
-    """Which driver of a study runs which trial, and whose turn it is to read and write what they share."""
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Within, no other driver has its turn. It may be taken within itself."""
-
-
-class OnlyDriver:
-    """Of a study that has one driver. A ``Claims``."""
-
-    def try_acquire(self, key: str) -> bool:
-        """Nobody else has it."""
-        return True
-
-    def release(self, key: str) -> None:
-        """Nobody waits for it."""
-
-    def turn(self) -> AbstractContextManager[None]:
-        """It is always this driver's."""
-        return nullcontext()
-
-
-class FileLeases:
-    """Leases by file locks, which the operating system takes from a process that dies. A ``Leases``."""
+class FileLocks:
+    """Locks by files. A ``Locks``."""
 
     def __init__(self, folder: Path) -> None:
-        """Lease by lock files in ``folder``: shared by all processes that see it, also by NFS."""
+        """Lock by files in ``folder``: shared by all processes that see it, also by NFS."""
         self._folder = folder
         self._held: dict[str, FileLock] = {}
 
     @classmethod
-    def of(cls, files: Files) -> FileLeases:
-        """The leases of a store: in its own folder or, for an object store, in one of this user on this machine."""
+    def of(cls, files: Files) -> FileLocks:
+        """The locks of a store: in its own folder or, for an object store, in one of this user on this machine."""
         if files.folder is not None:
             return cls(files.folder / ".locks")
-        name = hashlib.sha256(files.place.encode()).hexdigest()[:16]
-        return cls(Path(tempfile.gettempdir()) / f"emoreg-leases-{os.getuid()}" / name)
+        name = hashlib.sha256(files.location.encode()).hexdigest()[:16]
+        return cls(Path(tempfile.gettempdir()) / f"emoreg-locks-{os.getuid()}" / name)
 
     def try_acquire(self, key: str) -> bool:
-        """Take the lease of ``key`` if nobody has it, this object included; at once."""
+        """Take the lock of ``key`` if nobody has it, this object included; at once."""
         if key in self._held:
             return False
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -76,5 +82,236 @@ class FileLeases:
         return True
 
     def release(self, key: str) -> None:
-        """Give the lease of ``key`` back."""
+        """Give the lock of ``key`` back."""
         self._held.pop(key).release()
+
+
+class Fence:
+    """Whether a driver still has its study in an object store. Workers build their own, from the driver's token."""
+
+    def __init__(self, files: Files, token: str | None) -> None:
+        """Stand before the study's folder.
+
+        Args:
+            files: the study's folder.
+            token: the driver's; None for a folder, whose lock nobody can lose.
+        """
+        self.token = token
+        self._files = files
+        self._held_at = -float("inf")
+        self._loss: str | None = None
+
+    def check(self) -> None:
+        """Do nothing where the driver has its study; asked before every write, it looks at most once a second.
+
+        Raises:
+            StorageError: where another driver has, or had, the study.
+            OSError: where the storage does not answer.
+        """
+        if self.token is not None and (self._loss is not None or _now() - self._held_at > _CHECK_SECONDS):
+            self.look(self._files)
+
+    def look(self, files: Files) -> None:
+        """Do the same now, asking ``files``."""
+        now = _now()
+        holder = None if self._loss is not None else _read(files)
+        if holder is None:
+            self.lose("another driver had it meanwhile")
+        elif holder.token != self.token:
+            self.lose(f"another driver has it now, on {holder.who}")
+        self._held_at = now
+
+    def lose(self, loss: str) -> None:
+        """Know from now on that the study is lost, and how; and raise StorageError."""
+        self._loss = self._loss or loss
+        raise StorageError(
+            f"let the other driver of {self._files.uri!r} end, then run the same command again: this one stood still for a "
+            f"while, and {self._loss}. It stores nothing more"
+        )
+
+
+def study_lock(files: Files, patience: Patience | None = None) -> AbstractContextManager[Fence]:
+    """Hold a study's folder, within, for one driver.
+
+    Args:
+        files: the study's folder.
+        patience: tells of a driver that died in an object store, for which 20 seconds are waited, and ends that.
+
+    Raises:
+        StorageError: where another driver holds it.
+    """
+    return _lock_folder(files) if files.folder is not None else _lock_objects(files, patience or Patience())
+
+
+def is_held(files: Files) -> bool:
+    """Whether a driver runs the study in a folder now. No driver is disturbed."""
+    if files.folder is None:
+        holder = _read(files)
+        return holder is not None and not holder.is_dead and time.time() - holder.beat < _STALE_SECONDS
+    try:
+        with open(files.folder / ".lock", "rb") as stream:  # for a moment: nothing else sees the locks of other machines
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextmanager
+def _lock_folder(files: Files) -> Iterator[Fence]:
+    assert files.folder is not None
+    files.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(files.folder / ".lock")
+    try:
+        lock.acquire(timeout=0.5, poll_interval=0.05)  # ``is_held`` may have it for a moment
+    except Timeout as error:
+        raise _refusal(files, "") from error
+    try:
+        yield Fence(files, None)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _lock_objects(files: Files, patience: Patience) -> Iterator[Fence]:
+    before = _read(files)
+    if before is not None and not before.is_dead:
+        _wait_for_silence(files, before, patience)
+    own = _Holder.of_this_process()
+    own.write(files)
+    time.sleep(_SETTLE_SECONDS)
+    holder = _read(files)
+    if holder is None or holder.token != own.token:
+        raise _refusal(files, "" if holder is None else holder.who)
+    fence = Fence(files, own.token)
+    has_ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(files.impatient(), own, fence, has_ended), name="driver's heart", daemon=True)
+    heart.start()
+    try:
+        yield fence
+    finally:
+        has_ended.set()
+        heart.join()
+        try:
+            with suppress(StorageError):
+                fence.look(files)
+                files.remove(_DRIVER)
+        except OSError as error:  # nobody trusts it once it has stood still for a while
+            log.warning("%s could not be told that the study has ended: %s", files.uri, error)
+
+
+def _wait_for_silence(files: Files, first: _Holder, patience: Patience) -> None:
+    """Come back once a driver has said nothing for so long that it must be dead. What two clocks show is never compared."""
+    patience.notify(
+        f"{files.uri} was last run on {first.who}: waiting up to {_STALE_SECONDS:.0f} seconds to see whether it still is"
+    )
+    since = asked = _now()
+    while asked - since < _STALE_SECONDS:
+        found = _read(files)
+        if found is None:
+            return
+        if found != first or patience.should_stop():
+            raise _refusal(files, found.who)
+        time.sleep(min(0.5, _BEAT_SECONDS / 2))
+        before, asked = asked, _now()
+        if asked - before > _BEAT_SECONDS:  # the store did not answer: perhaps not to the driver either
+            since = asked
+
+
+def _beat(files: Files, own: _Holder, fence: Fence, has_ended: threading.Event) -> None:
+    """Say every few seconds that a driver lives, until it has ended or lost its study."""
+    while not has_ended.wait(_BEAT_SECONDS):
+        began = _now()
+        try:
+            fence.look(files)
+            dataclasses.replace(own, beat=time.time()).write(files)
+            if _now() - began > _STALE_SECONDS - _BEAT_SECONDS:  # another may have begun between the look and the write
+                fence.lose("another driver may have it now")
+        except OSError as error:
+            log.warning("%s could not be told that the study runs: %s", files.uri, error)
+        except StorageError:  # whoever writes next hears of it
+            return
+
+
+def _refusal(files: Files, who: str) -> StorageError:
+    return StorageError(
+        "wait for the other driver to end, or give this study another --name: a study has one driver at a time, but another "
+        f"process is running {files.uri!r}{who and f' on {who}'}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Holder:
+    """The driver of a study in an object store, as it says itself.
+
+    Attributes:
+        kernel: which one runs it, and in which namespace its process has its number; "" where that is not known.
+        started: start of the process, in ticks of that kernel.
+        beat: when it last said that it lives, in seconds since 1970: for ``is_held`` alone.
+    """
+
+    token: str
+    host: str
+    process: int
+    kernel: str
+    started: int | None
+    beat: float
+
+    @classmethod
+    def of_this_process(cls) -> _Holder:
+        return cls(
+            token=secrets.token_hex(8),
+            host=platform.node(),
+            process=os.getpid(),
+            kernel=_kernel(),
+            started=_start_of(os.getpid()),
+            beat=time.time(),
+        )
+
+    @property
+    def who(self) -> str:
+        return f"{self.host}, process {self.process}"
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether that is certain: its kernel is this one, and has no such process any more."""
+        if not self.kernel or self.kernel != _kernel():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        started = _start_of(self.process)
+        return started is not None and started != self.started
+
+    def write(self, files: Files) -> None:
+        files.write(_DRIVER, json.dumps(dataclasses.asdict(self)).encode())
+
+
+def _read(files: Files) -> _Holder | None:
+    try:
+        return _Holder(**json.loads(files.read(_DRIVER).to_pybytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _kernel() -> str:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _start_of(process: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
+def _now() -> float:
+    """Seconds that also pass while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 from emoreg.config import ResolvedTrial, to_json
 from emoreg.results.records import EpochRecord, Role, TrialRecord, utc_now
 from emoreg.results.status import STALE_SECONDS, Live, RunningTrial, age, live_name, parse_live
-from emoreg.storage.files import UNWRITABLE, replacing
+from emoreg.storage.files import replacing, storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class LiveStatus(StudyObserver):
             with replacing(self._folder / live_name(status.run.run)) as stream:
                 stream.write(json.dumps(to_json(live)).encode())
         except OSError as error:
-            if error.errno in UNWRITABLE:
+            if storage_full_error(error.errno, error) is not None:
                 raise
             log.warning("what runs now could not be written down: %s", error)  # no reason to end a study
         self._next_write = time.monotonic() + _WRITE_SECONDS

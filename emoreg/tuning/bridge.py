@@ -16,7 +16,7 @@ from emoreg.config import StudyConfig
 from emoreg.errors import StorageError
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord, Records
-from emoreg.storage.files import UNWRITABLE, storage_full_error
+from emoreg.storage.files import storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.training.events import Experienced
 from emoreg.tuning.dispatcher import Assignment, Dispatcher
@@ -164,10 +164,11 @@ class TuneBridge(tune.Callback):
             return
         assigned = _assignment(trial)
         fault = self._faults.get(trial_id, TrialBroken("its worker died", None))
+        full = storage_full_error(fault.errno, fault.message)
         if self._dispatcher.broke(trial_id):
             self._observers.on_retry(assigned.trial, fault.message)
-        elif fault.errno in UNWRITABLE:  # no fault of the trial: the study stops, and goes on when that is mended
-            self.storage_error = storage_full_error(fault.errno, fault.message)
+        elif full is not None:  # no fault of the trial: the study stops, and goes on when that is mended
+            self.storage_error = full
             self._stop.ask()
             self._observers.on_saved(assigned.trial)
             self._dispatcher.saved(trial_id)

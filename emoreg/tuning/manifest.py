@@ -67,7 +67,7 @@ def refuse_changes(config: StudyConfig, folder: Path, fingerprints: Fingerprints
     if changed:
         raise ConfigError(
             "Give the changed study another name, and let it learn from this one where the search space still fits (--name NEW "
-            f"--warm-start-from {config.name}), or restore the old values: study {config.name!r} cannot be resumed, because its "
+            f"--warm-start-from {config.name}), or restore the old values: study {config.name!r} cannot be resumed, since its "
             "configuration, images, code or trainer have changed since it was begun:\n" + "\n".join(changed)
         )
 

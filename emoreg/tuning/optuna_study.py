@@ -26,7 +26,8 @@ from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerCo
 from emoreg.errors import StorageError
 from emoreg.results.outcome import Outcome
 from emoreg.seeding import derive_seed
-from emoreg.tuning.postgres import address_of, be_patient, patiently, reason_of
+from emoreg.storage.retry import Patience
+from emoreg.tuning.postgres import address_of, enable_connect_retry, no_answer, reason_of
 
 # User attributes of Optuna's trials. A proposal that is valid has ``identity`` and ``seed`` too.
 INVALID = "invalid"
@@ -52,7 +53,7 @@ class Told:
     attributes: Mapping[str, str | int] = field(default_factory=dict)
 
 
-def open_study(config: StudyConfig, folder: Path) -> optuna.Study:
+def open_study(config: StudyConfig, folder: Path, patience: Patience | None = None) -> optuna.Study:
     """Optuna's study of this name, begun or taken up again: a journal in ``folder``, or the database of ``optuna_storage``.
 
     The sampler's seed depends on how many trials the storage holds, so that a search taken up again goes on to new points.
@@ -65,7 +66,7 @@ def open_study(config: StudyConfig, folder: Path) -> optuna.Study:
     if config.optuna_storage is None:
         study = _create(config, directions, _journal(folder / "optuna.journal"))
     else:
-        study = _open_database(config, directions, config.optuna_storage)
+        study = _open_database(config, directions, config.optuna_storage, patience or Patience())
     _check_same_search(study, config)
     with no_experimental_warnings():
         if study.metric_names is None:
@@ -115,7 +116,7 @@ def _drop_torn_line(path: Path) -> None:
             stream.truncate(text.rfind(b"\n") + 1)
 
 
-def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optuna.Study:
+def _open_database(config: StudyConfig, directions: list[Any], url: str, patience: Patience) -> optuna.Study:
     def refuse(reason: object, cure: str) -> StorageError:
         return StorageError(f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): {cure}")
 
@@ -129,7 +130,8 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optu
     # A file that another process writes to is waited for; a connection that the server closed in between is made again.
     engine = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
     try:
-        storage = _PatientStorage(address.render_as_string(hide_password=False), engine_kwargs=engine)
+        storage = _RetryingStorage(address.render_as_string(hide_password=False), engine_kwargs=engine)
+        storage.patience = patience
         study = _create(config, directions, storage)
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise refuse(
@@ -141,7 +143,7 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str) -> optu
         ) from error
     except RuntimeError as error:  # another version's tables
         raise refuse(error, "run `optuna storage upgrade`, or begin another database") from error
-    be_patient(storage.engine)
+    enable_connect_retry(storage.engine, patience)
     return study
 
 
@@ -151,21 +153,24 @@ _BROKEN_OFF = (
 )
 
 
-class _PatientStorage(optuna.storages.RDBStorage):
+class _RetryingStorage(optuna.storages.RDBStorage):
     """Does a transaction again that the server broke off because it was restarted: it has undone what was begun.
 
     Where it broke off between committing and saying so, a trial may be added twice. Both are then run, and count.
     """
 
+    patience = Patience()
 
-def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+
+def _retrying(method: Callable[..., Any]) -> Callable[..., Any]:
     def is_away(error: Exception) -> bool:
         return isinstance(error, optuna.exceptions.StorageInternalError) and isinstance(error.__cause__, _BROKEN_OFF)
 
     @functools.wraps(method)
-    def ask(*args: Any, **kwargs: Any) -> Any:
+    def ask(self: _RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         try:
-            return patiently(lambda: method(*args, **kwargs), is_away)
+            reason = no_answer(self.engine.url)
+            return self.patience.retry(lambda: method(self, *args, **kwargs), when=is_away, reason=reason)
         except optuna.exceptions.StorageInternalError as error:
             if is_away(error):
                 raise error.__cause__ from error  # type: ignore[misc]  # as the study's other connections tell it
@@ -176,7 +181,7 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _method in vars(optuna.storages.RDBStorage).items():
     if inspect.isfunction(_method) and not _name.startswith("__"):
-        setattr(_PatientStorage, _name, _patiently(_method))
+        setattr(_RetryingStorage, _name, _retrying(_method))
 
 
 def _check_same_search(study: optuna.Study, config: StudyConfig) -> None:

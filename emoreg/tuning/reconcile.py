@@ -265,7 +265,7 @@ def _sources(config: StudyConfig, folder_of: Callable[[str], Files]) -> list[tup
     sources = []
     for entry in config.warm_start_from:
         files = folder_of(entry)
-        if files.place == folder_of(config.name).place:
+        if files.location == folder_of(config.name).location:
             raise ConfigError(
                 f"warm_start_from must name other studies, but {entry!r} is this one: leave it out (a study that is run again "
                 "knows its own trials), or give this one another --name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from emoreg.results.analysis import experience_ledger
+from emoreg.results.analysis import device_time
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import (
     EpochRecord,
@@ -70,13 +70,13 @@ class Recorder:
             log_tail=log_tail,
         )
         self._records.add_trial(record)
-        ledger = experience_ledger([record])
+        cost = device_time([record])
         self.run = dataclasses.replace(
             self.run,
             num_trials=self.run.num_trials + 1,
             waiting_slot_seconds=self.run.waiting_slot_seconds + record.waiting_seconds,
-            paid_seconds=self.run.paid_seconds + ledger.paid,
-            reused_seconds=self.run.reused_seconds + ledger.reused,
+            paid_seconds=self.run.paid_seconds + cost.paid,
+            reused_seconds=self.run.reused_seconds + cost.reused,
         )
         self._records.add_run(self.run)
         return record

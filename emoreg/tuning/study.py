@@ -27,7 +27,7 @@ from emoreg.config.search_space import lengths, num_searched, resolve
 from emoreg.errors import UserError
 from emoreg.results.records import Records
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import UNWRITABLE, storage_full_error
+from emoreg.storage.files import Files, storage_full_error
 from emoreg.storage.working_copy import scratch
 from emoreg.tracking import tensorboard
 from emoreg.tracking.live_status import LiveStatus
@@ -41,8 +41,9 @@ from emoreg.tuning.images import offer_image_sets, prepare_image_sets
 from emoreg.tuning.manifest import provenance, write_manifest
 from emoreg.tuning.nodes import is_node_lost
 from emoreg.tuning.observers import ExperiencePruner, Heartbeat, StopRelay, StorageSync, TrialEnds
-from emoreg.tuning.optuna_study import database_error, open_study
+from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.placement import Placement
+from emoreg.tuning.postgres import no_answer_error
 from emoreg.tuning.preflight import adopt_controls, check_study, named_study, storage_uri, store_uri
 from emoreg.tuning.queue import Job
 from emoreg.tuning.ray_session import ray_session
@@ -108,7 +109,11 @@ def run_study(
     check_study(config, address=address)
     stop = Stop(config.resources.grace_seconds)
     told = Observers(observers)
-    with coordinate(config) as coordinator, stop_on_signals(stop.ask), _own_errors(config):
+    with (
+        _own_errors(config),
+        stop_on_signals(stop.ask),
+        coordinate(config, notify=told.on_message, should_stop=lambda: stop.is_asked) as coordinator,
+    ):
         run = _StudyRun(config, coordinator, told, prepare)
         if not run.dispatcher.has_work:
             return RunEnd.COMPLETED
@@ -158,7 +163,7 @@ class _StudyRun:
         beside += [Job(trial=resolved(trial), role="confirm") for trial in config.confirmed]
         adopt_controls((job.identity for job in beside), records)
         self._num_planned = num_searched(config) + len({job.identity for job in beside})
-        study = open_study(config, self._copy.folder)
+        study = open_study(config, self._copy.folder, self._coordinator.patience)
         messages = warm_start(study, config, partial(named_study, config), resolved)
         reconciled = reconcile(study, config, records.trials, resolved)
         for message in (*messages, *reconciled.messages):
@@ -196,8 +201,9 @@ class _StudyRun:
         """Tune's tuner of the run and what follows its trials; the end writes down how the run ended."""
         config, copy, records = self._config, self._copy, self._records
         told = Observers(observers)
+        patience = self._coordinator.patience
         locks = self._coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None)
-        store = ExperienceStore(store_uri(config), leases=locks.open())
+        store = ExperienceStore(Files(store_uri(config), patience=patience), locks=locks.open(patience))
         placement = Placement(config, told.on_message)
         placement.check()
         waiting = placement.waiting()
@@ -230,7 +236,14 @@ class _StudyRun:
                 log_tail=partial(log_tail, copy.files),
             )
             context = WorkerContext(
-                places=ray.put(Places(storage=storage_uri(config), experience=store_uri(config), locks=locks)),
+                places=ray.put(
+                    Places(
+                        storage=storage_uri(config),
+                        experience=store_uri(config),
+                        token=self._coordinator.token,
+                        locks=locks,
+                    )
+                ),
                 study=config.name,
                 lengths=lengths(config),
                 share=config.experience.share,
@@ -304,10 +317,11 @@ def _own_errors(config: StudyConfig) -> Iterator[None]:
         while cause is not None:  # Tune raises its own while it handles ours
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
-                raise storage_full_error(cause.errno, cause) from error
+            full = storage_full_error(cause.errno, cause) if isinstance(cause, OSError) else None
+            if full is not None:
+                raise full from error
             if isinstance(cause, OperationalError) and config.optuna_storage is not None:
-                raise database_error(config.optuna_storage, cause) from error
+                raise no_answer_error(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
 

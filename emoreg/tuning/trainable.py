@@ -27,6 +27,8 @@ from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
+from emoreg.storage.locks import Fence
+from emoreg.storage.retry import Patience
 from emoreg.storage.working_copy import WorkingCopy, join, node_cache
 from emoreg.tracking.tensorboard import TensorBoardReporter
 from emoreg.training.context import TrialContext
@@ -55,11 +57,13 @@ class Places:
     Attributes:
         storage: URI of the storage.
         experience: URI of the experience store.
+        token: the driver's: see ``Fence``.
         locks: who runs which shared pre-training.
     """
 
     storage: str
     experience: str
+    token: str | None
     locks: SharedRunLocks
 
 
@@ -143,24 +147,27 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
     tune.report({EVENT: TrialPlaced(ray.get_runtime_context().get_node_id(), device_name(device))})
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
     torch.set_num_threads(max(1, int(cpus)))
-    with WorkingCopy(Files(join(places.storage, worker.study))) as copy, ExitStack() as after:
+    with closing(worker.stop_signal.watch()) as should_stop, ExitStack() as after:
+        patience = Patience(notify=log.warning, should_stop=should_stop)
+        files = Files(join(places.storage, worker.study), patience=patience)
+        copy = after.enter_context(WorkingCopy(files, check=Fence(files, places.token).check))
         copy.pull(*own)
+        copy.remove(*(found.name for found in files.find(own[1]) if found.name.endswith(".end")))
         after.callback(copy.push, *own)
         folder = copy.folder / "trials" / identity
         with (
             _logged(folder / LOG),
-            closing(worker.stop_signal.watch()) as is_stopped,
             TensorBoardReporter(copy.folder, assigned.trial, assigned.params) as tensorboard,
         ):
-            if is_stopped():
+            if should_stop():
                 raise Interrupted("the study was asked to stop before this trial began")
             log.info("attempt %d on %s, process %d, %s", assigned.attempt, platform.node(), os.getpid(), device_name(device))
             yield (
                 TrialContext(
-                    load_images=_image_loader(places, worker.offered),
+                    load_images=_image_loader(places, worker.offered, patience),
                     store=ExperienceStore(
-                        places.experience,
-                        leases=places.locks.open(),
+                        Files(places.experience, patience=patience),
+                        locks=places.locks.open(patience),
                         user=worker.study,
                         keep=worker.lengths,
                         share=worker.share,
@@ -169,17 +176,18 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
                     device=device,
                     evaluate_on="test" if assigned.role == "confirm" else "validation",
                     checkpoint_seconds=worker.checkpoint_seconds,
-                    should_stop=is_stopped,
+                    should_stop=should_stop,
                     on_checkpoint=partial(copy.push, *own),
                 ),
                 tensorboard,
             )
 
 
-def _image_loader(places: Places, offered: Mapping[Source, Prepared] | None) -> LoadImages:
+def _image_loader(places: Places, offered: Mapping[Source, Prepared] | None, patience: Patience) -> LoadImages:
     if offered is None:
         return partial(load, storage=image_storage(places.storage))
-    return FetchedSets(offered=offered, files=Files(join(places.storage, "imagesets")), folder=node_cache() / "imagesets")
+    files = Files(join(places.storage, "imagesets"), patience=patience)
+    return FetchedSets(offered=offered, files=files, folder=node_cache() / "imagesets")
 
 
 def _device() -> torch.device:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
+from emoreg.tuning.messages import epoch_result, last_result
 from ray import tune
 
-from emoreg.tuning.messages import epoch_result, last_result
 from tests.benchmarks.idle_trials import epoch_of, result_of
 from tests.integration.cluster import cluster_of
 from tests.integration.test_study import STUDY
@@ -48,9 +48,10 @@ def train(assignment: dict[str, Any], *, workplace: None, number_at_once: int, b
 
 def drive(address: str, storage: str, number_at_once: int, begun: str) -> None:
     """What `emoreg run` does, with these trials."""
+    from emoreg.tuning.driver import Driver
+
     from emoreg.cli import main as cli
     from emoreg.tuning import study
-    from emoreg.tuning.driver import Driver
 
     class CountingDriver(Driver):
         num_results: ClassVar[int] = 0

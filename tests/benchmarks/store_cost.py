@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from emoreg.training.pretrain import create_emotional_net
 from torch import nn
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, TrialConfig
@@ -26,7 +27,6 @@ from emoreg.data.batches import Batches
 from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import State, Writer
 from emoreg.training.experience import ExperienceStore, gain_experience
-from emoreg.training.pretrain import create_emotional_net
 from tests.helpers.trials import CPU
 
 ROUNDS = 15

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
-
 from emoreg.cluster.machine import Finding
 from emoreg.cluster.probes import Look, Node
 from emoreg.cluster.verdicts import (
@@ -27,6 +25,8 @@ from emoreg.cluster.verdicts import (
     judge_versions,
 )
 from emoreg.tuning.joining import Answer
+from pyarrow import fs
+
 from tests.integration.cluster import Cluster, cluster_of, free_port, lose, num_nodes
 from tests.integration.test_study import wait_for
 

@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 
 import pytest
+from emoreg.cluster.machine import Finding, examine, print_findings
 from rich.console import Console
 
-from emoreg.cluster.machine import Finding, examine, print_findings
 from emoreg.config import ImageSetConfig
 from emoreg.data import load
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from emoreg.tuning.messages import last_result
 from ray import tune
 
-from emoreg.tuning.messages import last_result
 from tests.benchmarks.idle_trials import result_of
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import optuna
 import pytest
+from emoreg.tracking.study_board import RUN, StudyBoard
 from playwright.sync_api import expect
 
 from emoreg.results.records import Records
 from emoreg.storage.files import Files
-from emoreg.tracking.study_board import RUN, StudyBoard
 from emoreg.tracking.tensorboard import finish, write_experiment
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.postgres import address_of

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
+from emoreg.tuning.driver import Driver
 from ray.tune.experiment import Trial
 
 from emoreg.cli import main as cli
 from emoreg.tuning import study
-from emoreg.tuning.driver import Driver
 
 _LOOK_SECONDS = 0.1
 

@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from emoreg.results.plan import read_openings
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.util import tensor_util
 
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.analysis import best_by_backbone
+from emoreg.results.plan import read_openings
 from emoreg.results.records import Records, RunRecord, TrialRecord
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files

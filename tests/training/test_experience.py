@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import xxhash
+from emoreg.training.pretrain import pretrain
 from torch import Tensor
 
 from emoreg.config import TrialConfig, Value, replace_paths
@@ -28,7 +29,6 @@ from emoreg.results.records import EpochRecord
 from emoreg.storage import checkpoint
 from emoreg.storage.locks import FileLeases
 from emoreg.training.experience import ExperienceStore, experience_key, trunk
-from emoreg.training.pretrain import pretrain
 from tests.helpers.experiences import gain, stimuli_of
 from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, States, Stop, equal, experience_folders, run, same, tiny
 from tests.helpers.values import OTHER_VALUES, whole

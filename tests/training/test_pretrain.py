@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from emoreg.training.pretrain import EmotionalNet, create_emotional_net, emotion_loss, pretrain
 from torch import Tensor
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, TrialConfig, Value, replace_paths
@@ -17,7 +18,6 @@ from emoreg.data.batches import Batches
 from emoreg.errors import Diverged, Interrupted
 from emoreg.results.records import EpochRecord
 from emoreg.storage.checkpoint import Keeper, State
-from emoreg.training.pretrain import EmotionalNet, create_emotional_net, emotion_loss, pretrain
 from tests.helpers.trials import (
     CPU,
     RANDOM,

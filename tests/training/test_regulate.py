@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from emoreg.training.regulate import evaluate, regulate
 from torch import Tensor
 
 from emoreg.config import RegulationConfig, TrialConfig, replace_paths
@@ -17,7 +18,6 @@ from emoreg.storage.checkpoint import Keeper, State
 from emoreg.training.backbones import create_encoder
 from emoreg.training.events import BalanceSample, Event
 from emoreg.training.model import Regulation
-from emoreg.training.regulate import evaluate, regulate
 from tests.helpers.trials import (
     CPU,
     RANDOM,
