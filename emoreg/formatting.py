@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from emoreg.config import Value
+from emoreg.config import Value, control_named
 
 
 def control_name(control: str) -> str:
     """What a reader calls a control."""
-    return "regulation" if control == "regulated" else control
+    return control_named(control).label
 
 
 def format_params(params: Mapping[str, Value]) -> list[str]:

@@ -15,17 +15,18 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, arg
+from tyro.conf import AvoidSubcommands, FlagCreatePairsOff, Positional, Suppress, arg
 
 import emoreg
-from emoreg.config import FIRST_SEED, Float, ImageSetConfig, StudyConfig, require
+from emoreg.config import FIRST_SEED, Distribution, Float, ImageSetConfig, StudyConfig, TrialConfig, TrialResources, require
 from emoreg.config.search_space import SearchSpace
 from emoreg.errors import ConfigError, StorageError, UserError
 from emoreg.storage.files import without_credentials
@@ -81,7 +82,27 @@ _Submitted = Annotated[
 _WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
 _Written = Annotated[Positional[str], arg(metavar="STUDY", help=_WRITTEN)]
 _LOOPBACK = "127.0.0.1"
-_Config = Annotated[StudyConfig, arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Options(StudyConfig):
+    """A study as the command line sets it: what is set in a study file alone is no option."""
+
+    search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
+    confirmed: Suppress[tuple[TrialConfig, ...]] = ()
+    resources_by_backbone: Suppress[Mapping[str, TrialResources]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: StudyConfig) -> _Options:
+        """The options whose defaults are the settings of a study."""
+        return cls(**{item.name: getattr(study, item.name) for item in dataclasses.fields(StudyConfig)})
+
+    def study(self) -> StudyConfig:
+        """The study that was set."""
+        return StudyConfig(**{item.name: getattr(self, item.name) for item in dataclasses.fields(StudyConfig)})
+
+
+_Config = Annotated[_Options, arg(name="")]
 _Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
 _Switch = FlagCreatePairsOff[bool]
 _Evaluate = Literal["validation", "test"]
@@ -189,12 +210,13 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
     ``space`` is the whole search space, before the command line set anything.
     """
     overridden = _overridden(arguments)
+    options = _Options.of(default)
 
-    def launch(study: str, config: StudyConfig, address: str | None = None) -> Launch:
-        return Launch(study, config, space, overridden, address, f"emoreg {shlex.join(arguments)}")
+    def launch(study: str, config: _Options, address: str | None = None) -> Launch:
+        return Launch(study, config.study(), space, overridden, address, f"emoreg {shlex.join(arguments)}")
 
     def run(
-        study: _Study, config: _Config = default, dry_run: _Switch = False, address: str | None = None, debug: _Debug = False
+        study: _Study, config: _Config = options, dry_run: _Switch = False, address: str | None = None, debug: _Debug = False
     ) -> _Command:
         """Run a study on Ray: what is missing of it.
 
@@ -212,7 +234,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def confirm(
         study: _Study,
-        config: _Config = default,
+        config: _Config = options,
         top: int = 1,
         seeds: int = 10,
         first_seed: int = FIRST_SEED,
@@ -242,7 +264,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def trial(
         study: _Study,
-        config: _Config = default,
+        config: _Config = options,
         evaluate: _Evaluate = "validation",
         device: _Device = "auto",
         replay: str | None = None,
@@ -266,10 +288,10 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
                 shlex.join(arguments),
                 "drop them",
             )
-            return partial(_replay, config, replay, device)
-        return partial(_trial, config, evaluate, device)
+            return partial(_replay, config.study(), replay, device)
+        return partial(_trial, config.study(), evaluate, device)
 
-    def show(study: _Study, config: _Config = default, debug: _Debug = False) -> _Command:
+    def show(study: _Study, config: _Config = options, debug: _Debug = False) -> _Command:
         """Show a study before it runs.
 
         Its configuration, search space, number of trials, and an estimate of its cost.
@@ -282,7 +304,7 @@ def _commands(default: StudyConfig, space: SearchSpace, arguments: list[str]) ->
 
     def submit(
         study: _Study,
-        config: _Config = default,
+        config: _Config = options,
         address: str = head,
         confirm: _Switch = False,
         top: int = 1,

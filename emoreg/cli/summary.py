@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emoreg.config import CONFIRM, Objective, StudyConfig, TrialConfig, leaves
+from emoreg.config import CONFIRM, StudyConfig, TrialConfig, leaves
 from emoreg.formatting import control_name, counted, duration, format_params
 from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading, waiting_share
 from emoreg.results.confirmation import Chosen, Look, expected_seconds, opened_beside, rows_of, verdicts
@@ -205,7 +205,8 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
     settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
-        if path not in ("search_space", "confirmed") and value != {}:  # resources_by_backbone, where it is empty
+        is_shown = path.partition(".")[0] not in ("search_space", "confirmed")
+        if is_shown and value != {}:  # resources_by_backbone, where it is empty
             searched = path.removeprefix("trial.") in config.search_space
             settings.add_row(path, Text(_as_text(value) + (" (searched)" if searched else "")))
     console.print(settings)
@@ -234,6 +235,4 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
 
 def _as_text(value: Any) -> str:
     """A setting's value as the command line would take it."""
-    if isinstance(value, Objective):
-        return f"{value.metric} {value.mode}"
     return " ".join(map(_as_text, value)) if isinstance(value, tuple) else str(value)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from emoreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from emoreg.config.controls import Control
 
 T = TypeVar("T")
 
@@ -26,7 +29,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         self.kind = kind
         self._entries: dict[str, T] = {}
-        _ALL.append(self)
 
     def add(self, name: str, entry: T) -> T:
         """Add an entry; one of the same name is replaced, as a notebook's cell that is run again does."""
@@ -44,10 +46,11 @@ class Registry(Mapping[str, T], Generic[T]):
             ConfigError: if there is none, with the nearest names.
         """
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.4) or [*self._entries]
+            decorator = f"@emoreg.{self.kind.replace(' ', '_')}({name!r})"
+            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.4) or [*self._entries] or ["none"]
             raise ConfigError(
-                f"Register the {self.kind} {name!r} in the study file (@emoreg.{self.kind.replace(' ', '_')}({name!r})) or name "
-                f"another: {of} must be a registered {self.kind}; the nearest are {', '.join(near)}"
+                f"Register the {self.kind} {name!r} in the study file ({decorator}) or name another: {of} must be a registered "
+                f"{self.kind}, but it is {name!r}; the nearest are {', '.join(near)}"
             )
         return self._entries[name]
 
@@ -61,9 +64,18 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
 
-_ALL: list[Registry[Any]] = []
+CONTROLS: Registry[Control] = Registry("control")
+"""What a trial can be compared with, in the order of tables: see ``config.controls``."""
+IMAGE_SETS: Registry[Any] = Registry("image set")
+"""Readers of image sets: see ``data``."""
+BACKBONES: Registry[Any] = Registry("backbone")
+"""Encoders beside timm's: see ``training.backbones``."""
+PROBES: Registry[Any] = Registry("probe")
+"""What looks at a network after chosen epochs: see ``training``."""
+METRICS: Registry[Any] = Registry("metric")
+"""What is measured on validation besides accuracy and loss: see ``training``."""
 
 
 def registries() -> tuple[Registry[Any], ...]:
-    """Every registry that has been made."""
-    return tuple(_ALL)
+    """Every registry of the package."""
+    return (CONTROLS, IMAGE_SETS, BACKBONES, PROBES, METRICS)

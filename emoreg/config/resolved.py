@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emoreg.config import ImageSetConfig, TrialConfig, leaves
+from emoreg.config.paths import is_branch, leaves
+from emoreg.config.registry import CONTROLS
+from emoreg.config.trial import ImageSetConfig, TrialConfig
+from emoreg.config.validation import require
 
 Source = tuple[str, str | None, str | None, int]
 """What an image set is read from: name, path, target, and the side in pixels that it is prepared at."""
@@ -29,6 +33,17 @@ class Fingerprints:
         """The fingerprint of an image set; None where it is not known."""
         return self.by_source.get(source_of(image_set, image_size))
 
+    def rows(self) -> list[list[Any]]:
+        """All of them as JSON has them: name, path, target, image size, fingerprint."""
+        return [[*source, fingerprint] for source, fingerprint in self.by_source.items()]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Iterable[Any]]) -> Fingerprints:
+        """What ``rows`` made, read back from JSON."""
+        return cls({(name, path, target, size): fingerprint for name, path, target, size, fingerprint in rows})
+
+
+_CUTS = ("num_images", "validation_fraction", "split_seed")
 
 UNKNOWN = Fingerprints({})
 """No image set has been opened yet."""
@@ -46,13 +61,126 @@ class ResolvedTrial:
     config: TrialConfig
     identity: str
 
+    @property
+    def needs_pretraining(self) -> bool:
+        """Whether the trial has an experience to pay for, or to take from the store."""
+        return self.config.regulation.needs_emotional and self.config.pretraining.epochs > 0
+
+    @property
+    def images_of_pretraining(self) -> ImageSetConfig | None:
+        """The image set of stage 1, by the control; None for a trial without an emotional encoder.
+
+        Another set than the stimuli is to be cut to as many training images as the stimuli have.
+        """
+        if not self.config.regulation.needs_emotional:
+            return None
+        image_set: ImageSetConfig = getattr(self.config, CONTROLS[self.config.control].images)
+        return image_set
+
 
 def resolve_trial(config: TrialConfig, fingerprints: Fingerprints = UNKNOWN) -> ResolvedTrial:
-    """Apply the control of ``config`` and compute the trial's identity. Resolving a resolved configuration changes nothing."""
-    applied = config.applied()
-    values: dict[str, Any] = dict(leaves(applied))
-    for path, value in values.items():
-        if isinstance(value, float) and value.is_integer():  # 1 and 1.0 are one setting
-            values[path] = int(value)
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    """Apply the control of ``config`` and compute the trial's identity. Resolving a resolved configuration changes nothing.
+
+    Raises:
+        ConfigError: for a control that is not registered, or that would change what it has changed again.
+    """
+    change = CONTROLS.require(config.control, of="control").change
+    applied = dataclasses.replace(change(config), control=config.control)
+    require(
+        dataclasses.replace(change(applied), control=config.control) == applied,
+        "a control that is applied twice must change nothing the second time",
+        config.control,
+        "let it set values that do not depend on what they were",
+    )
+    text = json.dumps(decisive(applied, fingerprints), sort_keys=True, separators=(",", ":"))
     return ResolvedTrial(config=applied, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]:
+    """What decides the numbers of a trial whose control is applied, by path: its identity is the hash of this.
+
+    A setting at its default is left out, so that one that is added later changes no identity; so is what the trial cannot use.
+    An image set counts by its fingerprint, where that is known, in place of its source.
+    """
+    unused = set(_unused(applied))
+    values = {}
+    for path, value in _changed(applied):
+        if unused.isdisjoint(_prefixes(path)):
+            values[path] = int(value) if isinstance(value, float) and value.is_integer() else value  # 1 and 1.0 are one setting
+    for role in _image_sets(applied):
+        fingerprint = fingerprints.of(getattr(applied, role), applied.image_size)
+        source = [f"{role}.{name}" for name in ("name", "path", "target")]
+        if fingerprint is not None and role not in unused:
+            values = {path: value for path, value in values.items() if path not in source}
+            values[f"{role}.fingerprint"] = fingerprint
+    return values
+
+
+def _image_sets(trial: TrialConfig) -> list[str]:
+    return [item.name for item in dataclasses.fields(trial) if isinstance(getattr(trial, item.name), ImageSetConfig)]
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _unused(trial: TrialConfig) -> Iterator[str]:
+    """The settings that the trial cannot use, by path; a path stands for all below it."""
+    # What is measured besides changes nothing that is trained, and draws from no stream: a trial that has finished has
+    # finished, whatever one would like to have measured of it as well.
+    yield from ("metrics", "probes", "probe_every")
+    regulation = trial.regulation
+    if trial.deterministic:
+        yield "precision"  # no mixed precision, whether it is "auto" or "float32"
+    if regulation.kind in ("random", "random_learnable"):
+        yield "regulation.balance"
+    if regulation.lr_schedule != "warmup_stable_decay":
+        yield "regulation.decay_fraction"
+    if regulation.kind == "fixed" and regulation.balance in (0.0, 1.0):
+        yield "regulation.mix_space"  # one response is all there is
+    if not (regulation.needs_emotional and regulation.needs_plain):
+        yield "regulation.form"
+    if not regulation.needs_emotional or regulation.form == "conditioned":  # which always freezes
+        yield "regulation.freeze_emotional"
+    yield from _unused_of_pretraining(trial)
+
+
+def _unused_of_pretraining(trial: TrialConfig) -> Iterator[str]:
+    role = CONTROLS[trial.control].images
+    sets = {"stimuli", "neutral"}
+    if not trial.regulation.needs_emotional:
+        yield from ("pretraining", *sets)
+    elif trial.pretraining.epochs == 0:
+        yield from (f"pretraining.{path}" for path, _ in leaves(trial.pretraining) if path != "epochs")
+        if trial.regulation.form != "conditioned":
+            yield from sets
+        else:  # the number of classes is the width of the emotion head
+            yield from sets - {role}
+            yield from (f"{role}.{name}" for name in _CUTS if role in sets)
+    elif role == "stimuli":
+        yield "neutral"
+        if trial.stimuli.num_images is None and trial.stimuli.validation_fraction == 0:
+            yield "stimuli.split_seed"  # nothing is cut
+    else:  # as many images as the stimuli have, which therefore count too
+        yield from sets - {role, "stimuli"}
+        if role in sets:
+            yield f"{role}.num_images"
+
+
+def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings that are not at their default, which is the field's own; the length of a tuple of configurations is one."""
+    for item in dataclasses.fields(config):
+        value, path = getattr(config, item.name), f"{prefix}{item.name}"
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        if not is_branch(value):
+            if value != default:
+                yield path, value
+        elif isinstance(value, tuple):
+            yield path, len(value)
+            for index, part in enumerate(value):
+                yield from _changed(part, f"{path}.{index}.")
+        else:
+            if default is None:
+                yield path, type(value).__name__
+            yield from _changed(value, f"{path}.")

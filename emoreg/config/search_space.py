@@ -12,7 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
-from emoreg.config import Choice, Distribution, Float, Int, StudyConfig, TrialConfig, Value, read_path, replace_paths
+from emoreg.config.distributions import Choice, Distribution, Float, Int
+from emoreg.config.paths import Value, read_path, replace_paths
+from emoreg.config.study import StudyConfig
+from emoreg.config.trial import TrialConfig
 from emoreg.errors import ConfigError
 
 SearchSpace = Mapping[str, Distribution]

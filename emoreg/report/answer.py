@@ -16,8 +16,6 @@ from emoreg.results.confirmation import Chosen, Row
 from emoreg.results.statistics import REQUIRED, Comparison, Says, fewest_seeds
 from emoreg.results.study import Study
 
-_METHODS = ("regulated", *CONTROLS)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
@@ -175,7 +173,7 @@ def paper_table(studies: Sequence[tuple[str, Study]]) -> Table | None:
                         Cell(text=control_name(control)),
                         *(_accuracy(found.get(control), top) for (_, _, found), top in zip(columns, best, strict=True)),
                     )
-                    for control in _METHODS
+                    for control in CONTROLS
                     if any(control in found for _, _, found in columns)
                 )
             ),

@@ -246,7 +246,7 @@ def _learning_curves(study: Study) -> dict[str, dict[str, dict[int, float]]]:
         if record.role == "control" and record.status == "finished":
             groups.setdefault((record.backbone, record.control), []).append(record)
     for backbone in dict.fromkeys([*study.backbones, *(key[0] for key in groups)]):
-        for control in ("regulated", *CONTROLS):
+        for control in CONTROLS:
             if (backbone, control) in groups:
                 found.setdefault(backbone, {})[control_name(control)] = _mean_curve(study, groups[backbone, control])
     with_epochs = {

@@ -9,7 +9,7 @@ from functools import cmp_to_key
 
 from scipy import stats
 
-from emoreg.config import CONTROLS, Objective
+from emoreg.config import Objective, in_order
 from emoreg.results.records import RunRecord, TrialRecord
 
 _CONFIDENCE = 0.95
@@ -141,7 +141,7 @@ def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
         if record.role == "control" and record.status == "finished" and record.val_accuracy is not None:
             by_group.setdefault((record.backbone, record.control), {})[record.seed] = record.val_accuracy
     rows = []
-    order = ("regulated", *CONTROLS)
+    order = in_order(control for _, control in by_group)
     for backbone, control in sorted(by_group, key=lambda group: (group[0], order.index(group[1]))):
         accuracies = by_group[backbone, control]
         regulated = by_group.get((backbone, "regulated"), {})

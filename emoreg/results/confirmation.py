@@ -18,13 +18,13 @@ from pathlib import Path
 from emoreg.config import (
     CONFIRM,
     CONTROLS,
-    Control,
     ImageSetConfig,
     RegulationConfig,
     SchedulerConfig,
     StudyConfig,
     TrialConfig,
     Value,
+    in_order,
 )
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
@@ -34,7 +34,6 @@ from emoreg.results.statistics import Comparison, Verdict, compare, judge
 from emoreg.storage.files import replacing
 
 PLAN = "plan.json"
-_CONTROLS: tuple[Control, ...] = ("regulated", *CONTROLS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +67,7 @@ class Planned:
     """A trial of a confirmation: which chosen configuration it belongs to, as what, and its own identity."""
 
     chosen: str
-    control: Control
+    control: str
     seed: int
     identity: str
 
@@ -92,7 +91,7 @@ class Row:
     """One configuration, as regulation or as a control, over the seeds that have finished."""
 
     chosen: Chosen
-    control: Control
+    control: str
     accuracy: Estimate
     comparison: Comparison | None
     """Regulation against this control; None for regulation itself."""
@@ -194,7 +193,7 @@ def plan_trials(
         seeds: the same for all.
         images: counts those in an epoch of a set.
     """
-    controls = [control for control in _CONTROLS if control != "neutral" or config.trial.neutral is not None]
+    controls = [name for name, entry in CONTROLS.items() if getattr(config.trial, entry.images) is not None]
     planned = []
     for seed in seeds:
         for found in chosen:
@@ -321,18 +320,18 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
     All comparisons of the look are one family. None are made before the look is whole: who tests in between and stops where he
     likes what he sees would make false claims more often than the statistics allow for.
     """
-    accuracies: dict[tuple[str, Control], dict[int, float]] = {}
+    accuracies: dict[tuple[str, str], dict[int, float]] = {}
     for trial in look.trials:
         record = records.get(trial.identity)
         if record is not None and record.status == "finished" and record.test_accuracy is not None:
             accuracies.setdefault((trial.chosen, trial.control), {})[trial.seed] = record.test_accuracy
-    family: dict[tuple[str, Control], list[float]] = {}
+    family: dict[tuple[str, str], list[float]] = {}
     for (identity, control), by_seed in accuracies.items():
         regulated = accuracies.get((identity, "regulated"), {})
         common = sorted(regulated.keys() & by_seed.keys())
         if control != "regulated" and common:
             family[identity, control] = [regulated[seed] - by_seed[seed] for seed in common]
-    compared: dict[tuple[str, Control], Comparison] = compare(family) if is_whole(look, records) else {}
+    compared: dict[tuple[str, str], Comparison] = compare(family) if is_whole(look, records) else {}
     return [
         Row(
             chosen=found,
@@ -341,7 +340,7 @@ def rows_of(look: Look, records: Mapping[str, TrialRecord]) -> list[Row]:
             comparison=compared.get((found.identity, control)),
         )
         for found in look.chosen
-        for control in _CONTROLS
+        for control in in_order(trial.control for trial in look.trials)
         if (found.identity, control) in accuracies
     ]
 

@@ -29,7 +29,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.util import tensor_util
 
-from emoreg.config import Choice, Control, Distribution, StudyConfig
+from emoreg.config import Choice, Distribution, StudyConfig
 from emoreg.formatting import control_name
 from emoreg.results.analysis import better, waiting_share
 from emoreg.results.confirmation import Look, read_looks
@@ -177,7 +177,7 @@ class StudyBoard:
         for group in self._groups:
             self._write_control(*group)
 
-    def _write_control(self, title: str, control: Control) -> None:
+    def _write_control(self, title: str, control: str) -> None:
         """Write a control's curve: the mean over its trials that finished."""
         trials = self._records.trials
         identities = {
@@ -194,7 +194,7 @@ class StudyBoard:
             self._files[control].write(number, scalar_pb(_tag(title), mean))
 
 
-def _groups(config: StudyConfig, looks: Sequence[Look]) -> dict[tuple[str, Control], set[str]]:
+def _groups(config: StudyConfig, looks: Sequence[Look]) -> dict[tuple[str, str], set[str]]:
     """Trials beside the search, by the title of their chart and what they are.
 
     A chart is a backbone's, or that of a configuration which is confirmed.
@@ -203,7 +203,7 @@ def _groups(config: StudyConfig, looks: Sequence[Look]) -> dict[tuple[str, Contr
     if looks:
         names = {chosen.identity: chosen.name for chosen in looks[-1].chosen}
         found += [(names[trial.chosen], trial.control, trial.identity) for trial in looks[-1].trials]
-    groups: dict[tuple[str, Control], set[str]] = {}
+    groups: dict[tuple[str, str], set[str]] = {}
     for title, control, identity in found:
         groups.setdefault((title, control), set()).add(identity)
     return groups

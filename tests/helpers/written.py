@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emoreg.config import Choice, Control, Float, ImageSetConfig, Int, RegulationConfig, StudyConfig, TrialConfig, Value
+from emoreg.config import Choice, Float, ImageSetConfig, Int, RegulationConfig, StudyConfig, TrialConfig, Value
 from emoreg.config.search_space import resolve
 from emoreg.results.confirmation import choose, confirming, look_of, plan_trials, write_looks
 from emoreg.results.records import EpochRecord, Provenance, Records, Role, Status, TrialRecord, TrialResult, trial_record
@@ -25,7 +25,7 @@ PROVENANCE = Provenance(
 )
 OPTIMUM = 0.4
 """Balance at which the made-up accuracy is highest."""
-_EFFECTS: Mapping[Control, float] = {
+_EFFECTS: Mapping[str, float] = {
     "regulated": 0.0, "plain": -0.03, "compute_matched": -0.02, "emotional": -0.05, "untrained": -0.025, "shuffled": -0.02, "neutral": -0.01,
 }  # fmt: skip
 

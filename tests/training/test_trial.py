@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emoreg.config import CONTROLS, Control, ImageSetConfig, TrialConfig, replace_paths
+from emoreg.config import CONTROLS, ImageSetConfig, TrialConfig, replace_paths
 from emoreg.data import cut_validation, load
 from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError, Diverged, ImageSetError, Interrupted
@@ -276,7 +276,7 @@ def part(network: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def test_controls_are_paired_by_seed(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     neutral = ImageSetConfig(name="digits", split_seed=5)
     base = dataclasses.replace(TINY, neutral=neutral)
-    controls: tuple[Control, ...] = ("regulated", *CONTROLS)
+    controls = tuple(CONTROLS)
     starts = {c: initial_network(dataclasses.replace(base, control=c), storage, monkeypatch) for c in controls}
     for control, start in starts.items():
         if control != "emotional":

@@ -1,0 +1,131 @@
+"""Controls: what a trial is compared with. Each says what it changes of a trial, which images it takes, how it is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+from emoreg.config.registry import CONTROLS
+from emoreg.config.trial import ImageSetConfig, TrialConfig
+from emoreg.config.validation import annotations_of, require
+
+Change = Callable[[TrialConfig], TrialConfig]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A control, or regulation itself.
+
+    Attributes:
+        name: as settings, records and tables have it.
+        change: writes the control's meaning into a trial's settings. What it has changed, it leaves as it is.
+        images: the setting of the trial whose image set pre-training is on.
+        label: what a reader calls it.
+        dash: how its lines are drawn in charts, as plotly takes it.
+        description: what it shows, in one sentence.
+    """
+
+    name: str
+    change: Change
+    images: str
+    label: str
+    dash: str
+    description: str
+
+
+def control(
+    name: str, *, images: str = "stimuli", label: str | None = None, dash: str = "2px,2px", description: str | None = None
+) -> Callable[[Change], Change]:
+    """Register the decorated function, which takes a ``TrialConfig`` and returns a changed one, as a control.
+
+    Args:
+        name: as ``StudyConfig.controls`` names it.
+        images: the setting of the trial whose image set pre-training is on: stimuli, neutral or task. Another set than the
+            stimuli is cut to as many images as the stimuli have.
+        label: what a reader calls it; the name where left out.
+        dash: how its lines are drawn in charts: solid, dot, dash, or lengths such as "5px,2px".
+        description: what it shows; the first line of the function's docstring where left out.
+
+    Raises:
+        ConfigError: for images that a trial has no setting for.
+    """
+    sets = [role for role, hint in annotations_of(TrialConfig).items() if ImageSetConfig in (hint, *get_args(hint))]
+    require(images in sets, "a control's images must be an image set of the trial", images, f"name one of {', '.join(sets)}")
+
+    def register(change: Change) -> Change:
+        text = description or (change.__doc__ or "").partition("\n")[0]
+        entry = Control(name=name, change=change, images=images, label=label or name, dash=dash, description=text)
+        CONTROLS.add(name, entry)
+        return change
+
+    return register
+
+
+def control_named(name: str) -> Control:
+    """The control of this name; one that is not registered here, since its study file is not loaded, can only be drawn."""
+
+    def refuse(_: TrialConfig) -> TrialConfig:
+        return CONTROLS.require(name, of="control").change(_)
+
+    unknown = Control(name=name, change=refuse, images="stimuli", label=name, dash="2px,2px", description="")
+    return CONTROLS.get(name, unknown)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of controls in the order of tables: as they are registered, then those that are not registered here."""
+    found = dict.fromkeys(names)
+    return (*(name for name in CONTROLS if name in found), *(name for name in found if name not in CONTROLS))
+
+
+def comparison_names() -> tuple[str, ...]:
+    """The registered controls that regulation is compared with."""
+    return tuple(name for name in CONTROLS if name != "regulated")
+
+
+@control("regulated", label="regulation", dash="solid")
+def _regulated(trial: TrialConfig) -> TrialConfig:
+    """Regulation as configured: what the controls are compared with."""
+    return trial
+
+
+@control("plain", dash="dash")
+def _plain(trial: TrialConfig) -> TrialConfig:
+    """The plain backbone alone (b = 0): does regulation help at all?"""
+    return _one_sided(trial, balance=0.0, epochs=0)
+
+
+@control("compute_matched", dash="longdash")
+def _compute_matched(trial: TrialConfig) -> TrialConfig:
+    """The plain backbone, to which a confirmation gives as many further images as pre-training took."""
+    return _one_sided(trial, balance=0.0, epochs=0)
+
+
+@control("emotional", dash="dot")
+def _emotional(trial: TrialConfig) -> TrialConfig:
+    """The emotional encoder alone (b = 1): does the plain response help beside it?"""
+    return _one_sided(trial, balance=1.0, epochs=trial.pretraining.epochs)
+
+
+def _one_sided(trial: TrialConfig, *, balance: float, epochs: int) -> TrialConfig:
+    regulation = dataclasses.replace(trial.regulation, form="output", kind="fixed", balance=balance, freeze_emotional=False)
+    return dataclasses.replace(trial, regulation=regulation, pretraining=dataclasses.replace(trial.pretraining, epochs=epochs))
+
+
+@control("untrained", dash="dashdot")
+def _untrained(trial: TrialConfig) -> TrialConfig:
+    """No pre-training: is it the experience, or only a second encoder?"""
+    return dataclasses.replace(trial, pretraining=dataclasses.replace(trial.pretraining, epochs=0))
+
+
+@control("shuffled", dash="longdashdot")
+def _shuffled(trial: TrialConfig) -> TrialConfig:
+    """Pre-training on permuted labels: is it what the stimuli mean?"""
+    return dataclasses.replace(trial, pretraining=dataclasses.replace(trial.pretraining, shuffle_labels=True))
+
+
+@control("neutral", images="neutral", dash="5px,2px")
+def _neutral(trial: TrialConfig) -> TrialConfig:
+    """Pre-training on images without affect, as many as the stimuli: is it emotion, or any images?"""
+    return trial

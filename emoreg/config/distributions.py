@@ -1,0 +1,91 @@
+"""What a search space is made of: a real number, a whole number, or one of a few values, perhaps in one branch only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from emoreg.config.paths import Value
+from emoreg.config.validation import DISTINCT, Positive, PositiveInt, Rule, not_empty, validate
+
+_Values = Annotated[tuple[Value, ...], not_empty("name at least one")]
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """A branch of the search space: the parameter exists only where ``path`` holds one of ``values``."""
+
+    path: str
+    values: _Values
+
+    def __post_init__(self) -> None:
+        validate(self, "When")
+
+
+def _range_rules(no_step: int | None) -> tuple[Rule, ...]:
+    return (
+        Rule("low", lambda c: c.low <= c.high, "must not be above high, {c.high!r}", "swap them"),
+        Rule("low", lambda c: not c.log or c.low > 0, "must be above 0 for log=True", "raise it, or use log=False"),
+        Rule("step", lambda c: not c.log or c.step == no_step, "goes without log=True", "choose one of log and step"),
+    )
+
+
+_FLOAT_RULES, _INT_RULES = _range_rules(None), _range_rules(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """A real number in [low, high], uniform or uniform in the logarithm, or on a grid of ``step``."""
+
+    low: float
+    high: float
+    log: bool = field(default=False, kw_only=True)
+    step: Positive | None = field(default=None, kw_only=True)
+    when: When | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, number in (("low", self.low), ("high", self.high), ("step", self.step)):
+            if isinstance(number, int):  # what is written down tells a Float from an Int
+                object.__setattr__(self, name, float(number))
+        validate(self, "Float", _FLOAT_RULES)
+
+    def bounds(self) -> tuple[Value, ...]:
+        """The ends of the range."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A whole number in [low, high], uniform or uniform in the logarithm, or on a grid of ``step``."""
+
+    low: int
+    high: int
+    log: bool = field(default=False, kw_only=True)
+    step: PositiveInt = field(default=1, kw_only=True)
+    when: When | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        validate(self, "Int", _INT_RULES)
+
+    def bounds(self) -> tuple[Value, ...]:
+        """The ends of the range."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few values."""
+
+    values: Annotated[_Values, DISTINCT]
+    when: When | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        validate(self, "Choice")
+
+    def bounds(self) -> tuple[Value, ...]:
+        """Every value: each must be valid."""
+        return self.values
+
+
+Distribution = Int | Float | Choice
+"""In this order: what JSON has is read as the first that takes it, and Int does not take 1.0."""

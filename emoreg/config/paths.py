@@ -1,0 +1,88 @@
+"""Paths into a configuration: names, and places in tuples, with dots between, as in ``"regulation.balance"``.
+
+Search spaces and command lines name settings by their paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from emoreg.config.validation import annotations_of, check
+from emoreg.errors import ConfigError
+
+Value = str | int | float | bool
+"""A value that a search may choose."""
+Config = TypeVar("Config")
+
+
+def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every path into a configuration with its value, in the order of the fields.
+
+    A path goes on through configurations and tuples of them (``"stages.0.epochs"``); an empty tuple is a value.
+    """
+    for name, value in _parts(config):
+        path = f"{prefix}{name}"
+        if is_branch(value):
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def is_branch(value: object) -> bool:
+    """Whether paths go on through a value: a configuration, or a tuple of them."""
+    if isinstance(value, tuple):
+        return bool(value) and all(map(is_branch, value))
+    return dataclasses.is_dataclass(value)
+
+
+def _parts(config: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(config, tuple):
+        return ((str(index), item) for index, item in enumerate(config))
+    return ((item.name, getattr(config, item.name)) for item in dataclasses.fields(config))
+
+
+def read_path(config: object, path: str) -> Any:
+    """The value at ``path``.
+
+    Raises:
+        ConfigError: for a path that is not there, with the nearest ones that are.
+    """
+    known = dict(leaves(config))
+    if path not in known:
+        near = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
+        names = f"such as {' or '.join(near)}" if near else "that `emoreg show` lists"
+        raise ConfigError(f"Name a setting {names}: a path must lead to a setting of the trial, but {path!r} does not")
+    return known[path]
+
+
+def replace_paths(config: Config, values: Mapping[str, Value]) -> Config:
+    """``config`` with the values at the paths replaced and validated, all at once.
+
+    Raises:
+        ConfigError: for an unknown path, a value of the wrong type, or one that breaks a rule.
+    """
+    for path, value in values.items():
+        read_path(config, path)
+        owner: Any = config
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = dict(_parts(owner))[parent]
+        check(path, annotations_of(type(owner))[name], value)
+    changed: Config = _replace(config, values)
+    return changed
+
+
+def _replace(config: Any, values: Mapping[str, Value]) -> Any:
+    if "" in values:
+        return values[""]
+    inner: dict[str, dict[str, Value]] = {}
+    for path, value in values.items():
+        head, _, tail = path.partition(".")
+        inner.setdefault(head, {})[tail] = value
+    changed = {name: _replace(part, inner[name]) for name, part in _parts(config) if name in inner}
+    if isinstance(config, tuple):
+        return tuple(changed.get(name, part) for name, part in _parts(config))
+    return dataclasses.replace(config, **changed)

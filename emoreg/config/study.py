@@ -1,0 +1,350 @@
+"""What a study is: a trial, what is searched around it, how it is run. Every default of a study lives here and only here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Annotated, Literal
+
+from emoreg.config.distributions import Choice, Distribution
+from emoreg.config.paths import read_path, replace_paths
+from emoreg.config.registry import CONTROLS
+from emoreg.config.secrets import without_secrets
+from emoreg.config.trial import TrialConfig
+from emoreg.config.validation import (
+    DISTINCT,
+    Constraint,
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Registered,
+    Rule,
+    matches,
+    not_empty,
+    require,
+    validate,
+)
+
+STORAGE = "runs"
+"""Where studies lie unless they say otherwise."""
+
+CONFIRM = ".confirm"
+"""Ends the name of a confirmation."""
+
+FIRST_SEED = 1000
+"""Where the seeds of confirmations begin: far from the small numbers that searches use."""
+
+_NAME = matches(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "must be 1 to 64 letters, digits, '.', '_' or '-' and begin with a letter or digit",
+    "rename the study",
+)
+_NO_SPACE = not_empty("give at least one path, e.g. {'regulation.balance': Float(0.0, 1.0)} (`emoreg trial` runs one trial)")
+_AcceleratorType = Annotated[
+    str,
+    matches(r"[\w.+-]+", "must be one of Ray's names", "name H100, A100 or T4, say (`ray status -v` lists those of a cluster)"),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig:
+    """Which Optuna sampler proposes the next trial."""
+
+    name: Literal["tpe", "gp", "cmaes", "random", "grid", "qmc", "nsga2"] = "tpe"
+    """Model-based (tpe, gp, cmaes), evolutionary (nsga2), space-filling (random, qmc), or every combination (grid)."""
+    seed: int = 0
+    """Seed of the proposals; the trials' own is trial.seed."""
+    num_startup_trials: PositiveInt = 10
+    """Random trials before a model-based sampler (tpe, gp, cmaes) takes over."""
+
+    def __post_init__(self) -> None:
+        validate(self, "sampler")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """Which Tune scheduler stops trials early. It compares regulation epochs with regulation epochs, never pre-training."""
+
+    name: Literal["none", "asha", "median"] = "none"
+    """Stop none, the worse at each of ASHA's rungs, or those below the median of the others' running means."""
+    grace_epochs: PositiveInt = 1
+    """Regulation epochs that every trial gets."""
+    reduction_factor: Annotated[int, Constraint(lambda factor: factor >= 2, "must be 2 or more", "try 3")] = 3
+    """ASHA keeps the best 1/reduction_factor at each rung (Li et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        validate(self, "scheduler")
+
+
+MEASURED = ("val_accuracy", "val_loss", "device_seconds")
+"""What every trial has for an objective, whatever its metrics are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What a search makes large or small: a column of the trial records, or a metric of theirs."""
+
+    metric: str = "val_accuracy"
+    """val_accuracy, val_loss (of regulation's last epoch), val_NAME for a metric in trial.metrics, or device_seconds."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a large or a small value is better."""
+
+    def __post_init__(self) -> None:
+        validate(self, "objective", _OBJECTIVE_RULES)
+
+    @property
+    def custom_metric(self) -> str | None:
+        """The registered metric that it names; None for what every trial has."""
+        return None if self.metric in MEASURED else self.metric.removeprefix("val_")
+
+
+_OBJECTIVE_RULES = (
+    Rule(
+        "metric",
+        lambda c: c.metric in MEASURED or c.metric.startswith("val_"),
+        "must be val_accuracy, val_loss, device_seconds, or val_NAME for a metric NAME of trial.metrics",
+        "name one of them",
+    ),
+    Rule(
+        "mode",
+        lambda c: c.mode == "min" or c.metric not in ("val_loss", "device_seconds"),
+        "must fit {c.metric}, which is better where it is small",
+        "set mode='min'",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResources:
+    """What one trial takes of a machine. In ``StudyConfig.resources_by_backbone`` None means: as the study says."""
+
+    cpus: Positive | None = None
+    """CPU cores."""
+    gpus: NotNegative | None = None
+    """GPUs, fractions allowed."""
+    memory_gib: Positive | None = None
+    """Memory that Ray sets aside, in GiB."""
+    accelerator_type: _AcceleratorType | None = None
+    """Kind of GPU, as Ray names it."""
+
+    def __post_init__(self) -> None:
+        validate(self, rules=_gpu_rules("gpus"))
+
+
+def _gpu_rules(gpus: str) -> tuple[Rule, ...]:
+    """What GPUs ask for; ``gpus`` is the setting that counts them."""
+    count = attrgetter(gpus)
+    return (
+        Rule(
+            gpus,
+            lambda c: count(c) is None or count(c) <= 1 or count(c) == int(count(c)),
+            "above 1 must be whole",
+            "take 0.5, 1 or 2, say",
+        ),
+        Rule(
+            "accelerator_type",
+            lambda c: c.accelerator_type is None or count(c) != 0,
+            "has no meaning for a trial without a GPU",
+            "drop it, or ask for a GPU",
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourcesConfig:
+    """What one trial takes of a machine, and how many run at once."""
+
+    cpus_per_trial: Positive = 1.0
+    """CPU cores a trial, which are also its threads on a CPU."""
+    gpus_per_trial: NotNegative | None = None
+    """GPUs a trial, fractions allowed. None: one where Ray has or may start GPUs, none elsewhere. 0: CPU."""
+    memory_gib_per_trial: Positive | None = None
+    """Memory that Ray sets aside for a trial, in GiB. None: none, so CPUs and GPUs alone say how many fit on a machine."""
+    accelerator_type: _AcceleratorType | None = None
+    """Kind of GPU that trials run on, as Ray names it (H100, A100, T4). None: any."""
+    max_concurrent: PositiveInt | None = None
+    """Most trials at once. None: as many as fit."""
+    checkpoint_seconds: NotNegative = 30.0
+    """Time between two checkpoints of a trial: the most that a killed one does again."""
+    max_retries: NotNegativeInt = 2
+    """How often a trial broken by the machine goes on from its last checkpoint before it counts as failed."""
+    retry_seconds: NotNegative = 5.0
+    """Pause before the first retry of a trial; each further one doubles it."""
+    max_failures: PositiveInt = 3
+    """Trials that a fault in code, not the machine, may break before the study stops."""
+    grace_seconds: Positive = 25.0
+    """What trials have to save their state after SIGTERM, as Slurm, Kubernetes and spot instances send it."""
+
+    def __post_init__(self) -> None:
+        validate(self, "resources", _gpu_rules("gpus_per_trial"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperienceConfig:
+    """Where pre-trained encoders are kept, so that no trial pays for one twice."""
+
+    uri: str | None = None
+    """Folder or URI (file://, s3://, gs://) of the store. None: `experience` in the study's storage."""
+    budget_gib: Positive | None = 50.0
+    """Most disk that the store may take: the least recently used goes first, never what a running study needs. None: no end."""
+    share: bool = True
+    """Whether trials share pre-training. False: each pays for its own, which must give the same numbers."""
+
+    def __post_init__(self) -> None:
+        validate(self, "experience")
+
+
+_STUDY_RULES = (
+    Rule(
+        "objectives",
+        lambda c: len({objective.metric for objective in c.objectives}) == len(c.objectives),
+        "must differ in their metrics",
+        "drop doubles",
+    ),
+    Rule(
+        "scheduler.name",
+        lambda c: c.scheduler.name == "none" or len(c.objectives) == 1,
+        "must be 'none' for several objectives, since a scheduler compares one metric",
+        "set scheduler.name='none'",
+    ),
+    Rule(
+        "sampler.name",
+        lambda c: c.sampler.name != "cmaes" or len(c.objectives) == 1,
+        "must be another for several objectives, since CMA-ES optimises one objective",
+        "use tpe, nsga2, gp, random or qmc",
+    ),
+    Rule(
+        "scheduler.name",
+        lambda c: c.scheduler.name == "none" or c.objectives[0].metric != "device_seconds",
+        "must be 'none' for device_seconds, since a scheduler needs a metric that each epoch reports",
+        "use val_accuracy or val_loss, or scheduler.name='none'",
+    ),
+    Rule(
+        "scheduler.name",
+        lambda c: c.scheduler.name == "none" or "regulation.epochs" not in c.search_space,
+        "must be 'none' where regulation.epochs is searched, since a scheduler compares trials of one length",
+        "set scheduler.name='none' or fix regulation.epochs",
+    ),
+    Rule(
+        "controls",
+        lambda c: "compute_matched" not in c.controls,
+        "must be without compute_matched: a confirmation knows how many images its plain backbone is to be given",
+        "take it out, `emoreg confirm` adds it",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """A study: a trial, what is searched around it, and the controls beside it."""
+
+    name: Annotated[str, _NAME] = "study"
+    """Folder of the study inside the storage: letters, digits, '.', '_' and '-'."""
+    storage: str = STORAGE
+    """Folder or URI (file://, s3://, gs://) that holds studies, experience and prepared image sets."""
+    trial: TrialConfig = field(default_factory=TrialConfig)
+    """Every setting of a trial that the search does not choose."""
+    search_space: Annotated[Mapping[str, Distribution], _NO_SPACE] = field(default_factory=dict)
+    """Distributions by path into the trial."""
+    num_trials: NotNegativeInt = 20
+    """Trials that the sampler proposes; the controls come on top. 0: the controls alone."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """What proposes the trials."""
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """What stops trials early."""
+    objectives: Annotated[tuple[Objective, ...], not_empty("add Objective()")] = (Objective(),)
+    """One, or several for a Pareto front."""
+    controls: tuple[Annotated[str, Registered(CONTROLS)], ...] = ("regulated", "plain", "emotional", "untrained", "shuffled")
+    """Run for every backbone and control seed, outside the sampler's history; `regulated` is the trial as configured."""
+    control_seeds: Annotated[tuple[NotNegativeInt, ...], DISTINCT] = (0,)
+    """Seeds of the controls: several give error bars."""
+    confirmed: tuple[TrialConfig, ...] = ()
+    """Trials that open the test split: those of a confirmation, which `emoreg confirm` makes of a study."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What one trial takes of a machine."""
+    resources_by_backbone: Mapping[str, TrialResources] = field(default_factory=dict)
+    """Trials of these backbones ask for something else: set in a study file."""
+    experience: ExperienceConfig = field(default_factory=ExperienceConfig)
+    """Where pre-trained encoders are kept."""
+    warm_start_from: tuple[str, ...] = ()
+    """Studies whose recorded trials the sampler learns from first: names in the same storage, or folders."""
+    optuna_storage: str | None = None
+    """Where Optuna's history lives: None for a journal file in the study's folder, or an RDB URL such as sqlite:///x.db."""
+
+    def __post_init__(self) -> None:
+        validate(self, rules=_STUDY_RULES)
+        for place, (path, distribution) in enumerate(self.search_space.items()):
+            self._check_parameter(path, distribution, list(self.search_space)[:place])
+        for control in self.controls:  # each must be possible for the trial
+            dataclasses.replace(self.trial, control=control)
+        for metric in (objective.custom_metric for objective in self.objectives):
+            require(
+                metric is None or metric in self.trial.metrics,
+                f"an objective's metric must be measured, so trial.metrics must name {metric!r}",
+                self.trial.metrics,
+                "add it to trial.metrics",
+            )
+        for backbone in self.resources_by_backbone:
+            require(
+                "backbone" not in self.search_space or backbone in self.backbones(),  # else the command line pinned another
+                "resources_by_backbone must name backbones of the study",
+                backbone,
+                f"name one of {', '.join(self.backbones())}, or drop it",
+            )
+
+    def _check_parameter(self, path: str, distribution: Distribution, before: list[str]) -> None:
+        """Refuse a distribution at ``path`` that the trial cannot have there; ``before`` stand the others' paths."""
+        require(
+            path not in ("control", "seed"),
+            f"{path} is not searched: controls run beside the search, on control_seeds",
+            distribution,
+            "take it out of the search space",
+        )
+        if distribution.when is not None:
+            read_path(self.trial, distribution.when.path)
+            require(
+                distribution.when.path in before,
+                f"the condition of {path} must look at a path that stands before it in the search space",
+                distribution.when.path,
+                "move it up, or drop the condition",
+            )
+        for value in distribution.bounds():
+            replace_paths(self.trial, {path: value})
+
+    def control_trials(self) -> list[TrialConfig]:
+        """The controls: each for every seed and backbone, seeds outermost, so that one seed is whole before the next."""
+        return [
+            dataclasses.replace(self.trial, backbone=backbone, control=control, seed=seed)
+            for seed in self.control_seeds
+            for backbone in self.backbones()
+            for control in self.controls
+        ]
+
+    def without_password(self) -> StudyConfig:
+        """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""
+        url, uri = self.optuna_storage, self.experience.uri
+        return dataclasses.replace(
+            self,
+            storage=without_secrets(self.storage),
+            optuna_storage=None if url is None else without_secrets(url),
+            experience=dataclasses.replace(self.experience, uri=None if uri is None else without_secrets(uri)),
+        )
+
+    def trial_resources(self, backbone: str) -> TrialResources:
+        """What a trial of this backbone asks for; ``gpus`` None means one where there are GPUs."""
+        own, every = self.resources_by_backbone.get(backbone, TrialResources()), self.resources
+        gpus = every.gpus_per_trial if own.gpus is None else own.gpus
+        return TrialResources(
+            cpus=every.cpus_per_trial if own.cpus is None else own.cpus,
+            gpus=gpus,
+            memory_gib=every.memory_gib_per_trial if own.memory_gib is None else own.memory_gib,
+            accelerator_type=None if gpus == 0 else own.accelerator_type or every.accelerator_type,
+        )
+
+    def backbones(self) -> tuple[str, ...]:
+        """The backbones that the study compares: those searched, or the one that the trial has."""
+        searched = self.search_space.get("backbone")
+        return tuple(map(str, searched.values)) if isinstance(searched, Choice) else (self.trial.backbone,)

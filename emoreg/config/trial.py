@@ -1,0 +1,268 @@
+"""What a trial is: frozen, typed, validated once. Every default of a trial lives here and only here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from emoreg.config.registry import CONTROLS
+from emoreg.config.validation import (
+    DISTINCT,
+    BelowOne,
+    Constraint,
+    Fraction,
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Registered,
+    Rule,
+    not_empty,
+    require,
+    validate,
+)
+
+_Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
+_ImageSize = Annotated[
+    int,
+    Constraint(
+        lambda side: 8 <= side <= 512,
+        "must lie in [8, 512]",
+        "take 32, which suits CIFAR, or up to 64, the largest size without ResNet's max-pool",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSetConfig:
+    """Which images, and which of their labels."""
+
+    name: Annotated[str, not_empty("name a reader that `emoreg data list` lists")] = "openmoji"
+    """Reader: openmoji, openmoji-objects, fer2013, oasis, emoji, digits, cifar10, cifar100, parquet, folder."""
+    path: str | None = None
+    """File, folder or URI of the images, for the readers that need one (`emoreg data list` says which, and the layout)."""
+    target: str | None = None
+    """What is learned: a label column or grouping of the reader (oasis: valence, arousal, regression). None: its default."""
+    num_images: PositiveInt | None = None
+    """Keep a stratified subset of this many training images. None: all of them."""
+    validation_fraction: BelowOne = 0.1
+    """Share of the training split, stratified by class, that is held out for validation. 0 for none."""
+    split_seed: int = 0
+    """Seed of the subset and of the validation split: fixed across the trial's seeds, so that trials are comparable."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentationConfig:
+    """Random changes of training images, drawn for each image, made in batch on the device."""
+
+    crop_padding: NotNegativeInt = 4
+    """Pad by this many pixels on each side (reflected), then crop at random. 0 for none."""
+    flip: bool = False
+    """Mirror left and right with probability 0.5. Wrong for digits and letters."""
+    color_jitter: Fraction = 0.0
+    """Strength of brightness, contrast and saturation changes: factors from U(1 - s, 1 + s)."""
+    random_erasing: Fraction = 0.0
+    """Probability that a rectangle of an image is replaced by a random colour (Zhong et al. 2020)."""
+    mixup: NotNegative = 0.0
+    """Alpha of MixUp's Beta distribution (Zhang et al. 2018). 0 for none."""
+    cutmix: NotNegative = 0.0
+    """Alpha of CutMix's Beta distribution (Yun et al. 2019). 0 for none; with MixUp, one of the two is drawn per batch."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW or SGD with Nesterov momentum; norms, biases and tokens are never decayed."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov momentum."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate, reached after warm-up."""
+    weight_decay: NotNegative = 0.05
+    """Decay of the weights that are matrices or kernels."""
+    momentum: BelowOne = 0.9
+    """SGD's momentum; AdamW's first beta."""
+    gradient_clip: Positive | None = 1.0
+    """Largest norm of the whole gradient. None: no clipping."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingConfig:
+    """Stage 1: the emotional encoder learns the stimuli. Warm-up, then a constant learning rate, or a half cosine.
+
+    Under the constant one the rate at step t never depends on ``epochs``, so a longer pre-training continues a shorter one.
+    """
+
+    epochs: NotNegativeInt = 10
+    """Passes over the stimuli. 0 leaves the emotional encoder as it was initialised."""
+    batch_size: PositiveInt = 128
+    """Stimuli in a step."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Stage 1's optimizer."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or a half cosine to 0, which knows the length: lengths then share no pre-training."""
+    warmup_steps: NotNegativeInt = 50
+    """Steps of linear warm-up."""
+    label_smoothing: BelowOne = 0.0
+    """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
+    shuffle_labels: bool = False
+    """Permute the labels of the stimuli once (the `shuffled` control)."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random changes of the stimuli."""
+
+    def __post_init__(self) -> None:
+        validate(self, "pretraining")
+
+
+_REGULATION_RULES = (
+    Rule(
+        "balance",
+        lambda c: c.kind not in ("learnable", "dynamic") or 0.0 < c.balance < 1.0,
+        "must lie strictly between 0 and 1 for kind={c.kind!r}, which starts from its logit",
+        "use kind='fixed' for the end points, or start from 0.5",
+    ),
+    Rule(
+        "mix_space",
+        lambda c: c.form != "loss" or c.mix_space == "logits",
+        "has no meaning for form='loss', which mixes losses",
+        "leave it at 'logits'",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegulationConfig:
+    """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
+
+    form: Literal["output", "conditioned", "loss"] = "output"
+    """Where the two meet: mixed responses, a response conditioned on the emotion, or a mixed loss (method, section 1)."""
+    kind: Literal["fixed", "learnable", "random", "random_learnable", "dynamic"] = "fixed"
+    """How the balance is set: as given, learned, drawn per batch, drawn once then learned, or computed for each image."""
+    balance: Fraction = 0.5
+    """Weight b of the emotional side, in [0, 1]: 0 is the plain backbone, 1 the emotional encoder. Learned kinds start here."""
+    mix_space: Literal["logits", "probabilities"] = "logits"
+    """Mix the logits, or the two softmaxes."""
+    freeze_emotional: bool = False
+    """Keep the emotional encoder as pre-training left it. The conditioned form always does."""
+    epochs: PositiveInt = 10
+    """Passes over the task's training split."""
+    batch_size: PositiveInt = 128
+    """Task images in a step."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Stage 2's optimizer, of both encoders, their heads and the balance."""
+    lr_schedule: Literal["cosine", "warmup_stable_decay"] = "cosine"
+    """After warm-up: a half cosine to 0, or constant and then linear to 0 over the last `decay_fraction`."""
+    warmup_fraction: BelowOne = 0.05
+    """Share of all steps that warms up linearly."""
+    decay_fraction: Fraction = 0.2
+    """Share of all steps that decays, for warmup_stable_decay."""
+    label_smoothing: BelowOne = 0.0
+    """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random changes of the task's training images."""
+
+    def __post_init__(self) -> None:
+        validate(self, "regulation", _REGULATION_RULES)
+
+    @property
+    def needs_plain(self) -> bool:
+        """Whether the plain encoder has a part in the response: not at b = 1, except to condition the emotional one."""
+        return self.form == "conditioned" or not (self.kind == "fixed" and self.balance == 1.0)
+
+    @property
+    def needs_emotional(self) -> bool:
+        """Whether the emotional encoder has a part in the response: not at b = 0."""
+        return not (self.kind == "fixed" and self.balance == 0.0)
+
+
+def _task_default() -> ImageSetConfig:
+    return ImageSetConfig(name="digits")
+
+
+def _stimuli_default() -> ImageSetConfig:
+    return ImageSetConfig(name="openmoji", validation_fraction=0.0)
+
+
+_TRIAL_RULES = (
+    Rule(
+        "task.validation_fraction",
+        lambda c: c.task.validation_fraction > 0,
+        "must be above 0, since the metric is validation accuracy",
+        "hold out 0.1, say",
+    ),
+    Rule(
+        "precision",
+        lambda c: not c.deterministic or c.precision != "bf16",
+        "must not be mixed where deterministic=True",
+        "use precision='float32' or 'auto'",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialConfig:
+    """Everything that decides a trial's numbers. Its hash, seed included, is the trial's identity."""
+
+    backbone: Annotated[str, not_empty("name a timm model")] = "resnet18"
+    """Any timm model, fitted to small images; also vit_tiny and vit_small. Both encoders have it."""
+    drop_path: BelowOne = 0.0
+    """Stochastic depth (Huang et al. 2016) of both encoders, for backbones that have it."""
+    weights: str | None = None
+    """Start both encoders from a file of weights, or from timm's hub with 'hub'. None: from random."""
+    image_size: _ImageSize = 32
+    """Side in pixels that stimuli and task images are brought to; both encoders see this size."""
+    stimuli: ImageSetConfig = field(default_factory=_stimuli_default)
+    """The affective images of stage 1."""
+    neutral: ImageSetConfig | None = None
+    """The images without affect that the `neutral` control pre-trains on instead."""
+    task: ImageSetConfig = field(default_factory=_task_default)
+    """The images of stage 2."""
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """Stage 1: the emotional encoder learns the stimuli."""
+    regulation: RegulationConfig = field(default_factory=RegulationConfig)
+    """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
+    control: Annotated[str, Registered(CONTROLS)] = "regulated"
+    """`regulated` is regulation as configured; the others are what it must beat."""
+    metrics: _Names = ()
+    """Registered metrics that are measured on validation after every epoch, besides accuracy and loss."""
+    probes: _Names = ()
+    """Registered probes that look at the network after chosen epochs, and change no number of the trial."""
+    probe_every: PositiveInt = 1
+    """Probes run after every so many epochs."""
+    seed: NotNegativeInt = 0
+    """Decides initial weights, order of images, augmentation and random balances."""
+    deterministic: bool = False
+    """Same numbers to the bit on CPU, run after run; turns mixed precision off."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """`auto`: bf16 autocast where the device has it, unless deterministic."""
+
+    def __post_init__(self) -> None:
+        validate(self, rules=_TRIAL_RULES)
+        control = CONTROLS.get(self.control)
+        require(
+            control is None or getattr(self, control.images) is not None,
+            f"the {self.control} control needs the image set `{control and control.images}`",
+            None,
+            f"name one, e.g. {control and control.images}=ImageSetConfig(name='openmoji-objects')",
+        )
+
+    def applied(self) -> TrialConfig:
+        """The configuration that is run, with its control's meaning in its settings: see ``resolve_trial``."""
+        from emoreg.config.resolved import resolve_trial
+
+        return resolve_trial(self).config
+
+    @property
+    def identity(self) -> str:
+        """The identity of the trial while no image set is opened: see ``resolve_trial``."""
+        from emoreg.config.resolved import resolve_trial
+
+        return resolve_trial(self).identity

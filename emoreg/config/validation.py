@@ -1,0 +1,176 @@
+"""Constraints stand in the annotations of a configuration's fields; ``validate`` reads them, and writes what is wrong.
+
+A message begins with what to do, then names the constraint and the value that breaks it:
+"Give a number above 0: pretraining.batch_size must be above 0, but it is 0".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from operator import attrgetter
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Interval
+
+from emoreg.config.registry import Registry
+from emoreg.errors import ConfigError
+
+Positive = Annotated[float, Interval(gt=0)]
+NotNegative = Annotated[float, Interval(ge=0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+PositiveInt = Annotated[int, Interval(gt=0)]
+NotNegativeInt = Annotated[int, Interval(ge=0)]
+
+_IS_STORED: ContextVar[bool] = ContextVar("is_stored", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A constraint of one value, beside annotated-types' ``Interval``: what must hold, in words, and what to do otherwise."""
+
+    holds: Callable[[Any], bool]
+    text: str
+    hint: str
+
+
+DISTINCT = Constraint(lambda values: len(set(values)) == len(values), "must differ", "drop doubles")
+
+
+def not_empty(hint: str) -> Constraint:
+    """The constraint that a text, a tuple or a mapping has something in it."""
+    return Constraint(bool, "must not be empty", hint)
+
+
+def matches(pattern: str, text: str, hint: str) -> Constraint:
+    """The constraint that the whole of a text matches a regular expression, which ``text`` describes."""
+    return Constraint(lambda value: re.fullmatch(pattern, value) is not None, text, hint)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Registered:
+    """Constraint of a name: it is one of ``registry``. What is read from a study on disk may be registered elsewhere."""
+
+    registry: Registry[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A constraint between settings of one configuration.
+
+    Attributes:
+        setting: the path, from the configuration, whose value is named.
+        holds: whether the configuration keeps the rule.
+        constraint: what the setting must be; ``{c}`` stands for the configuration.
+        hint: what to do.
+    """
+
+    setting: str
+    holds: Callable[[Any], bool]
+    constraint: str
+    hint: str
+
+
+def require(condition: bool, constraint: str, value: object, hint: str) -> None:
+    """Raise a ``ConfigError`` that says what to do, the constraint and the value given, unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(f"{hint[:1].upper()}{hint[1:]}: {constraint}, but it is {value!r}")
+
+
+def validate(config: object, place: str = "", rules: Sequence[Rule] = ()) -> None:
+    """Check every field of a configuration against its annotation, then the rules between them.
+
+    Args:
+        config: a dataclass.
+        place: the path at which such a configuration stands, for messages; empty where it stands at several or at none.
+        rules: between its settings.
+
+    Raises:
+        ConfigError: for the first value of a wrong type, or that breaks a constraint.
+    """
+    prefix = f"{place}." if place else ""
+    for name, annotation in annotations_of(type(config)).items():
+        check(f"{prefix}{name}", annotation, getattr(config, name))
+    for rule in rules:
+        constraint = f"{prefix}{rule.setting} {rule.constraint.format(c=config)}"
+        require(rule.holds(config), constraint, attrgetter(rule.setting)(config), rule.hint)
+
+
+@functools.cache
+def annotations_of(kind: type) -> Mapping[str, Any]:
+    """The annotations of a dataclass's fields by name, their constraints included."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+
+
+def check(path: str, annotation: Any, value: object) -> None:
+    """Check one value against an annotation: its type, its constraints, then its items.
+
+    Raises:
+        ConfigError: naming ``path``.
+    """
+    metadata = getattr(annotation, "__metadata__", ())
+    kind = annotation.__origin__ if metadata else annotation
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in options:
+        return
+    options = tuple(option for option in options if option is not NoneType)
+    if len(options) == 1 and options[0] is not kind:
+        return check(path, options[0], value)
+    _check_type(path, options, value)
+    for item in metadata:
+        if isinstance(item, Registered) and not _IS_STORED.get():
+            item.registry.require(str(value), of=path)
+        constraint = _of_interval(item) if isinstance(item, Interval) else item
+        if isinstance(constraint, Constraint):
+            require(constraint.holds(value), f"{path} {constraint.text}", value, constraint.hint)
+    if isinstance(value, tuple | Mapping):
+        of_items = get_args(kind)[isinstance(value, Mapping)]
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            check(f"{path}.{key}", of_items, item)
+
+
+def _check_type(path: str, options: tuple[Any, ...], value: object) -> None:
+    if get_origin(options[0]) is Literal:
+        values = get_args(options[0])
+        require(value in values, f"{path} must be one of these", value, f"choose one of {', '.join(map(str, values))}")
+        return
+    accepted: tuple[type, ...] = tuple(get_origin(option) or option for option in options)
+    accepted += (int,) * (float in accepted and int not in accepted)
+    is_right = isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
+    names = " or ".join(sorted(option.__name__ for option in accepted))
+    require(is_right, f"{path} must be {names}", value, f"give {names}")
+
+
+@contextmanager
+def stored() -> Iterator[None]:
+    """Within, configurations may name what is registered elsewhere: they are read, as they were written, and not run."""
+    token = _IS_STORED.set(True)
+    try:
+        yield
+    finally:
+        _IS_STORED.reset(token)
+
+
+def _of_interval(interval: Interval) -> Constraint:
+    """A finite number within an interval that has an end below, and perhaps one above."""
+    gt, ge, lt, le = interval.gt, interval.ge, interval.lt, interval.le
+
+    def holds(value: Any) -> bool:
+        above = value > gt if gt is not None else value >= ge
+        return math.isfinite(value) and above and (lt is None or value < lt) and (le is None or value <= le)
+
+    if lt is None and le is None:
+        text, hint = (f"above {gt}", f"a number above {gt}") if ge is None else (f"{ge} or more", f"{ge} or more")
+        return Constraint(holds, f"must be {text}", f"give {hint}")
+    text = f"{f'[{ge}' if gt is None else f'({gt}'}, {f'{le}]' if lt is None else f'{lt})'}"
+    return Constraint(holds, f"must lie in {text}", f"choose a number in {text}")
