@@ -82,15 +82,15 @@ def test_a_module_of_the_working_directory_loads(tmp_path: Path, monkeypatch: py
         ("def study():\n    return {}['a']\n", r"fails: KeyError: 'a' \(.*bad\.py:2"),
         (
             "from emoreg.config import *\ndef study():\n    return StudyConfig()\n",
-            r"breaks a rule: the search space must not be empty, but it is \{\}: give at least one path",
+            r"breaks a rule: Give at least one path, .*: search_space must not be empty, but it is \{\}",
         ),
         (
             "from emoreg.config import *\nTRIAL = TrialConfig(regulation=RegulationConfig(balance=1.5))\n",
-            r"breaks a rule: regulation\.balance must lie in \[0, 1\], but it is 1\.5",
+            r"breaks a rule: Choose a number in \[0, 1\]: regulation\.balance must lie in \[0, 1\], but it is 1\.5",
         ),
         (
             GOOD.replace("drop_path", "drop_paht"),
-            r"breaks a rule: a path must lead to a setting of the trial, but 'drop_paht' does not: did you mean \['drop_path'",
+            r"breaks a rule: Name a setting such as drop_path.*: a path must lead to a setting of the trial, but 'drop_paht'",
         ),
     ],
 )

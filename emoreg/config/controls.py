@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import get_args
 
 from emoreg.config.registry import CONTROLS
 from emoreg.config.trial import ImageSetConfig, TrialConfig
-from emoreg.config.validation import annotations_of, require
+from emoreg.config.validation import expectations, require
 
 Change = Callable[[TrialConfig], TrialConfig]
 
@@ -51,7 +50,7 @@ def control(
     Raises:
         ConfigError: for images that a trial has no setting for.
     """
-    sets = [role for role, hint in annotations_of(TrialConfig).items() if ImageSetConfig in (hint, *get_args(hint))]
+    sets = [role for role, expected in expectations(TrialConfig).items() if ImageSetConfig in expected.types]
     require(images in sets, "a control's images must be an image set of the trial", images, f"name one of {', '.join(sets)}")
 
     def register(change: Change) -> Change:

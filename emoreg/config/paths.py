@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from emoreg.config.validation import annotations_of, check
+from emoreg.config.validation import expectations
 from emoreg.errors import ConfigError
 
 Value = str | int | float | bool
@@ -25,16 +25,37 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """
     for name, value in _parts(config):
         path = f"{prefix}{name}"
-        if is_branch(value):
+        if _is_branch(value):
             yield from leaves(value, f"{path}.")
         else:
             yield path, value
 
 
-def is_branch(value: object) -> bool:
+def changes(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every path whose value is not the default of its field, with the value.
+
+    For a tuple of configurations its length is one, and for a configuration that need not be there, its class.
+    """
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, path = getattr(config, item.name), f"{prefix}{item.name}"
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        if not _is_branch(value):
+            if value != default:
+                yield path, value
+        elif isinstance(value, tuple):
+            yield path, len(value)
+            for index, part in enumerate(value):
+                yield from changes(part, f"{path}.{index}.")
+        else:
+            if default is None:
+                yield path, type(value).__name__
+            yield from changes(value, f"{path}.")
+
+
+def _is_branch(value: object) -> bool:
     """Whether paths go on through a value: a configuration, or a tuple of them."""
     if isinstance(value, tuple):
-        return bool(value) and all(map(is_branch, value))
+        return bool(value) and all(map(_is_branch, value))
     return dataclasses.is_dataclass(value)
 
 
@@ -70,7 +91,7 @@ def replace_paths(config: Config, values: Mapping[str, Value]) -> Config:
         *parents, name = path.split(".")
         for parent in parents:
             owner = dict(_parts(owner))[parent]
-        check(path, annotations_of(type(owner))[name], value)
+        expectations(type(owner))[name].check(path, value)
     changed: Config = _replace(config, values)
     return changed
 

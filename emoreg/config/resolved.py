@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emoreg.config.paths import is_branch, leaves
+from emoreg.config.paths import changes, leaves
 from emoreg.config.registry import CONTROLS
 from emoreg.config.trial import ImageSetConfig, TrialConfig
 from emoreg.config.validation import require
@@ -104,7 +104,7 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
     """
     unused = set(_unused(applied))
     values = {}
-    for path, value in _changed(applied):
+    for path, value in changes(applied):
         if unused.isdisjoint(_prefixes(path)):
             values[path] = int(value) if isinstance(value, float) and value.is_integer() else value  # 1 and 1.0 are one setting
     for role in _image_sets(applied):
@@ -166,21 +166,3 @@ def _unused_of_pretraining(trial: TrialConfig) -> Iterator[str]:
         yield from sets - {role, "stimuli"}
         if role in sets:
             yield f"{role}.num_images"
-
-
-def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings that are not at their default, which is the field's own; the length of a tuple of configurations is one."""
-    for item in dataclasses.fields(config):
-        value, path = getattr(config, item.name), f"{prefix}{item.name}"
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        if not is_branch(value):
-            if value != default:
-                yield path, value
-        elif isinstance(value, tuple):
-            yield path, len(value)
-            for index, part in enumerate(value):
-                yield from _changed(part, f"{path}.{index}.")
-        else:
-            if default is None:
-                yield path, type(value).__name__
-            yield from _changed(value, f"{path}.")

@@ -79,29 +79,23 @@ def grid(space: SearchSpace, base: TrialConfig) -> list[dict[str, Value]]:
 def size(space: SearchSpace, base: TrialConfig) -> int | None:
     """Number of distinct combinations, or None where a real number without a step makes them infinitely many."""
     decisive = {distribution.when.path for distribution in space.values() if distribution.when is not None}
-    items = list(space.items())
 
-    def count(index: int, params: dict[str, Value]) -> int | None:
-        if index == len(items):
+    def count(items: list[tuple[str, Distribution]], params: dict[str, Value]) -> int | None:
+        if not items:
             return 1
-        path, distribution = items[index]
+        (path, distribution), *rest = items
         if not _is_active(distribution, params, base):
-            return count(index + 1, params)
+            return count(rest, params)
         values = _values(distribution)
         if values is None:
             return None
-        if path not in decisive:
-            rest = count(index + 1, params)
-            return None if rest is None else len(values) * rest
-        total = 0
-        for value in values:
-            rest = count(index + 1, {**params, path: value})
-            if rest is None:
-                return None
-            total += rest
-        return total
+        if path not in decisive:  # whose values need not be gone through
+            of_each = count(rest, params)
+            return None if of_each is None else len(values) * of_each
+        counts = [count(rest, {**params, path: value}) for value in values]
+        return None if None in counts else sum(filter(None, counts))
 
-    return count(0, {})
+    return count(list(space.items()), {})
 
 
 def describe(space: SearchSpace) -> list[tuple[str, str, str]]:

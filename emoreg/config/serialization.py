@@ -35,16 +35,17 @@ def from_json(kind: type[T], values: Any) -> T:
     """
     from pydantic import ValidationError
 
+    hashable: Any = kind
+    adapter: TypeAdapter[T] = _adapter(hashable)
     try:
         with stored():
-            value: T = _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
+            return adapter.validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         raise _config_error(error) from error
-    return value
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

@@ -131,7 +131,7 @@ class TrialResources:
     """Kind of GPU, as Ray names it."""
 
     def __post_init__(self) -> None:
-        validate(self, rules=_gpu_rules("gpus"))
+        validate(self, "TrialResources", _gpu_rules("gpus"))
 
 
 def _gpu_rules(gpus: str) -> tuple[Rule, ...]:

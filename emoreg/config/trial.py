@@ -51,7 +51,7 @@ class ImageSetConfig:
     """Seed of the subset and of the validation split: fixed across the trial's seeds, so that trials are comparable."""
 
     def __post_init__(self) -> None:
-        validate(self)
+        validate(self, "ImageSetConfig")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class AugmentationConfig:
     """Alpha of CutMix's Beta distribution (Yun et al. 2019). 0 for none; with MixUp, one of the two is drawn per batch."""
 
     def __post_init__(self) -> None:
-        validate(self)
+        validate(self, "AugmentationConfig")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class OptimizerConfig:
     """Largest norm of the whole gradient. None: no clipping."""
 
     def __post_init__(self) -> None:
-        validate(self)
+        validate(self, "OptimizerConfig")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,7 +230,7 @@ class TrialConfig:
     regulation: RegulationConfig = field(default_factory=RegulationConfig)
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
-    """`regulated` is regulation as configured; the others are what it must beat."""
+    """`regulated`: as configured. What that must beat: plain, compute_matched, emotional, untrained, shuffled, neutral."""
     metrics: _Names = ()
     """Registered metrics that are measured on validation after every epoch, besides accuracy and loss."""
     probes: _Names = ()
@@ -246,13 +246,14 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         validate(self, rules=_TRIAL_RULES)
-        control = CONTROLS.get(self.control)
-        require(
-            control is None or getattr(self, control.images) is not None,
-            f"the {self.control} control needs the image set `{control and control.images}`",
-            None,
-            f"name one, e.g. {control and control.images}=ImageSetConfig(name='openmoji-objects')",
-        )
+        if self.control in CONTROLS:  # it may be another process's
+            images = CONTROLS[self.control].images
+            require(
+                getattr(self, images) is not None,
+                f"the {self.control} control needs the image set `{images}`",
+                None,
+                f"name one, e.g. {images}=ImageSetConfig(name='openmoji-objects')",
+            )
 
     def applied(self) -> TrialConfig:
         """The configuration that is run, with its control's meaning in its settings: see ``resolve_trial``."""

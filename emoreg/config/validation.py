@@ -91,64 +91,93 @@ def validate(config: object, place: str = "", rules: Sequence[Rule] = ()) -> Non
 
     Args:
         config: a dataclass.
-        place: the path at which such a configuration stands, for messages; empty where it stands at several or at none.
+        place: for messages: the path at which such a configuration stands, or its class where there are several.
         rules: between its settings.
 
     Raises:
         ConfigError: for the first value of a wrong type, or that breaks a constraint.
     """
     prefix = f"{place}." if place else ""
-    for name, annotation in annotations_of(type(config)).items():
-        check(f"{prefix}{name}", annotation, getattr(config, name))
+    for name, expected in expectations(type(config)).items():
+        expected.check(f"{prefix}{name}", getattr(config, name))
     for rule in rules:
-        constraint = f"{prefix}{rule.setting} {rule.constraint.format(c=config)}"
-        require(rule.holds(config), constraint, attrgetter(rule.setting)(config), rule.hint)
+        if not rule.holds(config):
+            constraint = f"{prefix}{rule.setting} {rule.constraint.format(c=config)}"
+            require(False, constraint, attrgetter(rule.setting)(config), rule.hint)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What an annotation expects of a value.
+
+    Attributes:
+        types: one of which the value has.
+        values: one of which it is, for a ``Literal``; else empty.
+        is_optional: whether it may be None.
+        constraints: that it keeps.
+        registry: that has it as a name.
+        items: what is expected of each item of a tuple, or value of a mapping.
+    """
+
+    types: tuple[type, ...]
+    values: tuple[Any, ...] = ()
+    is_optional: bool = False
+    constraints: tuple[Constraint, ...] = ()
+    registry: Registry[Any] | None = None
+    items: Expected | None = None
+
+    def check(self, path: str, value: Any) -> None:
+        """Check a value: its type, its constraints, then its items.
+
+        Raises:
+            ConfigError: naming ``path``.
+        """
+        if value is None and self.is_optional:
+            return
+        if self.values and value not in self.values:
+            require(False, f"{path} must be one of these", value, f"choose one of {', '.join(map(str, self.values))}")
+        if not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types):
+            names = " or ".join(sorted(kind.__name__ for kind in self.types))
+            require(False, f"{path} must be {names}", value, f"give {names}")
+        for constraint in self.constraints:
+            require(constraint.holds(value), f"{path} {constraint.text}", value, constraint.hint)
+        if self.registry is not None and not _IS_STORED.get():
+            self.registry.require(value, of=path)
+        if self.items is not None:
+            for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+                self.items.check(f"{path}.{key}", item)
+
+
+def expectations(kind: Any) -> Mapping[str, Expected]:
+    """What the annotations of a dataclass's fields expect, by name."""
+    return _expectations(kind)
 
 
 @functools.cache
-def annotations_of(kind: type) -> Mapping[str, Any]:
-    """The annotations of a dataclass's fields by name, their constraints included."""
+def _expectations(kind: Any) -> Mapping[str, Expected]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+    return {item.name: _expected(hints[item.name]) for item in dataclasses.fields(kind)}
 
 
-def check(path: str, annotation: Any, value: object) -> None:
-    """Check one value against an annotation: its type, its constraints, then its items.
-
-    Raises:
-        ConfigError: naming ``path``.
-    """
+def _expected(annotation: Any) -> Expected:
     metadata = getattr(annotation, "__metadata__", ())
     kind = annotation.__origin__ if metadata else annotation
-    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    if value is None and NoneType in options:
-        return
-    options = tuple(option for option in options if option is not NoneType)
-    if len(options) == 1 and options[0] is not kind:
-        return check(path, options[0], value)
-    _check_type(path, options, value)
-    for item in metadata:
-        if isinstance(item, Registered) and not _IS_STORED.get():
-            item.registry.require(str(value), of=path)
-        constraint = _of_interval(item) if isinstance(item, Interval) else item
-        if isinstance(constraint, Constraint):
-            require(constraint.holds(value), f"{path} {constraint.text}", value, constraint.hint)
-    if isinstance(value, tuple | Mapping):
-        of_items = get_args(kind)[isinstance(value, Mapping)]
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            check(f"{path}.{key}", of_items, item)
-
-
-def _check_type(path: str, options: tuple[Any, ...], value: object) -> None:
-    if get_origin(options[0]) is Literal:
-        values = get_args(options[0])
-        require(value in values, f"{path} must be one of these", value, f"choose one of {', '.join(map(str, values))}")
-        return
-    accepted: tuple[type, ...] = tuple(get_origin(option) or option for option in options)
-    accepted += (int,) * (float in accepted and int not in accepted)
-    is_right = isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
-    names = " or ".join(sorted(option.__name__ for option in accepted))
-    require(is_right, f"{path} must be {names}", value, f"give {names}")
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return Expected(types=(object,), values=arguments)
+    options = arguments if origin in (Union, UnionType) else (kind,)
+    some = [option for option in options if option is not NoneType]
+    if len(some) < len(options) and len(some) == 1:
+        return dataclasses.replace(_expected(some[0]), is_optional=True)
+    types = tuple(get_origin(option) or option for option in some)
+    constraints = [_of_interval(item) if isinstance(item, Interval) else item for item in metadata]
+    return Expected(
+        types=(*types, int) if float in types and int not in types else types,
+        is_optional=len(some) < len(options),
+        constraints=tuple(item for item in constraints if isinstance(item, Constraint)),
+        registry=next((item.registry for item in metadata if isinstance(item, Registered)), None),
+        items=_expected(arguments[origin is Mapping]) if origin in (tuple, Mapping) else None,
+    )
 
 
 @contextmanager

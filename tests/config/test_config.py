@@ -39,7 +39,11 @@ def study(**settings: Any) -> StudyConfig:
 
 
 BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
-    (ImageSetConfig, {"name": ""}, "Name a reader that `emoreg data list` lists: name must not be empty, but it is ''"),
+    (
+        ImageSetConfig,
+        {"name": ""},
+        "Name a reader that `emoreg data list` lists: ImageSetConfig.name must not be empty",
+    ),
     (ImageSetConfig, {"num_images": 0}, "num_images must be above 0, but it is 0"),
     (ImageSetConfig, {"validation_fraction": 1.0}, "validation_fraction must lie in [0, 1), but it is 1.0"),
     (AugmentationConfig, {"crop_padding": -1}, "crop_padding must be 0 or more, but it is -1"),
@@ -47,7 +51,11 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (AugmentationConfig, {"random_erasing": NAN}, "random_erasing must lie in [0, 1], but it is nan"),
     (AugmentationConfig, {"mixup": -0.1}, "mixup must be 0 or more"),
     (AugmentationConfig, {"cutmix": INF}, "cutmix must be 0 or more, but it is inf"),
-    (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate must be above 0, but it is 0.0"),
+    (
+        OptimizerConfig,
+        {"learning_rate": 0.0},
+        "Give a number above 0: OptimizerConfig.learning_rate must be above 0, but",
+    ),
     (OptimizerConfig, {"learning_rate": NAN}, "learning_rate must be above 0, but it is nan"),
     (OptimizerConfig, {"weight_decay": -1.0}, "weight_decay must be 0 or more"),
     (OptimizerConfig, {"momentum": 1.0}, "momentum must lie in [0, 1)"),

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emoreg.config import ImageSetConfig, RegulationConfig, TrialConfig, Value, leaves, read_path, replace_paths, resolve_trial
-from emoreg.config.resolved import Fingerprints, _changed, decisive, source_of
+from emoreg.config.paths import changes
+from emoreg.config.resolved import Fingerprints, decisive, source_of
 from emoreg.errors import ConfigError
 from tests.helpers.trials import equal, run, tiny
 from tests.helpers.values import OTHER_VALUES, whole
@@ -209,7 +210,7 @@ class Plan:
     ],
 )
 def test_the_length_of_a_tuple_and_what_is_there_at_all_count(plan: Plan, settings: dict[str, Any]) -> None:
-    assert dict(_changed(plan)) == settings
+    assert dict(changes(plan)) == settings
 
 
 def test_image_sets_count_by_what_is_in_them() -> None:
