@@ -179,7 +179,7 @@ def stage_of(
     regression: bool = False,
 ) -> Stage:
     """A stage on these images."""
-    images = noise_set(noise_split(40), num_outputs=num_outputs)
+    images = noise_set(noise_split(100), num_outputs=num_outputs)
     make = pretraining_stage if name == "pretraining" else regulation_stage
     stage = make(resolve_trial(config), lambda source, *, image_size: images, CPU)
     image_set = replace(images, regression=regression)
