@@ -121,9 +121,7 @@ class Study:
         """The study's folder or URI."""
         return join(self.config.storage, self.config.name)
 
-    def run(
-        self, *, address: str | None = None, observers: Sequence[StudyObserver] = (), command: str | None = None
-    ) -> Study:
+    def run(self, *, address: str | None = None, observers: Sequence[StudyObserver] = (), command: str | None = None) -> Study:
         """Run what is missing of the study, with its progress in the terminal or the notebook.
 
         A study that was interrupted, killed or finished before goes on from what it has. The first Ctrl-C (or SIGTERM) lets the
@@ -319,7 +317,9 @@ class Study:
             return ["not run yet"]
         status = self.status()
         counts = {"finished": status.trials.finished, "pruned": status.trials.pruned, "failed": status.trials.failed}
-        lines = [f"{status.state}, " + ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "finished")]
+        lines = [
+            f"{status.state}, " + ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "finished")
+        ]
         if status.best is not None:
             found = ", ".join([status.best.backbone, *format_params(status.best.params)])
             lines.append(f"best {status.best.metric} {status.best.value:.4g} ({found})")
@@ -354,4 +354,6 @@ def load_study(place: str | Path) -> Study:
         raise ConfigError(
             f"Rename the folder to {config.name!r}: a study lies in a folder of its name, but that of {config.name!r} is {files.uri!r}"
         )
-    return Study.from_config(dataclasses.replace(config, storage=(storage or ("/" if path.startswith("/") else ".")) + question + query))
+    return Study.from_config(
+        dataclasses.replace(config, storage=(storage or ("/" if path.startswith("/") else ".")) + question + query)
+    )

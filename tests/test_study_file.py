@@ -84,7 +84,11 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
     paths = [write(tmp_path / folder / "mine.py", f"{GOOD}TOKEN = {folder!r}\n") for folder in ("one", "two")]
     for path in paths:
         read_study_file(str(path))
-    tokens = [vars(module)["TOKEN"] for module in list(sys.modules.values()) if module.__dict__.get("study") and "TOKEN" in vars(module)]
+    tokens = [
+        vars(module)["TOKEN"]
+        for module in list(sys.modules.values())
+        if module.__dict__.get("study") and "TOKEN" in vars(module)
+    ]
     assert sorted(tokens) == ["one", "two"]
 
 
@@ -109,12 +113,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("call", ["run", "confirm", "report"])
-def test_a_file_that_runs_a_study_when_it_is_imported_is_refused(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_runs_a_study_when_it_is_imported_is_refused(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert read_study_file(str(write(tmp_path / "mine.py", RUNS))).name == "mine"
     for text in (f"{RUNS}study.{call}()\n", f"{RUNS}made = study\ndef study():\n    made.{call}()\n"):
         path = write(tmp_path / "runs_at_once.py", text)
-        with pytest.raises(ConfigError, match=rf'Put study\.{call}\(\) under `if __name__ == "__main__":`: importing a study file'):
+        with pytest.raises(
+            ConfigError, match=rf'Put study\.{call}\(\) under `if __name__ == "__main__":`: importing a study file'
+        ):
             read_study_file(str(path))
     with pytest.raises(ConfigError, match=r"Put emoreg\.run_trial\(\) under"):
         read_study_file(str(write(tmp_path / "trains.py", f"{GOOD}emoreg.run_trial(study.config.trial)\n")))
@@ -169,7 +177,10 @@ def test_a_file_that_is_not_python_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_refused_with_what_is() -> None:
-    with pytest.raises(ConfigError, match=re.escape("Correct the path: a study is a module or a Python file, but there is no file 'nowhere/study.py'")):
+    with pytest.raises(
+        ConfigError,
+        match=re.escape("Correct the path: a study is a module or a Python file, but there is no file 'nowhere/study.py'"),
+    ):
         read_study_file("nowhere/study.py")
     with pytest.raises(ConfigError, match=r"no module 'studies\.quikstart'; emoreg ships .*studies\.quickstart"):
         read_study_file("studies.quikstart")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from emoreg.cli.options import WRITTEN, Debug, Device, StudyCommand, Switch, Written
+from emoreg.cli.terminal import terminal
 from emoreg.config import FIRST_SEED, STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
 from emoreg.errors import ConfigError, Interrupted, StorageError, StudyAborted
 from emoreg.storage.files import without_credentials
@@ -58,7 +58,7 @@ class Confirm(StudyCommand):
         from emoreg.tuning.confirm import plan_confirmation
 
         check_confirmation(self.top, self.seeds, self.first_seed)
-        study, console = Study.from_config(self.config), Console(highlight=False)
+        study, console = Study.from_config(self.config), terminal()
         plan = plan_confirmation(self.config, top=self.top, num_seeds=self.seeds, first_seed=self.first_seed)
         print_confirmation_plan(plan, study.results, console)
         if self.dry_run:
@@ -93,7 +93,7 @@ class Show(StudyCommand):
         """The exit code."""
         from emoreg.cli.summary import print_plan
 
-        print_plan(self.study, self.config, Console(highlight=False))
+        print_plan(self.study, self.config, terminal())
         return 0
 
 
@@ -121,7 +121,7 @@ class Trial(StudyCommand):
         """The exit code."""
         from emoreg.training.devices import pick_device
 
-        device, console = pick_device(self.device), Console(highlight=False)
+        device, console = pick_device(self.device), terminal()
         if self.replay is None:
             from emoreg.cli.trial import run_one
 
@@ -236,7 +236,7 @@ class Experience:
         from emoreg.cli.inventory import print_inventory, print_pruning
         from emoreg.storage.working_copy import join
 
-        uri, console = self.uri or join(self.storage, "experience"), Console(highlight=False)
+        uri, console = self.uri or join(self.storage, "experience"), terminal()
         if self.action == "list":
             print_inventory(uri, console)
             return 0
@@ -293,7 +293,7 @@ class Data:
         """The exit code."""
         from emoreg.cli.inventory import print_image_set, print_readers
 
-        console = Console(highlight=False, markup=False)
+        console = terminal()
         if self.action == "list":
             print_readers(console)
             return 0

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import tyro
-from rich.console import Console
 
 import emoreg
 from emoreg.cli import cluster, commands, serve
 from emoreg.cli.options import StudyCommand, StudyOptions, Switch
+from emoreg.cli.terminal import terminal
 from emoreg.config import Float, StudyConfig
 from emoreg.errors import ConfigError, Interrupted, StudyAborted, UserError
 from emoreg.study import Study
@@ -88,7 +88,7 @@ class Run(StudyCommand):
         """The exit code."""
         from emoreg.cli.summary import exit_code, print_plan, print_summary
 
-        study, console = Study.from_config(self.config), Console(highlight=False)
+        study, console = Study.from_config(self.config), terminal()
         if self.dry_run:
             print_plan(self.study, self.config, console)
             return 0

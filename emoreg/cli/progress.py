@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from emoreg.cli.terminal import terminal
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.formatting import control_name, counted, duration, format_params
 from emoreg.results.analysis import Tally, device_time, num_planned
@@ -62,7 +63,7 @@ class Progress(StudyObserver):
             console: to print on; None for the terminal's, or the notebook's.
         """
         self._place = place
-        self._console = Console(highlight=False) if console is None else console
+        self._console = terminal() if console is None else console
         self._study: StudyResults | None = None
         self._running: dict[str, _Running] = {}
         self._num_waiting = 0
@@ -89,7 +90,7 @@ class Progress(StudyObserver):
         if self._live is not None:
             self._live.stop()
         if error is None:
-            self._console.print(self.closing_line(), markup=False, soft_wrap=True)
+            self._console.print(self.closing_line())
 
     def _begin(self) -> None:
         """Count what earlier runs of the study have recorded."""
@@ -125,7 +126,7 @@ class Progress(StudyObserver):
         self._running.pop(record.identity, None)
         if record.status == "failed":
             text = f"failed: trial {record.identity}, {record.backbone}: {record.message}"
-            self._console.print(text, style="red", markup=False, soft_wrap=True)
+            self._console.print(text, style="red")
         if self._add(record) and self._live is None:
             self._print_line()
 
@@ -144,7 +145,7 @@ class Progress(StudyObserver):
 
     def on_message(self, message: str) -> None:
         """Print a message."""
-        self._console.print(message, style="yellow", markup=False, soft_wrap=True)
+        self._console.print(message, style="yellow")
 
     def on_tick(self, status: RunStatus) -> None:
         """Print a line if it is time for one."""
@@ -168,9 +169,12 @@ class Progress(StudyObserver):
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        running = "; ".join(f"{trial.name} {trial.trial.config.backbone} {trial.stage} {trial.epoch}".rstrip() for trial in self._running.values())
+        running = "; ".join(
+            f"{trial.name} {trial.trial.config.backbone} {trial.stage} {trial.epoch}".rstrip()
+            for trial in self._running.values()
+        )
         text = f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}"
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text)
 
     def _counts(self) -> str:
         waiting = f"{self._num_waiting} waiting for pre-training, " if self._num_waiting else ""

@@ -15,15 +15,17 @@ import torch
 from PIL import Image
 
 import emoreg
+from emoreg.cli.commands import Show
 from emoreg.cli.main import main
 from emoreg.config import StudyConfig, leaves
+from emoreg.config.resolved import resolve_trial
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import only_driver
 from emoreg.study_file import read_study_file
 from emoreg.tuning.preflight import prepare_image_sets, study_files, write_study_file
 from tests.helpers.studies import study_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Output = pytest.CaptureFixture[str]
 
 
@@ -74,7 +76,7 @@ def test_the_version(capsys: Output) -> None:
 
 def paths() -> set[str]:
     of_the_file = {"search_space", "resources_by_backbone", "confirmed"}
-    return {path for path, _ in leaves(read_study_file("studies.quickstart"))} - of_the_file
+    return {path for path, _ in leaves(read_study_file("studies.quickstart").config)} - of_the_file
 
 
 @pytest.mark.parametrize("command", ["run", "confirm", "trial", "show", "submit"])
@@ -176,8 +178,8 @@ BAD_COMMANDS = [
     ("run nowhere.py", "no file 'nowhere.py': correct the path"),
     ("run studies.quikstart", r"no module 'studies\.quikstart'"),
     ("run syntax.py", r"'syntax\.py' is not valid Python: .* at .*syntax\.py:1"),
-    ("show nothing.py", r"must define study\(\) -> StudyConfig, but 'nothing\.py' does not"),
-    ("show empty.py", r"search space must not be empty, but it is \{\}: give at least one path"),
+    ("show nothing.py", r"Define `study` in 'nothing\.py', an emoreg\.Study or a function that returns one"),
+    ("show empty.py", r"[Gg]ive at least one path"),
     ("run tiny_cli_study.py extra", "Unrecognized options: extra"),
     ("data prepare", "emoreg data prepare needs the NAME of an image set"),
     ("data show openmojo", "none called 'openmojo': did you mean .*'openmoji'"),
@@ -197,7 +199,7 @@ def test_a_bad_command_is_one_message_and_code_2(command: str, message: str, tin
     (tmp_path / "file").touch()
     (tmp_path / "syntax.py").write_text("def study(:\n")
     (tmp_path / "nothing.py").write_text("")
-    (tmp_path / "empty.py").write_text("from emoreg.config import *\ndef study():\n    return StudyConfig()\n")
+    (tmp_path / "empty.py").write_text("import emoreg\nstudy = emoreg.Study('empty')\n")
     code, _, err = emoreg_(capsys, *command.split())
     assert code == 2
     assert re.search(message, words(err)), err
@@ -206,7 +208,7 @@ def test_a_bad_command_is_one_message_and_code_2(command: str, message: str, tin
 
 
 def stored(tiny: str, storage: Path) -> StudyConfig:
-    return dataclasses.replace(read_study_file(tiny), storage=str(storage))
+    return dataclasses.replace(read_study_file(tiny).config, storage=str(storage))
 
 
 def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
@@ -239,7 +241,7 @@ def test_an_interrupt_is_no_traceback(tiny: str, capsys: Output, monkeypatch: py
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emoreg.cli.main._show", interrupt)
+    monkeypatch.setattr(Show, "__call__", interrupt)
     assert emoreg_(capsys, "show", tiny) == (130, "", "emoreg: interrupted\n")
 
 
@@ -319,14 +321,14 @@ def test_a_searched_path_that_is_set_leaves_the_search_space(
     for gone in also_gone:
         assert f"{gone} leaves the search space with it\n" in out
     assert settings[f"trial.{path}"] == str(value)
-    assert read_study_file(tiny).search_space.keys() - space.keys() == {path} | also_gone
+    assert read_study_file(tiny).config.search_space.keys() - space.keys() == {path} | also_gone
 
 
 def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Path, storage: Path, capsys: Output) -> None:
     path = tmp_path / "wide.py"
     path.write_text(
-        "from emoreg.config import *\nfrom tests.helpers.studies import tiny_study\ndef study():\n    return tiny_study("
-        "search_space={'regulation.balance': Float(0.0, 1.0), 'regulation.epochs': Int(1, 3), 'drop_path': Float(0.0, 0.1)})\n"
+        "from emoreg import *\nfrom tests.helpers.studies import tiny_study\nstudy = Study.from_config(tiny_study("
+        "search_space={'regulation.balance': Float(0.0, 1.0), 'regulation.epochs': Int(1, 3), 'drop_path': Float(0.0, 0.1)}))\n"
     )
     overrides = "--trial.regulation.kind learnable --trial.regulation.balance 0.5 --scheduler.name asha"
     _, space, _ = show(capsys, str(path), storage, *overrides.split(), "--trial.regulation.epochs", "2")
@@ -339,8 +341,8 @@ def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Pa
 def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Path, capsys: Output) -> None:
     path = tmp_path / "one.py"
     path.write_text(
-        "from emoreg.config import *\nfrom tests.helpers.studies import tiny_study\n"
-        "def study():\n    return tiny_study(search_space={'drop_path': Float(0.0, 0.5)})\n"
+        "from emoreg import *\nfrom tests.helpers.studies import tiny_study\n"
+        "study = Study.from_config(tiny_study(search_space={'drop_path': Float(0.0, 0.5)}))\n"
     )
     code, out, _ = emoreg_(capsys, "trial", str(path), "--storage", str(storage), "--trial.drop-path", "0.1")
     assert code == 0
@@ -350,15 +352,13 @@ def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Pa
 def test_a_path_that_is_not_searched_is_only_set(tiny: str, storage: Path, capsys: Output) -> None:
     settings, space, out = show(capsys, tiny, storage, "--trial.drop-path=0.1", "--trial.seed", "4", "--num-trials", "9")
     assert (settings["trial.drop_path"], settings["trial.seed"], settings["num_trials"]) == ("0.1", "4", "9")
-    assert space.keys() >= read_study_file(tiny).search_space.keys()
+    assert space.keys() >= read_study_file(tiny).config.search_space.keys()
     assert "leaves the search space" not in out
 
 
 def test_a_search_of_which_everything_is_set_is_refused(tmp_path: Path, capsys: Output) -> None:
     path = tmp_path / "one.py"
-    path.write_text(
-        "from emoreg.config import *\ndef study():\n    return StudyConfig(search_space={'drop_path': Float(0.0, 0.5)})\n"
-    )
+    path.write_text("import emoreg\nstudy = emoreg.Study('one', search_space={'drop_path': emoreg.Float(0.0, 0.5)})\n")
     code, _, err = emoreg_(capsys, "run", str(path), "--trial.drop-path", "0.1")
     assert code == 2
     assert "the search space must not be empty" in err
@@ -385,7 +385,7 @@ def test_a_trial_and_then_the_study(tiny: str, storage: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 trials: 3 finished, 2 of them now, in " in done.stdout
     rows = {row["identity"]: row for row in pq.read_table(storage / "both" / "records" / "trials.parquet").to_pylist()}
-    as_configured = read_study_file(tiny).trial.identity
+    as_configured = resolve_trial(read_study_file(tiny).config.trial).identity
     assert rows[as_configured]["role"] == "control"
     assert rows[as_configured]["test_accuracy"] is not None, "it was not run again"
     lines = done.stdout.splitlines()
