@@ -32,12 +32,13 @@ from emoreg.config import (
     TrialConfig,
     TrialResources,
     When,
+    control,
 )
 from emoreg.errors import EmoregError
 
 if TYPE_CHECKING:
-    from emoreg.study import Study, load_study
-    from emoreg.tuning.adapters import objective, run_trial, trainable
+    from emoreg.study import Study, load_study, run_trial
+    from emoreg.tuning.adapters import objective, trainable
 
 __version__ = "0.2.0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "TrialResources",
     "When",
     "__version__",
+    "control",
     "load_study",
     "objective",
     "run_trial",
@@ -72,7 +74,7 @@ _LAZY = {
     "Study": "emoreg.study",
     "load_study": "emoreg.study",
     "objective": "emoreg.tuning.adapters",
-    "run_trial": "emoreg.tuning.adapters",
+    "run_trial": "emoreg.study",
     "trainable": "emoreg.tuning.adapters",
 }
 

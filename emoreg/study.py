@@ -7,11 +7,12 @@ import html
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from emoreg.config import (
     CONFIRM,
     FIRST_SEED,
+    STORAGE,
     Distribution,
     ExperienceConfig,
     Objective,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from emoreg.results.analysis import ControlRow
+    from emoreg.results.outcome import Outcome
     from emoreg.results.records import EpochRecord, RunRecord, TrialRecord
     from emoreg.results.statistics import Verdict
     from emoreg.results.status import Status
@@ -357,3 +359,38 @@ def load_study(place: str | Path) -> Study:
     return Study.from_config(
         dataclasses.replace(config, storage=(storage or ("/" if path.startswith("/") else ".")) + question + query)
     )
+
+
+def run_trial(trial: TrialConfig, *, storage: str = STORAGE, device: Literal["auto", "cpu", "cuda"] = "auto") -> Outcome:
+    """Run one trial in this process, without Ray, from its last checkpoint where it has one. The test set stays closed.
+
+    Args:
+        trial: to run.
+        storage: folder or URI of checkpoints, experience and prepared image sets.
+        device: where to compute; "auto" takes the GPU where there is one.
+
+    Returns:
+        What it measured. A trial whose loss leaves the finite numbers ends too, with ``outcome.end`` "diverged".
+
+    Raises:
+        UserError: for a trial that cannot run here, with what to do.
+
+    Example:
+        >>> import emoreg
+        >>> outcome = emoreg.run_trial(
+        ...     emoreg.TrialConfig(
+        ...         backbone="test_resnet",
+        ...         image_size=8,
+        ...         stimuli=emoreg.ImageSetConfig(name="digits", num_images=40, validation_fraction=0),
+        ...         task=emoreg.ImageSetConfig(name="digits", num_images=40),
+        ...         pretraining=emoreg.PretrainingConfig(epochs=1),
+        ...         regulation=emoreg.RegulationConfig(epochs=1),
+        ...     )
+        ... )
+        >>> outcome.end.value, 0 <= outcome.val_accuracy <= 1
+        ('completed', True)
+    """
+    refuse_while_imported("emoreg.run_trial()")
+    from emoreg.tuning.adapters import run_here
+
+    return run_here(trial, storage=storage, device=device)

@@ -42,7 +42,7 @@ def test_shipped_studies_load(name: str) -> None:
 
 def test_the_study_in_the_readme_is_one(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    texts = [block for block in blocks if re.search(r"^(def study|study =)", block, re.MULTILINE)]
+    texts = [block for block in blocks if re.search(r"^(def study|study = emoreg.Study\()", block, re.MULTILINE)]
     assert texts
     for text in texts:
         assert read_study_file(str(write(tmp_path / "mine_of_the_readme.py", text))).name == "mine"
@@ -161,7 +161,7 @@ def test_what_travels_with_a_study_is_its_module_and_those_of_its_own_folder(tmp
             "import emoreg\nTRIAL = emoreg.TrialConfig(regulation=emoreg.RegulationConfig(balance=1.5))\n",
             r"regulation\.balance must lie in \[0, 1\], but it is 1\.5",
         ),
-        (GOOD.replace("drop_path", "drop_paht"), r"'drop_paht' .*did you mean \['drop_path'"),
+        (GOOD.replace("drop_path", "drop_paht"), r"Name a setting such as drop_path: .*'drop_paht'"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_place(text: str, message: str, tmp_path: Path) -> None:
