@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from emoreg.config import (
-    CONFIRM,
     FIRST_SEED,
     STORAGE,
     Distribution,
@@ -144,6 +143,9 @@ class Study:
         """
         refuse_while_imported("study.run()")
         from emoreg.cli.progress import Progress
+        from emoreg.tuning.preflight import check_study
+
+        check_study(self.config, address=address)  # before Ray is imported, which takes seconds
         from emoreg.tuning.study import run_study
 
         with Progress(self.place) as progress:
@@ -180,22 +182,14 @@ class Study:
         """
         refuse_while_imported("study.confirm()")
         from emoreg.cli.progress import Progress
-        from emoreg.tuning.confirm import run_confirmation
+        from emoreg.tuning.confirm import plan_confirmation, run_confirmation
 
-        place = join(self.config.storage, f"{self.name}{CONFIRM}")
-        with Progress(place) as progress:
-            end = run_confirmation(
-                self.config,
-                top=top,
-                num_seeds=num_seeds,
-                first_seed=first_seed,
-                again=again,
-                address=address,
-                observers=(progress, *observers),
-                command=command,
-            )
+        plan = plan_confirmation(self.config, top=top, num_seeds=num_seeds, first_seed=first_seed, address=address)
+        confirmation = Study.from_config(plan.config)
+        with Progress(confirmation.place) as progress:
+            end = run_confirmation(plan, again=again, address=address, observers=(progress, *observers), command=command)
         self.refresh()
-        return load_study(place)._ended(end)
+        return confirmation._ended(end)
 
     def _ended(self, end: str) -> Study:
         """The study after a run that ended so, to be read anew."""
@@ -331,8 +325,8 @@ class Study:
 def load_study(place: str | Path) -> Study:
     """The study in a folder (``runs/quickstart``) or at a URI (``s3://bucket/studies/quickstart``), as it was run last.
 
-    Its results are read when they are asked for. It can be run again, where the code that it needs is at hand: controls, backbones
-    and all else that its file registers.
+    Its results are read when they are asked for. It can be run again where what its file registers (controls, backbones) is
+    registered too.
 
     Raises:
         ConfigError: where there is no study, or its folder was renamed.
@@ -349,12 +343,12 @@ def load_study(place: str | Path) -> Study:
     from emoreg.results.written import read_written
 
     files = Files(str(place))
-    config, _ = read_written(files)
+    config = read_written(files).config
     path, question, query = str(place).partition("?") if "://" in str(place) else (str(Path(place).expanduser()), "", "")
     storage, _, folder = path.rstrip("/").rpartition("/")
     if folder != config.name:
         raise ConfigError(
-            f"Rename the folder to {config.name!r}: a study lies in a folder of its name, but that of {config.name!r} is {files.uri!r}"
+            f"Rename the folder to {config.name!r}: a study lies in a folder of its name, but this is {files.uri!r}"
         )
     return Study.from_config(
         dataclasses.replace(config, storage=(storage or ("/" if path.startswith("/") else ".")) + question + query)
@@ -366,7 +360,7 @@ def run_trial(trial: TrialConfig, *, storage: str = STORAGE, device: Literal["au
 
     Args:
         trial: to run.
-        storage: folder or URI of checkpoints, experience and prepared image sets.
+        storage: folder of checkpoints, experience and prepared image sets.
         device: where to compute; "auto" takes the GPU where there is one.
 
     Returns:

@@ -59,11 +59,13 @@ class Confirm(StudyCommand):
 
         check_confirmation(self.top, self.seeds, self.first_seed)
         study, console = Study.from_config(self.config), terminal()
-        plan = plan_confirmation(self.config, top=self.top, num_seeds=self.seeds, first_seed=self.first_seed)
-        print_confirmation_plan(plan, study.results, console)
+        plan = plan_confirmation(
+            self.config, top=self.top, num_seeds=self.seeds, first_seed=self.first_seed, address=self.address
+        )
+        print_confirmation_plan(study.name, plan, console)
         if self.dry_run:
             return 0
-        ended: Exception | None = None
+        ended: Interrupted | StudyAborted | None = None
         try:
             study.confirm(
                 num_seeds=self.seeds,
@@ -75,7 +77,7 @@ class Confirm(StudyCommand):
             )
         except (Interrupted, StudyAborted) as error:
             ended = error
-        results = study.confirmation.results
+        results = Study.from_config(plan.config).results
         print_confirmation(results, console)
         return exit_code(results, ended, self.command, console)
 
@@ -170,11 +172,15 @@ class Status:
             from emoreg.cli.cluster import print_job_status
 
             return print_job_status(self.study, self.address, as_json=self.json)
-        from emoreg.cli.look import print_status
+        from emoreg.cli.look import print_status, status_json
         from emoreg.results.status import read_status
 
         with _reading():
-            print_status(read_status(find_study(self.study, self.storage)), as_json=self.json)
+            status = read_status(find_study(self.study, self.storage))
+        if self.json:
+            print(status_json(status))
+        else:
+            print_status(status, terminal())
         return 0
 
 

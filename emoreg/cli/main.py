@@ -92,7 +92,7 @@ class Run(StudyCommand):
         if self.dry_run:
             print_plan(self.study, self.config, console)
             return 0
-        ended: Exception | None = None
+        ended: Interrupted | StudyAborted | None = None
         try:
             study.run(address=self.address, command=self.command)
         except (Interrupted, StudyAborted) as error:

@@ -18,14 +18,13 @@ Written = Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
 Switch = FlagCreatePairsOff[bool]
 Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
 Device = Literal["auto", "cpu", "cuda"]
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyOptions(StudyConfig):
     """A study's settings as options.
 
-    Three can be set in a study file alone. Nothing is checked here: the study is, once it is known what leaves its search space.
+    Three can be set in a study file alone. The study is checked once it is known what leaves its search space.
     """
 
     search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)

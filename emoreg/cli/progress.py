@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
@@ -13,15 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from emoreg.cli.terminal import terminal
+from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.formatting import control_name, counted, duration, format_params
-from emoreg.results.analysis import Tally, device_time, num_planned
+from emoreg.results.analysis import Tally, device_time, objective_value
+from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, TrialRecord
-from emoreg.results.study import StudyResults, load_results
+from emoreg.results.status import trials_beside
+from emoreg.results.written import read_written, stored_rows
+from emoreg.storage.files import Files
 from emoreg.tracking.observer import RunStatus, StudyObserver
 
 _LINE_SECONDS = 20.0
-_REFRESH_PER_SECOND = 4
 
 
 @dataclass(slots=True)
@@ -29,6 +33,9 @@ class _Running:
     trial: ResolvedTrial
     role: Role
     newest: EpochRecord | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.trial.config.backbone} {self.stage} {self.epoch}".rstrip()
 
     @property
     def name(self) -> str:
@@ -62,24 +69,14 @@ class Progress(StudyObserver):
             place: the study's.
             console: to print on; None for the terminal's, or the notebook's.
         """
-        self._place = place
+        self._files = Files(place)
         self._console = terminal() if console is None else console
-        self._study: StudyResults | None = None
+        self._config: StudyConfig | None = None
         self._running: dict[str, _Running] = {}
         self._num_waiting = 0
-        self._start = self._last_line = time.monotonic()
         can_rewrite = self._console.is_terminal and not self._console.is_dumb_terminal
         can_rewrite |= self._console.is_jupyter and find_spec("ipywidgets") is not None
-        self._live = (
-            Live(
-                console=self._console,
-                refresh_per_second=_REFRESH_PER_SECOND,
-                get_renderable=self._table,
-                transient=True,
-            )
-            if can_rewrite
-            else None
-        )
+        self._live = Live(console=self._console, get_renderable=self._table, transient=True) if can_rewrite else None
 
     def __enter__(self) -> Progress:
         if self._live is not None:
@@ -92,30 +89,24 @@ class Progress(StudyObserver):
         if error is None:
             self._console.print(self.closing_line())
 
-    def _begin(self) -> None:
-        """Count what earlier runs of the study have recorded."""
-        self._study = study = load_results(self._place)
-        self._tally = Tally(study.config.objectives[0], study.beside)
-        self._records: dict[str, TrialRecord] = {}
-        for record in study.trials:
-            if record.status != "failed":  # it will be run again
-                self._add(record)
-        self._num_before = self._tally.ended
-        self._total = num_planned(study.config, study.beside)
-        self._start = self._last_line = time.monotonic()
-
-    def _add(self, record: TrialRecord) -> bool:
-        """Count a trial; whether it is the best so far."""
-        self._records[record.identity] = record
-        return self._tally.add(record)
-
     def on_run_start(self, status: RunStatus) -> None:
-        """Begin to count."""
-        self._begin()
+        """Begin to count, from what earlier runs of the study have recorded."""
+        self._begin(status.trials.values(), status.num_planned)
+
+    def _begin(self, trials: Collection[TrialRecord], num_planned: int) -> None:
+        self._config = config = read_written(self._files).config
+        self._beside = {*trials_beside(self._files, config, trials)}
+        whole = [trial for trial in trials if trial.status != "failed"]  # failed ones are run again
+        self._tally: Tally[TrialRecord] = Tally(config.objectives[0], self._beside, whole)
+        self._num_before = len(self._tally.trials)
+        self._num_planned = num_planned
+        self._start = self._last_line = time.monotonic()
 
     def on_start(self, trial: ResolvedTrial, role: Role) -> None:
         """Show a trial that runs."""
         self._running[trial.identity] = _Running(trial, role)
+        if role != "search":
+            self._beside.add(trial.identity)
 
     def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
         """Show how far a trial is."""
@@ -127,7 +118,7 @@ class Progress(StudyObserver):
         if record.status == "failed":
             text = f"failed: trial {record.identity}, {record.backbone}: {record.message}"
             self._console.print(text, style="red")
-        if self._add(record) and self._live is None:
+        if self._tally.add(record) and self._live is None:
             self._print_line()
 
     def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
@@ -155,57 +146,53 @@ class Progress(StudyObserver):
 
     def closing_line(self) -> str:
         """What there is in the end: "18 trials: 15 finished, 3 pruned, in 4 min. Device time: 7 min, 2 min to pre-train"."""
-        if self._study is None:  # nothing was missing
-            self._begin()
-        now = self._tally.ended - self._num_before
-        taken = duration(time.monotonic() - self._start)
+        if self._config is None:  # nothing was missing, so no run began
+            self._begin(stored_rows(self._files, "trials", TrialRecord) or (), 0)
+        trials = self._tally.trials
+        now, taken = len(trials) - self._num_before, duration(time.monotonic() - self._start)
         this_run = f"in {taken}" if not self._num_before else f"{now} of them now, in {taken}" if now else "none was missing"
-        spent = device_time(self._tally.counted(self._records.values()))
+        spent = device_time(trials)
         reused = f"; {duration(spent.reused)} more were reused, {100 * spent.saved:.0f} % saved" if spent.reused else ""
         return (
-            f"{counted(self._tally.ended, 'trial')}: {self._by_status()}, {this_run}. "
+            f"{counted(len(trials), 'trial')}: {self._by_status()}, {this_run}. "
             f"Device time: {duration(spent.total)}, {duration(spent.paid)} to pre-train{reused}."
         )
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        running = "; ".join(
-            f"{trial.name} {trial.trial.config.backbone} {trial.stage} {trial.epoch}".rstrip()
-            for trial in self._running.values()
-        )
+        running = "; ".join(map(str, self._running.values()))
         text = f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}"
         self._console.print(text)
 
     def _counts(self) -> str:
         waiting = f"{self._num_waiting} waiting for pre-training, " if self._num_waiting else ""
+        done = len(self._tally.trials)
         return (
-            f"{self._tally.ended}/{self._total} trials: {self._by_status()}, {len(self._running)} running, "
-            f"{waiting}{self._time_left()}"
+            f"{done}/{self._num_planned} trials: {self._by_status()}, {len(self._running)} running, "
+            f"{waiting}{self._time_left(done)}"
         )
 
     def _by_status(self) -> str:
         counts = self._tally.statuses
-        statuses = [status for status in ("finished", "pruned", "failed") if counts[status] or status == "finished"]
-        return ", ".join(f"{counts[status]} {status}" for status in statuses)
+        statuses: tuple[Status, ...] = ("finished", "pruned", "failed")
+        return ", ".join(f"{counts[status]} {status}" for status in statuses if counts[status] or status == "finished")
 
     def _best_text(self) -> str:
-        assert self._study is not None
-        if self._tally.best is None:
-            return "no searched trial has finished yet" if self._study.config.num_trials else "nothing is searched"
-        identity, value = self._tally.best
-        record = self._records[identity]
-        found = ", ".join([record.backbone, *format_params(record.sampled)])
-        return f"best {self._study.config.objectives[0].metric} {value:.4g}: {found}"
+        assert self._config is not None
+        best, objective = self._tally.best, self._config.objectives[0]
+        if best is None:
+            return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
+        found = ", ".join([best.backbone, *format_params(best.sampled)])
+        return f"best {objective.metric} {objective_value(best, objective):.4g}: {found}"
 
-    def _time_left(self) -> str:
-        done = self._tally.ended - self._num_before
-        if done == 0:
+    def _time_left(self, done: int) -> str:
+        if done <= self._num_before:
             return "time left: not known yet"
-        left = (time.monotonic() - self._start) / done * max(0, self._total - self._tally.ended)
-        return f"about {duration(left)} left"
+        pace = (time.monotonic() - self._start) / (done - self._num_before)
+        return f"about {duration(pace * max(0, self._num_planned - done))} left"
 
     def _table(self) -> RenderableType:
-        if self._study is None:
+        if self._config is None:
             return Text("Preparing image sets, starting Ray")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy"):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from emoreg.cli.terminal import new_table
-from emoreg.config import CONFIRM, StudyConfig, leaves
+from emoreg.config import CONFIRM, StudyConfig, leaves, registries
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params
 from emoreg.results.analysis import waiting_share
-from emoreg.results.plan import Plan, expected_seconds
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison, fewest_seeds
 from emoreg.results.study import StudyResults
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
+
+if TYPE_CHECKING:
+    from emoreg.tuning.confirm import ConfirmationPlan
 
 _ACCURACY, _GAIN = "validation\naccuracy, %", "regulation\ngains, points"
 
@@ -65,23 +67,23 @@ def print_places(place: str, console: Console) -> None:
     console.print(f"TensorBoard:  emoreg tensorboard {shlex.quote(place)}")
 
 
-def print_confirmation_plan(config: StudyConfig, plan: Plan, searched: StudyResults, console: Console) -> None:
-    """What a confirmation fixes, what it will cost, and what it could show."""
-    table = new_table(f"Chosen of {config.name!r}, on validation", "backbone", _ACCURACY, "parameters", "trial")
-    chosen = {found.identity: found for found, _ in plan}
+def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console) -> None:
+    """What the confirmation of the study ``name`` fixes, what it will cost, and what it could show."""
+    table = new_table(f"Chosen of {name!r}, on validation", "backbone", _ACCURACY, "parameters", "trial")
+    chosen = {found.identity: found for found, _ in plan.trials}
     for found in chosen.values():
         shown = "" if found.val_accuracy is None else f"{100 * found.val_accuracy:.1f}"
         table.add_row(found.backbone, shown, "\n".join(format_params(found.params)), found.identity)
     console.print(table)
-    seeds = sorted({trial.config.seed for _, trial in plan})
-    controls = list(dict.fromkeys(control_name(trial.config.control) for _, trial in plan))
-    num_trials = len({trial.identity for _, trial in plan})
+    seeds = sorted({trial.config.seed for _, trial in plan.trials})
+    controls = list(dict.fromkeys(control_name(trial.config.control) for _, trial in plan.trials))
+    num_trials = len({trial.identity for _, trial in plan.trials})
     console.print(
         f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}. About "
-        f"{duration(expected_seconds(plan, searched.by_identity))} of the device, by what the search's trials took; each opens "
+        f"{duration(plan.expected_seconds)} of the device, by what the search's trials took; each opens "
         "the test set once.",
     )
-    opened = [record for record in searched.trials if record.test_accuracy is not None]
+    opened = [record for record in plan.searched.values() if record.test_accuracy is not None]
     if opened:
         console.print(
             f"The test set has been opened by {counted(len(opened), 'trial')} of the study already (`emoreg trial --evaluate "
@@ -176,12 +178,12 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     Raises:
         UserError: for a study that could not run, or image sets that cannot be used as it asks.
     """
-    from emoreg.config.registry import registries
     from emoreg.config.search_space import describe, size
     from emoreg.training.devices import device_name, pick_device
     from emoreg.training.optim import length_dependence
     from emoreg.tuning.estimate import estimate_cost
-    from emoreg.tuning.preflight import check_study, image_storage, prepare_image_sets
+    from emoreg.tuning.images import image_storage, prepare_image_sets
+    from emoreg.tuning.preflight import check_study
 
     check_study(config)
     fingerprints = prepare_image_sets(config)
@@ -202,10 +204,11 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         space.add_row(*row)
     console.print(space)
     console.print()
+    own = [f"{registry.kind} {name}" for registry in registries() for name in registry.user_names()]
     combinations = size(config.search_space, config.trial)
     plan = Table.grid(padding=(0, 2))
     for name, text in {
-        "image sets": ", ".join(f"{role} {fingerprint[:12]}" for role, fingerprint in fingerprints.items()),
+        "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "pre-training": length_dependence(config.trial.pretraining) or "shared: a longer one continues a shorter one",
         "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
@@ -215,6 +218,8 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         + " for a training step of one encoder",
     }.items():
         plan.add_row(name, text)
+    if own:
+        plan.add_row("of the study's own", ", ".join(own))
     console.print(plan)
 
 

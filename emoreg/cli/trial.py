@@ -17,7 +17,7 @@ from emoreg.results.outcome import EndReason
 from emoreg.results.records import EpochRecord, Records, TrialRecord, utc_now
 from emoreg.storage.experience import ExperienceStore
 from emoreg.tracking import tensorboard
-from emoreg.training.context import Split, TrialContext
+from emoreg.training.context import EvaluatedSplit, TrialContext
 from emoreg.training.devices import device_name
 from emoreg.training.events import Event
 from emoreg.training.trial import run_trial
@@ -27,7 +27,7 @@ from emoreg.tuning.preflight import check_storage, store_uri
 from emoreg.tuning.signals import stop_on_signals
 
 
-def run_one(config: StudyConfig, evaluate_on: Split, device: torch.device, console: Console) -> int:
+def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.device, console: Console) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
 
     It computes with the threads that it would have in the study: the numbers are the same, and so is the pace. The first SIGINT

@@ -23,11 +23,12 @@ from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
-from emoreg.storage.working_copy import WorkingCopy, join, scratch
+from emoreg.storage.working_copy import join, scratch
 from emoreg.training.context import TrialContext
 from emoreg.training.devices import pick_device
 from emoreg.training.events import Event, Reporter
-from emoreg.training.trial import CHECKPOINT, check_images, run_trial
+from emoreg.training.stages import check_images
+from emoreg.training.trial import CHECKPOINT, run_trial
 from emoreg.tuning.images import image_storage
 from emoreg.tuning.preflight import check_trial
 
@@ -61,22 +62,18 @@ def resolved_trial(config: TrialConfig, load_images: LoadImages) -> ResolvedTria
 
 
 def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: str = "auto") -> Outcome:
-    """Run one trial in this process, from its last checkpoint in ``<storage>/trials/<identity>`` where it has one."""
-    load_images = image_loader(storage)
-    trial = resolved_trial(config, load_images)
-    with WorkingCopy(Files(join(storage, "trials"))) as copy:
-        copy.pull(trial.identity)
-        context = TrialContext(
-            load_images=load_images,
-            store=ExperienceStore(join(storage, "experience"), user="trials"),
-            folder=copy.folder / trial.identity,
-            device=pick_device(device),
-            on_checkpoint=partial(copy.push, trial.identity),
+    """Run one trial in this process, from its last checkpoint in the storage where it has one.
+
+    Raises:
+        UserError: for a trial that cannot run here, or a storage that is no folder.
+    """
+    folder = Files(storage).folder
+    if folder is None:
+        raise ConfigError(
+            f"Give a folder of this machine: a trial outside of a study keeps its checkpoint there, not in {storage!r}"
         )
-        try:
-            return run_trial(trial, context, *reporters)
-        finally:
-            copy.push(trial.identity)
+    trial = resolved_trial(config, image_loader(storage))
+    return run_trial(trial, TrialContext.local(trial, storage=folder, device=pick_device(device)), *reporters)
 
 
 def trainable(trial: TrialConfig, *, storage: str = STORAGE) -> Callable[[dict[str, Any]], None]:
@@ -170,7 +167,7 @@ def objective(
     Args:
         trial: what the search space does not set.
         search_space: distributions by path into the trial.
-        storage: folder or URI of checkpoints, experience and prepared image sets.
+        storage: folder of checkpoints, experience and prepared image sets.
         device: "auto", "cpu" or "cuda".
 
     Example:
