@@ -1,20 +1,91 @@
-"""Hyperparameter studies of emotional regulation in deep learning."""
+"""Hyperparameter studies of emotional regulation in deep learning: all that a study file or a notebook needs.
+
+    import emoreg
+
+    study = emoreg.Study("mine", search_space={"regulation.balance": emoreg.Float(0.05, 0.95)}, num_trials=40)
+    study.run()
+    study.confirm(num_seeds=10).verdicts
+
+What needs pyarrow or torch is imported when it is first asked for. The modules behind these names are private.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from emoreg.results.study import Study as Study
-    from emoreg.results.study import load_study as load_study
+from emoreg.config import (
+    AugmentationConfig,
+    Choice,
+    ExperienceConfig,
+    Float,
+    ImageSetConfig,
+    Int,
+    Objective,
+    OptimizerConfig,
+    PretrainingConfig,
+    RegulationConfig,
+    ResourcesConfig,
+    SamplerConfig,
+    SchedulerConfig,
+    StudyConfig,
+    TrialConfig,
+    TrialResources,
+    When,
+    control,
+)
+from emoreg.errors import EmoregError
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from emoreg.study import Study, load_study, run_trial
+    from emoreg.tuning.adapters import objective, trainable
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "AugmentationConfig",
+    "Choice",
+    "EmoregError",
+    "ExperienceConfig",
+    "Float",
+    "ImageSetConfig",
+    "Int",
+    "Objective",
+    "OptimizerConfig",
+    "PretrainingConfig",
+    "RegulationConfig",
+    "ResourcesConfig",
+    "SamplerConfig",
+    "SchedulerConfig",
+    "Study",
+    "StudyConfig",
+    "TrialConfig",
+    "TrialResources",
+    "When",
+    "__version__",
+    "control",
+    "load_study",
+    "objective",
+    "run_trial",
+    "trainable",
+]
+
+_LAZY = {
+    "Study": "emoreg.study",
+    "load_study": "emoreg.study",
+    "objective": "emoreg.tuning.adapters",
+    "run_trial": "emoreg.study",
+    "trainable": "emoreg.tuning.adapters",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """``load_study`` and ``Study``, imported when they are first asked for: the command line answers without them."""
-    if name in ("Study", "load_study"):
-        from emoreg.results.study import Study, load_study
+    """A name of the face that was not imported yet."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return found
 
-        return {"Study": Study, "load_study": load_study}[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,8 @@ EmoregError
 │   ├── ImageSetError               an image set that is missing, broken or laid out wrongly
 │   └── StorageError                a folder or a file that cannot be used
 ├── Diverged                        a loss left the finite numbers; ends the trial as pruned, with the step
-└── Interrupted                     the trial was asked to stop, and has saved all it did
+├── Interrupted                     a trial or a study was asked to stop, and has saved all it did
+└── StudyAborted                    faults in code broke too many trials of a study; what had ended stays
 """
 
 from __future__ import annotations
@@ -50,4 +51,8 @@ class Diverged(EmoregError):
 
 
 class Interrupted(EmoregError):
-    """A trial that was asked to stop has saved its state: run again, it goes on from there, to the bit on CPU."""
+    """A trial or a study that was asked to stop has saved its state: run again, it goes on from there, to the bit on CPU."""
+
+
+class StudyAborted(EmoregError):
+    """Faults in code broke ``resources.max_failures`` trials of a study, so it stopped: run again, it goes on."""

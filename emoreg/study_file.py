@@ -1,69 +1,124 @@
-"""From what a user names to a study: to the ``StudyConfig`` of a module or file, or to the folder of one that has run."""
+"""From what a user names to a study: a module, a Python file, or the name, folder or URI of one that was run."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import re
 import sys
+import sysconfig
 import traceback
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from emoreg.config import STORAGE, StudyConfig
-from emoreg.config.search_space import SearchSpace
+from emoreg.config import STORAGE
 from emoreg.errors import ConfigError, UserError
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
+from emoreg.study import Study, imported_file
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A study as it was asked for.
-
-    Attributes:
-        reference: the module or file that names it.
-        config: with what the command line has set.
-        space: the whole search space, before the command line set anything.
-        overridden: paths into the trial that the command line may have set.
-        address: of a Ray cluster; None for this machine.
-        command: what was typed.
-    """
-
-    reference: str
-    config: StudyConfig
-    space: SearchSpace
-    overridden: Set[str]
-    address: str | None
-    command: str
-
-
-def read_study_file(reference: str) -> StudyConfig:
+def read_study_file(reference: str) -> Study:
     """The study that ``reference`` names: a module (``studies.quickstart``) or a path to a Python file.
 
     Raises:
-        ConfigError: where it is not there, cannot be imported, or has no ``study()`` that returns a ``StudyConfig``.
+        ConfigError: where it is not there, fails, runs a study, or has no ``study`` (a ``Study`` or a function that returns one).
     """
-    module = _import(reference)
-    function = vars(module).get("study")
-    if not callable(function):
+    path = Path(reference).expanduser()
+    is_file = reference.endswith(".py") or "/" in reference
+    if is_file and not path.is_file():
+        raise ConfigError(f"Correct the path: a study is a module or a Python file, but there is no file {reference!r}")
+    if is_file and path.suffix != ".py":
+        raise ConfigError(f"Name the file that defines the study: it must end in .py, but this is {reference!r}")
+    with _importing(reference, path.resolve().parent if is_file else Path.cwd()):
+        module = _load(path.resolve()) if is_file else importlib.import_module(reference)
+        study = vars(module).get("study")
+        if callable(study):
+            study = study()
+    if not isinstance(study, Study):
         raise ConfigError(
-            f"a study file must define study() -> StudyConfig, but {reference!r} does not: see studies/quickstart.py"
-        )
-    try:
-        study = function()
-    except UserError as error:
-        raise ConfigError(f"study() of {reference!r} makes a study that breaks a rule: {error}") from error
-    except Exception as error:
-        raise ConfigError(f"study() of {reference!r} fails: {_where(error)}") from error
-    if not isinstance(study, StudyConfig):
-        raise ConfigError(
-            f"study() must return a StudyConfig, but that of {reference!r} returns a {type(study).__name__}: return one"
+            f"Define `study` in {reference!r}, an emoreg.Study or a function that returns one, but it is a "
+            f"{type(study).__name__}: see studies/quickstart.py"
         )
     return study
+
+
+@contextmanager
+def _importing(reference: str, folder: Path) -> Iterator[None]:
+    """Import a study within: modules beside it are found as `python FILE` would find them, and its errors name it.
+
+    Afterwards modules beside it come last, so that a file of a library's name there is not taken for the library.
+    """
+    token = imported_file.set(reference)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and (reference == error.name or reference.startswith(f"{error.name}.")):
+            raise ConfigError(
+                f"Name a study that is there: a module or a Python file (by its path, with .py), but there is no module "
+                f"{reference!r}; emoreg ships {', '.join(shipped_studies())}"
+            ) from error
+        raise _failure(reference, error) from error
+    except SyntaxError as error:
+        raise ConfigError(
+            f"Correct the study {reference!r}, which is not valid Python: {error.msg} at {error.filename}:{error.lineno}"
+        ) from error
+    except UserError as error:
+        raise ConfigError(f"Correct the study {reference!r}: {error}") from error
+    except Exception as error:
+        raise _failure(reference, error) from error
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        imported_file.reset(token)
+
+
+def _failure(reference: str, error: Exception) -> ConfigError:
+    """The error with the place in the user's file, which is the last frame."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(
+        f"Correct the study {reference!r}, which fails: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    )
+
+
+def _load(path: Path) -> ModuleType:
+    """The module of a file, under a name that no other file's has."""
+    stem, digest = re.sub(r"\W", "_", path.stem), hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"emoreg_study_{stem}_{digest}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the file look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def own_modules(module: ModuleType) -> list[ModuleType]:
+    """A study file's module first, then the modules that were imported from its own folder: what travels to workers with it.
+
+    emoreg is not among them, nor what is installed below that folder.
+    """
+    file = module.__file__
+    if file is None:
+        return [module]
+    folder = Path(file).resolve().parents[module.__name__.count(".")]
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    elsewhere = (*installed, folder / ".venv", Path(__file__).resolve().parent)
+
+    def is_own(other: object) -> bool:
+        place = getattr(other, "__file__", None)
+        if not isinstance(other, ModuleType) or place is None or other.__name__ == "__main__":
+            return False
+        path = Path(place).resolve()
+        return path.is_relative_to(folder) and not any(path.is_relative_to(root) for root in elsewhere)
+
+    return [module, *(other for other in list(sys.modules.values()) if other is not module and is_own(other))]
 
 
 def find_study(reference: str, storage: str | None) -> str:
@@ -83,56 +138,18 @@ def find_study(reference: str, storage: str | None) -> str:
     if re.fullmatch(r"[\w.-]+", reference) and Files(place).exists("study.json"):
         return place
     try:
-        config = read_study_file(reference)
+        study = read_study_file(reference)
     except ConfigError:
         if Path(reference).expanduser().is_file():  # its own error says more
             raise
         raise ConfigError(
-            f"a study is its name in {named_in!r}, its folder or URI, or the module or file that defines it, but there is no "
-            f"{reference!r}: give --storage, or its folder"
+            f"Give --storage, or the study's folder: a study is its name in {named_in!r}, its folder or URI, or the module or "
+            f"file that defines it, but there is no {reference!r}"
         ) from None
-    place = join(config.storage if storage is None else storage, config.name)
+    place = study.place if storage is None else join(storage, study.name)
     if not Files(place).exists("study.json"):
-        raise ConfigError(f"a study must have been run, but there is none in {place!r}: `emoreg run {reference}` runs it")
+        raise ConfigError(f"Run the study first (`emoreg run {reference}`): there is none in {place!r} yet")
     return place
-
-
-def _import(reference: str) -> ModuleType:
-    path = Path(reference).expanduser()
-    is_file = reference.endswith(".py") or "/" in reference
-    if is_file and not path.is_file():
-        raise ConfigError(f"a study is a module or a Python file, but there is no file {reference!r}: correct the path")
-    if is_file and path.suffix != ".py":
-        raise ConfigError(f"a study's file must end in .py, but this is {reference!r}: name the file that defines the study")
-    # Modules of the user's own are found as `python FILE` and `python -m MODULE` would find them.
-    beside = str(path.resolve().parent if is_file else Path.cwd())
-    if beside not in sys.path:
-        sys.path.insert(0, beside)
-    try:
-        if not is_file:
-            return importlib.import_module(reference)
-        spec = importlib.util.spec_from_file_location(f"emoreg_study_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses of the file look themselves up there
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and not is_file and (reference == error.name or reference.startswith(f"{error.name}.")):
-            raise ConfigError(
-                f"a study is a module or a Python file, but there is no module {reference!r}: emoreg ships "
-                f"{', '.join(shipped_studies())}; a file is named by its path, with .py"
-            ) from error
-        raise ConfigError(f"the study {reference!r} cannot be imported: {_where(error)}") from error
-    except SyntaxError as error:
-        raise ConfigError(
-            f"the study {reference!r} is not valid Python: {error.msg} at {error.filename}:{error.lineno}"
-        ) from error
-    except UserError as error:
-        raise ConfigError(f"the study {reference!r} breaks a rule: {error}") from error
-    except Exception as error:
-        raise ConfigError(f"the study {reference!r} cannot be imported: {_where(error)}") from error
-    return module
 
 
 def shipped_studies() -> list[str]:
@@ -140,9 +157,3 @@ def shipped_studies() -> list[str]:
     import studies
 
     return [f"studies.{module.name}" for module in pkgutil.iter_modules(studies.__path__)]
-
-
-def _where(error: Exception) -> str:
-    """The error with the place in the user's file, which is the last frame."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno})"

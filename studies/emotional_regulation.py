@@ -1,5 +1,7 @@
 """The paper's design (arXiv:2606.13081; a reconstruction): ResNet and ViT, affective stimuli, then CIFAR.
 
+Forty sampled trials over balance, its kind, pre-training length and backbone, and the controls on three seeds.
+
     emoreg run studies.emotional_regulation --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
     emoreg run studies.emotional_regulation --name er-oasis --trial.stimuli.name oasis --trial.stimuli.path PATH_TO_OASIS
     emoreg run studies.emotional_regulation --name er-cifar100 --trial.task.name cifar100 --trial.stimuli.path PATH
@@ -13,51 +15,38 @@ in studies/RESULTS.md.
 
 from __future__ import annotations
 
-from emoreg.config import (
-    AugmentationConfig,
-    Choice,
-    Float,
-    ImageSetConfig,
-    Int,
-    OptimizerConfig,
-    PretrainingConfig,
-    RegulationConfig,
-    SchedulerConfig,
-    StudyConfig,
-    TrialConfig,
-    When,
+import emoreg
+
+study = emoreg.Study(
+    "emotional-regulation",
+    trial=emoreg.TrialConfig(
+        backbone="resnet18",
+        stimuli=emoreg.ImageSetConfig(name="fer2013", validation_fraction=0.1),
+        task=emoreg.ImageSetConfig(name="cifar10", validation_fraction=0.1),
+        pretraining=emoreg.PretrainingConfig(
+            epochs=20,
+            augmentation=emoreg.AugmentationConfig(flip=True, color_jitter=0.2),
+        ),
+        regulation=emoreg.RegulationConfig(
+            balance=0.5,
+            epochs=60,
+            optimizer=emoreg.OptimizerConfig(learning_rate=1e-3, weight_decay=0.05),
+            label_smoothing=0.1,
+            augmentation=emoreg.AugmentationConfig(flip=True, random_erasing=0.25),
+        ),
+    ),
+    search_space={
+        "backbone": emoreg.Choice(("resnet18", "vit_tiny")),
+        "regulation.kind": emoreg.Choice(("fixed", "learnable", "random_learnable")),
+        "regulation.balance": emoreg.Float(0.05, 0.95),
+        "pretraining.epochs": emoreg.Int(5, 80, log=True),
+        "drop_path": emoreg.Float(0.0, 0.2, when=emoreg.When("backbone", ("vit_tiny",))),
+    },
+    num_trials=40,
+    scheduler=emoreg.SchedulerConfig(name="asha", grace_epochs=6, reduction_factor=3),
+    controls=("regulated", "plain", "emotional", "untrained", "shuffled"),
+    control_seeds=(0, 1, 2),
 )
 
-
-def study() -> StudyConfig:
-    """Forty sampled trials over balance, its kind, pre-training length and backbone, and the controls on three seeds."""
-    return StudyConfig(
-        name="emotional-regulation",
-        trial=TrialConfig(
-            backbone="resnet18",
-            stimuli=ImageSetConfig(name="fer2013", validation_fraction=0.1),
-            task=ImageSetConfig(name="cifar10", validation_fraction=0.1),
-            pretraining=PretrainingConfig(
-                epochs=20,
-                augmentation=AugmentationConfig(flip=True, color_jitter=0.2),
-            ),
-            regulation=RegulationConfig(
-                balance=0.5,
-                epochs=60,
-                optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05),
-                label_smoothing=0.1,
-                augmentation=AugmentationConfig(flip=True, random_erasing=0.25),
-            ),
-        ),
-        search_space={
-            "backbone": Choice(("resnet18", "vit_tiny")),
-            "regulation.kind": Choice(("fixed", "learnable", "random_learnable")),
-            "regulation.balance": Float(0.05, 0.95),
-            "pretraining.epochs": Int(5, 80, log=True),
-            "drop_path": Float(0.0, 0.2, when=When("backbone", ("vit_tiny",))),
-        },
-        num_trials=40,
-        scheduler=SchedulerConfig(name="asha", grace_epochs=6, reduction_factor=3),
-        controls=("regulated", "plain", "emotional", "untrained", "shuffled"),
-        control_seeds=(0, 1, 2),
-    )
+if __name__ == "__main__":
+    study.run()

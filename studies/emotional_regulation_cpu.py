@@ -1,5 +1,7 @@
 """The paper's design (arXiv:2606.13081; a reconstruction) at a budget for two CPU cores: a subset of CIFAR-10, tiny backbones.
 
+Eight sampled trials over balance, pre-training length and backbone, and the controls of both on three seeds.
+
     emoreg run studies.emotional_regulation_cpu --name er-fer2013 --trial.stimuli.name fer2013 \
         --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
     emoreg run studies.emotional_regulation_cpu --name er-oasis --trial.stimuli.name oasis ...
@@ -11,50 +13,39 @@ Results: studies/RESULTS.md.
 
 from __future__ import annotations
 
-from emoreg.config import (
-    AugmentationConfig,
-    Choice,
-    Float,
-    ImageSetConfig,
-    OptimizerConfig,
-    PretrainingConfig,
-    RegulationConfig,
-    SchedulerConfig,
-    StudyConfig,
-    TrialConfig,
+import emoreg
+
+study = emoreg.Study(
+    "emotional-regulation-cpu",
+    trial=emoreg.TrialConfig(
+        backbone="test_resnet",
+        stimuli=emoreg.ImageSetConfig(name="fer2013", num_images=500, validation_fraction=0.0),
+        neutral=emoreg.ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
+        task=emoreg.ImageSetConfig(name="cifar10", num_images=1000, validation_fraction=0.04),
+        pretraining=emoreg.PretrainingConfig(
+            epochs=6,
+            batch_size=32,
+            optimizer=emoreg.OptimizerConfig(learning_rate=2e-3),
+            augmentation=emoreg.AugmentationConfig(crop_padding=2, flip=True),
+        ),
+        regulation=emoreg.RegulationConfig(
+            balance=0.5,
+            epochs=8,
+            batch_size=32,
+            optimizer=emoreg.OptimizerConfig(learning_rate=2e-3),
+            augmentation=emoreg.AugmentationConfig(crop_padding=2, flip=True),
+        ),
+    ),
+    search_space={
+        "backbone": emoreg.Choice(("test_resnet", "test_vit")),
+        "regulation.balance": emoreg.Float(0.0, 1.0),
+        "pretraining.epochs": emoreg.Choice((3, 6, 12)),
+    },
+    num_trials=8,
+    scheduler=emoreg.SchedulerConfig(name="asha", grace_epochs=2, reduction_factor=3),
+    controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
+    control_seeds=(0, 1, 2),
 )
 
-
-def study() -> StudyConfig:
-    """Eight sampled trials over balance, pre-training length and backbone, and the controls of both on three seeds."""
-    return StudyConfig(
-        name="emotional-regulation-cpu",
-        trial=TrialConfig(
-            backbone="test_resnet",
-            stimuli=ImageSetConfig(name="fer2013", num_images=500, validation_fraction=0.0),
-            neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
-            task=ImageSetConfig(name="cifar10", num_images=1000, validation_fraction=0.04),
-            pretraining=PretrainingConfig(
-                epochs=6,
-                batch_size=32,
-                optimizer=OptimizerConfig(learning_rate=2e-3),
-                augmentation=AugmentationConfig(crop_padding=2, flip=True),
-            ),
-            regulation=RegulationConfig(
-                balance=0.5,
-                epochs=8,
-                batch_size=32,
-                optimizer=OptimizerConfig(learning_rate=2e-3),
-                augmentation=AugmentationConfig(crop_padding=2, flip=True),
-            ),
-        ),
-        search_space={
-            "backbone": Choice(("test_resnet", "test_vit")),
-            "regulation.balance": Float(0.0, 1.0),
-            "pretraining.epochs": Choice((3, 6, 12)),
-        },
-        num_trials=8,
-        scheduler=SchedulerConfig(name="asha", grace_epochs=2, reduction_factor=3),
-        controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
-        control_seeds=(0, 1, 2),
-    )
+if __name__ == "__main__":
+    study.run()

@@ -1,5 +1,7 @@
 """From a fresh clone to an answer on a laptop: OpenMoji faces, then the digits, on timm's tiny ResNet and ViT.
 
+Twelve sampled trials over balance, pre-training length and backbone, with ASHA, and the controls of both backbones.
+
     emoreg run studies.quickstart
 
 Hardware: 2 CPU cores. Everything it needs is installed with ``pip install -e ".[quickstart]"``; nothing is downloaded.
@@ -8,52 +10,39 @@ The digits are an easy task and the budget is small: this study shows how emoreg
 
 from __future__ import annotations
 
-from emoreg.config import (
-    AugmentationConfig,
-    Choice,
-    Float,
-    ImageSetConfig,
-    OptimizerConfig,
-    PretrainingConfig,
-    RegulationConfig,
-    ResourcesConfig,
-    SchedulerConfig,
-    StudyConfig,
-    TrialConfig,
-    When,
+import emoreg
+
+augmentation = emoreg.AugmentationConfig(crop_padding=1)
+study = emoreg.Study(
+    "quickstart",
+    trial=emoreg.TrialConfig(
+        backbone="test_resnet",
+        image_size=16,
+        stimuli=emoreg.ImageSetConfig(name="openmoji", num_images=600, validation_fraction=0.0),
+        neutral=emoreg.ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
+        task=emoreg.ImageSetConfig(name="digits", num_images=500, validation_fraction=0.25),
+        pretraining=emoreg.PretrainingConfig(
+            epochs=4, batch_size=32, augmentation=augmentation, optimizer=emoreg.OptimizerConfig(learning_rate=2e-3)
+        ),
+        regulation=emoreg.RegulationConfig(
+            balance=0.5,
+            epochs=9,
+            batch_size=32,
+            augmentation=augmentation,
+            optimizer=emoreg.OptimizerConfig(learning_rate=2e-3),
+        ),
+    ),
+    search_space={
+        "backbone": emoreg.Choice(("test_resnet", "test_vit")),
+        "regulation.balance": emoreg.Float(0.0, 1.0),
+        "pretraining.epochs": emoreg.Choice((2, 4, 8)),
+        "drop_path": emoreg.Float(0.0, 0.2, when=emoreg.When("backbone", ("test_vit",))),
+    },
+    num_trials=12,
+    scheduler=emoreg.SchedulerConfig(name="asha", grace_epochs=3, reduction_factor=3),
+    controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
+    resources=emoreg.ResourcesConfig(cpus_per_trial=1),
 )
 
-
-def study() -> StudyConfig:
-    """Twelve sampled trials over balance, pre-training length and backbone, with ASHA, and the controls of both backbones."""
-    augmentation = AugmentationConfig(crop_padding=1)
-    return StudyConfig(
-        name="quickstart",
-        trial=TrialConfig(
-            backbone="test_resnet",
-            image_size=16,
-            stimuli=ImageSetConfig(name="openmoji", num_images=600, validation_fraction=0.0),
-            neutral=ImageSetConfig(name="openmoji-objects", validation_fraction=0.0),
-            task=ImageSetConfig(name="digits", num_images=500, validation_fraction=0.25),
-            pretraining=PretrainingConfig(
-                epochs=4, batch_size=32, augmentation=augmentation, optimizer=OptimizerConfig(learning_rate=2e-3)
-            ),
-            regulation=RegulationConfig(
-                balance=0.5,
-                epochs=9,
-                batch_size=32,
-                augmentation=augmentation,
-                optimizer=OptimizerConfig(learning_rate=2e-3),
-            ),
-        ),
-        search_space={
-            "backbone": Choice(("test_resnet", "test_vit")),
-            "regulation.balance": Float(0.0, 1.0),
-            "pretraining.epochs": Choice((2, 4, 8)),
-            "drop_path": Float(0.0, 0.2, when=When("backbone", ("test_vit",))),
-        },
-        num_trials=12,
-        scheduler=SchedulerConfig(name="asha", grace_epochs=3, reduction_factor=3),
-        controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
-        resources=ResourcesConfig(cpus_per_trial=1),
-    )
+if __name__ == "__main__":
+    study.run()

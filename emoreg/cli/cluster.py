@@ -17,9 +17,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import Positional, arg
 
-from emoreg.config import FIRST_SEED, StudyConfig
+from emoreg.cli.options import Debug, StudyCommand, Switch
+from emoreg.config import FIRST_SEED
 from emoreg.errors import ConfigError
 from emoreg.formatting import counted, duration
 
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from emoreg.cluster.jobs import Job
     from emoreg.results.status import Status
 
-_Switch = FlagCreatePairsOff[bool]
-_Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
-_Study = Annotated[
-    Positional[str], arg(metavar="STUDY", help="A module (studies.quickstart), or a path to a Python file with study().")
-]
 _Submitted = Annotated[
     Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
 ]
@@ -50,7 +46,7 @@ def _dashboard() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submit:
+class Submit(StudyCommand):
     """Run a study on a Ray cluster, as a job of its head, and follow its log.
 
     With --confirm its confirmation: a job of its own, named NAME.confirm.
@@ -60,12 +56,9 @@ class Submit:
     Code travels: emoreg's checkout but what git ignores, and the study.
     """
 
-    study: _Study
-    config: Annotated[StudyConfig, arg(name="")]
-    typed: Suppress[tuple[str, ...]] = ()
     address: str = field(default_factory=_dashboard)
     """The URL of the cluster's dashboard."""
-    confirm: _Switch = False
+    confirm: Switch = False
     """Confirm the best of the study's search, like `emoreg confirm`, in place of running the study."""
     top: int = 1
     """With --confirm: how many configurations of each backbone."""
@@ -73,21 +66,19 @@ class Submit:
     """With --confirm: how many seeds."""
     first_seed: int = FIRST_SEED
     """With --confirm: the first of them."""
-    again: _Switch = False
+    again: Switch = False
     """With --confirm: open the test split a further time."""
     follow: bool = True
     """Print the log until the job ends; `--no-follow` leaves as soon as it is submitted."""
-    dry_run: _Switch = False
+    dry_run: Switch = False
     """Only say what would travel and run."""
-    debug: _Debug = False
 
     def __call__(self) -> int:
         """The exit code: the job's if it was followed to its end; 0 after Ctrl-C."""
         from emoreg.cluster.client import connect
         from emoreg.cluster.jobs import prepare, submit
 
-        command = shlex.join(["emoreg", *self.typed])
-        submission = prepare(self.study, self.config, self.repeated(), confirm=self.confirm, command=command)
+        submission = prepare(self.study, self.config, self.repeated(), confirm=self.confirm, command=self.command)
         print(f"study {submission.study!r}: {submission.bundle} travel")
         for note in submission.notes:
             print(note)
@@ -137,9 +128,9 @@ class Logs:
     study: _Submitted
     address: str = field(default_factory=_dashboard)
     """The URL of the cluster's dashboard."""
-    follow: _Switch = False
+    follow: Switch = False
     """Go on until the job ends; Ctrl-C detaches."""
-    debug: _Debug = False
+    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code: the job's if it was followed to its end."""
@@ -161,7 +152,7 @@ class Stop:
     study: _Submitted
     address: str = field(default_factory=_dashboard)
     """The URL of the cluster's dashboard."""
-    debug: _Debug = False
+    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code."""

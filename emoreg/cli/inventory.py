@@ -1,23 +1,30 @@
-"""What an experience store says of itself in a terminal: ``emoreg experience list|prune``."""
+"""What a storage holds besides studies: ``emoreg experience list|prune``, ``emoreg data list|prepare|show``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from emoreg.cli.terminal import new_table
+from emoreg.config import ImageSetConfig
 from emoreg.errors import StorageError
-from emoreg.formatting import duration
+from emoreg.formatting import counted, duration
+from emoreg.results.analysis import DeviceTime
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import Entry, day_text, entries, ledger, prune, size_text
+from emoreg.storage.housekeeping import Entry, Use, day_text, entries, prune, size_text
 from emoreg.storage.locks import FileLocks
+from emoreg.storage.working_copy import join
+
+_TEXTS = ("experience", "epochs", "used by", "study")
 
 
 def print_inventory(uri: str, console: Console) -> None:
-    """Every experience of the store at ``uri``, and the ledger by study.
+    """Every experience of the store at ``uri``, and what pre-training cost and saved, by study.
 
     Raises:
         StorageError: for a store that cannot be read.
@@ -26,30 +33,34 @@ def print_inventory(uri: str, console: Console) -> None:
     with _readable(files):
         everything = entries(files)
     if not everything:
-        console.print(f"There is no experience in {files.uri}.", markup=False, soft_wrap=True)
+        console.print(f"There is no experience in {files.uri}.")
         return
     title = f"Experiences in {files.uri}: {size_text(sum(entry.size for entry in everything))}"
     table = _table(title, "experience", "epochs", "size", "used by", "last used", "paid,\nhours", "saved,\nhours")
-    for entry in sorted(everything, key=lambda entry: entry.used, reverse=True):
+    for entry in sorted(everything, key=lambda entry: entry.last_used, reverse=True):
+        spent = _spent(entry.uses)
         table.add_row(
             entry.key + "\n" + _made_by(entry).replace(", ", "\n", 1),
             " ".join(map(str, entry.lengths)),
             size_text(entry.size),
             _used_by(entry),
-            day_text(entry.used),
-            f"{entry.paid_seconds / 3600:.2f}",
-            f"{entry.saved_seconds / 3600:.2f}",
+            day_text(entry.last_used),
+            f"{spent.paid / 3600:.2f}",
+            f"{spent.reused / 3600:.2f}",
         )
     console.print(table)
-    accounts = ledger(everything)
-    if accounts:
-        console.print()
-        table = _table("Pre-training by study", "study", "trials", "paid", "reused", "saved")
-        for account in accounts:
-            seconds = (duration(account.paid_seconds), duration(account.reused_seconds))
-            table.add_row(account.study, str(account.num_trials), *seconds, f"{account.saved:.0%}")
-        console.print(table)
-        console.print("reused: found in the store instead of trained. saved: its share of both.", highlight=False)
+    uses = [use for entry in everything for use in entry.uses]
+    if not uses:
+        return
+    console.print()
+    table = _table("Pre-training by study", "study", "trials", "paid", "reused", "saved")
+    for study in sorted({use.study for use in uses}):
+        own = [use for use in uses if use.study == study]
+        spent = _spent(own)
+        num_trials = len({use.identity for use in own})
+        table.add_row(study, str(num_trials), duration(spent.paid), duration(spent.reused), f"{spent.saved:.0%}")
+    console.print(table)
+    console.print("reused: found in the store instead of trained. saved: its share of both.")
 
 
 def print_pruning(uri: str, budget_gib: float, console: Console, *, dry_run: bool) -> None:
@@ -61,18 +72,16 @@ def print_pruning(uri: str, budget_gib: float, console: Console, *, dry_run: boo
     files = Files(uri)
     with _readable(files):
         pruned = prune(files, FileLocks.of(files), round(budget_gib * 2**30), dry_run=dry_run)
+    verb, would = ("would remove", "would free") if dry_run else ("removed", "freed")
     for entry in pruned.removed:
-        verb = "would remove" if dry_run else "removed"
-        said = f"{verb} {entry.key}: {_made_by(entry)}, {size_text(entry.size)}, last used {day_text(entry.used)}"
-        console.print(said, markup=False, soft_wrap=True)
+        size, day = size_text(entry.size), day_text(entry.last_used)
+        console.print(f"{verb} {entry.key}: {_made_by(entry)}, {size}, last used {day}")
     for entry, reason in pruned.kept:
-        console.print(f"kept {entry.key}: {size_text(entry.size)}, {reason}", markup=False, soft_wrap=True)
-    freed = pruned.size_before - pruned.size_after
-    would = "would free" if dry_run else "freed"
-    said = f"{would} {size_text(freed)} of {size_text(pruned.size_before)} in {files.uri}; budget {budget_gib:g} GiB"
+        console.print(f"kept {entry.key}: {size_text(entry.size)}, {reason}")
+    freed, left = size_text(pruned.size_before - pruned.size_after), ""
     if pruned.size_after > budget_gib * 2**30:
-        said += f": {size_text(pruned.size_after)} is left, because it is needed"
-    console.print(said, markup=False, soft_wrap=True)
+        left = f": {size_text(pruned.size_after)} is left, because it is needed"
+    console.print(f"{would} {freed} of {size_text(pruned.size_before)} in {files.uri}; budget {budget_gib:g} GiB{left}")
 
 
 @contextmanager
@@ -81,36 +90,79 @@ def _readable(files: Files) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"an experience store must be a folder or bucket that can be read and written, but {files.uri!r} is not ({error}): "
-            "correct it, or mend its permissions"
+            f"Correct the store's place, or mend its permissions: an experience store must be a folder or bucket that can be "
+            f"read and written, but {files.uri!r} is not ({error})"
         ) from error
 
 
+def _spent(uses: Iterable[Use]) -> DeviceTime:
+    rows = list(uses)
+    return DeviceTime(
+        paid=math.fsum(use.paid_seconds for use in rows),
+        reused=math.fsum(max(0.0, use.experience_seconds - use.paid_seconds) for use in rows),
+        regulation=0.0,
+    )
+
+
 def _made_by(entry: Entry) -> str:
-    made = entry.made
-    if made is None:
-        return "unknown"
-    return f"{made.backbone}, {made.stimuli}{' shuffled' if made.shuffled else ''}, seed {made.seed}"
+    return "unknown" if entry.description is None else entry.description
 
 
 def _used_by(entry: Entry) -> str:
     studies = sorted({use.study for use in entry.uses})
     num_trials = len({use.identity for use in entry.uses})
-    return f"{num_trials} trial{'' if num_trials == 1 else 's'} of {', '.join(studies)}" if studies else "nobody"
+    return f"{counted(num_trials, 'trial')} of {', '.join(studies)}" if studies else "nobody"
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    for column in columns:
-        is_text = column in ("experience", "epochs", "used by", "study")
-        may_wrap = column in ("epochs", "used by", "study")
-        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not may_wrap)
+    table = new_table(title, *columns, right=[column for column in columns if column not in _TEXTS])
+    table.padding = (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap = column.header not in _TEXTS[1:]
     return table
+
+
+def print_readers(console: Console) -> None:
+    """The readers of image sets, and where to get what they read."""
+    from emoreg.data import READERS
+
+    for name, reader in READERS.items():
+        console.print(f"{name} ({reader.kind}): {reader.description}")
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(no_wrap=True)
+        texts = {
+            "from": reader.source,
+            "--path": reader.layout,
+            "--target": ", ".join(reader.targets),
+            "licence": reader.licence,
+        }
+        for label, text in texts.items():
+            lines.add_row(f"  {label}", text)
+        console.print(lines)
+
+
+def print_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet: Path | None, console: Console) -> None:
+    """Prepare an image set for a storage and say what it has; ``sheet`` is the file of a contact sheet, if one is wanted.
+
+    Raises:
+        UserError: for an image set or a storage that cannot be used.
+    """
+    from emoreg.data import check, contact_sheet, load
+    from emoreg.data.fetch import offer
+    from emoreg.tuning.images import image_storage
+    from emoreg.tuning.preflight import check_storage
+
+    check(config)
+    check_storage(storage)
+    image_set = load(config, image_size=image_size, storage=image_storage(storage))
+    offer(config, image_size=image_size, storage=image_storage(storage), files=Files(join(storage, "imagesets")))
+    console.print(
+        f"{image_set.name}: {len(image_set.train)} training and {len(image_set.test)} test images of {image_size} px, "
+        f"fingerprint {image_set.fingerprint[:12]}"
+    )
+    console.print(f"{'targets' if image_set.regression else 'classes'}: {', '.join(image_set.class_names)}")
+    for what, count in image_set.summary.items():
+        console.print(f"  {count} x {what}")
+    if sheet is not None:
+        contact_sheet(image_set, sheet)
+        console.print(f"contact sheet: {sheet}")

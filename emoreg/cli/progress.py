@@ -1,198 +1,212 @@
-"""How a study goes on, for the person who waits: a live table in a terminal, a line now and then in a log file."""
+"""How a study goes on, for the person who waits: a live table in a terminal or a notebook, else a line now and then."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from emoreg.config import StudyConfig, TrialConfig
-from emoreg.config.search_space import num_searched
-from emoreg.formatting import control_name, duration, format_params
-from emoreg.results.analysis import better, experience_ledger
+from emoreg.cli.terminal import terminal
+from emoreg.config import StudyConfig
+from emoreg.config.resolved import ResolvedTrial
+from emoreg.formatting import control_name, counted, duration, format_params
+from emoreg.results.analysis import Tally, device_time, objective_value
+from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, TrialRecord
+from emoreg.results.status import trials_beside
+from emoreg.results.written import read_written, stored_rows
+from emoreg.storage.files import Files
+from emoreg.tracking.observer import RunStatus, StudyObserver
 
-_LOG_SECONDS = 20.0
-_REFRESH_PER_SECOND = 4
+_LINE_SECONDS = 20.0
 
 
 @dataclass(slots=True)
 class _Running:
-    config: TrialConfig
+    trial: ResolvedTrial
     role: Role
-    stage: str = "starting"
-    epoch: int = 0
-    accuracy: float | None = None
+    newest: EpochRecord | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.trial.config.backbone} {self.stage} {self.epoch}".rstrip()
+
+    @property
+    def name(self) -> str:
+        return "search" if self.role == "search" else control_name(self.trial.config.control)
+
+    @property
+    def stage(self) -> str:
+        return "starting" if self.newest is None else self.newest.stage
+
+    @property
+    def epoch(self) -> str:
+        if self.newest is None:
+            return ""
+        config = self.trial.config
+        total = config.pretraining.epochs if self.newest.stage == "pretraining" else config.regulation.epochs
+        return f"{self.newest.epoch}/{total}"
 
 
-class StudyProgress:
-    """Counts what happens in a study and shows it. A ``study.Progress``.
+class Progress(StudyObserver):
+    """Shows a study while it runs. A context manager around its run.
 
-    In a terminal: one table, rewritten in place. Elsewhere: a line when a trial is the best so far, and every 20 seconds.
-    Failed trials are told at once. Rich draws the table from a thread of its own, so what changes is copied before it is read.
+    In a terminal, and in a notebook that has ipywidgets: one table, rewritten in place. Elsewhere: a line when a trial is the
+    best so far, and every 20 seconds. Failed trials are told at once. Rich draws the table from a thread of its own, so what
+    changes is copied before it is read.
     """
 
-    def __init__(self, config: StudyConfig, records: dict[str, TrialRecord], console: Console) -> None:
-        """Begin from the trials that earlier runs of the study have recorded."""
-        self._config = config
-        self._console = console
-        controls = {trial.identity for trial in (*config.control_trials(), *config.confirmed)}
-        self._ended = {
-            identity: record
-            for identity, record in records.items()
-            if record.status != "failed" and (record.role == "search" or identity in controls)
-        }
-        self._num_before = len(self._ended)
+    def __init__(self, place: str, console: Console | None = None) -> None:
+        """Begin for the study in a folder or at a URI, which need not be there yet.
+
+        Args:
+            place: the study's.
+            console: to print on; None for the terminal's, or the notebook's.
+        """
+        self._files = Files(place)
+        self._console = terminal() if console is None else console
+        self._config: StudyConfig | None = None
         self._running: dict[str, _Running] = {}
         self._num_waiting = 0
-        self._best: TrialRecord | None = None
-        for record in self._ended.values():
-            self._consider(record)
-        self._total = num_searched(config) + len(controls)
-        self._start = time.monotonic()
-        self._last_line = self._start
-        self._live: Live | None = None
+        can_rewrite = self._console.is_terminal and not self._console.is_dumb_terminal
+        can_rewrite |= self._console.is_jupyter and find_spec("ipywidgets") is not None
+        self._live = Live(console=self._console, get_renderable=self._table, transient=True) if can_rewrite else None
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show progress while the context is open."""
-        if not self._console.is_terminal or self._console.is_dumb_terminal:  # a dumb one cannot rewrite lines
-            yield
-            return
-        with Live(
-            console=self._console, refresh_per_second=_REFRESH_PER_SECOND, get_renderable=self._table, transient=True
-        ) as self._live:
-            yield
-        self._live = None
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
 
-    def started(self, identity: str, config: TrialConfig, role: Role) -> None:
-        """A trial began, or began again."""
-        self._running[identity] = _Running(config.applied(), role)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if error is None:
+            self._console.print(self.closing_line())
 
-    def epoch(self, row: EpochRecord) -> None:
-        """A running trial ended an epoch."""
-        running = self._running.get(row.identity)
-        if running is not None:
-            running.stage, running.epoch, running.accuracy = row.stage, row.epoch, row.val_accuracy
+    def on_run_start(self, status: RunStatus) -> None:
+        """Begin to count, from what earlier runs of the study have recorded."""
+        self._begin(status.trials.values(), status.num_planned)
 
-    def ended(self, record: TrialRecord) -> None:
-        """A trial ended."""
+    def _begin(self, trials: Collection[TrialRecord], num_planned: int) -> None:
+        self._config = config = read_written(self._files).config
+        self._beside = {*trials_beside(self._files, config, trials)}
+        whole = [trial for trial in trials if trial.status != "failed"]  # failed ones are run again
+        self._tally: Tally[TrialRecord] = Tally(config.objectives[0], self._beside, whole)
+        self._num_before = len(self._tally.trials)
+        self._num_planned = num_planned
+        self._start = self._last_line = time.monotonic()
+
+    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
+        """Show a trial that runs."""
+        self._running[trial.identity] = _Running(trial, role)
+        if role != "search":
+            self._beside.add(trial.identity)
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """Show how far a trial is."""
+        self._running[trial.identity].newest = row
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Count a trial that ended, and tell one that failed or is the best so far."""
         self._running.pop(record.identity, None)
-        self._ended[record.identity] = record
         if record.status == "failed":
-            text = f"failed: trial {record.identity}, {record.backbone}: {record.reason}"
-            self._console.print(text, style="red", markup=False, soft_wrap=True)
-        if self._consider(record) and self._live is None:
+            text = f"failed: trial {record.identity}, {record.backbone}: {record.message}"
+            self._console.print(text, style="red")
+        if self._tally.add(record) and self._live is None:
             self._print_line()
 
-    def retried(self, identity: str, reason: str) -> None:
-        """The machine broke a trial, which will go on from its checkpoint."""
-        self._running.pop(identity, None)
-        self.say(f"broken, and begun again soon from its checkpoint: trial {identity}: {reason}")
+    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
+        """Tell of a trial that the machine broke."""
+        self._running.pop(trial.identity, None)
+        self.on_message(f"broken, and begun again soon from its checkpoint: trial {trial.identity}: {reason}")
 
-    def stopping(self) -> None:
-        """The study was told to stop: running trials save."""
-        self.say("Stopping: running trials finish their step and save. Press Ctrl-C again to leave at once.")
+    def on_saved(self, trial: ResolvedTrial) -> None:
+        """Show a trial no more that has saved because the study is to stop."""
+        self._running.pop(trial.identity, None)
 
-    def saved(self, identity: str) -> None:
-        """A trial has saved, because the study is to stop."""
-        self._running.pop(identity, None)
+    def on_stopping(self) -> None:
+        """Tell that the study stops."""
+        self.on_message("Stopping: running trials finish their step and save. Press Ctrl-C again to leave at once.")
 
-    def say(self, sentence: str) -> None:
-        """Something that a user should know."""
-        self._console.print(sentence, style="yellow", markup=False, soft_wrap=True)
+    def on_message(self, message: str) -> None:
+        """Print a message."""
+        self._console.print(message, style="yellow")
 
-    def tick(self, num_waiting: int) -> None:
+    def on_tick(self, status: RunStatus) -> None:
         """Print a line if it is time for one."""
-        self._num_waiting = num_waiting
-        if self._live is None and time.monotonic() - self._last_line >= _LOG_SECONDS:
+        self._num_waiting = status.num_waiting
+        if self._live is None and time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._print_line()
 
     def closing_line(self) -> str:
         """What there is in the end: "18 trials: 15 finished, 3 pruned, in 4 min. Device time: 7 min, 2 min to pre-train"."""
-        records = list(self._ended.values())
-        now = len(records) - self._num_before
-        taken = duration(time.monotonic() - self._start)
+        if self._config is None:  # nothing was missing, so no run began
+            self._begin(stored_rows(self._files, "trials", TrialRecord) or (), 0)
+        trials = self._tally.trials
+        now, taken = len(trials) - self._num_before, duration(time.monotonic() - self._start)
         this_run = f"in {taken}" if not self._num_before else f"{now} of them now, in {taken}" if now else "none was missing"
-        device = duration(sum(record.pretraining_seconds + record.regulation_seconds for record in records))
-        ledger = experience_ledger(records)
-        reused = f"; {duration(ledger.reused)} more were reused, {100 * ledger.saved:.0f} % saved" if ledger.reused else ""
-        trials = "1 trial" if len(records) == 1 else f"{len(records)} trials"
-        pretraining = f"{duration(ledger.paid)} to pre-train{reused}"
-        return f"{trials}: {self._by_status()}, {this_run}. Device time: {device}, {pretraining}."
-
-    def _consider(self, record: TrialRecord) -> bool:
-        if record.number is None or record.status != "finished":
-            return False
-        if self._best is None or better(record, self._best, self._config.objectives[0]):
-            self._best = record
-            return True
-        return False
+        spent = device_time(trials)
+        reused = f"; {duration(spent.reused)} more were reused, {100 * spent.saved:.0f} % saved" if spent.reused else ""
+        return (
+            f"{counted(len(trials), 'trial')}: {self._by_status()}, {this_run}. "
+            f"Device time: {duration(spent.total)}, {duration(spent.paid)} to pre-train{reused}."
+        )
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        running = "; ".join(_describe(trial) for trial in self._running.values())
+        running = "; ".join(map(str, self._running.values()))
         text = f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}"
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text)
 
     def _counts(self) -> str:
+        waiting = f"{self._num_waiting} waiting for pre-training, " if self._num_waiting else ""
+        done = len(self._tally.trials)
         return (
-            f"{len(self._ended)}/{self._total} trials: {self._by_status()}, {len(self._running)} running, "
-            f"{f'{self._num_waiting} waiting for pre-training, ' if self._num_waiting else ''}{self._time_left()}"
+            f"{done}/{self._num_planned} trials: {self._by_status()}, {len(self._running)} running, "
+            f"{waiting}{self._time_left(done)}"
         )
 
     def _by_status(self) -> str:
-        statuses = [record.status for record in list(self._ended.values())]
-        counts = {status: statuses.count(status) for status in ("finished", "pruned", "failed")}
-        return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "finished")
+        counts = self._tally.statuses
+        statuses: tuple[Status, ...] = ("finished", "pruned", "failed")
+        return ", ".join(f"{counts[status]} {status}" for status in statuses if counts[status] or status == "finished")
 
     def _best_text(self) -> str:
-        if self._best is None:
+        assert self._config is not None
+        best, objective = self._tally.best, self._config.objectives[0]
+        if best is None:
             return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
-        metric = self._config.objectives[0].metric
-        params = ", ".join(format_params(self._best.sampled))
-        return f"best {metric} {getattr(self._best, metric):.4g}: {self._best.backbone}{f', {params}' if params else ''}"
+        found = ", ".join([best.backbone, *format_params(best.sampled)])
+        return f"best {objective.metric} {objective_value(best, objective):.4g}: {found}"
 
-    def _time_left(self) -> str:
-        done = len(self._ended) - self._num_before
-        if done == 0:
+    def _time_left(self, done: int) -> str:
+        if done <= self._num_before:
             return "time left: not known yet"
-        left = (time.monotonic() - self._start) / done * max(0, self._total - len(self._ended))
-        return f"about {duration(left)} left"
+        pace = (time.monotonic() - self._start) / (done - self._num_before)
+        return f"about {duration(pace * max(0, self._num_planned - done))} left"
 
     def _table(self) -> RenderableType:
+        if self._config is None:
+            return Text("Preparing image sets, starting Ray")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy"):
             table.add_column(column, justify="right" if column in ("balance", "epoch", "accuracy") else "left")
-        for identity, trial in list(self._running.items()):
+        for identity, running in list(self._running.items()):
+            config, newest = running.trial.config, running.newest
+            accuracy = None if newest is None else newest.val_accuracy
             table.add_row(
                 identity,
-                _role(trial),
-                trial.config.backbone,
-                f"{trial.config.regulation.balance:.3f}",
-                trial.stage,
-                _epoch(trial),
-                "" if trial.accuracy is None else f"{trial.accuracy:.3f}",
+                running.name,
+                config.backbone,
+                f"{config.regulation.balance:.3f}",
+                running.stage,
+                running.epoch,
+                "" if accuracy is None else f"{accuracy:.3f}",
             )
         return Group(Text(self._counts(), style="bold"), Text(self._best_text(), style="green"), table)
-
-
-def _role(trial: _Running) -> str:
-    return "search" if trial.role == "search" else control_name(trial.config.control)
-
-
-def _epoch(trial: _Running) -> str:
-    if trial.epoch == 0:
-        return ""
-    total = trial.config.pretraining.epochs if trial.stage == "pretraining" else trial.config.regulation.epochs
-    return f"{trial.epoch}/{total}"
-
-
-def _describe(trial: _Running) -> str:
-    return f"{_role(trial)} {trial.config.backbone} {trial.stage} {_epoch(trial)}".rstrip()

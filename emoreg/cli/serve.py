@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
+from emoreg.cli.options import Debug, Written
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.written import read_written
@@ -30,19 +28,16 @@ FOLLOW_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Viewer:
-    """A program that shows a study.
+    """A program that shows a study."""
 
-    Attributes:
-        study: A study that was run: its name, its folder or URI, or the module or file that defines it.
-        storage: Folder or URI that holds it, where it is not `runs` or what the study's file says.
-        host: Address to listen on: this machine alone, unless you say otherwise.
-        port: Port to listen on; 0 takes a free one.
-    """
-
-    study: Annotated[Positional[str], arg(metavar="STUDY")]
+    study: Written
     storage: str | None = None
+    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
     host: str = "127.0.0.1"
+    """Address to listen on: this machine alone, unless you say otherwise."""
     port: int
+    """Port to listen on; 0 takes a free one."""
+    debug: Debug = False
 
     def _serve(self, shown: str, command: Callable[[StudyConfig, Path], list[str]], note: str) -> int:
         """Run a command on a file or folder of the study until Ctrl-C; the exit code."""

@@ -3,84 +3,92 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from emoreg.config import CONFIRM, StudyConfig, TrialConfig, leaves
+from emoreg.cli.terminal import new_table
+from emoreg.config import CONFIRM, StudyConfig, leaves, registries
+from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params
-from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading, waiting_share
-from emoreg.results.confirmation import Chosen, Look, expected_seconds, opened_beside, rows_of, verdicts
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.analysis import waiting_share
+from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison, fewest_seeds
-from emoreg.storage.working_copy import WorkingCopy, join
+from emoreg.results.study import StudyResults
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import join
+
+if TYPE_CHECKING:
+    from emoreg.tuning.confirm import ConfirmationPlan
+
+_ACCURACY, _GAIN = "validation\naccuracy, %", "regulation\ngains, points"
 
 
-def print_summary(config: StudyConfig, records: Records, copy: WorkingCopy, console: Console) -> None:
+def print_summary(study: StudyResults, console: Console) -> None:
     """The answer: best configurations by backbone, regulation beside its controls, and where everything lies."""
-    trials = list(records.trials.values())
-    best = best_by_backbone(trials, config.objectives[0])
-    shown = leading(trials, config.objectives, config.backbones())
-    if len(config.objectives) == 1:
-        title = f"Best of the search by backbone, selected on {config.objectives[0].metric}"
-    else:
-        title = f"Pareto front of the search in {' and '.join(item.metric for item in config.objectives)}"
+    _print_best(study, console)
     console.print()
-    if shown:
-        console.print(_best_table(shown, title))
-    else:
-        console.print("No trial of the search has finished.")
-    order = config.backbones()
-    rows = sorted(control_rows(trials), key=lambda row: order.index(row.backbone) if row.backbone in order else len(order))
-    console.print()
-    if rows:
-        _print_controls(rows, best if len(config.objectives) == 1 else {}, console)
+    if study.controls:
+        _print_controls(study, console)
         console.print()
-    share = waiting_share(records.runs.values())
+    share = waiting_share(study.runs)
     if share >= 0.01:
         console.print(
             f"{100 * share:.0f} % of the slots' time went into waiting for pre-training that another trial was doing."
         )
-    for record in trials:
+    for record in study.trials:
         if record.status == "failed":
-            console.print(f"failed: trial {record.identity}: {record.reason}", style="red", markup=False, soft_wrap=True)
-    for line in places(copy):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if shown:
-        console.print("next:         emoreg confirm: the answer, on fresh seeds and the test split", highlight=False)
+            console.print(f"failed: trial {record.identity}: {record.message}", style="red")
+    print_places(study.place, console)
+    if study.leading:
+        console.print("next:         emoreg confirm: the answer, on fresh seeds and the test set")
 
 
-def print_confirmation_plan(
-    config: StudyConfig, planned: Sequence[tuple[Chosen, TrialConfig]], searched: Mapping[str, TrialRecord], console: Console
-) -> None:
-    """What a confirmation fixes, what it will cost, and what it could show."""
-    accuracy = "validation\naccuracy, %"
-    table = _table(f"Chosen of {config.name!r}, on validation", "backbone", accuracy, "parameters", "trial")
-    chosen = {found.identity: found for found, _ in planned}
+def exit_code(study: StudyResults, ended: Interrupted | StudyAborted | None, command: str, console: Console) -> int:
+    """Say how to go on where the run of a study did not end by itself; the exit code."""
+    match ended:
+        case Interrupted():
+            console.print(f"Interrupted: run the same command again to go on.\n  {command}")
+            return 130
+        case StudyAborted():
+            console.print(f"{ended}\n  {command}")
+            return 1
+    return 1 if any(record.status == "failed" for record in study.trials) else 0
+
+
+def print_places(place: str, console: Console) -> None:
+    """Where a study's records are, and what shows them: a confirmation is reported with its study."""
+    base, question, query = (place, "", "") if Files(place).folder is not None else place.partition("?")
+    reported = base.removesuffix(CONFIRM) + question + query
+    console.print(f"records:      {join(place, 'records')}")
+    console.print(f"report:       emoreg report {shlex.quote(reported)}")
+    console.print(f"TensorBoard:  emoreg tensorboard {shlex.quote(place)}")
+
+
+def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console) -> None:
+    """What the confirmation of the study ``name`` fixes, what it will cost, and what it could show."""
+    table = new_table(f"Chosen of {name!r}, on validation", "backbone", _ACCURACY, "parameters", "trial")
+    chosen = {found.identity: found for found, _ in plan.trials}
     for found in chosen.values():
         shown = "" if found.val_accuracy is None else f"{100 * found.val_accuracy:.1f}"
-        table.add_row(found.backbone, shown, Text("\n".join(format_params(found.params))), found.identity)
+        table.add_row(found.backbone, shown, "\n".join(format_params(found.params)), found.identity)
     console.print(table)
-    seeds = sorted({trial.seed for _, trial in planned})
-    controls = list(dict.fromkeys(control_name(trial.control) for _, trial in planned))
-    num_trials = len({trial.identity for _, trial in planned})
-    seconds = expected_seconds(planned, searched)
+    seeds = sorted({trial.config.seed for _, trial in plan.trials})
+    controls = list(dict.fromkeys(control_name(trial.config.control) for _, trial in plan.trials))
+    num_trials = len({trial.identity for _, trial in plan.trials})
     console.print(
-        f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}. About {duration(seconds)} of the "
-        "device, by what the search's trials took; each opens the test split once.",
-        soft_wrap=True,
+        f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}. About "
+        f"{duration(plan.expected_seconds)} of the device, by what the search's trials took; each opens "
+        "the test set once.",
     )
-    opened = opened_beside((), searched.values())
+    opened = [record for record in plan.searched.values() if record.test_accuracy is not None]
     if opened:
         console.print(
-            f"The test split has been opened by {counted(len(opened), 'trial')} of the study already (`emoreg trial --evaluate "
+            f"The test set has been opened by {counted(len(opened), 'trial')} of the study already (`emoreg trial --evaluate "
             "test`): what was chosen since may have been chosen knowing it, and the report will say so.",
             style="yellow",
-            soft_wrap=True,
         )
     num_comparisons = len(chosen) * (len(controls) - 1)
     if len(seeds) < fewest_seeds(num_comparisons):
@@ -88,139 +96,119 @@ def print_confirmation_plan(
             f"With {counted(len(seeds), 'seed')} no difference can be shown, however large, for {num_comparisons} "
             f"comparisons are made: give --seeds {fewest_seeds(num_comparisons)} or more.",
             style="yellow",
-            soft_wrap=True,
         )
 
 
-def print_confirmation(looks: Sequence[Look], records: Records, copy: WorkingCopy, console: Console) -> None:
-    """The answer of a confirmation: each configuration beside its controls on the test split, and what may be said."""
-    rows = rows_of(looks[-1], records.trials)
-    accuracy, gain = "test\naccuracy, %", "regulation\ngains, points"
-    columns = ("backbone", "trial", accuracy, gain, "95 % interval", "p", "seeds")
-    table = _table("Regulation beside its controls, on the test split", *columns, right=columns[2:])
-    for index, row in enumerate(rows):
-        found = row.comparison
-        gained = (
-            ["", "", ""] if found is None else [f"{100 * found.difference:+.1f}", _interval(found), f"{found.adjusted:.2g}"]
+def print_confirmation(study: StudyResults, console: Console) -> None:
+    """The answer of a confirmation: each configuration beside its controls on the test set, and what may be said."""
+    columns = ("backbone", "trial", "test\naccuracy, %", _GAIN, "95 % interval", "p", "seeds")
+    table = new_table("Regulation beside its controls, on the test set", *columns, right=columns[2:])
+    rows = study.confirmed
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(
+            row.chosen.name, control_name(row.control), str(row.accuracy), *_compared(row.comparison), str(row.accuracy.n)
         )
-        table.add_row(row.chosen.name, control_name(row.control), str(row.accuracy), *gained, str(row.accuracy.n))
-        if index + 1 == len(rows) or rows[index + 1].chosen != row.chosen:
+        if following is None or following.chosen != row.chosen:
             table.add_section()
     console.print()
     console.print(table)
     console.print(
         "Gains are paired by seed. p: permutation test, by Holm's method over all comparisons above. 95 % intervals: of the "
         "accuracies Student's t, of the gains the bootstrap.",
-        highlight=False,
-        soft_wrap=True,
     )
     console.print()
-    for verdict in verdicts(looks[-1], rows, records.trials).values():
-        console.print(verdict.sentence, style="bold", markup=False, soft_wrap=True)
-    if len(looks) > 1:
+    for verdict in study.verdicts.values():
+        console.print(verdict.sentence, style="bold")
+    if len(study.openings) > 1:
         console.print(
-            f"The test split was looked at {len(looks)} times, first on {looks[0].opened[:10]}: a later look may have been "
-            "chosen knowing an earlier one's answer.",
+            f"The test set was opened {len(study.openings)} times, first on {study.openings[0].opened[:10]}: a later opening "
+            "may have been chosen knowing an earlier one's answer.",
             style="yellow",
-            soft_wrap=True,
         )
-    for line in places(copy):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_places(study.place, console)
 
 
-def _interval(found: Comparison) -> str:
-    return "" if found.low is None or found.high is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+def _compared(found: Comparison | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    interval = "" if found.low is None or found.high is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * found.difference:+.1f}", interval, f"{found.adjusted:.2g}"
 
 
-def places(copy: WorkingCopy) -> tuple[str, str, str]:
-    """Where a study's records are, and what shows them: a confirmation is reported with its study."""
-    place = str(copy.folder) if not copy.is_remote else copy.files.uri
-    base, question, query = place.partition("?") if copy.is_remote else (place, "", "")
-    reported = base.removesuffix(CONFIRM) + question + query
-    return (
-        f"records:      {join(place, 'records')}",
-        f"report:       emoreg report {shlex.quote(reported)}",
-        f"TensorBoard:  emoreg tensorboard {shlex.quote(place)}",
-    )
+def _print_best(study: StudyResults, console: Console) -> None:
+    metrics = [objective.metric for objective in study.objectives]
+    title = f"Best of the search by backbone, selected on {metrics[0]}"
+    if len(metrics) > 1:
+        title = f"Pareto front of the search in {' and '.join(metrics)}"
+    seconds = "device\nseconds"
+    table = new_table(title, "backbone", _ACCURACY, seconds, "parameters", "trial", right=(_ACCURACY, seconds))
+    for record in study.leading:
+        accuracy = "" if record.val_accuracy is None else f"{100 * record.val_accuracy:.1f}"
+        params = "\n".join(format_params(record.sampled))
+        table.add_row(record.backbone, accuracy, f"{record.device_seconds:.1f}", params, record.identity)
+    console.print()
+    console.print(table if study.leading else "No trial of the search has finished.")
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def _best_table(best: list[TrialRecord], title: str) -> Table:
-    accuracy, seconds = "validation\naccuracy, %", "device\nseconds"
-    table = _table(title, "backbone", accuracy, seconds, "parameters", "trial", right=(accuracy, seconds))
-    for record in best:
-        table.add_row(
-            record.backbone,
-            "" if record.val_accuracy is None else f"{100 * record.val_accuracy:.1f}",
-            f"{record.device_seconds:.1f}",
-            Text("\n".join(format_params(record.sampled))),
-            record.identity,
-        )
-    return table
-
-
-def _print_controls(rows: list[ControlRow], best: Mapping[str, TrialRecord], console: Console) -> None:
-    accuracy, gain = "validation\naccuracy, %", "regulation\ngains, points"
+def _print_controls(study: StudyResults, console: Console) -> None:
+    best: Mapping[str, TrialRecord] = study.best if len(study.objectives) == 1 else {}
     title = "Regulation as configured, beside its controls"
-    table = _table(title, "backbone", "trial", accuracy, gain, "seeds", right=(accuracy, gain, "seeds"))
-    for index, row in enumerate(rows):
-        gained = "" if row.gain is None else (f"+{row.gain}" if row.gain.mean >= 0 else str(row.gain))
-        last = index + 1 == len(rows) or rows[index + 1].backbone != row.backbone
-        found = best.get(row.backbone)
-        table.add_row(row.backbone, control_name(row.control), str(row.accuracy), gained, str(row.accuracy.n))
-        if last and found is not None and found.val_accuracy is not None:
-            table.add_row(row.backbone, "best of the search", f"{100 * found.val_accuracy:.1f}", "", "1")
-        if last:
-            table.add_section()
+    table = new_table(title, "backbone", "trial", _ACCURACY, _GAIN, "seeds", right=(_ACCURACY, _GAIN, "seeds"))
+    for backbone in dict.fromkeys((*study.backbones, *(row.backbone for row in study.controls))):
+        for row in study.controls:
+            if row.backbone == backbone:
+                gain = "" if row.gain is None else (f"+{row.gain}" if row.gain.mean >= 0 else str(row.gain))
+                table.add_row(backbone, control_name(row.control), str(row.accuracy), gain, str(row.accuracy.n))
+        found = best.get(backbone)
+        if found is not None and found.val_accuracy is not None and any(row.backbone == backbone for row in study.controls):
+            table.add_row(backbone, "best of the search", f"{100 * found.val_accuracy:.1f}", "", "1")
+        table.add_section()
     console.print(table)
     if best:
         console.print("best of the search: selected, so its accuracy flatters it; the others were not.")
-    if max(row.accuracy.n for row in rows) < 2:
-        console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.", highlight=False)
+    if max(row.accuracy.n for row in study.controls) < 2:
+        console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.")
     else:
-        console.print("±: 95 % confidence over seeds (Student's t; gains paired by seed).", highlight=False)
+        console.print("±: 95 % confidence over seeds (Student's t; gains paired by seed).")
 
 
-def print_plan(study: str, config: StudyConfig, console: Console) -> None:
+def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     """The plan: the resolved configuration, the search space, how many trials, and what they would cost at most.
 
     Raises:
-        UserError: for image sets that cannot be used as the study asks.
+        UserError: for a study that could not run, or image sets that cannot be used as it asks.
     """
     from emoreg.config.search_space import describe, size
     from emoreg.training.devices import device_name, pick_device
     from emoreg.training.optim import length_dependence
     from emoreg.tuning.estimate import estimate_cost
-    from emoreg.tuning.preflight import image_storage, prepare_image_sets
+    from emoreg.tuning.images import image_storage, prepare_image_sets
+    from emoreg.tuning.preflight import check_study
 
+    check_study(config)
     fingerprints = prepare_image_sets(config)
     device = pick_device("cpu" if config.resources.gpus_per_trial == 0 else "auto")
     cost = estimate_cost(config, device, image_storage(config.storage))
-    settings = _table(f"Study {config.name!r} ({study})", "setting", "value")
+    settings = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
         is_shown = path.partition(".")[0] not in ("search_space", "confirmed")
         if is_shown and value != {}:  # resources_by_backbone, where it is empty
             searched = path.removeprefix("trial.") in config.search_space
-            settings.add_row(path, Text(_as_text(value) + (" (searched)" if searched else "")))
+            settings.add_row(path, _as_text(value) + (" (searched)" if searched else ""))
     console.print(settings)
     console.print()
-    space = _table("Search space", "path", "distribution", "only where")
+    space = new_table("Search space", "path", "distribution", "only where")
     space.columns[0].no_wrap = True
     for row in describe(config.search_space):
-        space.add_row(*map(Text, row))
+        space.add_row(*row)
     console.print(space)
     console.print()
+    own = [f"{registry.kind} {name}" for registry in registries() for name in registry.user_names()]
     combinations = size(config.search_space, config.trial)
     plan = Table.grid(padding=(0, 2))
     for name, text in {
-        "image sets": ", ".join(f"{role} {fingerprint[:12]}" for role, fingerprint in fingerprints.items()),
+        "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "pre-training": length_dependence(config.trial.pretraining) or "shared: a longer one continues a shorter one",
         "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
@@ -229,7 +217,9 @@ def print_plan(study: str, config: StudyConfig, console: Console) -> None:
         "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items())
         + " for a training step of one encoder",
     }.items():
-        plan.add_row(name, Text(text))
+        plan.add_row(name, text)
+    if own:
+        plan.add_row("of the study's own", ", ".join(own))
     console.print(plan)
 
 

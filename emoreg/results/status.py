@@ -16,7 +16,7 @@ from typing import Literal
 from emoreg.config import StudyConfig, Value, from_json
 from emoreg.results.analysis import Tally, TrialSummary, num_planned, objective_value, waiting_share
 from emoreg.results.plan import read_openings
-from emoreg.results.records import Role, RunRecord
+from emoreg.results.records import Role, RunRecord, TrialRecord
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.storage.locks import is_held
@@ -139,7 +139,7 @@ def read_status(place: str) -> Status:
     config = read_written(files).config
     rows = stored_rows(files, "trials", TrialSummary) or []
     runs = sorted(stored_rows(files, "runs", RunRecord) or [], key=lambda run: run.run)
-    beside = _planned_confirmation(files) if config.confirmed else _controls(config, rows)
+    beside = trials_beside(files, config, rows)
     tally = Tally(config.objectives[0], beside.keys(), rows)
     live = {run.run: _read_live(files, run.run) for run in runs if run.ended is None}
     driven = _driven(files, config, live)
@@ -173,7 +173,12 @@ def _by_status(tally: Tally[TrialSummary]) -> dict[Literal["finished", "pruned",
     return {"finished": counts["finished"], "pruned": counts["pruned"], "failed": counts["failed"]}
 
 
-def _controls(config: StudyConfig, rows: Iterable[TrialSummary]) -> dict[str, Beside]:
+def trials_beside(files: Files, config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:
+    """Backbone and control of the trials beside a study's search, by identity: controls that ended, all of a confirmation."""
+    return _planned_confirmation(files) if config.confirmed else _controls(config, rows)
+
+
+def _controls(config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:
     """Backbone and control of the controls that have ended, by identity."""
     planned = {(trial.backbone, trial.control, trial.seed) for trial in config.control_trials()}
     return {

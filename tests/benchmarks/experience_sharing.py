@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+import emoreg
 from emoreg.config import (
     Choice,
     ExperienceConfig,
@@ -30,7 +31,6 @@ from emoreg.config import (
     RegulationConfig,
     ResourcesConfig,
     SamplerConfig,
-    StudyConfig,
     TrialConfig,
 )
 from emoreg.results.analysis import experience_ledger, waiting_share
@@ -41,12 +41,12 @@ ROUNDS = 2
 SETTING = "EMOREG_BENCHMARK"
 
 
-def study() -> StudyConfig:
+def study() -> emoreg.Study:
     """32 trials; the number of trunks, the slots and whether they share come from the environment."""
     trunks, slots, share = (int(value) for value in os.environ[SETTING].split())
     balances = tuple(index / 10 for index in range(1, 1 + 8 // trunks))
-    return StudyConfig(
-        name="sharing",
+    return emoreg.Study(
+        "sharing",
         trial=TrialConfig(
             backbone="test_resnet",
             stimuli=ImageSetConfig(name="openmoji", num_images=400, validation_fraction=0.0),

@@ -15,15 +15,17 @@ import torch
 from PIL import Image
 
 import emoreg
+from emoreg.cli.commands import Show
 from emoreg.cli.main import main
 from emoreg.config import StudyConfig, leaves
+from emoreg.config.resolved import resolve_trial
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import only_driver
 from emoreg.study_file import read_study_file
 from emoreg.tuning.preflight import prepare_image_sets, study_files, write_study_file
 from tests.helpers.studies import study_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Output = pytest.CaptureFixture[str]
 
 
@@ -74,7 +76,7 @@ def test_the_version(capsys: Output) -> None:
 
 def paths() -> set[str]:
     of_the_file = {"search_space", "resources_by_backbone", "confirmed"}
-    return {path for path, _ in leaves(read_study_file("studies.quickstart"))} - of_the_file
+    return {path for path, _ in leaves(read_study_file("studies.quickstart").config)} - of_the_file
 
 
 @pytest.mark.parametrize("command", ["run", "confirm", "trial", "show", "submit"])
@@ -120,16 +122,16 @@ def one_class(tmp_path: Path) -> Path:
 
 BAD_OVERRIDES = [
     ("--trial.backbone resnt18", "must be a timm model, .*'resnt18': did you mean .*resnet18"),
-    ("--trial.regulation.balance 1.5", r"Choose a number .*: regulation\.balance must lie in \[0, 1\], but it is 1\.5"),
-    ("--trial.drop-path=1", r"Choose a number .*: drop_path must lie in \[0, 1\), but it is 1\.0"),
-    ("--num-trials -1", "Give 0 or more: num_trials must be 0 or more, but it is -1"),
-    ("--trial.image-size 4", r"Take 32, which suits CIFAR, .*: image_size must lie in \[8, 512\], but it is 4"),
-    ("--name a/b", "Rename the study: name must be .* but it is 'a/b'"),
-    ("--trial.regulation.kind learnable --trial.regulation.balance 0", "Use kind=.*strictly between 0 and 1.* but it is 0.0"),
+    ("--trial.regulation.balance 1.5", r"regulation\.balance must lie in \[0, 1\], but it is 1\.5: choose a number"),
+    ("--trial.drop-path=1", r"drop_path must lie in \[0, 1\), but it is 1\.0: choose a number"),
+    ("--num-trials -1", "num_trials must be 0 or more, but it is -1: give 0 or a positive number"),
+    ("--trial.image-size 4", r"image_size must lie in \[8, 512\], but it is 4: 32 suits CIFAR"),
+    ("--name a/b", "a study's name must be .* but it is 'a/b': rename it"),
+    ("--trial.regulation.kind learnable --trial.regulation.balance 0", "strictly between 0 and 1.* but it is 0.0: use kind"),
     ("--trial.regulation.epohcs 5", r"Unrecognized options: --trial\.regulation\.epohcs, 5 .*--trial\.regulation\.epochs INT"),
     ("--trial.regulation.epochs five", r"--trial\.regulation\.epochs: invalid literal for int.* 'five' .*epochs INT Passes"),
     ("--sampler.name tpx", r"invalid choice 'tpx' for argument '--sampler\.name'\. Expected one of \('tpe'"),
-    ("--control-seeds 0 0", r"Drop doubles: control_seeds must differ, but it is \(0, 0\)"),
+    ("--control-seeds 0 0", r"control_seeds must differ, but it is \(0, 0\): drop doubles"),
     ("--trial.task.name cifra10", "none called 'cifra10': did you mean .*'cifar10'"),
     (
         "--trial.task.name folder --trial.task.path nowhere",
@@ -140,7 +142,7 @@ BAD_OVERRIDES = [
     ("--trial.stimuli.name folder --trial.stimuli.path sad", r"trial\.stimuli: .* must have two classes or more .*\['sad'\]"),
     ("--storage ftp://host/runs", "must be a folder, or a URI that pyarrow can open .*'ftp://host/runs' cannot be used"),
     ("--storage file/runs", "must be writable, but 'file/runs' is not .*Not a directory.*name another"),
-    ("--controls neutral", "Name one, .*: the neutral control needs the image set `neutral`, but it is None"),
+    ("--controls neutral", "neutral control needs the image set trial.neutral, but it is None: name one"),
     *(
         [
             ("--resources.gpus-per-trial 1", "asks for 1 GPUs, but torch .* sees none here: set it to 0"),
@@ -176,8 +178,8 @@ BAD_COMMANDS = [
     ("run nowhere.py", "no file 'nowhere.py': correct the path"),
     ("run studies.quikstart", r"no module 'studies\.quikstart'"),
     ("run syntax.py", r"'syntax\.py' is not valid Python: .* at .*syntax\.py:1"),
-    ("show nothing.py", r"must define study\(\) -> StudyConfig, but 'nothing\.py' does not"),
-    ("show empty.py", r"Give at least one path, .*: search_space must not be empty, but it is \{\}"),
+    ("show nothing.py", r"Define `study` in 'nothing\.py', an emoreg\.Study or a function that returns one"),
+    ("show empty.py", r"[Gg]ive at least one path"),
     ("run tiny_cli_study.py extra", "Unrecognized options: extra"),
     ("data prepare", "emoreg data prepare needs the NAME of an image set"),
     ("data show openmojo", "none called 'openmojo': did you mean .*'openmoji'"),
@@ -197,7 +199,7 @@ def test_a_bad_command_is_one_message_and_code_2(command: str, message: str, tin
     (tmp_path / "file").touch()
     (tmp_path / "syntax.py").write_text("def study(:\n")
     (tmp_path / "nothing.py").write_text("")
-    (tmp_path / "empty.py").write_text("from emoreg.config import *\ndef study():\n    return StudyConfig()\n")
+    (tmp_path / "empty.py").write_text("import emoreg\nstudy = emoreg.Study('empty')\n")
     code, _, err = emoreg_(capsys, *command.split())
     assert code == 2
     assert re.search(message, words(err)), err
@@ -206,7 +208,7 @@ def test_a_bad_command_is_one_message_and_code_2(command: str, message: str, tin
 
 
 def stored(tiny: str, storage: Path) -> StudyConfig:
-    return dataclasses.replace(read_study_file(tiny), storage=str(storage))
+    return dataclasses.replace(read_study_file(tiny).config, storage=str(storage))
 
 
 def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
@@ -232,14 +234,14 @@ def test_debug_shows_the_traceback(tiny: str, capsys: Output) -> None:
     code, _, err = emoreg_(capsys, "run", tiny, "--num-trials", "-1", "--debug")
     assert code == 2
     assert "Traceback" in err
-    assert "ConfigError: Give 0 or more: num_trials" in err
+    assert "ConfigError: num_trials must be 0 or more" in err
 
 
 def test_an_interrupt_is_no_traceback(tiny: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emoreg.cli.main._show", interrupt)
+    monkeypatch.setattr(Show, "__call__", interrupt)
     assert emoreg_(capsys, "show", tiny) == (130, "", "emoreg: interrupted\n")
 
 
@@ -319,28 +321,28 @@ def test_a_searched_path_that_is_set_leaves_the_search_space(
     for gone in also_gone:
         assert f"{gone} leaves the search space with it\n" in out
     assert settings[f"trial.{path}"] == str(value)
-    assert read_study_file(tiny).search_space.keys() - space.keys() == {path} | also_gone
+    assert read_study_file(tiny).config.search_space.keys() - space.keys() == {path} | also_gone
 
 
 def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Path, storage: Path, capsys: Output) -> None:
     path = tmp_path / "wide.py"
     path.write_text(
-        "from emoreg.config import *\nfrom tests.helpers.studies import tiny_study\ndef study():\n    return tiny_study("
-        "search_space={'regulation.balance': Float(0.0, 1.0), 'regulation.epochs': Int(1, 3), 'drop_path': Float(0.0, 0.1)})\n"
+        "from emoreg import *\nfrom tests.helpers.studies import tiny_study\nstudy = Study.from_config(tiny_study("
+        "search_space={'regulation.balance': Float(0.0, 1.0), 'regulation.epochs': Int(1, 3), 'drop_path': Float(0.0, 0.1)}))\n"
     )
     overrides = "--trial.regulation.kind learnable --trial.regulation.balance 0.5 --scheduler.name asha"
     _, space, _ = show(capsys, str(path), storage, *overrides.split(), "--trial.regulation.epochs", "2")
     assert {"regulation.balance", "regulation.epochs"}.isdisjoint(space)
     code, _, err = emoreg_(capsys, "show", str(path), *overrides.split())
     assert code == 2
-    assert "'none' where regulation.epochs is searched" in err
+    assert "regulation.epochs cannot be searched beside it" in err
 
 
 def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Path, capsys: Output) -> None:
     path = tmp_path / "one.py"
     path.write_text(
-        "from emoreg.config import *\nfrom tests.helpers.studies import tiny_study\n"
-        "def study():\n    return tiny_study(search_space={'drop_path': Float(0.0, 0.5)})\n"
+        "from emoreg import *\nfrom tests.helpers.studies import tiny_study\n"
+        "study = Study.from_config(tiny_study(search_space={'drop_path': Float(0.0, 0.5)}))\n"
     )
     code, out, _ = emoreg_(capsys, "trial", str(path), "--storage", str(storage), "--trial.drop-path", "0.1")
     assert code == 0
@@ -350,18 +352,16 @@ def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Pa
 def test_a_path_that_is_not_searched_is_only_set(tiny: str, storage: Path, capsys: Output) -> None:
     settings, space, out = show(capsys, tiny, storage, "--trial.drop-path=0.1", "--trial.seed", "4", "--num-trials", "9")
     assert (settings["trial.drop_path"], settings["trial.seed"], settings["num_trials"]) == ("0.1", "4", "9")
-    assert space.keys() >= read_study_file(tiny).search_space.keys()
+    assert space.keys() >= read_study_file(tiny).config.search_space.keys()
     assert "leaves the search space" not in out
 
 
 def test_a_search_of_which_everything_is_set_is_refused(tmp_path: Path, capsys: Output) -> None:
     path = tmp_path / "one.py"
-    path.write_text(
-        "from emoreg.config import *\ndef study():\n    return StudyConfig(search_space={'drop_path': Float(0.0, 0.5)})\n"
-    )
+    path.write_text("import emoreg\nstudy = emoreg.Study('one', search_space={'drop_path': emoreg.Float(0.0, 0.5)})\n")
     code, _, err = emoreg_(capsys, "run", str(path), "--trial.drop-path", "0.1")
     assert code == 2
-    assert "search_space must not be empty" in err
+    assert "the search space must not be empty" in err
     assert "`emoreg trial` runs one trial" in err
 
 
@@ -385,7 +385,7 @@ def test_a_trial_and_then_the_study(tiny: str, storage: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 trials: 3 finished, 2 of them now, in " in done.stdout
     rows = {row["identity"]: row for row in pq.read_table(storage / "both" / "records" / "trials.parquet").to_pylist()}
-    as_configured = read_study_file(tiny).trial.identity
+    as_configured = resolve_trial(read_study_file(tiny).config.trial).identity
     assert rows[as_configured]["role"] == "control"
     assert rows[as_configured]["test_accuracy"] is not None, "it was not run again"
     lines = done.stdout.splitlines()

@@ -14,7 +14,7 @@ from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of
 from emoreg.config import ExperienceConfig, without_secrets
 from emoreg.errors import ConfigError
 from emoreg.study_file import read_study_file
-from tests.helpers.studies import tiny_study
+from tests.helpers.studies import STUDY_FILE, tiny_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,11 +87,11 @@ def test_an_environment_in_a_checkout_of_something_else_has_no_commit(checkout: 
 
 
 def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: Path) -> None:
-    text = "import near_helper, near_package.inner\nfrom tests.helpers.studies import tiny_study as study\n"
+    text = "import near_helper, near_package.inner\n" + STUDY_FILE
     helpers = ("near_helper.py", "near_package/__init__.py", "near_package/inner.py", "unused_helper.py")
     write(tmp_path, {"far.py": text} | dict.fromkeys(helpers, ""))
     reference = str(tmp_path / "far.py")
-    bundle = collect(reference, read_study_file(reference))
+    bundle = collect(reference, read_study_file(reference).config)
     own = {name for name, path in bundle.files.items() if path.is_relative_to(tmp_path)}
     assert own == {"submitted/far.py", "near_helper.py", "near_package/__init__.py", "near_package/inner.py"}
     assert bundle.study == "submitted/far.py"
@@ -101,10 +101,10 @@ def test_a_study_outside_brings_the_modules_beside_it_that_it_imports(tmp_path: 
 def test_a_module_below_the_working_directory_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(
         tmp_path,
-        {"far_studies/__init__.py": "", "far_studies/one.py": "from tests.helpers.studies import tiny_study as study\n"},
+        {"far_studies/__init__.py": "", "far_studies/one.py": STUDY_FILE},
     )
     monkeypatch.chdir(tmp_path)
-    bundle = collect("far_studies.one", read_study_file("far_studies.one"))
+    bundle = collect("far_studies.one", read_study_file("far_studies.one").config)
     assert bundle.files["far_studies/one.py"] == tmp_path / "far_studies" / "one.py"
     assert bundle.study == "far_studies.one"
 

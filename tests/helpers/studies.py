@@ -13,12 +13,11 @@ from emoreg.results.records import Role, TrialRecord
 from tests.helpers.trials import TINY
 
 STUDY_FILE = """\
-from emoreg.config import Choice, Float, When
+from emoreg import Choice, Float, Study, When
 from tests.helpers.studies import tiny_study
 
-
-def study():
-    return tiny_study(
+study = Study.from_config(
+    tiny_study(
         search_space={
             "regulation.balance": Float(0.1, 0.9),
             "pretraining.epochs": Choice((1, 2)),
@@ -27,6 +26,7 @@ def study():
             "pretraining.optimizer.momentum": Float(0.0, 0.9, when=When("pretraining.optimizer.name", ("sgd",))),
         },
     )
+)
 """
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, replace_paths
+import emoreg
+from emoreg.config import Choice, ResourcesConfig, SamplerConfig, replace_paths
 from tests.integration import tiny_study
 
 NUM_TRIALS = 5
@@ -12,8 +13,8 @@ NUM_REGULATION_EPOCHS = 5
 PRETRAINING_EPOCHS = (2, 5)
 
 
-def study() -> StudyConfig:
-    tiny = tiny_study.study()
+def study() -> emoreg.Study:
+    tiny = tiny_study.CONFIG
     longer = {
         "regulation.epochs": NUM_REGULATION_EPOCHS,
         "regulation.batch_size": 2,
@@ -21,7 +22,7 @@ def study() -> StudyConfig:
         "pretraining.batch_size": 2,
         "stimuli.num_images": 60,
     }
-    return dataclasses.replace(
+    config = dataclasses.replace(
         tiny,
         name="faults",
         trial=replace_paths(tiny.trial, longer),
@@ -31,3 +32,4 @@ def study() -> StudyConfig:
         controls=("plain",),
         resources=ResourcesConfig(checkpoint_seconds=0.5),
     )
+    return emoreg.Study.from_config(config)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, replace_paths
+import emoreg
+from emoreg.config import Choice, ResourcesConfig, SamplerConfig, replace_paths
 from tests.integration import tiny_study
 
 
-def study() -> StudyConfig:
-    tiny = tiny_study.study()
-    return dataclasses.replace(
+def study() -> emoreg.Study:
+    tiny = tiny_study.CONFIG
+    config = dataclasses.replace(
         tiny,
         name="killed",
         trial=replace_paths(tiny.trial, {"regulation.epochs": 6, "pretraining.epochs": 4}),
@@ -20,3 +21,4 @@ def study() -> StudyConfig:
         controls=("regulated", "plain", "shuffled"),
         resources=ResourcesConfig(max_concurrent=2, max_retries=100, retry_seconds=0.1, checkpoint_seconds=0.0),
     )
+    return emoreg.Study.from_config(config)

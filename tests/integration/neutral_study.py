@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from emoreg.config import ImageSetConfig, StudyConfig
+import emoreg
+from emoreg.config import ImageSetConfig
 from tests.integration import tiny_study
 
 
-def study() -> StudyConfig:
-    tiny = tiny_study.study()
+def study() -> emoreg.Study:
+    tiny = tiny_study.CONFIG
     neutral = ImageSetConfig(name="openmoji-objects", validation_fraction=0.0)
-    return dataclasses.replace(tiny, trial=dataclasses.replace(tiny.trial, neutral=neutral))
+    config = dataclasses.replace(tiny, trial=dataclasses.replace(tiny.trial, neutral=neutral))
+    return emoreg.Study.from_config(config)

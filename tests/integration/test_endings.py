@@ -102,14 +102,16 @@ def test_the_grace_period_after_sigterm_ends(tmp_path: Path) -> None:
 
 def identities() -> list[str]:
     """The two controls of the tiny study."""
-    return [control.identity for control in tiny_study.study().control_trials()]
+    return [control.identity for control in tiny_study.CONFIG.control_trials()]
 
 
 @pytest.mark.slow
 def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail(tmp_path: Path) -> None:
     broken, _ = identities()
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").mkdir(parents=True)  # no file can be written there
-    output = run(tmp_path, "--resources.max-retries", "1", "--resources.retry-seconds", "0.1", "--controls", "regulated", code=1)
+    output = run(
+        tmp_path, "--resources.max-retries", "1", "--resources.retry-seconds", "0.1", "--controls", "regulated", code=1
+    )
     rows = trials(tmp_path)
     assert (rows[broken]["status"], rows[broken]["attempts"]) == ("failed", 2)
     assert "trial.ckpt" in str(rows[broken]["reason"])

@@ -25,7 +25,16 @@ from tests.integration.cluster import Cluster, free_port
 from tests.integration.test_study import STUDY, trials, wait_for
 
 BIN = Path(sys.executable).parent
-LONG = ("--num-trials", "1", "--controls", "regulated", "--trial.regulation.epochs", "160", "--resources.checkpoint-seconds", "1")
+LONG = (
+    "--num-trials",
+    "1",
+    "--controls",
+    "regulated",
+    "--trial.regulation.epochs",
+    "160",
+    "--resources.checkpoint-seconds",
+    "1",
+)
 
 
 @dataclass
@@ -120,10 +129,10 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(d
     shutil.copy(STUDY, tmp_path / "tiny.py")
     (tmp_path / "my_study.py").write_text(
         "import dataclasses, emoreg, my_helper\n"
-        "from tiny import study as tiny\n"
+        "from tiny import CONFIG\n"
         "def study():\n"
         "    print('emoreg is from', emoreg.__file__)\n"
-        "    return dataclasses.replace(tiny(), name=my_helper.NAME, controls=('regulated',))\n"
+        "    return emoreg.Study.from_config(dataclasses.replace(CONFIG, name=my_helper.NAME, controls=('regulated',)))\n"
     )
     submit = ("submit", str(tmp_path / "my_study.py"), "--num-trials", "1", "--storage", str(tmp_path / "a folder"))
     code, output = dashboard.emoreg(*submit)

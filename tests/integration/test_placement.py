@@ -17,10 +17,9 @@ from tests.integration.cluster import Cluster, cluster_of
 from tests.integration.test_study import wait_for
 
 STUDY = """\
-from emoreg.config import Choice, ResourcesConfig, SamplerConfig, StudyConfig, TrialConfig, TrialResources
+from emoreg import Choice, ResourcesConfig, SamplerConfig, Study, TrialConfig, TrialResources
 
-def study():
-    return StudyConfig(name="placed", num_trials=1, sampler=SamplerConfig(name="random"), controls=("regulated",), {settings})
+study = Study("placed", num_trials=1, sampler=SamplerConfig(name="random"), controls=("regulated",), {settings})
 """
 SMALL, BIG = "test_resnet", "test_efficientnet"
 BOTH = f'search_space={{"backbone": Choice(("{SMALL}", "{BIG}"))}}'

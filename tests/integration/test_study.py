@@ -125,7 +125,7 @@ def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
 def test_a_trial_in_a_used_worker_equals_the_same_trial_alone(finished: Path, tmp_path: Path) -> None:
     # One worker ran all the trials, one after the other: the last one found a process that had been used.
     row = max(trials(finished).values(), key=lambda row: str(row["ended"]))
-    config = replace_paths(tiny_study.study().trial, json.loads(str(row["params"])))
+    config = replace_paths(tiny_study.CONFIG.trial, json.loads(str(row["params"])))
     assert config.identity == row["identity"]
     alone = Recorder()
     result, _, _ = run_alone(config, tmp_path, alone)
@@ -239,13 +239,11 @@ def test_a_broken_trial_is_recorded_as_failed_with_the_reason(tmp_path: Path) ->
 def test_a_grid_point_that_a_control_ran_is_not_run_twice_and_counts_in_both(tmp_path: Path) -> None:
     grid = tmp_path / "grid.py"
     grid.write_text(
-        "import dataclasses\n"
-        "from emoreg.config import Choice, SamplerConfig\n"
+        "import dataclasses, emoreg\n"
         "from tests.integration import tiny_study\n"
-        "def study():\n"
-        "    space = {'regulation.balance': Choice((0.25, 0.5))}\n"
-        "    return dataclasses.replace(\n"
-        "        tiny_study.study(), search_space=space, sampler=SamplerConfig(name='grid'), controls=('regulated',))\n"
+        "space = {'regulation.balance': emoreg.Choice((0.25, 0.5))}\n"
+        "study = emoreg.Study.from_config(dataclasses.replace(tiny_study.CONFIG, search_space=space, "
+        "sampler=emoreg.SamplerConfig(name='grid'), controls=('regulated',)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "emoreg", "run", str(grid), "--storage", str(tmp_path)],

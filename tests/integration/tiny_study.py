@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import emoreg
 from emoreg.config import (
     Choice,
     Float,
@@ -13,21 +14,20 @@ from emoreg.config import (
     TrialConfig,
 )
 
-
-def study() -> StudyConfig:
-    return StudyConfig(
-        name="tiny",
-        trial=TrialConfig(
-            backbone="test_resnet",
-            image_size=8,
-            stimuli=ImageSetConfig(name="openmoji", num_images=48, validation_fraction=0.0),
-            task=ImageSetConfig(name="digits", num_images=64, validation_fraction=0.05),
-            pretraining=PretrainingConfig(epochs=2, batch_size=16),
-            regulation=RegulationConfig(epochs=4, batch_size=16),
-            deterministic=True,
-        ),
-        search_space={"regulation.balance": Float(0.1, 0.9), "pretraining.epochs": Choice((1, 2))},
-        num_trials=3,
-        objectives=(Objective(),),
-        controls=("regulated", "plain"),
-    )
+CONFIG = StudyConfig(
+    name="tiny",
+    trial=TrialConfig(
+        backbone="test_resnet",
+        image_size=8,
+        stimuli=ImageSetConfig(name="openmoji", num_images=48, validation_fraction=0.0),
+        task=ImageSetConfig(name="digits", num_images=64, validation_fraction=0.05),
+        pretraining=PretrainingConfig(epochs=2, batch_size=16),
+        regulation=RegulationConfig(epochs=4, batch_size=16),
+        deterministic=True,
+    ),
+    search_space={"regulation.balance": Float(0.1, 0.9), "pretraining.epochs": Choice((1, 2))},
+    num_trials=3,
+    objectives=(Objective(),),
+    controls=("regulated", "plain"),
+)
+study = emoreg.Study.from_config(CONFIG)

@@ -1,0 +1,311 @@
+"""The commands beside ``emoreg run``, on studies, trials, image sets and this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from emoreg.cli.options import WRITTEN, Debug, Device, StudyCommand, Switch, Written
+from emoreg.cli.terminal import terminal
+from emoreg.config import FIRST_SEED, STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
+from emoreg.errors import ConfigError, Interrupted, StorageError, StudyAborted
+from emoreg.storage.files import without_credentials
+from emoreg.study import Study
+from emoreg.study_file import find_study
+
+
+def check_confirmation(top: int, seeds: int, first_seed: int) -> None:
+    """Refuse what no confirmation can be asked for."""
+    require(top > 0, "--top must be above 0", top, "give 1 to confirm the best of each backbone")
+    require(seeds > 0, "--seeds must be above 0", seeds, "give 10 to show differences of about 1.5 standard deviations")
+    require(first_seed >= 0, "--first-seed must be 0 or more", first_seed, "give a natural number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirm(StudyCommand):
+    """Confirm the best of a study's search, on fresh seeds and on the test split.
+
+    The best configurations of each backbone are fixed, on validation.
+
+    They and every control run on the same seeds, and open the test split once.
+
+    Interrupted, it goes on like a study.
+    """
+
+    top: int = 1
+    """How many configurations of each backbone."""
+    seeds: int = 10
+    """How many seeds."""
+    first_seed: int = FIRST_SEED
+    """The first of them: none may have been used in the search."""
+    again: Switch = False
+    """Open the test split a further time, for other configurations or seeds. It is recorded."""
+    dry_run: Switch = False
+    """Only say what would run, and what it would cost."""
+    address: str | None = None
+    """A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine."""
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.summary import exit_code, print_confirmation, print_confirmation_plan
+        from emoreg.tuning.confirm import plan_confirmation
+
+        check_confirmation(self.top, self.seeds, self.first_seed)
+        study, console = Study.from_config(self.config), terminal()
+        plan = plan_confirmation(
+            self.config, top=self.top, num_seeds=self.seeds, first_seed=self.first_seed, address=self.address
+        )
+        print_confirmation_plan(study.name, plan, console)
+        if self.dry_run:
+            return 0
+        ended: Interrupted | StudyAborted | None = None
+        try:
+            study.confirm(
+                num_seeds=self.seeds,
+                top=self.top,
+                first_seed=self.first_seed,
+                again=self.again,
+                address=self.address,
+                command=self.command,
+            )
+        except (Interrupted, StudyAborted) as error:
+            ended = error
+        results = Study.from_config(plan.config).results
+        print_confirmation(results, console)
+        return exit_code(results, ended, self.command, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(StudyCommand):
+    """Show a study before it runs.
+
+    Its configuration, search space, number of trials, and an estimate of its cost.
+
+    A few training steps are measured; image sets that are new are prepared.
+    """
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.summary import print_plan
+
+        print_plan(self.study, self.config, terminal())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(StudyCommand):
+    """Run one trial of a study in this process, without Ray.
+
+    The trial is the study's, as configured; nothing is searched.
+
+    It goes on from its last checkpoint, and works under a debugger.
+    """
+
+    evaluate: Literal["validation", "test"] = "validation"
+    """`test` opens the test split once at the end, and is recorded."""
+    device: Device = "auto"
+    """Where to compute; `auto` takes the GPU where there is one."""
+    replay: str | None = None
+    """Identity of a recorded trial, of the study or its confirmation: run it again, and compare."""
+
+    def settled(self) -> tuple[StudyConfig, list[str]]:
+        """The study as configured, of which nothing is searched."""
+        return self.checked(), []
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.training.devices import pick_device
+
+        device, console = pick_device(self.device), terminal()
+        if self.replay is None:
+            from emoreg.cli.trial import run_one
+
+            return run_one(self.config, self.evaluate, device, console)
+        from emoreg.cli.replay import replay
+
+        require(
+            self.evaluate == "validation" and not self.overridden,
+            "--replay runs a trial as it was recorded, so it goes without them",
+            shlex.join(self.typed),
+            "drop --evaluate and --trial options",
+        )
+        return replay(self.config, self.replay, device, console)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Read a storage within, which may not answer, or not let it."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output has enough of it
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"Check the storage's address, its permissions and that it answers: it cannot be read "
+            f"({without_credentials(str(error))})"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Show how a study stands: trials done and running, the best so far, the time left."""
+
+    study: Written
+    storage: str | None = None
+    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
+    address: str | None = None
+    """The URL of a cluster's dashboard: how the newest job of the study stands there."""
+    json: Switch = False
+    """Print it for programs."""
+    debug: Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        if self.address is not None:
+            from emoreg.cli.cluster import print_job_status
+
+            return print_job_status(self.study, self.address, as_json=self.json)
+        from emoreg.cli.look import print_status, status_json
+        from emoreg.results.status import read_status
+
+        with _reading():
+            status = read_status(find_study(self.study, self.storage))
+        if self.json:
+            print(status_json(status))
+        else:
+            print_status(status, terminal())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write a study's report, or that of several side by side: one HTML file that needs no server and no network."""
+
+    studies: Annotated[Positional[tuple[str, ...]], arg(metavar="STUDY [STUDY ...]", help=WRITTEN)]
+    storage: str | None = None
+    """Folder or URI that holds them, where it is not `runs` or what the study's file says."""
+    output: str | None = None
+    """Folder to write to. None: `report` in the folder of the first study."""
+    price_per_hour: float | None = None
+    """What an hour of the device costs, for the account of costs."""
+    images: bool = True
+    """Every figure as PNG and SVG too, which takes a Chrome or Chromium; `--no-images` leaves them out."""
+    debug: Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.look import print_report
+
+        require(len(self.studies) > 0, "emoreg report needs a STUDY", self.studies, "name one, e.g. `emoreg report quickstart`")
+        require(
+            self.price_per_hour is None or 0 <= self.price_per_hour < math.inf,
+            "--price-per-hour must be 0 or more",
+            self.price_per_hour,
+            "give what an hour of the device costs",
+        )
+        with _reading():
+            places = [find_study(study, self.storage) for study in self.studies]
+            print_report(places, self.output, price_per_hour=self.price_per_hour, images=self.images)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """List or prune the experience store.
+
+    Pruning never removes what a running study needs.
+    """
+
+    action: Annotated[
+        Positional[Literal["list", "prune"]],
+        arg(help="list: what the store holds, who used it, what it saved. prune: remove the least recently used."),
+    ]
+    storage: str = STORAGE
+    """Folder of the studies, whose `experience` is the store."""
+    uri: str | None = None
+    """Folder or URI (file://, s3://, gs://) of the store, where it is another one."""
+    budget_gib: float | None = None
+    """What prune may leave."""
+    dry_run: Switch = False
+    """Only say what prune would remove."""
+    debug: Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.inventory import print_inventory, print_pruning
+        from emoreg.storage.working_copy import join
+
+        uri, console = self.uri or join(self.storage, "experience"), terminal()
+        if self.action == "list":
+            print_inventory(uri, console)
+            return 0
+        if self.budget_gib is None or not 0 <= self.budget_gib < math.inf:
+            raise ConfigError(
+                "Give --budget-gib, e.g. --budget-gib 20: emoreg experience prune needs what it may leave, from 0 upwards, but "
+                f"it is {self.budget_gib}"
+            )
+        print_pruning(uri, self.budget_gib, console, dry_run=self.dry_run)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Examine this machine, or a Ray cluster: a verdict and, where something lacks, a cure on each line."""
+
+    storage: str = STORAGE
+    """Folder, or URI (file://, s3://, gs://), that studies will write to."""
+    address: str | None = None
+    """HOST:PORT of a Ray cluster, or `auto` for the one that this machine belongs to. None: this machine."""
+    debug: Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.cluster import print_findings
+        from emoreg.cluster.doctor import examine, examine_cluster
+
+        findings = examine(self.storage) if self.address is None else examine_cluster(self.address, self.storage)
+        return print_findings(findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """List, prepare or look at image sets."""
+
+    action: Annotated[
+        Positional[Literal["list", "prepare", "show"]],
+        arg(help="list: the readers. prepare: decode NAME once. show: write a contact sheet of NAME."),
+    ]
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help="The image set's reader.")] = None
+    path: str | None = None
+    """File or folder of the images, for readers that need one."""
+    target: str | None = None
+    """What is learned, where the reader offers several."""
+    image_size: int = TrialConfig().image_size
+    """Side in pixels."""
+    storage: str = STORAGE
+    """Folder that holds prepared image sets."""
+    output: str | None = None
+    """The contact sheet's file; NAME.png where left out."""
+    debug: Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.inventory import print_image_set, print_readers
+
+        console = terminal()
+        if self.action == "list":
+            print_readers(console)
+            return 0
+        if self.name is None:
+            raise ConfigError(f"Name an image set: emoreg data {self.action} needs the NAME of one; see `emoreg data list`")
+        config = ImageSetConfig(name=self.name, path=self.path, target=self.target)
+        sheet = Path(self.output or f"{self.name}.png") if self.action == "show" else None
+        print_image_set(config, self.image_size, self.storage, sheet, console)
+        return 0

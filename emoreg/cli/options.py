@@ -1,0 +1,82 @@
+"""What the options of several commands share: how STUDY is named, a study's settings as options, switches."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+from emoreg.config import Distribution, StudyConfig, TrialConfig, TrialResources, leaves
+from emoreg.config.search_space import pin
+
+WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
+Written = Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
+Switch = FlagCreatePairsOff[bool]
+Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyOptions(StudyConfig):
+    """A study's settings as options.
+
+    Three can be set in a study file alone. The study is checked once it is known what leaves its search space.
+    """
+
+    search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
+    confirmed: Suppress[tuple[TrialConfig, ...]] = ()
+    resources_by_backbone: Suppress[Mapping[str, TrialResources]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check nothing yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand:
+    """A command on a study whose settings are its options."""
+
+    study: Annotated[
+        Positional[str], arg(metavar="STUDY", help="A module (studies.quickstart), or a path to a Python file with `study`.")
+    ]
+    config: Annotated[StudyConfig, arg(name="", constructor=StudyOptions)]
+    typed: Suppress[tuple[str, ...]] = ()
+    debug: Debug = False
+
+    @property
+    def command(self) -> str:
+        """What was typed."""
+        return f"emoreg {shlex.join(self.typed)}"
+
+    @property
+    def overridden(self) -> set[str]:
+        """The paths into the trial that the command line may have set: ``--trial.drop-path=0.1`` sets ``drop_path``."""
+        flags = (argument.partition("=")[0] for argument in self.typed)
+        paths = {flag.removeprefix("--trial.").replace("-", "_") for flag in flags if flag.startswith("--trial.")}
+        switched_off = {".".join((*owner, name.removeprefix("no_"))) for *owner, name in (path.split(".") for path in paths)}
+        return paths | switched_off
+
+    def settled(self) -> tuple[StudyConfig, list[str]]:
+        """The study with the search space that the command line leaves, and sentences on what it takes out.
+
+        Raises:
+            ConfigError: for settings that break a rule together.
+        """
+        space, overridden = self.config.search_space, self.overridden
+        values = {path: value for path, value in leaves(self.config.trial) if path in overridden and path in space}
+        left = pin(space, values)
+        told = [f"{path} is {value!r}, by the command line: it leaves the search space" for path, value in values.items()]
+        told += [f"{path} leaves the search space with it" for path in space.keys() - left.keys() - values.keys()]
+        return self.checked(search_space=left), told
+
+    def checked(self, **changes: object) -> StudyConfig:
+        """The study that the options make.
+
+        Raises:
+            ConfigError: for settings that break a rule together.
+        """
+        settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(StudyConfig)}
+        return StudyConfig(**settings | changes)

@@ -1,0 +1,28 @@
+"""The terminal that commands print to: what users have named is printed as it is, and a line is as long as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def terminal() -> Console:
+    """The terminal, or the notebook, that this process prints to."""
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def new_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table.
+
+    Args:
+        title: above it.
+        columns: their headings.
+        right: those of numbers.
+    """
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made

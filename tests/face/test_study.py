@@ -1,0 +1,119 @@
+"""``emoreg.Study`` without Ray: configured, read back, reported, shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+import emoreg
+from emoreg.errors import ConfigError, Interrupted, StudyAborted
+from emoreg.study import StudySettings
+from emoreg.tuning.study import RunEnd
+from tests.helpers.studies import ended, tiny_study
+from tests.helpers.written import made_up_config, write_study
+
+SPACE = {"regulation.balance": emoreg.Float(0.05, 0.95)}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("runs"), made_up_config(num_trials=10), num_seeds=10)
+
+
+def test_it_takes_every_setting_of_a_study() -> None:
+    fields = {item.name for item in dataclasses.fields(emoreg.StudyConfig)}
+    assert get_type_hints(StudySettings).keys() == fields - {"name"}
+    study = emoreg.Study("mine", search_space=SPACE, num_trials=7, control_seeds=(1, 2))
+    assert study.config == emoreg.StudyConfig(name="mine", search_space=SPACE, num_trials=7, control_seeds=(1, 2))
+    assert emoreg.Study.from_config(study.config).config == study.config
+    with pytest.raises(ConfigError, match="num_trials must be 0 or more"):
+        emoreg.Study("mine", search_space=SPACE, num_trials=-1)
+    with pytest.raises(TypeError, match="num_trails"):
+        emoreg.Study("mine", search_space=SPACE, num_trails=3)  # type: ignore[call-arg]
+
+
+def test_a_study_that_has_not_run_says_so(tmp_path: Path) -> None:
+    study = emoreg.Study("mine", search_space=SPACE, storage=str(tmp_path))
+    assert repr(study) == f"Study('mine', 20 trials over regulation.balance, in {tmp_path}/mine: not run yet)"
+    for read in (lambda: study.best, lambda: study.trials, lambda: study.trials_frame(), study.status, study.report):
+        with pytest.raises(ConfigError, match=r"Name the folder or URI of a study that was run|Run"):
+            read()
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_read_back_where_it_lies(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = emoreg.load_study(written)
+    assert isinstance(study, emoreg.Study)
+    assert (study.name, Path(study.place)) == ("made-up", written)
+    assert study.config == dataclasses.replace(made_up_config(num_trials=10), storage=str(written.parent))
+    monkeypatch.chdir(written.parent)
+    for reference in ("made-up", "made-up/", "./made-up", f"file://{written}"):
+        assert emoreg.load_study(reference).trials == study.trials
+    monkeypatch.chdir("/")
+    assert study.best["test_resnet"].val_accuracy == max(
+        row.val_accuracy or 0.0 for row in study.trials if row.number is not None and row.backbone == "test_resnet"
+    )
+    assert {row.identity for row in study.epochs} == {row.identity for row in study.trials}
+    assert len(study.runs) == 1
+    assert {row.control for row in study.controls} == set(study.config.controls)
+    assert {verdict.decision.name for verdict in study.verdicts.values()} == {"HELPS"}
+    assert len(study.trials_frame()) == len(study.trials)
+    assert "params.regulation.balance" in study.trials_frame()
+    assert len(study.epochs_frame()) == len(study.epochs)
+    assert study.status().state == "ended"
+
+
+def test_it_shows_how_it_stands(written: Path) -> None:
+    study = emoreg.load_study(written)
+    best = max(study.best.values(), key=lambda row: row.val_accuracy or 0.0)
+    assert repr(study).startswith(f"Study('made-up', 10 trials over backbone, regulation.balance, pretraining.epochs, in {written}: ended, ")
+    assert f"best val_accuracy {best.val_accuracy:.4g} ({best.backbone}, regulation.balance " in repr(study)
+    assert study._repr_html_().startswith("<b>Study made-up</b>: 10 trials over backbone")
+    assert "<br>best val_accuracy " in study._repr_html_()
+    far = emoreg.Study("mine", search_space=SPACE, storage="s3://bucket/nobody")
+    assert repr(far).endswith("in s3://bucket/nobody/mine: call status() to see how it stands)"), "nobody is asked for a repr"
+
+
+def test_a_renamed_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, made_up_config(num_trials=1), num_seeds=0)
+    moved = folder.rename(tmp_path / "other")
+    with pytest.raises(ConfigError, match="Rename the folder to 'made-up'"):
+        emoreg.load_study(moved)
+
+
+def test_what_was_read_is_read_again_after_refresh(tmp_path: Path) -> None:
+    study = emoreg.load_study(write_study(tmp_path, made_up_config(num_trials=1), num_seeds=0))
+    before = study.trials
+    write_study(tmp_path, made_up_config(num_trials=3), num_seeds=0)
+    assert study.trials is before
+    assert len(study.refresh().trials) == len(before) + 2
+
+
+def test_the_report_is_written_and_its_path_returned(written: Path, tmp_path: Path) -> None:
+    path = emoreg.load_study(written).report(tmp_path / "out", images=False, price_per_hour=2.0)
+    assert path == tmp_path / "out" / "index.html"
+    assert "made-up" in path.read_text()
+
+
+def test_how_a_run_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was interrupted or aborted raises; what failed without ending the study does not."""
+    config = dataclasses.replace(tiny_study(), storage=str(tmp_path))
+    folder = write_study(tmp_path, config, num_seeds=0)
+    ends: list[RunEnd] = []
+    monkeypatch.setattr("emoreg.tuning.study.run_study", lambda *_, **__: ends[-1])
+    monkeypatch.setattr("emoreg.tuning.preflight.check_study", lambda *_, **__: None)
+    study = emoreg.load_study(folder)
+    ends.append(RunEnd.COMPLETED)
+    assert study.run() is study
+    ends.append(RunEnd.INTERRUPTED)
+    with pytest.raises(Interrupted, match="Run study 'tiny' again to go on"):
+        study.run()
+    from emoreg.results.records import Records
+
+    Records(folder).add_trial(dataclasses.replace(ended(status="failed", message="its code"), log_tail="Traceback: KeyError: 'x'"))
+    ends.append(RunEnd.ABORTED)
+    with pytest.raises(StudyAborted, match=r"(?s)Mend the fault .* broke 3 trials \(resources.max_failures\).*KeyError: 'x'"):
+        study.run()
