@@ -23,7 +23,7 @@ FAULT = "fault"
 """Key of the result that tells what broke a trial, before Tune hears that it broke."""
 
 
-def metric_key(metric: Metric) -> str:
+def metric_key(metric: str) -> str:
     """The key of a metric in Tune's results: ``"metric/val_accuracy"``."""
     return f"metric/{metric}"
 
