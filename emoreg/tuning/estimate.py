@@ -22,8 +22,9 @@ from emoreg.config.search_space import num_searched, resolve, suggest
 from emoreg.data import ImageSet, Split, cut_validation, load
 from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError
-from emoreg.training.optim import autocast, build_optimizer
-from emoreg.training.pretrain import create_emotional_net, emotion_loss
+from emoreg.training.optim import build_optimizer
+from emoreg.training.learners import EmotionLearner
+from emoreg.training.model import create_emotional_net
 
 _TIMED_STEPS = 3
 _SAMPLED_CONFIGS = 64
@@ -128,6 +129,7 @@ def _seconds_per_image(config: TrialConfig, task: ImageSet, device: torch.device
     few = Split(images=np.resize(task.train.images, (size, *task.train.images.shape[1:])), targets=np.zeros(size, np.int64))
     batches = Batches(few, device=device)
     net = create_emotional_net(config, task.num_outputs).to(device)
+    learner = EmotionLearner(config, net, regression=False)
     optimizer = build_optimizer(net, config.regulation.optimizer)
     times = []
     for _ in range(1 + _TIMED_STEPS):
@@ -135,10 +137,8 @@ def _seconds_per_image(config: TrialConfig, task: ImageSet, device: torch.device
         for images, targets in batches.epoch(
             size, config.regulation.augmentation, task.num_outputs, torch.Generator().manual_seed(0)
         ):
-            with autocast(config, device):
-                scores = net(images)
             optimizer.zero_grad()
-            emotion_loss(scores, targets, regression=False, label_smoothing=0.0).backward()
+            learner.loss(images, targets)[0].backward()
             optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

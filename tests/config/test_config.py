@@ -223,17 +223,9 @@ def test_resources_of_a_backbone_are_its_own_or_the_study_s() -> None:
     assert config.trial_resources("resnet50") == TrialResources(cpus=2, gpus=1, accelerator_type="H100")
 
 
-<<<<<<< HEAD
 def test_passwords_are_hidden_in_what_is_written() -> None:
     config = study(
         optuna_storage="postgresql://me:hush@host/db", experience=ExperienceConfig(uri="s3://key:hush@bucket?secret_key=hush")
-=======
-@pytest.mark.parametrize("name", shipped_studies())
-def test_a_study_survives_json(name: str) -> None:
-    study = read_study_file(name).config
-    study = dataclasses.replace(
-        study, confirmed=(study.trial,), resources_by_backbone={study.backbones()[0]: TrialResources(gpus=2)}
->>>>>>> 6001efb (Add the face: Study, and study files that import emoreg alone)
     )
     hidden = config.without_password()
     assert "hush" not in repr(hidden)
