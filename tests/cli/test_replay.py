@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emoreg.cli.local import run_single
 from rich.console import Console
 
-from emoreg.cli.local import run_single
 from emoreg.cli.replay import replay
 from emoreg.config import PretrainingConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, StorageError
