@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from emoreg import torchvision_import
+
 if TYPE_CHECKING:
     from emoreg.results.study import Study as Study
     from emoreg.results.study import load_study as load_study
 
 __version__ = "0.1.0"
+
+torchvision_import.install()
 
 
 def __getattr__(name: str) -> Any:

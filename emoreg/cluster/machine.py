@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emoreg.errors import UserError
+from emoreg.torchvision_import import ensure_operators
 
 _STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
 
@@ -84,9 +85,7 @@ def _torch() -> Iterator[Finding]:
         )
     else:
         yield Finding(verdict="ok", what="device", found="CPU", cure="for a GPU, install a CUDA build of torch")
-    from emoreg.data import torchvision_operators
-
-    operators = torchvision_operators.ensure()
+    operators = ensure_operators()
     yield Finding(
         verdict="ok",
         what="torchvision",
