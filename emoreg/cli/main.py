@@ -648,10 +648,10 @@ def _doctor(storage: str, address: str | None) -> int:
 def _list_image_sets() -> int:
     from rich.table import Table
 
-    from emoreg.data import READERS
+    from emoreg.data import IMAGE_SETS
 
     console = Console(highlight=False, markup=False)
-    for name, reader in READERS.items():
+    for name, reader in IMAGE_SETS.items():
         console.print(f"{name} ({reader.kind}): {reader.description}")
         lines = Table.grid(padding=(0, 2))
         lines.add_column(no_wrap=True)

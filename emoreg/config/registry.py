@@ -67,3 +67,7 @@ _ALL: list[Registry[Any]] = []
 def registries() -> tuple[Registry[Any], ...]:
     """Every registry that has been made."""
     return tuple(_ALL)
+
+
+IMAGE_SETS: Registry[Any] = Registry("image set")
+"""Readers of image sets (``emoreg.data.reader.Reader``) by the names that ``ImageSetConfig.name`` may have."""

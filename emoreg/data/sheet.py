@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from emoreg.data.imageset import ImageSet, Split
+from emoreg.data.image_set import ImageSet, Split
 
 _COLUMNS = 12
 _LARGE, _SMALL = 96, 64  # largest sides of a picture, for a few classes and for many

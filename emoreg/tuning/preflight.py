@@ -18,8 +18,10 @@ import torch
 
 import emoreg
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig, without_secrets
-from emoreg.data import check, cut_validation, load
-from emoreg.data.fetch import Prepared, Source, offer, source
+from emoreg.config.resolved import Source, source_of
+from emoreg.data import check, load, parts
+from emoreg.data.fetch import offer
+from emoreg.data.prepare import Prepared
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.provenance import own_commit
 from emoreg.results.records import Provenance, Records
@@ -111,8 +113,8 @@ def _naming(role: str) -> Iterator[None]:
     """Let an error of an image set say which of the trial's it is: its path on the command line."""
     try:
         yield
-    except ImageSetError as error:
-        raise ImageSetError(f"trial.{role}: {error}") from error
+    except (ConfigError, ImageSetError) as error:
+        raise type(error)(f"trial.{role}: {error}") from error
 
 
 def check_storage(storage: str) -> None:
@@ -159,7 +161,7 @@ def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
     for role, image_set in _every_image_set(config):
         with _naming(role):
             prepared = offer(image_set, image_size=size, storage=image_storage(config.storage), files=files)
-        offered[source(image_set, size)] = prepared
+        offered[source_of(image_set, size)] = prepared
     return offered
 
 
@@ -173,8 +175,7 @@ def count_images(config: StudyConfig) -> Callable[[ImageSetConfig], int]:
 
     @functools.cache
     def count(image_set: ImageSetConfig) -> int:
-        whole = load_images(image_set).train
-        train, _ = cut_validation(whole, image_set.validation_fraction, config.trial.seed, image_set.num_images)
+        train, _ = parts(load_images(image_set), image_set)
         return len(train)
 
     return count

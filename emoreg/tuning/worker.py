@@ -22,8 +22,10 @@ from ray.exceptions import RayError
 from sqlalchemy.exc import OperationalError
 
 from emoreg.config import TrialConfig
+from emoreg.config.resolved import Source
 from emoreg.data import LoadImages, load
-from emoreg.data.fetch import FetchedSets, Prepared, Source
+from emoreg.data.fetch import FetchedSets
+from emoreg.data.prepare import Prepared
 from emoreg.errors import ConfigError, Diverged, Interrupted, UserError
 from emoreg.results.records import EpochRecord, Role
 from emoreg.storage.files import Files
