@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from emoreg import torchvision_import
 from emoreg.config import (
     AugmentationConfig,
     Choice,
@@ -77,6 +78,8 @@ _LAZY = {
     "run_trial": "emoreg.study",
     "trainable": "emoreg.tuning.adapters",
 }
+
+torchvision_import.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ install_import_hook(
         "emoreg.training.backbones",
         "emoreg.data.augmentation",
         "emoreg.data.batches",
-        "emoreg.data.imageset",
+        "emoreg.data.image_set",
         "emoreg.data.splits",
         "emoreg.training.oom",
         "emoreg.training.optim",

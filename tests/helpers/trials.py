@@ -18,7 +18,7 @@ from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, T
 from emoreg.config.resolved import resolve_trial
 from emoreg.data import Split, load
 from emoreg.data.batches import Batches
-from emoreg.data.imageset import ImageSet
+from emoreg.data.image_set import ImageSet
 from emoreg.results.outcome import Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.results.records import Stage as StageName
