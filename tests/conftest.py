@@ -145,8 +145,12 @@ class PostgreSQL:
         server = self._server
         pgexec("pg_ctl", ("-w", "-D", str(server.pgdata), *arguments), bin_path=server.bin_path, user=server.system_user)
 
+    @property
+    def pgdata(self) -> Path:
+        return Path(self._server.pgdata)
+
     def start(self) -> None:
-        self._ctl("-o", f"-h 127.0.0.1 -p {self._port} -k ''", "-l", str(self._server.log), "start")
+        self._ctl("-o", f"-F -h 127.0.0.1 -p {self._port} -k ''", "-l", str(self._server.log), "start")
 
     def stop(self) -> None:
         self._ctl("-m", "fast", "stop")

@@ -275,6 +275,7 @@ def _open(uri: str, *, num_attempts: int) -> tuple[pafs.FileSystem, str]:
     if isinstance(filesystem, pafs.S3FileSystem):
         _, (options,) = filesystem.__reduce__()  # from_uri takes no timeouts
         options["connect_timeout"] = options["request_timeout"] = _SILENT_SECONDS
+        options["allow_delayed_open"] = True  # one request for a small file
         retries = pafs.AwsStandardS3RetryStrategy(max_attempts=num_attempts)
         filesystem = pafs.S3FileSystem(**options, retry_strategy=retries)
     return filesystem, root

@@ -38,6 +38,7 @@ _STALE_SECONDS = 20.0
 _SETTLE_SECONDS = 1.0
 """After which a token stands, of two drivers that began at one moment."""
 _CHECK_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,9 @@ def _wait_for_silence(files: Files, first: _Holder, patience: Patience) -> None:
             return
         if found != first or patience.should_stop():
             raise _refusal(files, found.who)
-        time.sleep(min(0.5, _BEAT_SECONDS / 2))
+        time.sleep(_POLL_SECONDS)
         before, asked = asked, _now()
-        if asked - before > _BEAT_SECONDS:  # the store did not answer: perhaps not to the driver either
+        if asked - before > _STALE_SECONDS / 2:  # the store did not answer: perhaps not to the driver either
             since = asked
 
 

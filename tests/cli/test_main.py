@@ -20,8 +20,9 @@ from emoreg.cli.main import main
 from emoreg.config import StudyConfig, leaves
 from emoreg.config.resolved import resolve_trial
 from emoreg.storage.files import Files
-from emoreg.storage.working_copy import only_driver
+from emoreg.storage.locks import study_lock
 from emoreg.study_file import read_study_file
+from emoreg.tuning.coordinator import coordinate
 from emoreg.tuning.preflight import prepare_image_sets, study_files, write_study_file
 from tests.helpers.studies import study_file
 
@@ -141,7 +142,7 @@ BAD_OVERRIDES = [
     ("--trial.task.num-images 5000", r"num_images must lie between 10 .*but it is 5000: choose"),
     ("--trial.stimuli.name folder --trial.stimuli.path sad", r"trial\.stimuli: .* must have two classes or more .*\['sad'\]"),
     ("--storage ftp://host/runs", "must be a folder, or a URI that pyarrow can open .*'ftp://host/runs' cannot be used"),
-    ("--storage file/runs", "must be writable, but 'file/runs' is not .*Not a directory.*name another"),
+    ("--storage file/runs", "name another: it must be writable, but 'file/runs' is not .*Not a directory"),
     ("--controls neutral", "neutral control needs the image set trial.neutral, but it is None: name one"),
     *(
         [
@@ -184,7 +185,7 @@ BAD_COMMANDS = [
     ("data prepare", "emoreg data prepare needs the NAME of an image set"),
     ("data show openmojo", "none called 'openmojo': did you mean .*'openmoji'"),
     ("data shw", "invalid choice 'shw'"),
-    ("data prepare digits --storage file/runs", "storage must be writable"),
+    ("data prepare digits --storage file/runs", "it must be writable"),
     ("doctor --storge x", "Unrecognized options: --storge, x"),
     *(
         [("trial tiny_cli_study.py --device cuda", "device must be there, but it is 'cuda'")]
@@ -212,7 +213,7 @@ def stored(tiny: str, storage: Path) -> StudyConfig:
 
 
 def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
-    with only_driver(study_files(stored(tiny, storage))):
+    with study_lock(study_files(stored(tiny, storage))):
         for command in ("run", "trial"):
             code, _, err = emoreg_(capsys, command, tiny, "--storage", str(storage))
             assert code == 2
@@ -222,8 +223,8 @@ def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, c
 
 def test_a_changed_study_of_the_same_name_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
     study = stored(tiny, storage)
-    with only_driver(study_files(study)) as copy:
-        write_study_file(study, copy.folder, prepare_image_sets(study))
+    with coordinate(study) as coordinator:
+        write_study_file(study, coordinator.copy.folder, prepare_image_sets(study))
     code, _, err = emoreg_(capsys, "run", tiny, "--storage", str(storage), "--trial.regulation.epochs", "3")
     assert code == 2
     assert "trial.regulation.epochs: 2 -> 3" in err

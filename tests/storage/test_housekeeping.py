@@ -9,7 +9,7 @@ import pytest
 
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Made, Use, entries, ledger, prune, record_use, running, write_json
-from emoreg.storage.locks import FileLeases
+from emoreg.storage.locks import FileLocks
 
 MADE = Made(
     backbone="resnet18", stimuli="openmoji", seed=1, shuffled=False, settings={"a": 1}, versions={}, device="CPU", time=5.0
@@ -22,8 +22,8 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
 
 
 @pytest.fixture
-def leases(tmp_path: Path) -> FileLeases:
-    return FileLeases(tmp_path / "locks")
+def leases(tmp_path: Path) -> FileLocks:
+    return FileLocks(tmp_path / "locks")
 
 
 def key(letter: str) -> str:
@@ -90,7 +90,7 @@ def test_the_ledger_adds_up_by_study(files: Files) -> None:
 # Pruning
 
 
-def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, leases: FileLeases) -> None:
+def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, leases: FileLocks) -> None:
     put(files, "a", use("s", 10))
     put(files, "b", use("s", 99), use("t", 30))
     put(files, "c", use("s", 20))
@@ -108,7 +108,7 @@ def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, 
     assert files.find(key("b")) == []
 
 
-def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileLeases) -> None:
+def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileLocks) -> None:
     put(files, "a", use("over", 90))
     put(files, "b", use("mine", 80), use("over", 85))  # used by a study that runs, long before it began
     put(files, "c", use("over", 70))
@@ -125,9 +125,9 @@ def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileL
     assert [found.name for found in files.find()] == []
 
 
-def test_what_is_being_trained_is_kept(files: Files, leases: FileLeases, tmp_path: Path) -> None:
+def test_what_is_being_trained_is_kept(files: Files, leases: FileLocks, tmp_path: Path) -> None:
     put(files, "a", use("s", 10))
-    trainer = FileLeases(tmp_path / "locks")
+    trainer = FileLocks(tmp_path / "locks")
     assert trainer.try_acquire(key("a"))
     assert [reason for _, reason in prune(files, leases, 0).kept] == ["it is being trained"]
     trainer.release(key("a"))
@@ -135,7 +135,7 @@ def test_what_is_being_trained_is_kept(files: Files, leases: FileLeases, tmp_pat
     assert trainer.try_acquire(key("a"))  # pruning gave the lease back
 
 
-def test_what_is_used_while_we_look_is_kept(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_used_while_we_look_is_kept(files: Files, leases: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("over", 10))
     acquire = leases.try_acquire
 
@@ -149,7 +149,7 @@ def test_what_is_used_while_we_look_is_kept(files: Files, leases: FileLeases, mo
     assert files.exists(f"{key('a')}/4.ckpt")
 
 
-def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("over", 10))
 
     def busy(name: str) -> None:
@@ -162,7 +162,7 @@ def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLease
     assert leases.try_acquire(key("a"))
 
 
-def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, leases: FileLeases) -> None:
+def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, leases: FileLocks) -> None:
     files.write(f"{key('a')}/3+1.partial", b"x" * 100)
     files.write(f"{key('a')}/2.ckpt.bad", b"x" * 100)
     pruned = prune(files, leases, 150)
@@ -170,7 +170,7 @@ def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, lease
     assert files.find() == []
 
 
-def test_a_study_whose_heart_stops_runs_no_more(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_whose_heart_stops_runs_no_more(files: Files, leases: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("mine", 10))
     context = running(files, "mine")
     beat = context.__enter__()
@@ -212,7 +212,7 @@ def test_a_heartbeat_that_cannot_be_written_breaks_nothing(
 
 
 def test_a_lease_has_one_holder(tmp_path: Path) -> None:
-    one, other = (FileLeases(tmp_path / "locks") for _ in range(2))
+    one, other = (FileLocks(tmp_path / "locks") for _ in range(2))
     assert one.try_acquire("a")
     assert not one.try_acquire("a")
     assert not other.try_acquire("a")
@@ -226,7 +226,7 @@ def test_the_leases_of_a_store_are_shared_by_all_who_open_it(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where those of an object store are
     for uri in (str(tmp_path / "store"), bucket):
-        one, other = (FileLeases.of(Files(one_way)) for one_way in (uri, uri.replace("key:secret@", "")))
+        one, other = (FileLocks.of(Files(one_way)) for one_way in (uri, uri.replace("key:secret@", "")))
         assert one.try_acquire(key("b"))
         assert not other.try_acquire(key("b"))
         one.release(key("b"))

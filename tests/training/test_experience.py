@@ -27,7 +27,7 @@ from emoreg.config import TrialConfig, Value, replace_paths
 from emoreg.errors import ConfigError, Diverged, Interrupted
 from emoreg.results.records import EpochRecord
 from emoreg.storage import checkpoint
-from emoreg.storage.locks import FileLeases
+from emoreg.storage.locks import FileLocks
 from emoreg.training.experience import ExperienceStore, experience_key, trunk
 from tests.helpers.experiences import gain, stimuli_of
 from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, States, Stop, equal, experience_folders, run, same, tiny
@@ -499,7 +499,7 @@ def test_a_waiter_that_is_asked_to_stop_stops(storage: Path) -> None:
     with pytest.raises(Interrupted):
         gain(config, storage, store, interrupted=lambda: True)
     (entry,) = store.entries()
-    holder = FileLeases.of(store.files)
+    holder = FileLocks.of(store.files)
     assert holder.try_acquire(entry.key)
     assert not holder.try_acquire(entry.key)
     with pytest.raises(Interrupted, match="waited"):
