@@ -1,9 +1,9 @@
 """What trials and epochs did, as typed rows in Parquet: the product's only truth about results.
 
-``records/trials.parquet`` has one row a trial, ``epochs.parquet`` one row an epoch of a stage, ``probes.parquet`` one row a number
-that a probe measured, ``runs.parquet`` one row a time that the study was run. The schemas are the
-dataclasses below: column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the
-schema's metadata holds ``emoreg.schema_version``. The files are replaced whole and atomically: a reader never sees half.
+``records/trials.parquet`` has one row a trial, ``epochs.parquet`` one row an epoch of a stage, ``probes.parquet`` one row a
+number that a probe measured, ``runs.parquet`` one row a time that the study was run. The schemas are the dataclasses below:
+column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the schema's metadata
+holds ``emoreg.schema_version``. The files are replaced whole and atomically: a reader never sees half.
 """
 
 from __future__ import annotations
