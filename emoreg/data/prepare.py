@@ -14,8 +14,6 @@ import json
 import logging
 import math
 import operator
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,8 +29,9 @@ from emoreg.config import ImageSetConfig
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.decode import Refused, decode, strict_decoding
 from emoreg.data.image_set import ImageSet, Split, Targets
-from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
+from emoreg.storage.files import replacing, scratch_folder
 
 FORMAT_VERSION = "1"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
@@ -95,11 +94,10 @@ def load(config: ImageSetConfig, *, image_size: int, storage: Path, on_progress:
         UserError: when the source is missing, laid out wrongly, or too damaged to learn from, or the prepared file cannot be
             written.
     """
-    reader = check(config)
     folder = storage / "imagesets"
-    request = _request(config, image_size, folder)
+    reader, request = _request(config, image_size, folder)
     try:
-        prepared = prepared_file(config, image_size=image_size, storage=storage)
+        prepared = _prepared(config.name, reader, request)
         make = partial(_prepare, reader, request, config.name, prepared.key, on_progress)
         image_set = obtain(folder / prepared.name, config.name, prepared.key, make)
     except pa.ArrowInvalid as error:
@@ -117,18 +115,21 @@ def load(config: ImageSetConfig, *, image_size: int, storage: Path, on_progress:
 
 def prepared_file(config: ImageSetConfig, *, image_size: int, storage: Path) -> Prepared:
     """What ``load`` keeps the set in, in the storage's ``imagesets``."""
+    return _prepared(config.name, *_request(config, image_size, storage / "imagesets"))
+
+
+def _request(config: ImageSetConfig, image_size: int, folder: Path) -> tuple[Reader, ImageSetRequest]:
     reader = check(config)
-    request = _request(config, image_size, storage / "imagesets")
-    source = [FORMAT_VERSION, config.name, request.target, str(image_size), reader.fingerprint or "", *reader.stamp(request)]
-    if reader.package is not None:
-        source.append(f"{reader.package[1]} {importlib.metadata.version(reader.package[1])}")
-    key = hashlib.sha256("\n".join(source).encode("utf-8", "surrogateescape")).hexdigest()
-    return Prepared(name=f"{config.name}-{image_size}px-{key[:12]}.arrow", key=key)
+    target = config.target or next(iter(reader.targets), "label")
+    return reader, ImageSetRequest(path=config.path, target=target, image_size=image_size, downloads=folder / "downloads")
 
 
-def _request(config: ImageSetConfig, image_size: int, folder: Path) -> ImageSetRequest:
-    target = config.target or next(iter(check(config).targets), "label")
-    return ImageSetRequest(path=config.path, target=target, image_size=image_size, downloads=folder / "downloads")
+def _prepared(name: str, reader: Reader, request: ImageSetRequest) -> Prepared:
+    package = "" if reader.package is None else importlib.metadata.version(reader.package[1])
+    code = reader.fingerprint or ""
+    lines = [FORMAT_VERSION, name, request.target, str(request.image_size), code, package, *reader.stamp(request)]
+    key = sha256("\n".join(lines))
+    return Prepared(name=f"{name}-{request.image_size}px-{key[:12]}.arrow", key=key)
 
 
 def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> ImageSet | None:
@@ -186,13 +187,9 @@ def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_p
             f"Check the layout of {name!r} with `emoreg data list`: there must be two classes or more to learn from, but there "
             f"are {list(contents.class_names)}"
         )
-    # Under the lock: what is there was left by a process that was killed.
-    scratch = path.with_suffix(".preparing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        summary = Counter(contents.notes)
-        splits = []
+    summary = Counter(contents.notes)
+    splits = []
+    with scratch_folder(path.parent / "preparing") as scratch:
         for split, items in _divided(contents):
             with open(scratch / split, "wb") as pixels:
                 told = partial(on_progress, f"{name} {split}")
@@ -201,10 +198,8 @@ def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_p
             images = np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape)
             splits.append(Split(images=images, targets=targets))
         _count_oddities(name, contents, splits, summary)
-        _write(scratch / path.name, contents, splits, dict(sorted((+summary).items())), key)
-        os.replace(scratch / path.name, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with replacing(path) as stream:
+            _write(stream, contents, splits, dict(sorted((+summary).items())), key)
 
 
 def _divided(contents: ImageSetContents) -> list[tuple[str, Iterable[Any]]]:
@@ -301,7 +296,7 @@ def _count_oddities(name: str, contents: ImageSetContents, splits: list[Split], 
     summary["test images that are also in train, pixel by pixel"] = leaked
 
 
-def _write(path: Path, contents: ImageSetContents, splits: list[Split], summary: dict[str, int], key: str) -> None:
+def _write(stream: BinaryIO, contents: ImageSetContents, splits: list[Split], summary: dict[str, int], key: str) -> None:
     class_names = json.dumps(tuple(contents.class_names))
     digest = hashlib.sha256(class_names.encode())
     for split in splits:
@@ -320,15 +315,12 @@ def _write(path: Path, contents: ImageSetContents, splits: list[Split], summary:
             "class_names": class_names,
         },
     )
-    with open(path, "wb") as stream:
-        with pa.ipc.new_file(stream, schema) as writer:
-            for split in splits:
-                # Views of the scratch files: however large the split, it passes through the page cache alone.
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), int(np.prod(tensor.shape)))
-                targets = pa.array(split.targets.reshape(-1))
-                if contents.regression:
-                    targets = pa.FixedSizeListArray.from_arrays(targets, num_targets)
-                columns = [pa.ExtensionArray.from_storage(tensor, flat), targets]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-        stream.flush()
-        os.fsync(stream.fileno())
+    with pa.ipc.new_file(stream, schema) as writer:
+        for split in splits:
+            # Views of the scratch files: however large the split, it passes through the page cache alone.
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), int(np.prod(tensor.shape)))
+            targets = pa.array(split.targets.reshape(-1))
+            if contents.regression:
+                targets = pa.FixedSizeListArray.from_arrays(targets, num_targets)
+            columns = [pa.ExtensionArray.from_storage(tensor, flat), targets]
+            writer.write_batch(pa.record_batch(columns, schema=schema))

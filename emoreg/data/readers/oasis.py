@@ -25,7 +25,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
     """From Parquet (whose `label` column holds the valence tertile) or from the published folder."""
     if request.local is not None and (request.local / "OASIS.csv").is_file():
         return _read_published(request.local, request.target)
-    shards = parquet.require_splits(request, "oasis")
+    shards = parquet.find_splits(request, "oasis", required=True)
     if request.target == "valence":
         return parquet.labelled(shards, "label")
     train, test = (

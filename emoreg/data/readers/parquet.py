@@ -112,25 +112,21 @@ def find_shards(request: ImageSetRequest, pattern: str = "") -> dict[str, Shards
     return splits
 
 
-def find_splits(request: ImageSetRequest, pattern: str) -> dict[str, Shards]:
-    """As ``find_shards``, but both splits or nothing."""
-    shards = find_shards(request, pattern)
-    return shards if {"train", "test"} <= set(shards) else {}
-
-
-def require_splits(request: ImageSetRequest, pattern: str) -> dict[str, Shards]:
-    """As ``find_splits``.
+def find_splits(request: ImageSetRequest, pattern: str, *, required: bool = False) -> dict[str, Shards]:
+    """As ``find_shards``, but both splits or nothing.
 
     Raises:
-        ImageSetError: when one is missing.
+        ImageSetError: when one is missing that is ``required``.
     """
-    shards = find_splits(request, pattern)
-    if not shards:
+    shards = find_shards(request, pattern)
+    if {"train", "test"} <= set(shards):
+        return shards
+    if required:
         raise ImageSetError(
             f"Give a path with {pattern}*train*.parquet and {pattern}*test*.parquet (`emoreg data list` has the layout): "
             f"{request.path!r} does not hold them"
         )
-    return shards
+    return {}
 
 
 def read(request: ImageSetRequest) -> ImageSetContents:
@@ -146,7 +142,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
 
 def read_emoji(request: ImageSetRequest) -> ImageSetContents:
     """As ``read``, for emoji*.parquet; emoji without the label that is asked for (cats have no valence) are left out."""
-    return labelled(require_splits(request, "emoji"), request.target, drop_unlabelled=True)
+    return labelled(find_splits(request, "emoji", required=True), request.target, drop_unlabelled=True)
 
 
 def labelled(shards: dict[str, Shards], label: str, *, drop_unlabelled: bool = False) -> ImageSetContents:
