@@ -56,6 +56,15 @@ class ExperienceLedger:
     paid: float
     reused: float
 
+    @classmethod
+    def of(cls, trials: Iterable[tuple[float, float]]) -> ExperienceLedger:
+        """Add up what each trial paid, and what its whole experience took, whoever paid."""
+        rows = list(trials)
+        return cls(
+            paid=math.fsum(paid for paid, _ in rows),
+            reused=math.fsum(max(0.0, experience - paid) for paid, experience in rows),
+        )
+
     @property
     def saved(self) -> float:
         """Share of all pre-training that was not paid for again, in [0, 1]; 0 where there was none."""
@@ -64,11 +73,7 @@ class ExperienceLedger:
 
 def experience_ledger(records: Iterable[TrialRecord]) -> ExperienceLedger:
     """Add up the trials' pre-training."""
-    rows = list(records)
-    return ExperienceLedger(
-        paid=math.fsum(row.pretraining_seconds for row in rows),
-        reused=math.fsum(max(0.0, (row.experience_seconds or 0.0) - row.pretraining_seconds) for row in rows),
-    )
+    return ExperienceLedger.of((row.pretraining_seconds, row.experience_seconds or 0.0) for row in records)
 
 
 def waiting_share(runs: Iterable[RunRecord]) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from emoreg.training.pretrain import EmotionalNet, create_emotional_net, pretrain
+from emoreg.training.regulate import evaluate, regulate
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -24,8 +26,6 @@ from emoreg.storage.checkpoint import State
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.model import Regulation
 from emoreg.training.oom import MicroBatches, Relief
-from emoreg.training.pretrain import EmotionalNet, create_emotional_net, pretrain
-from emoreg.training.regulate import evaluate, regulate
 from emoreg.training.trial import CHECKPOINT
 from tests.helpers.trials import CPU, RANDOM, TINY, States, equal, linear_encoder, noise_batches, noise_split, run, same
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from emoreg.training.pretrain import EmotionalNet
 from torch import nn
 
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
@@ -25,7 +26,6 @@ from emoreg.training.optim import (
     set_learning_rate,
     uses_bf16,
 )
-from emoreg.training.pretrain import EmotionalNet
 from tests.helpers.trials import CPU
 
 
