@@ -22,15 +22,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few c
 install_import_hook(
     [
         "emoreg.training.backbones",
+        "emoreg.training.learners",
+        "emoreg.training.loop",
+        "emoreg.training.metrics",
+        "emoreg.training.model",
+        "emoreg.training.oom",
+        "emoreg.training.optim",
+        "emoreg.training.probes",
         "emoreg.data.augmentation",
         "emoreg.data.batches",
         "emoreg.data.image_set",
         "emoreg.data.splits",
-        "emoreg.training.oom",
-        "emoreg.training.optim",
-        "emoreg.training.pretrain",
-        "emoreg.training.regulate",
-        "emoreg.training.model",
     ],
     "beartype.beartype",
 )

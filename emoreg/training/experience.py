@@ -168,7 +168,7 @@ def _weights_digest(weights: str | None) -> str | None:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(
-            f"correct the path of weights: they must be a readable file, but {weights!r} is not ({error})"
+            f"Correct the path of weights: it must be a readable file, but {weights!r} is not ({error})"
         ) from error
 
 
