@@ -12,9 +12,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from tests.integration.cluster import Cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores with others
 
@@ -76,6 +80,15 @@ def ray_local() -> Iterator[None]:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ray cluster with a token: a head with a dashboard and a second node, a CPU each. Tests leave it as it was."""
+    from tests.integration.cluster import cluster_of  # the hook above must come first
+
+    with cluster_of(tmp_path_factory.mktemp("r"), "", "", has_dashboard=True) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
