@@ -58,9 +58,9 @@ def users(dependency: str) -> set[str]:
         ("ray", {"study", "driver", "worker", "searcher", *RAY_CLUSTERS}),
         ("optuna", {"history", "reconcile", "searcher", "report.search_figures"}),
         ("timm", {"backbones"}),
-        ("tensorboard", {"tensorboard", "study_board", "viewers"}),
-        ("optuna_dashboard", {"viewers"}),
-        ("matplotlib", {"study_board"}),
+        ("tensorboard", {"tracking.tensorboard"}),
+        ("optuna_dashboard", set()),  # a program of its own
+        ("matplotlib", {"tracking.pictures"}),
         ("kaleido", {"report.images"}),
         ("pandas", {"results"}),
         ("tyro", {"cli", "config"}),  # config: only to hide the search space from the command line

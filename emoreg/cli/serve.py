@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -53,7 +54,11 @@ class _Viewer:
             url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/"
             copy = "This is a copy, which follows the study every minute.\n" if files.folder is None else ""
             print(f"study {config.name!r}: {url}\n{note.format(url=url)}\n{copy}Ctrl-C ends it.", flush=True)
-            with subprocess.Popen([path, *arguments, "--host", self.host, "--port", str(port)]) as process:
+            started = [path, *arguments, "--host", self.host, "--port", str(port)]
+            with (
+                tempfile.TemporaryFile() as output,
+                subprocess.Popen(started, stdout=output, stderr=subprocess.STDOUT) as process,
+            ):
                 try:
                     while process.poll() is None:
                         with suppress(subprocess.TimeoutExpired):
@@ -63,7 +68,9 @@ class _Viewer:
                     return 0
                 finally:
                     process.terminate()
-            return process.returncode
+                output.seek(0)
+                print(output.read().decode(errors="replace"), end="", file=sys.stderr)
+                return process.returncode
 
     def _free_port(self) -> int:
         try:

@@ -89,10 +89,10 @@ class StudyTensorBoard(StudyObserver):
 def write_study(folder: Path, config: StudyConfig, trials: Mapping[str, TrialRecord], *, draw: bool) -> None:
     """Write the study's runs in place of the former ones, and response curves where they are to be drawn, and can be."""
     events, ended, objective = folder / "events" / RUN, _ended(trials), config.objectives[0]
-    titles = _titles(folder, ended)
+    compared = _compared(folder, ended)
     with rewriting(events) as writer:
-        writer.add_custom_scalars(_layout(sorted({*titles.values()}), objective.metric))
-        counts, tally = Counter(finished=0, pruned=0, failed=0), Tally(objective, titles.keys())
+        writer.add_custom_scalars(_layout(sorted({title for title, _, _ in compared}), objective.metric))
+        counts, tally = Counter(finished=0, pruned=0, failed=0), Tally[TrialRecord](objective, {identity for _, _, identity in compared})
         for step, row in enumerate(ended, start=1):
             tally.add(row)
             counts[row.status] += 1
@@ -100,7 +100,8 @@ def write_study(folder: Path, config: StudyConfig, trials: Mapping[str, TrialRec
                 writer.add_scalar(f"study/trials_{status}", count, step)
             if tally.best is not None:
                 writer.add_scalar(f"study/best_{objective.metric}", objective_value(tally.best, objective), step)
-    for control, curve in _control_curves(folder, ended, titles).items():
+    finished = [row.identity for row in ended if row.status == "finished"]
+    for control, curve in _control_curves(folder, finished, compared).items():
         with rewriting(events / control) as writer:
             for (title, number), accuracies in sorted(curve.items()):
                 writer.add_scalar(f"controls/{title}", fmean(accuracies), number)
@@ -115,29 +116,30 @@ def _ended(trials: Mapping[str, TrialRecord]) -> list[TrialRecord]:
     return sorted((row for row in trials.values() if row.role != "trial"), key=lambda row: row.ended)
 
 
-def _titles(folder: Path, trials: Iterable[TrialRecord]) -> dict[str, str]:
-    """The chart of each trial beside the search: of its backbone, or of the configuration that is confirmed."""
-    titles = {row.identity: row.backbone for row in trials if row.role == "control"}
+def _compared(folder: Path, trials: Iterable[TrialRecord]) -> list[tuple[str, str, str]]:
+    """Chart, control and identity of trials beside the search: a chart a backbone, or a configuration that is confirmed."""
+    compared = [(row.backbone, row.control, row.identity) for row in trials if row.role == "control"]
     for opening in read_openings(Files(str(folder)))[-1:]:
         names = {chosen.identity: chosen.name for chosen in opening.chosen}
-        titles |= {planned.identity: names[planned.chosen] for planned in opening.trials}
-    return titles
+        compared += [(names[planned.chosen], planned.control, planned.identity) for planned in opening.trials]
+    return compared
 
 
 def _control_curves(
-    folder: Path, trials: Iterable[TrialRecord], titles: Mapping[str, str]
+    folder: Path, finished: Iterable[str], compared: Iterable[tuple[str, str, str]]
 ) -> dict[str, dict[tuple[str, int], list[float]]]:
-    """Validation accuracies of finished trials by control, which are a run each for a colour each, by chart, and by epoch."""
-    controls = {row.identity: row.control for row in trials if row.status == "finished" and row.identity in titles}
-    if not controls:
-        return {}
-    curves: dict[str, dict[tuple[str, int], list[float]]] = {}
+    """Validation accuracies by control, which is a run for a colour of its own, by chart and by epoch."""
     path = folder / "records" / "epochs.parquet"
-    rows = read_table(path, str(path), ["identity", "stage", "epoch", "val_accuracy"])
-    theirs = (pc.field("stage") == "regulation") & pc.field("identity").isin([*controls]) & pc.field("val_accuracy").is_valid()
-    for row in rows.filter(theirs).to_pylist():
-        curve = curves.setdefault(controls[row["identity"]], {})
-        curve.setdefault((titles[row["identity"]], row["epoch"]), []).append(row["val_accuracy"])
+    curves: dict[str, dict[tuple[str, int], list[float]]] = {}
+    if not path.exists():
+        return curves
+    wanted = (pc.field("stage") == "regulation") & pc.field("identity").isin(list(finished))
+    by_identity: dict[str, list[tuple[int, float]]] = {}
+    for row in read_table(path, str(path), ["identity", "stage", "epoch", "val_accuracy"]).filter(wanted).to_pylist():
+        by_identity.setdefault(row["identity"], []).append((row["epoch"], row["val_accuracy"]))
+    for title, control, identity in compared:
+        for epoch, accuracy in by_identity.get(identity, ()):
+            curves.setdefault(control, {}).setdefault((title, epoch), []).append(accuracy)
     return curves
 
 

@@ -17,10 +17,10 @@ import pytest
 from optuna.trial import TrialState
 
 from emoreg.config import replace_paths
+from tests.helpers.tensorboard import metrics_of, tensorboard, wait_until
 from tests.helpers.trials import Recorder
 from tests.helpers.trials import run as run_alone
 from tests.integration import tiny_study
-from tests.integration.test_tensorboard_server import metrics_of, session_groups, tensorboard, wait_until
 
 STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
@@ -109,7 +109,7 @@ def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
             return read
 
         wait_until(lambda: all("trial/outcome" in tags().get(run, ()) for run in rows), "how every trial ended")
-        groups = session_groups(server)
+        groups = server.session_groups()
         assert groups.keys() == rows.keys()
         images = server.json("data/plugin/images/tags")
         for run, row in rows.items():

@@ -134,7 +134,7 @@ def test_it_is_written_while_trials_end(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("emoreg.tracking.study_tensorboard._SECONDS", 0.0)
     records = Records(folder)
     (run,) = records.runs.values()
-    board = StudyTensorBoard(folder, dataclasses.replace(CONFIG, search_space={}))
+    board = StudyTensorBoard(folder, dataclasses.replace(CONFIG, search_space={"backbone": CONFIG.search_space["backbone"]}))
     board.on_run_start(status_of(run, records.trials))
     board.on_tick(status_of(run, records.trials))
     wait_until(lambda: bool([*own(folder).glob("events*"), *own(folder, "plain").glob("events*")]), "the study's runs")
