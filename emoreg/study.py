@@ -306,10 +306,9 @@ class Study:
 
     def _standing(self) -> list[str]:
         """How it stands, from its folder: a storage far away is not asked for a repr."""
-        files = Files(self.place)
-        if files.folder is None:
+        if "://" in self.place and not self.place.startswith("file://"):
             return ["call status() to see how it stands"]
-        if not files.exists("study.json"):
+        if not Files(self.place).exists("study.json"):
             return ["not run yet"]
         status = self.status()
         counts = {"finished": status.trials.finished, "pruned": status.trials.pruned, "failed": status.trials.failed}

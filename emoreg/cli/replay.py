@@ -224,8 +224,8 @@ def _trial_of(recorded: _Recorded, storage: str) -> ResolvedTrial:
     trial = resolved_trial(config, image_loader(storage))
     if trial.identity != record.identity:
         raise StorageError(
-            f"Restore the images that trial {record.identity} learned from, or replay it with the emoreg that wrote it: now "
-            f"its configuration has the identity {trial.identity}; {by_whom}"
+            f"Restore the images that trial {record.identity} learned from, or replay it with the emoreg that wrote it: its "
+            f"configuration has the identity {trial.identity} now; {by_whom}"
         )
     return trial
 

@@ -1,146 +1,202 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from emoreg.cli.progress import StudyProgress
-from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
-from emoreg.config.search_space import num_searched
-from emoreg.formatting import duration
-from emoreg.results.records import EpochRecord, TrialRecord
+from emoreg.cli.progress import Progress
+from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config.resolved import UNKNOWN, resolve_trial
+from emoreg.results.analysis import num_planned
+from emoreg.results.records import EpochRecord, Provenance, Records, TrialRecord
+from emoreg.tracking.observer import RunStatus
+from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, tiny
 
 STUDY = tiny_study()
 PARAMS = {"backbone": "test_resnet", "regulation.balance": 0.42200636748455544, "pretraining.epochs": 2}
+TRIAL = resolve_trial(TINY)
+PROVENANCE = Provenance(study="tiny", storage="", command=None, versions={}, git_commit=None, host="here")
 
 
-def piped() -> Console:
-    return Console(file=io.StringIO(), width=80, highlight=False)
+class Run:
+    """What a driver does around a study's progress."""
+
+    def __init__(self, storage: Path, *records: TrialRecord, terminal: bool = False, study: StudyConfig = STUDY) -> None:
+        folder = storage / study.name
+        folder.mkdir(parents=True)
+        write_manifest(dataclasses.replace(study, storage=str(storage)), folder, UNKNOWN)
+        self._records = Records(folder)
+        for record in records:
+            self._records.add_trial(record)
+        options: Any = {"force_terminal": True, "color_system": None} if terminal else {}
+        self.console = Console(file=io.StringIO(), width=80, highlight=False, markup=False, soft_wrap=True, **options)
+        self.progress = Progress(str(folder), self.console)
+        self.status = RunStatus(
+            run=self._records.begin_run(PROVENANCE),
+            num_running=0,
+            num_waiting=0,
+            trials=self._records.trials,
+            num_planned=num_planned(study),
+        )
+
+    def begun(self) -> Progress:
+        self.progress.on_run_start(self.status)
+        return self.progress
+
+    def end(self, record: TrialRecord) -> None:
+        self._records.add_trial(record)
+        self.progress.on_end(TRIAL, record)
+
+    @property
+    def text(self) -> str:
+        assert isinstance(self.console.file, io.StringIO)
+        return self.console.file.getvalue()
 
 
-def text(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+def start(progress: Progress, config: TrialConfig, role: Any = "search") -> None:
+    progress.on_start(resolve_trial(config), role)
 
 
-def epoch(identity: str, stage: str, number: int) -> EpochRecord:
+def epoch(stage: Any, number: int) -> EpochRecord:
     return EpochRecord(
-        identity=identity,
-        stage=stage,  # type: ignore[arg-type]
+        identity=TRIAL.identity,
+        stage=stage,
         epoch=number,
         step=number,
-        loss=1.0,
-        accuracy=0.5,
+        train_loss=1.0,
+        train_accuracy=0.5,
         val_loss=1.0,
         val_accuracy=0.5 if stage == "regulation" else None,
         learning_rate=0.1,
         images_per_second=1.0,
         seconds=1.0,
-        balance=None,
-        balance_std=None,
+        measured_balance=None,
+        measured_balance_std=None,
     )
 
 
-def progress(console: Console, *records: TrialRecord, study: StudyConfig = STUDY) -> StudyProgress:
-    return StudyProgress(study, {record.identity: record for record in records}, console)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (3600, "60 min"), (5400, "1 h 30 min"), (90000, "25 h 0 min")],
-)
-def test_duration(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-def test_a_line_for_each_trial_that_is_the_best_so_far() -> None:
-    console = piped()
-    shown = progress(console)
-    with shown.shown():
+def test_a_line_for_each_trial_that_is_the_best_so_far(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.begun() as progress:
         for seed, accuracy in enumerate((0.5, 0.4, 0.6)):
-            shown.started(tiny(seed=seed).identity, tiny(seed=seed), "search")
-            shown.ended(ended(tiny(seed=seed), accuracy=accuracy, params=PARAMS))
-    lines = text(console).splitlines()
-    assert len(lines) == 2
+            start(progress, tiny(seed=seed))
+            run.end(ended(tiny(seed=seed), accuracy=accuracy, params=PARAMS))
+            progress.on_saved(resolve_trial(tiny(seed=seed)))
+    lines = run.text.splitlines()
+    assert len(lines) == 3
     assert lines[1].startswith("3/5 trials: 3 finished, 0 running, about ")
-    assert lines[1].endswith("best accuracy 0.6: test_resnet, regulation.balance 0.422, pretraining.epochs 2")
-    assert "{" not in text(console)
+    assert lines[1].endswith("best val_accuracy 0.6: test_resnet, regulation.balance 0.422, pretraining.epochs 2")
+    assert lines[2].startswith("3 trials: 3 finished, in ")
+    assert "{" not in run.text
 
 
-def test_what_runs_is_named() -> None:
-    console = piped()
-    shown = progress(console)
-    plain = STUDY.control_trials()[1]
-    shown.started(TINY.identity, TINY, "control")
-    shown.started(plain.identity, plain, "control")
-    shown.epoch(epoch(TINY.identity, "pretraining", 1))
-    shown.epoch(epoch("another study's", "pretraining", 1))
-    shown.ended(ended(tiny(seed=9)))
-    assert "now: regulation test_resnet pretraining 1/1; plain test_resnet starting" in text(console)
+def test_what_runs_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    progress = run.begun()
+    start(progress, TINY, "control")
+    start(progress, STUDY.control_trials()[1], "control")
+    progress.on_epoch(TRIAL, epoch("pretraining", 1))
+    run.end(ended(tiny(seed=9)))
+    assert "now: regulation test_resnet pretraining 1/1; plain test_resnet starting" in run.text
 
 
-def test_a_failed_trial_is_told_at_once_with_its_reason_as_it_is() -> None:
-    console = piped()
-    shown = progress(console)
-    shown.ended(ended(status="failed", reason="KeyError: [red]"))
-    assert text(console) == f"failed: trial {TINY.identity}, test_resnet: KeyError: [red]\n"
+def test_a_failed_trial_is_told_at_once_with_its_reason_as_it_is(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.begun()
+    run.end(ended(status="failed", message="KeyError: [red]"))
+    assert run.text == f"failed: trial {TRIAL.identity}, test_resnet: KeyError: [red]\n"
 
 
 @pytest.mark.parametrize("terminal", ["dumb", "xterm-256color"])
-def test_a_terminal_shows_a_table_in_place(monkeypatch: pytest.MonkeyPatch, terminal: str) -> None:
+def test_a_terminal_shows_a_table_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: str) -> None:
     monkeypatch.setenv("TERM", terminal)
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    shown = progress(console)
-    with shown.shown():
-        shown.started(TINY.identity, TINY, "control")
-        shown.epoch(epoch(TINY.identity, "regulation", 1))
+    run = Run(tmp_path, terminal=True)
+    with run.progress as progress:
         if terminal == "dumb":
-            assert shown._live is None, "it cannot rewrite lines, so it is told line by line"
+            assert progress._live is None, "it cannot rewrite lines, so it is told line by line"
             return
-        console.print(shown._live.get_renderable())  # type: ignore[union-attr]
-        shown.ended(ended(tiny(seed=3), accuracy=0.75))
-    assert f"{TINY.identity}  regulation  test_resnet    0.500  regulation    1/2     0.500" in text(console)
-    assert "0/5 trials" in text(console)
-    assert text(console).count("best accuracy 0.75") == 1, "drawn once, at the end, and not printed as a line beside"
+        assert progress._live is not None
+        run.console.print(progress._live.get_renderable())
+        assert "Preparing image sets, starting Ray" in run.text
+        run.begun()
+        start(progress, TINY, "control")
+        progress.on_epoch(TRIAL, epoch("regulation", 1))
+        run.console.print(progress._live.get_renderable())
+        run.end(dataclasses.replace(ended(tiny(seed=3), accuracy=0.75)))
+    assert f"{TRIAL.identity}  regulation  test_resnet    0.500  regulation    1/2     0.500" in run.text
+    assert "0/5 trials" in run.text
+    assert " | best" not in run.text, "it is drawn, and not printed as a line beside"
 
 
-def test_counts_go_on_from_what_earlier_runs_recorded() -> None:
-    console = piped()
-    none, plain = STUDY.control_trials()
-    shown = progress(
-        console,
-        ended(none, role="control"),
-        ended(plain, role="control", status="failed", reason="x"),  # will be run again
+def test_counts_go_on_from_what_earlier_runs_recorded(tmp_path: Path) -> None:
+    regulated, plain = STUDY.control_trials()
+    run = Run(
+        tmp_path,
+        ended(regulated, role="control"),
+        ended(plain, role="control", status="failed", message="x"),  # will be run again
         ended(tiny(seed=1), accuracy=0.9),
         ended(tiny(seed=2), role="trial", accuracy=1.0),
         ended(tiny(seed=3, control="shuffled"), role="control"),  # of controls that the study no longer has
     )
-    shown.ended(ended(tiny(seed=4), status="pruned"))
-    shown.ended(ended(tiny(seed=5), accuracy=0.95))
-    assert "4/5 trials: 3 finished, 1 pruned, 0 running" in text(console)
-    assert "best accuracy 0.95" in text(console)
+    progress = run.begun()
+    run.end(ended(tiny(seed=4), status="pruned"))
+    run.end(ended(tiny(seed=5), accuracy=0.95))
+    assert "4/5 trials: 3 finished, 1 pruned, 0 running" in run.text
+    assert "best val_accuracy 0.95" in run.text
+    start(progress, plain, "control")
+    run.end(ended(plain, role="control"))
+    assert progress.closing_line().startswith("5 trials: 4 finished, 1 pruned, 3 of them now, in ")
 
 
-def test_the_closing_line_counts_what_there_is() -> None:
-    shown = progress(piped())
+def test_the_closing_line_counts_what_there_is(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    progress = run.begun()
     for seed in range(3):
-        shown.ended(ended(tiny(seed=seed), seconds=60.0))
-    shown.ended(ended(tiny(seed=4), status="pruned"))
-    line = shown.closing_line()
+        run.end(ended(tiny(seed=seed), seconds=60.0))
+    run.end(ended(tiny(seed=4), status="pruned"))
     # one searched trial fewer than asked for: a proposal that repeated another is told without being run
-    assert line == "4 trials: 3 finished, 1 pruned, in 0 s. Device time: 3 min, 45 s to pre-train."
-    resumed = progress(piped(), *(ended(tiny(seed=seed)) for seed in range(2)))
-    assert ", none was missing. " in resumed.closing_line()
-    resumed.ended(ended(tiny(seed=2)))
-    assert ", 1 of them now, in 0 s. " in resumed.closing_line()
+    assert progress.closing_line() == "4 trials: 3 finished, 1 pruned, in 0 s. Device time: 3 min, 45 s to pre-train."
 
 
-def test_a_grid_ends_with_its_last_combination() -> None:
-    space = {"regulation.balance": Float(0.0, 1.0, step=0.5), "pretraining.epochs": Choice((1, 2))}
-    grid = SamplerConfig(name="grid")
-    assert num_searched(tiny_study(search_space=space, sampler=grid, num_trials=100)) == 6
-    assert num_searched(tiny_study(search_space=space, sampler=grid, num_trials=4)) == 4
-    assert num_searched(tiny_study(search_space=space, num_trials=100)) == 100
+def test_a_study_of_which_nothing_is_missing_closes_too(tmp_path: Path) -> None:
+    """Then no run begins."""
+    run = Run(tmp_path, *(ended(tiny(seed=seed)) for seed in range(2)))
+    with run.progress:
+        pass
+    assert run.text.startswith("2 trials: 2 finished, none was missing. ")
+
+
+def test_a_run_that_fails_has_no_closing_line(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(OSError, match="no disk"), run.progress:
+        raise OSError("no disk")
+    assert not run.text
+
+
+def test_lines_come_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    progress = run.begun()
+    progress.on_tick(run.status)
+    assert not run.text
+    monkeypatch.setattr("emoreg.cli.progress._LINE_SECONDS", 0.0)
+    progress.on_tick(dataclasses.replace(run.status, num_waiting=2))
+    assert run.text.startswith("0/5 trials: 0 finished, 0 running, 2 waiting for pre-training, time left: not known yet")
+
+
+def test_messages_of_the_driver_are_passed_on(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    progress = run.begun()
+    start(progress, TINY)
+    progress.on_retry(TRIAL, "its worker died")
+    progress.on_stopping()
+    progress.on_message("the store [x] is far away")
+    first, second, third = run.text.splitlines()
+    assert first == f"broken, and begun again soon from its checkpoint: trial {TRIAL.identity}: its worker died"
+    assert second.startswith("Stopping: running trials finish their step and save.")
+    assert third == "the store [x] is far away"

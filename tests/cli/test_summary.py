@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+import dataclasses
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from emoreg.cli.summary import places, print_plan, print_summary
-from emoreg.config import Choice, Objective, StudyConfig
+from emoreg.cli.summary import (
+    exit_code,
+    print_confirmation,
+    print_confirmation_plan,
+    print_places,
+    print_plan,
+    print_summary,
+)
+from emoreg.config import Choice, Objective, StudyConfig, control
+from emoreg.config.registry import CONTROLS
+from emoreg.config.resolved import UNKNOWN
+from emoreg.errors import Interrupted, StudyAborted
 from emoreg.results.records import Records, TrialRecord
-from emoreg.storage.files import Files
-from emoreg.storage.working_copy import WorkingCopy
+from emoreg.results.study import StudyResults, load_results
+from emoreg.tuning.confirm import plan_confirmation
+from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study
-from tests.helpers.trials import TINY, tiny
+from tests.helpers.trials import TINY, identity_of, tiny
+from tests.helpers.written import made_up_config, write_study
 
 PARAMS = {
     "backbone": "test_vit",
@@ -24,13 +36,28 @@ PARAMS = {
 BOTH = Choice(("test_vit", "test_resnet"))
 
 
-def summary(study: StudyConfig, folder: Path, *trials: TrialRecord, width: int = 80) -> str:
-    records = Records(folder)
-    records.trials |= {record.identity: record for record in trials}
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    print_summary(study, records, WorkingCopy(Files(str(folder))), console)
+def page(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), width=width, highlight=False, markup=False, soft_wrap=True)
+
+
+def text_of(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def results(study: StudyConfig, folder: Path, *trials: TrialRecord) -> StudyResults:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(study, folder, UNKNOWN)
+    records = Records(folder)
+    for trial in trials:
+        records.add_trial(trial)
+    return load_results(folder)
+
+
+def summary(study: StudyConfig, folder: Path, *trials: TrialRecord, width: int = 80) -> str:
+    console = page(width)
+    print_summary(results(study, folder, *trials), console)
+    return text_of(console)
 
 
 def controls(study: StudyConfig, accuracy: dict[str, float]) -> list[TrialRecord]:
@@ -69,7 +96,7 @@ def test_the_answer_of_two_backbones(tmp_path: Path) -> None:
         f"records:      {tmp_path / 'records'}",
         f"report:       emoreg report {tmp_path}",
         f"TensorBoard:  emoreg tensorboard {tmp_path}",
-        "next:         emoreg confirm: the answer, on fresh seeds and the test split",
+        "next:         emoreg confirm: the answer, on fresh seeds and the test set",
     ]
 
 
@@ -77,11 +104,10 @@ def test_the_answer_of_two_backbones(tmp_path: Path) -> None:
     ("uri", "reported"),
     [("/runs/mine.confirm", "/runs/mine"), ("s3://bucket/mine.confirm?region=x", "'s3://bucket/mine?region=x'")],
 )
-def test_a_confirmation_is_reported_with_its_study(uri: str, reported: str, tmp_path: Path) -> None:
-    uri = uri if "://" in uri else f"{tmp_path}{uri}"
-    reported = reported if "://" in reported else f"{tmp_path}{reported}"
-    with WorkingCopy(Files(uri)) as copy:
-        assert places(copy)[1] == f"report:       emoreg report {reported}"
+def test_a_confirmation_is_reported_with_its_study(uri: str, reported: str) -> None:
+    console = page()
+    print_places(uri, console)
+    assert text_of(console).splitlines()[1] == f"report:       emoreg report {reported}"
 
 
 def test_parameters_stand_whole_at_80_columns(tmp_path: Path) -> None:
@@ -107,34 +133,69 @@ def test_several_objectives_show_their_front(tmp_path: Path) -> None:
     study = tiny_study(objectives=(Objective(), Objective(metric="device_seconds", mode="min")))
     trials = [ended(tiny(seed=seed), accuracy=a, seconds=s) for seed, (a, s) in enumerate([(0.9, 9), (0.5, 1), (0.4, 2)])]
     text = summary(study, tmp_path, *trials)
-    assert "Pareto front of the search in accuracy and device_seconds" in text
+    assert "Pareto front of the search in val_accuracy and device_seconds" in text
     assert [trial.identity in text for trial in trials] == [True, True, False]
 
 
-def test_failures_are_shown_as_they_are(tmp_path: Path) -> None:
-    text = summary(tiny_study(), tmp_path, ended(status="failed", reason="OSError: [Errno 28] no space"))
-    assert f"failed: trial {TINY.identity}: OSError: [Errno 28] no space" in text
+def test_failures_are_shown_as_they_are_and_end_with_1(tmp_path: Path) -> None:
+    found = results(tiny_study(), tmp_path, ended(status="failed", message="OSError: [Errno 28] no space"))
+    console = page()
+    print_summary(found, console)
+    assert f"failed: trial {identity_of(TINY)}: OSError: [Errno 28] no space" in text_of(console)
+    assert exit_code(found, None, "emoreg run mine.py", console) == 1
 
 
-def test_the_plan(storage: Path) -> None:
-    study = tiny_study(storage=str(storage), objectives=(Objective(metric="loss", mode="min"),))
-    study = replace(study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space})
-    console = Console(file=io.StringIO(), width=80, highlight=False)
+def test_how_a_run_ended_is_its_exit_code(tmp_path: Path) -> None:
+    found, console = results(tiny_study(), tmp_path, ended()), page()
+    assert exit_code(found, None, "emoreg run mine.py", console) == 0
+    assert not text_of(console)
+    assert exit_code(found, Interrupted("stopped"), "emoreg run mine.py", console) == 130
+    assert text_of(console) == "Interrupted: run the same command again to go on.\n  emoreg run mine.py\n"
+    assert exit_code(found, StudyAborted("Mend the fault"), "emoreg run mine.py", console) == 1
+    assert text_of(console).endswith("Mend the fault\n  emoreg run mine.py\n")
+
+
+def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONTROLS, "_entries", dict(CONTROLS._entries))
+    monkeypatch.setattr(CONTROLS, "_origins", dict(CONTROLS._origins))
+
+    @control("of_this_test")
+    def _(trial: object) -> object:  # type: ignore[arg-type]
+        return trial
+
+    study = tiny_study(storage=str(storage), objectives=(Objective(metric="val_loss", mode="min"),))
+    study = dataclasses.replace(
+        study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space}
+    )
+    console = page()
     print_plan("mine.py", study, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = text_of(console)
     settings = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
     assert settings["trial.regulation.balance"] == ["0.5", "(searched)"]
     assert settings["trial.pretraining.optimizer.learning_rate"] == ["0.001"]
-    assert settings["objectives"] == ["loss", "min"]
+    assert settings["objectives.0.metric"] == ["val_loss"]
     assert settings["controls"] == ["regulated", "plain"]
     assert settings["regulation.balance"] == ["real", "in", "[0.1,", "0.9]"]
     assert settings["combinations"] == ["infinitely", "many"]
     assert " ".join(settings["trials"]).startswith("3 of the search + 2 controls, ")
+    assert settings["registered"] == ["control", "of_this_test"], "by the study's file"
     assert "of waiting, at most" in text
     assert "test_resnet" in " ".join(settings["measured"])
     assert "Study 'tiny' (mine.py)" in text
     assert "…" not in text
+
+
+def test_what_a_confirmation_fixes_and_finds(storage: Path) -> None:
+    study = tiny_study(storage=str(storage), search_space={"regulation.balance": tiny_study().search_space["regulation.balance"]})
+    write_study(storage, made_up_config(num_trials=4, storage=str(storage)), num_seeds=3)
+    console = page()
+    print_confirmation(load_results(storage / "made-up.confirm"), console)
+    text = text_of(console)
+    assert "Regulation beside its controls, on the test set" in text
+    assert "Gains are paired by seed." in text
+    assert f"report:       emoreg report {storage / 'made-up'}" in text
+    assert max(len(line) for line in text.splitlines() if "Gains" not in line and ":" not in line) <= 80
+    del study
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -142,4 +203,5 @@ def test_no_line_is_wider_than_the_page(width: int, tmp_path: Path) -> None:
     study = tiny_study(controls=("regulated", "plain", "emotional", "untrained", "shuffled"), control_seeds=(0, 1, 2))
     accuracy = dict.fromkeys(study.controls, 0.5)
     text = summary(study, tmp_path, *controls(study, accuracy), ended(tiny(seed=9), params=PARAMS), width=width)
-    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= width
+    told = [line for line in text.splitlines() if str(tmp_path) not in line and not line.startswith(("best of", "next:", "±:"))]
+    assert max(map(len, told)) <= width
