@@ -23,7 +23,7 @@ def records(storage: str) -> Records:
 
 def numbers(found: Records) -> dict[str, dict[str, object]]:
     return {
-        identity: {name: getattr(row, name) for name in ("status", "role", "number", "accuracy", "loss", "measured_balance")}
+        identity: {name: getattr(row, name) for name in ("status", "role", "number", "val_accuracy", "val_loss", "measured_balance")}
         for identity, row in found.trials.items()
     }
 
