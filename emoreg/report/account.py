@@ -58,8 +58,12 @@ def best_table(study: StudyResults) -> Table | None:
 
 def space_table(study: StudyResults) -> Table:
     """What was searched."""
-    columns = (("path", "code"), ("distribution", "text"), ("only where", "text"))
-    return Table(caption="Search space", columns=columns, groups=[("", describe(study.search_space))], folds=True)
+    return Table(
+        caption="Search space",
+        columns=(("path", "code"), ("distribution", "text"), ("only where", "text")),
+        groups=[("", describe(study.search_space))],
+        folds=True,
+    )
 
 
 def cost_table(study: StudyResults, price_per_hour: float | None) -> Table:

@@ -133,7 +133,7 @@ def paper_table(studies: Named) -> Table | None:
     if not columns:
         return None
     best = [max(accuracy.mean for accuracy in found.values()) for _, _, found in columns]
-    rows = [
+    cells: list[Row] = [
         (control_name(control), *(_accuracy(found.get(control), top) for (_, _, found), top in zip(columns, best, strict=True)))
         for control in in_order(control for _, _, found in columns for control in found)
     ]
@@ -141,7 +141,7 @@ def paper_table(studies: Named) -> Table | None:
         caption="Test accuracy, %",
         above=[(above, len([*same])) for above, same in itertools.groupby(above for above, _, _ in columns)],
         columns=(("method", "text"), *numbers(*(name for _, name, _ in columns))),
-        groups=[("", rows)],
+        groups=[("", cells)],
         note="Mean over seeds that nothing was chosen with ± half of its 95 % confidence interval (Student’s t). Bold: the "
         "highest mean of a column, which by itself is no verdict.",
     )
@@ -221,7 +221,7 @@ def verdicts_table(studies: Named) -> Table:
                     *(_points(by_chosen.get((found.identity, control))) for control in REQUIRED),
                 )
             )
-        nothing = ("no confirmation", Cell(Decision.NOTHING, decision=Decision.NOTHING), *[""] * (1 + len(REQUIRED)))
+        nothing: Row = ("no confirmation", Cell(Decision.NOTHING, decision=Decision.NOTHING), *[""] * (1 + len(REQUIRED)))
         groups.append((label, rows or [nothing]))
     gains = numbers(*(f"gain over {control}, points" for control in REQUIRED))
     return Table(

@@ -102,7 +102,9 @@ def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: fl
     )
     environment.filters |= {"as_json": _as_json, "prose": _prose}
     named = [(part.label, part.study) for part in parts]
-    comparison = [("table", answer.verdicts_table(named)), ("table", answer.paper_table(named))] if len(parts) > 1 else []
+    comparison: list[Block] = (
+        [("table", answer.verdicts_table(named)), ("table", answer.paper_table(named))] if len(parts) > 1 else []
+    )
     comparison += [("figure", figure) for figure in compared]
     return environment.get_template("page.html.jinja").render(
         parts=parts,

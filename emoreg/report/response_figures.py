@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from emoreg.formatting import counted
-from emoreg.report.style import (
-    ACCURACY,
-    MOST_POINTS,
-    OF_PANEL,
-    PANEL,
-    UNDER_TITLES,
-    Figure,
-    FigureContext,
-    FigureSpec,
-    NotDrawn,
-    accuracies,
-    add_band,
-    add_trials,
-    axis_title,
-    bars,
-    color_of,
-    faded,
-    set_axis,
-    some_of,
-    styled,
-)
+from emoreg.report import style
+from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
@@ -80,11 +62,10 @@ def _add_response(
     records: Sequence[TrialRecord],
     fitted: Surrogate | None,
     parameter: Parameter,
-    name: str,
     color: str,
     *,
     is_named: bool = True,
-    **where: int,
+    **trace: Any,
 ) -> tuple[Optimum, Response] | None:
     """Add trials, and what a surrogate makes of them, to a figure; the curve's optimum, where there is a curve.
 
@@ -93,22 +74,22 @@ def _add_response(
         records: the trials that are drawn.
         fitted: the surrogate; None where there are too few trials.
         parameter: what accuracy is drawn against.
-        name: in the legend.
         color: of all of it.
         is_named: whether the legend tells of it.
-        where: row and column of a panel.
+        trace: name, and row and column of a panel.
     """
     has_curve = fitted is not None and fitted.has(parameter.path)
     x = [value_of(record, parameter.path) for record in records]
-    group = {"name": name, "legendgroup": name, **where}
+    group = {"legendgroup": trace["name"], **trace}
     point = {"color": color, "size": 5, "opacity": 0.5}
-    add_trials(figure, records, x, accuracies(records), showlegend=is_named and not has_curve, marker=point, **group)
+    y, is_shown = style.accuracies(records), is_named and not has_curve
+    style.add_trials(figure, records, x, y, showlegend=is_shown, marker=point, **group)
     if fitted is None or not has_curve:
         return None
     response = fitted.response(parameter.path)
     (found,) = response.optimum()
     along, mean, half = response.points[:, 0], 100 * response.mean, 100 * response.half_width
-    add_band(figure, along, mean - half, mean + half, faded(color, 0.18), **group)
+    style.add_band(figure, along, mean - half, mean + half, style.faded(color, 0.18), **group)
     line, curve = {"color": color, "width": 2.5}, "%{x:.3g}: %{y:.1f} %<extra>mean</extra>"
     figure.add_scatter(x=along, y=mean, mode="lines", showlegend=is_named, line=line, hovertemplate=curve, **group)
     figure.add_scatter(
@@ -116,7 +97,7 @@ def _add_response(
         y=[float(np.interp(found.value, along, mean))],
         mode="markers",
         marker={"symbol": "diamond", "size": 12, "color": color, "line": {"color": "white", "width": 1.5}},
-        error_x=bars([found.value], [found.low], [found.high], color, 6),
+        error_x=style.bars([found.value], [found.low], [found.high], color, 6),
         showlegend=False,
         hovertemplate="optimum %{x:.3g}<extra></extra>",
         **group,
@@ -131,11 +112,11 @@ def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
     plain = {row.backbone: row.accuracy for row in study.controls if row.control == "plain"}
     figure = go.Figure()
     optima, without = [], []
-    share = min(1.0, MOST_POINTS / context.num_finished)
+    share = min(1.0, style.MOST_POINTS / context.num_finished)
     for backbone, records in context.finished.items():
-        color, fitted = color_of(backbone, study.backbones), context.surrogates.get(backbone)
-        drawn = some_of(records, max(1, round(share * len(records))))
-        curve = _add_response(figure, drawn, fitted, parameter, backbone, color)
+        color, fitted = style.color_of(backbone, study.backbones), context.surrogates.get(backbone)
+        drawn = style.some_of(records, max(1, round(share * len(records))))
+        curve = _add_response(figure, drawn, fitted, parameter, color, name=backbone)
         if fitted is not None and curve is not None:
             optima.append(_located(f"{backbone} ({_trials(fitted)})", parameter, *curve))
         else:
@@ -158,9 +139,9 @@ def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
     if plain:
         means = ", ".join(f"{backbone} {found} % (n = {found.n})" for backbone, found in plain.items())
         caption.append(f"Dashed: mean of the plain control, {means}.")
-    set_axis(figure, parameter, "x")
-    figure.update_yaxes(title_text=ACCURACY)
-    return styled(figure, showlegend=True), " ".join(caption)
+    style.set_axis(figure, parameter, "x")
+    figure.update_yaxes(title_text=style.ACCURACY)
+    return style.styled(figure, showlegend=True), " ".join(caption)
 
 
 def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
@@ -178,8 +159,8 @@ def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
             f"{backbone} ({_trials(surrogate)}): b {balance.value:.2g} ({balance.low:.2g} to {balance.high:.2g}), "
             f"{length.value:.0f} epochs ({length.low:.0f} to {length.high:.0f})"
         )
-        set_axis(figure, _parameter(study, BALANCE), "x", row=row, col=1)
-        set_axis(figure, _parameter(study, LENGTH), "y", row=row, col=1)
+        style.set_axis(figure, _parameter(study, BALANCE), "x", row=row, col=1)
+        style.set_axis(figure, _parameter(study, LENGTH), "y", row=row, col=1)
         if row < len(fitted):
             figure.update_xaxes(title_text=None, row=row, col=1)
     without = [backbone for backbone in context.finished if backbone not in fitted]
@@ -188,7 +169,9 @@ def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
         "Mean of a Gaussian process on validation accuracy, averaged over the trials' other parameters. White: the trials. "
         f"Diamond: where it is highest, with 90 % intervals. {'; '.join(places)}.{few}"
     )
-    return styled(figure, showlegend=False, height=max(420, 60 + PANEL * len(fitted)), margin=UNDER_TITLES), caption
+    return style.styled(
+        figure, showlegend=False, height=max(420, 60 + style.PANEL * len(fitted)), margin=style.UNDER_TITLES
+    ), caption
 
 
 def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRecord], row: int) -> tuple[Optimum, Optimum]:
@@ -208,25 +191,25 @@ def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRec
         hovertemplate="b %{x:.2f}, %{y:.0f} epochs: %{z:.1f} %<extra></extra>",
         **where,
     )
-    drawn = some_of(records, _MOST_IN_PANEL)
+    drawn = style.some_of(records, _MOST_IN_PANEL)
     x, y = ([value_of(record, path) for record in drawn] for path in (BALANCE, LENGTH))
     white = {"size": 5, "color": "rgba(255,255,255,0.35)", "line": {"color": "white", "width": 1}}
-    add_trials(figure, drawn, x, y, marker=white, **where)
+    style.add_trials(figure, drawn, x, y, marker=white, **where)
     balance, length = response.optimum()
     figure.add_scatter(
         x=[balance.value],
         y=[length.value],
         mode="markers",
         marker={"symbol": "diamond", "size": 13, "color": _RED, "line": {"color": "white", "width": 1.5}},
-        error_x=bars([balance.value], [balance.low], [balance.high], _RED, 5),
-        error_y=bars([length.value], [length.low], [length.high], _RED, 5),
+        error_x=style.bars([balance.value], [balance.low], [balance.high], _RED, 5),
+        error_y=style.bars([length.value], [length.low], [length.high], _RED, 5),
         hovertemplate="optimum %{x:.2f}, %{y:.0f} epochs<extra></extra>",
         **where,
     )
     return balance, length
 
 
-def compared_responses(studies: Mapping[str, StudyResults], path: str) -> Figure | None:
+def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.Figure | None:
     """Accuracy against one parameter, a panel a backbone; None where no study has searched it and finished a trial."""
     contexts = {
         name: FigureContext(study=study)
@@ -241,24 +224,26 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> Figure
     optima: list[str] = []
     named: set[str] = set()
     for name, context in contexts.items():
-        parameter, color = _parameter(context.study, path), color_of(name, [*studies])
+        parameter, color = _parameter(context.study, path), style.color_of(name, [*studies])
         for backbone, records in context.finished.items():
             where = {"row": backbones.index(backbone) + 1, "col": 1}
-            fitted, drawn = context.surrogates.get(backbone), some_of(records, _MOST_IN_PANEL)
-            curve = _add_response(figure, drawn, fitted, parameter, name, color, is_named=name not in named, **where)
+            fitted, drawn = context.surrogates.get(backbone), style.some_of(records, _MOST_IN_PANEL)
+            curve = _add_response(figure, drawn, fitted, parameter, color, is_named=name not in named, name=name, **where)
             if fitted is not None and curve is not None:
                 optima.append(_located(f"{name}, {backbone} ({_trials(fitted)})", parameter, *curve))
             named.add(name)
-            set_axis(figure, parameter, "x", **where)
-            figure.update_xaxes(title_text=axis_title(path) if where["row"] == len(backbones) else None, **where)
-            figure.update_yaxes(title_text=OF_PANEL[ACCURACY], **where)
-    return Figure(
+            style.set_axis(figure, parameter, "x", **where)
+            figure.update_xaxes(title_text=style.axis_title(path) if where["row"] == len(backbones) else None, **where)
+            figure.update_yaxes(title_text=style.OF_PANEL[style.ACCURACY], **where)
+    return style.Figure(
         name=f"compared-{_NAMES[path].replace(' ', '-')}",
         title=f"Accuracy against {_NAMES[path]}, by study",
         section="response",
         caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} "
         f"Where accuracy is highest: {'; '.join(optima) or 'too few trials'}.",
-        figure=styled(figure, height=max(420, 90 + PANEL * len(backbones)), margin=UNDER_TITLES, showlegend=True),
+        figure=style.styled(
+            figure, height=max(420, 90 + style.PANEL * len(backbones)), margin=style.UNDER_TITLES, showlegend=True
+        ),
     )
 
 

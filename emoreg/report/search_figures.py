@@ -20,27 +20,8 @@ from plotly.subplots import make_subplots
 
 from emoreg.config import Choice, Float, Objective, Value
 from emoreg.formatting import counted, duration
-from emoreg.report.style import (
-    ACCURACY,
-    COLORS,
-    GREY,
-    LINE_SCALE,
-    OF_PANEL,
-    PANEL,
-    FigureContext,
-    FigureSpec,
-    NotDrawn,
-    accuracies,
-    add_trials,
-    axis_value,
-    color_of,
-    metric_title,
-    set_axis,
-    some_of,
-    styled,
-    subset_of,
-    wrapped,
-)
+from emoreg.report import style
+from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
 from emoreg.results.analysis import pareto_front, ranked
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
@@ -54,7 +35,7 @@ _COLUMNS = 2
 
 
 def history_of(study: StudyResults, records: Sequence[TrialRecord]) -> optuna.Study:
-    """Optuna's study of finished trials under the first objective; accuracies in percent.
+    """Optuna's study of finished trials under the first objective; style.accuracies in percent.
 
     Steps are left out of the distributions, and these reach as far as the trials do: a study's ranges may have been changed
     between two runs.
@@ -65,7 +46,7 @@ def history_of(study: StudyResults, records: Sequence[TrialRecord]) -> optuna.St
     for record in _by_number(records):
         params = {path: value for path, value in record.sampled.items() if path in distributions}
         own = {path: distributions[path] for path in params}
-        trials.append(create_trial(value=axis_value(record, objective), params=params, distributions=own))
+        trials.append(create_trial(value=style.axis_value(record, objective), params=params, distributions=own))
     with _quiet():
         history = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
         history.add_trials(trials)
@@ -102,24 +83,24 @@ def _quiet() -> Iterator[None]:
 
 def _draw_history(context: FigureContext) -> tuple[go.Figure, str]:
     study, objective = context.study, context.study.objectives[0]
-    finished, title = _by_number(ranked(study.searched, study.objectives[0])), metric_title(objective)
+    finished, title = _by_number(ranked(study.searched, study.objectives[0])), style.metric_title(objective)
     if not finished:
         raise NotDrawn("No trial of the search has finished: no history of it.")
-    x, y = [record.number for record in finished], [axis_value(record, objective) for record in finished]
+    x, y = [record.number for record in finished], np.array([style.axis_value(record, objective) for record in finished])
     so_far = np.maximum.accumulate(y) if objective.mode == "max" else np.minimum.accumulate(y)
     figure = go.Figure()
-    add_trials(figure, finished, x, y, name="trial", marker={"color": GREY, "size": 5, "opacity": 0.6})
-    line = {"color": COLORS[2], "width": 2.5, "shape": "hv"}
+    style.add_trials(figure, finished, x, y, name="trial", marker={"color": style.GREY, "size": 5, "opacity": 0.6})
+    line = {"color": style.COLORS[2], "width": 2.5, "shape": "hv"}
     figure.add_scatter(x=x, y=so_far, mode="lines", name="best so far", line=line)
     counts = Counter(record.status for record in study.searched)
     rest = ", ".join(f"{counts[status]:,} {status}" for status in ("pruned", "failed") if counts[status])
     best = ranked(finished, objective)[0]
     caption = (
         f"{counted(counts['finished'], 'finished trial')} in the order in which the sampler proposed them"
-        f"{f' ({rest}: not drawn)' if rest else ''}. The best, {axis_value(best, objective):.4g} ({title}), was number "
+        f"{f' ({rest}: not drawn)' if rest else ''}. The best, {style.axis_value(best, objective):.4g} ({title}), was number "
         f"{best.number}, {best.backbone}. It was selected, so it flatters."
     )
-    return styled(figure, xaxis_title="trial, by Optuna's number", yaxis_title=title), caption
+    return style.styled(figure, xaxis_title="trial, by Optuna's number", yaxis_title=title), caption
 
 
 def _draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
@@ -135,9 +116,9 @@ def _draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
     paths = [path for path in common if len({values[path] for values in params}) > 1]
     if not paths:
         raise NotDrawn("No parameter that every trial has was varied: no importances.")
-    if len({axis_value(record, objective) for record in finished}) == 1:
+    if len({style.axis_value(record, objective) for record in finished}) == 1:
         raise NotDrawn("All finished trials came to the same: no importances.")
-    few = some_of(finished, _MOST_FANOVA)
+    few = style.some_of(finished, _MOST_FANOVA)
     with _quiet():
         every = history_of(study, finished)
         some = every if len(few) == len(finished) else history_of(study, few)
@@ -147,8 +128,8 @@ def _draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
         }
     order = sorted(paths, key=lambda path: -found["fANOVA"][path])
     figure = go.Figure()
-    for (name, shares), color in zip(found.items(), COLORS[2:4], strict=True):
-        x, y = [100 * shares[path] for path in order], [wrapped(path) for path in order]
+    for (name, shares), color in zip(found.items(), style.COLORS[2:4], strict=True):
+        x, y = [100 * shares[path] for path in order], [style.wrapped(path) for path in order]
         figure.add_bar(y=y, x=x, orientation="h", name=name, marker_color=color, hovertemplate="%{y}: %{x:.0f} %")
     absent = [path for path in study.search_space if path not in paths]
     left_out = f" Left out, because not every trial has it or it never varied: {', '.join(absent)}." if absent else ""
@@ -157,12 +138,12 @@ def _draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
     first = "; ".join(f"{name} puts {max(shares, key=lambda path: shares[path])} first" for name, shares in found.items())
     caption = (
         f"Of {counted(len(finished), 'finished trial')}. fANOVA{subset}: the share of the variance of "
-        f"{metric_title(objective).removesuffix(', %')} over the whole space that a parameter explains by itself "
+        f"{style.metric_title(objective).removesuffix(', %')} over the whole space that a parameter explains by itself "
         f"(Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, {num_best} or more with ties, differ from all "
         f"in it (Watanabe et al. 2023). Each is scaled to add up to 100 %. {first}.{left_out}"
     )
     axes = {"xaxis_title": "importance, %", "xaxis_rangemode": "tozero", "yaxis_autorange": "reversed", "yaxis_ticks": ""}
-    return styled(figure, barmode="group", height=max(260, 120 + 55 * len(order)), **axes), caption
+    return style.styled(figure, barmode="group", height=max(260, 120 + 55 * len(order)), **axes), caption
 
 
 def _draw_parallel_coordinates(context: FigureContext) -> tuple[go.Figure, str]:
@@ -170,21 +151,21 @@ def _draw_parallel_coordinates(context: FigureContext) -> tuple[go.Figure, str]:
     best = ranked(study.searched, study.objectives[0])
     drawn = best[:_MOST_LINES]
     paths = _searched(study, drawn, "parallel coordinates")
-    title = metric_title(study.objectives[0])
+    title = style.metric_title(study.objectives[0])
     figure = optuna.visualization.plot_parallel_coordinate(history_of(study, drawn), target_name=title)
-    names = [wrapped(path) for path in (title, *sorted(paths))]  # Optuna's order
+    names = [style.wrapped(path) for path in (title, *sorted(paths))]  # Optuna's order
     assert len(figure.layout.xaxis.ticktext) == len(names)
     figure.update_xaxes(ticktext=names, ticks="", tickangle=0, ticklabeloverflow="allow")
     _move_labels_off_lines(figure)
-    scale = {"colorscale": LINE_SCALE, "colorbar": {"thickness": 10, "title": None}}
+    scale = {"colorscale": style.LINE_SCALE, "colorbar": {"thickness": 10, "title": None}}
     figure.update_traces(marker=scale, selector={"mode": "markers"})
     for line in figure.select_traces(selector={"mode": "lines"}):  # Optuna's blues are lost on a light page, or on a dark one
-        line.line.color = sample_colorscale(LINE_SCALE, [line.y[0]])[0]
+        line.line.color = sample_colorscale(style.LINE_SCALE, [line.y[0]])[0]
     caption = (
-        f"A line for each of {counted(len(drawn), 'finished trial')}{subset_of(len(drawn), len(best), 'the best')}; its colour "
-        f"is the {title.removesuffix(', %')}. None: the trial does not have that parameter."
+        f"A line for each of {counted(len(drawn), 'finished trial')}{style.subset_of(len(drawn), len(best), 'the best')}; its "
+        f"colour is the {title.removesuffix(', %')}. None: the trial does not have that parameter."
     )
-    return styled(figure, plot_bgcolor="rgba(0,0,0,0)", yaxis_range=(-0.12, 1.12), margin_l=48), caption
+    return style.styled(figure, plot_bgcolor="rgba(0,0,0,0)", yaxis_range=(-0.12, 1.12), margin_l=48), caption
 
 
 def _move_labels_off_lines(figure: go.Figure) -> None:
@@ -194,7 +175,7 @@ def _move_labels_off_lines(figure: go.Figure) -> None:
         is_end = label.y in (0.0, 1.0)
         if is_end or not _is_float(label.text):
             anchor = {"xanchor": "center", "xshift": 0, "yshift": 12 if label.y else -12} if is_end else {}
-            kept.append(label.update(font={"color": GREY, "size": 12}, **anchor))
+            kept.append(label.update(font={"color": style.GREY, "size": 12}, **anchor))
     figure.layout.annotations = kept
 
 
@@ -209,9 +190,9 @@ def _is_float(text: str) -> bool:
 def _draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
     study = context.study
     finished = _by_number(ranked(study.searched, study.objectives[0]))
-    drawn = some_of(finished)
+    drawn = style.some_of(finished)
     paths = _searched(study, drawn, "slices")
-    objective, title = study.objectives[0], metric_title(study.objectives[0])
+    objective, title = study.objectives[0], style.metric_title(study.objectives[0])
     rows, columns = math.ceil(len(paths) / _COLUMNS), min(_COLUMNS, len(paths))
     figure = make_subplots(rows, columns, shared_yaxes=True, horizontal_spacing=0.1, vertical_spacing=0.3 / rows)
     for index, path in enumerate(paths):
@@ -219,17 +200,17 @@ def _draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
         own = [record for record in drawn if path in record.sampled]
         parameter = Parameter(path=path, distribution=study.search_space[path])
         x = [record.sampled[path] if parameter.is_number else str(record.sampled[path]) for record in own]
-        y = [axis_value(record, objective) for record in own]
-        marker = {"color": [record.number for record in own], "colorscale": LINE_SCALE, "size": 5}
-        add_trials(figure, own, x, y, marker=marker, showlegend=False, **where)
-        set_axis(figure, parameter, "x", **where)
-        figure.update_xaxes(title_text=wrapped(path), **where)
-        figure.update_yaxes(title_text=OF_PANEL.get(title, title) if where["col"] == 1 else None, **where)
+        y = [style.axis_value(record, objective) for record in own]
+        marker = {"color": [record.number for record in own], "colorscale": style.LINE_SCALE, "size": 5}
+        style.add_trials(figure, own, x, y, marker=marker, showlegend=False, **where)
+        style.set_axis(figure, parameter, "x", **where)
+        figure.update_xaxes(title_text=style.wrapped(path), **where)
+        figure.update_yaxes(title_text=style.OF_PANEL.get(title, title) if where["col"] == 1 else None, **where)
     caption = (
-        f"{counted(len(drawn), 'finished trial')}{subset_of(len(drawn), len(finished))}; the redder, the later the sampler "
-        "proposed it. Trials without a parameter are not in its panel."
+        f"{counted(len(drawn), 'finished trial')}{style.subset_of(len(drawn), len(finished))}; the redder, the later the "
+        "sampler proposed it. Trials without a parameter are not in its panel."
     )
-    return styled(figure, height=max(300, PANEL * rows)), caption
+    return style.styled(figure, height=max(300, style.PANEL * rows)), caption
 
 
 def _draw_pareto_front(context: FigureContext) -> tuple[go.Figure, str]:
@@ -238,21 +219,21 @@ def _draw_pareto_front(context: FigureContext) -> tuple[go.Figure, str]:
         raise NotDrawn("No trial of the search has finished with an accuracy: no accuracy against cost.")
     objectives = (Objective(), Objective(metric="device_seconds", mode="min"))
     front = sorted(pareto_front(records, objectives), key=lambda record: record.device_seconds)
-    drawn = some_of(records)
+    drawn = style.some_of(records)
     figure = go.Figure()
-    x, line = [record.device_seconds for record in front], {"color": GREY, "shape": "hv", "width": 1.5}
-    figure.add_scatter(x=x, y=accuracies(front), mode="lines", line=line, name="Pareto front", hoverinfo="skip")
+    x, line = [record.device_seconds for record in front], {"color": style.GREY, "shape": "hv", "width": 1.5}
+    figure.add_scatter(x=x, y=style.accuracies(front), mode="lines", line=line, name="Pareto front", hoverinfo="skip")
     best = {record.identity for record in front}
     for backbone in context.finished:
         own = [*{record.identity: record for record in [*drawn, *front] if record.backbone == backbone}.values()]
         on_front = [record.identity in best for record in own]
         marker = {
-            "color": color_of(backbone, context.study.backbones),
+            "color": style.color_of(backbone, context.study.backbones),
             "size": [10 if is_best else 5 for is_best in on_front],
             "opacity": [1.0 if is_best else 0.45 for is_best in on_front],
         }
         x, hover = [record.device_seconds for record in own], "<br>%{x:,.0f} s"
-        add_trials(figure, own, x, accuracies(own), name=backbone, marker=marker, hover=hover)
+        style.add_trials(figure, own, x, style.accuracies(own), name=backbone, marker=marker, hover=hover)
     costs = [f"{100 * (record.val_accuracy or 0.0):.1f} % in {duration(record.device_seconds)}" for record in front]
     found = (
         f"one trial has both the highest accuracy and the lowest cost ({costs[0]})"
@@ -264,8 +245,8 @@ def _draw_pareto_front(context: FigureContext) -> tuple[go.Figure, str]:
         f"{counted(len(records), 'finished trial')}{subset}: {found}. Device seconds are what a trial costs alone, its "
         "pre-training included, whoever paid for it. Large points: no other trial is better in one and not worse in the other."
     )
-    titles = {"xaxis_title": "device seconds of the trial", "yaxis_title": ACCURACY}
-    return styled(figure, legend_itemsizing="constant", **titles), caption
+    titles = {"xaxis_title": "device seconds of the trial", "yaxis_title": style.ACCURACY}
+    return style.styled(figure, legend_itemsizing="constant", **titles), caption
 
 
 def _by_number(records: Sequence[TrialRecord]) -> list[TrialRecord]:

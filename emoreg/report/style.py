@@ -6,7 +6,7 @@ import functools
 import html
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,7 +154,7 @@ def labels(studies: Sequence[StudyResults]) -> list[str]:
     return [study.name if names[study.name] == 1 else f"{study.name} ({study.place})" for study in studies]
 
 
-def add_trials(figure: go.Figure, records: Sequence[TrialRecord], x: Sequence[Any], y: Sequence[Any], **trace: Any) -> None:
+def add_trials(figure: go.Figure, records: Sequence[TrialRecord], x: Iterable[Any], y: Iterable[Any], **trace: Any) -> None:
     """Add a point for each trial, which tells of it where the pointer rests."""
     hover = trace.pop("hover", "")
     figure.add_scatter(
@@ -167,9 +167,7 @@ def add_trials(figure: go.Figure, records: Sequence[TrialRecord], x: Sequence[An
     )
 
 
-def add_band(
-    figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], color: str, **trace: Any
-) -> None:
+def add_band(figure: go.Figure, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str, **trace: Any) -> None:
     """Add an area between two lines, in a colour as ``rgba(...)``."""
     figure.add_scatter(
         x=np.concatenate([x, x[::-1]]),

@@ -11,23 +11,8 @@ from plotly.subplots import make_subplots
 
 from emoreg.config import control_named, in_order
 from emoreg.formatting import counted, duration
-from emoreg.report.style import (
-    ACCURACY,
-    GREY,
-    OF_PANEL,
-    PANEL,
-    UNDER_TITLES,
-    FigureContext,
-    FigureSpec,
-    NotDrawn,
-    add_band,
-    color_of,
-    described,
-    faded,
-    set_epochs,
-    styled,
-    subset_of,
-)
+from emoreg.report import style
+from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
 from emoreg.results.analysis import device_time, objective_value
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
@@ -80,7 +65,7 @@ def _draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
         for what, curve in reversed(curves.items()):
             control = control_named("regulated" if what == _BEST else what)
             name = _BEST if what == _BEST else control.label
-            color = color_of(backbone, study.backbones) if control.name == "regulated" else GREY
+            color = style.color_of(backbone, study.backbones) if control.name == "regulated" else style.GREY
             figure.add_scatter(
                 x=list(curve),
                 y=list(curve.values()),
@@ -94,8 +79,8 @@ def _draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
                 col=1,
             )
             named.add(name)
-        figure.update_yaxes(title_text=OF_PANEL[ACCURACY], row=row, col=1)
-    set_epochs(figure, max(epoch for curves in by_backbone.values() for curve in curves.values() for epoch in curve))
+        figure.update_yaxes(title_text=style.OF_PANEL[style.ACCURACY], row=row, col=1)
+    style.set_epochs(figure, max(epoch for curves in by_backbone.values() for curve in curves.values() for epoch in curve))
     figure.update_xaxes(title_text="regulation epoch", row=len(by_backbone), col=1)
     best = [f"{study.best[backbone].identity} ({backbone})" for backbone in by_backbone if backbone in study.best]
     seeds = sorted({row.accuracy.n for row in study.controls})
@@ -103,8 +88,8 @@ def _draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
     if seeds:
         n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         caption.append(f"Thin: regulation as configured; grey: its controls; means of n = {n}.")
-    height = max(420, 110 + PANEL * len(by_backbone))
-    return styled(figure, legend_traceorder="reversed", height=height, margin=UNDER_TITLES), " ".join(caption)
+    height = max(420, 110 + style.PANEL * len(by_backbone))
+    return style.styled(figure, legend_traceorder="reversed", height=height, margin=style.UNDER_TITLES), " ".join(caption)
 
 
 def _learned(study: StudyResults) -> list[TrialRecord]:
@@ -129,14 +114,14 @@ def _draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
     moves = []
     for backbone in dict.fromkeys([*study.backbones, *(record.backbone for record in drawn)]):
         own = [record for record in drawn if record.backbone == backbone]
-        color = color_of(backbone, study.backbones)
+        color = style.color_of(backbone, study.backbones)
         for record in reversed(own):
             rows = [row for row in study.epochs_of(record.identity) if row.measured_balance is not None]
-            x, y = [row.epoch for row in rows], np.array([row.measured_balance for row in rows])
+            x, y = np.array([row.epoch for row in rows]), np.array([row.measured_balance for row in rows])
             is_best = record is own[0]
             spread = np.array([row.measured_balance_std or 0.0 for row in rows])
             if is_best and spread.any():
-                add_band(figure, x, y - spread, y + spread, faded(color, 0.2))
+                style.add_band(figure, x, y - spread, y + spread, style.faded(color, 0.2))
             figure.add_scatter(
                 x=x,
                 y=y,
@@ -145,18 +130,18 @@ def _draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
                 showlegend=is_best,
                 line={"color": color, "width": 3 if is_best else 1},
                 opacity=1.0 if is_best else 0.35,
-                hovertext=[described(record)] * len(x),
+                hovertext=[style.described(record)] * len(x),
                 hovertemplate="%{hovertext}<br>epoch %{x}: b = %{y:.3f}<extra></extra>",
             )
-            if is_best and x:
+            if is_best and rows:
                 moves.append(f"{backbone}'s best from {record.balance:.2f} to {y[-1]:.2f}")
     figure.update_yaxes(title_text="balance b", range=[-0.02, 1.02])
     figure.update_xaxes(title_text="regulation epoch")
-    set_epochs(figure, max(record.regulation_epochs for record in drawn))
+    style.set_epochs(figure, max(record.regulation_epochs for record in drawn))
     band = " Band: a standard deviation over validation images." if any(record.kind == "dynamic" for record in drawn) else ""
-    subset = subset_of(len(drawn), len(learned), "the best")
+    subset = style.subset_of(len(drawn), len(learned), "the best")
     trials = f"{counted(len(drawn), 'finished trial')}{subset}; {', '.join(moves)}"
-    return styled(figure, showlegend=True), f"Mean balance on the validation split in {trials}.{band}"
+    return style.styled(figure, showlegend=True), f"Mean balance on the validation split in {trials}.{band}"
 
 
 def costs(study: StudyResults) -> dict[str, dict[str, float]]:
@@ -194,7 +179,7 @@ def _draw_costs(context: FigureContext) -> tuple[go.Figure, str]:
                 x=[value / size for value in seconds],
                 orientation="h",
                 name=backbone or "empty slots",
-                marker_color=color_of(backbone, study.backbones),
+                marker_color=style.color_of(backbone, study.backbones),
                 marker_pattern_shape=["/" if what in ("waiting", "pre-training, saved") else "" for what in spent],
                 hovertemplate="%{x:,.1f} " + unit + "<extra>%{fullData.name}</extra>",
             )
@@ -207,7 +192,7 @@ def _draw_costs(context: FigureContext) -> tuple[go.Figure, str]:
     if study.confirmation is not None:
         caption.append(f"The confirmation took {duration(device_time(study.confirmation.trials).total)} beside it.")
     layout = {"barmode": "stack", "xaxis_title": f"device {unit}", "legend_traceorder": "normal"}
-    return styled(figure, height=130 + 50 * len(spent), **layout), " ".join(caption)
+    return style.styled(figure, height=130 + 50 * len(spent), **layout), " ".join(caption)
 
 
 LEARNING_CURVES = FigureSpec("learning-curves", "Learning curves", "training", _draw_learning_curves)
