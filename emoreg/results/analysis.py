@@ -57,21 +57,19 @@ def objective_value(record: TrialRecord | TrialSummary, objective: Objective) ->
     return value if value is not None and math.isfinite(value) else None
 
 
-def finished_search(records: Iterable[TrialRecord], objective: Objective) -> list[TrialRecord]:
-    """The finished trials of the search that have a value of the objective, in their order."""
-    return [
-        row
-        for row in records
-        if row.number is not None and row.status == "finished" and objective_value(row, objective) is not None
-    ]
+def ranked(records: Iterable[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """The finished trials of the search that have a value of the objective, the best first. Selected: their metric flatters."""
+    finished = (row for row in records if row.number is not None and row.status == "finished")
+    valued = (row for row in finished if objective_value(row, objective) is not None)
+    return sorted(valued, key=lambda row: _cost(row, objective))
 
 
 def ranked_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, list[TrialRecord]]:
-    """The finished trials of the search for each backbone, the best first. Selected, so their metric flatters them."""
-    ranked: dict[str, list[TrialRecord]] = {}
-    for record in sorted(finished_search(records, objective), key=lambda row: _cost(row, objective)):
-        ranked.setdefault(record.backbone, []).append(record)
-    return ranked
+    """The same for each backbone."""
+    found: dict[str, list[TrialRecord]] = {}
+    for record in ranked(records, objective):
+        found.setdefault(record.backbone, []).append(record)
+    return found
 
 
 def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
