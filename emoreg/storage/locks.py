@@ -230,9 +230,9 @@ def _beat(files: Files, own: _Holder, fence: Fence, has_ended: threading.Event) 
             dataclasses.replace(own, beat=time.time()).write(files)
             if _now() - began > _STALE_SECONDS - _BEAT_SECONDS:  # another may have begun between the look and the write
                 fence.lose("another driver may have it now")
-        except OSError as error:
-            log.warning("%s could not be told that the study runs: %s", files.uri, error)
-        except StorageError:  # whoever writes next hears of it
+        except OSError:  # the next beat may come through; who writes tells of it
+            continue
+        except StorageError:  # who writes next hears of it
             return
 
 
