@@ -34,7 +34,7 @@ _UNUSABLE = {
 """What no retry mends, by the number of the error."""
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s?]*|[^/@\s]*)@")  # a secret key may hold a slash
 _FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 4(?!08|29)\d\d")
-_SILENT_SECONDS = 4
+_SILENT_SECONDS = 3
 """How long one request of an object store may stand still."""
 
 

@@ -142,6 +142,7 @@ class PostgresCoordinator(LocalCoordinator):
     def turn(self) -> Iterator[None]:
         """See ``Coordinator``."""
         if self._has_turn:
+            self.check()
             yield
             return
         self._take_turn()

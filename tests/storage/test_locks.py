@@ -248,3 +248,5 @@ def test_file_locks_have_one_holder_a_key(tmp_path: Path) -> None:
     assert other.try_acquire("b")
     one.release("a")
     assert other.try_acquire("a")
+    for key in ("a", "b"):
+        other.release(key)
