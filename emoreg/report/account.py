@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from emoreg.config.search_space import describe
 from emoreg.formatting import counted, duration, format_params
-from emoreg.report.tables import Cell, Row, Table, listed, moment, numbers, percent, seconds_text, span
+from emoreg.report.tables import Cell, Row, Table, listed, moment, numbers, percent, seconds_text, span, texts
 from emoreg.results.analysis import device_time, waiting_share
 from emoreg.results.records import RunRecord, TrialRecord
 from emoreg.results.study import StudyResults
@@ -45,9 +45,9 @@ def best_table(study: StudyResults) -> Table | None:
     return Table(
         caption=f"{what} {metrics}",
         columns=(
-            ("backbone", "text"),
+            *texts("backbone"),
             *numbers("validation accuracy, %", "device seconds"),
-            ("parameters", "text"),
+            *texts("parameters"),
             ("trial", "code"),
         ),
         groups=[("", rows)],
@@ -60,7 +60,7 @@ def space_table(study: StudyResults) -> Table:
     """What was searched."""
     return Table(
         caption="Search space",
-        columns=(("path", "code"), ("distribution", "text"), ("only where", "text")),
+        columns=(("path", "code"), *texts("distribution", "only where")),
         groups=[("", describe(study.search_space))],
         folds=True,
     )
@@ -79,7 +79,7 @@ def cost_table(study: StudyResults, price_per_hour: float | None) -> Table:
         note += f" Money: {price_per_hour:g} for an hour of a device, by the devices that a trial held."
     return Table(
         caption=f"Seconds of the device ({listed(devices)}), by stage" if devices else "Seconds of the device, by stage",
-        columns=(("", "text"), *numbers(*titles)),
+        columns=(*texts(""), *numbers(*titles)),
         groups=[("", rows), ("", [_cost("all", study, study.all_trials, price_per_hour)])],
         note=note,
     )
@@ -186,13 +186,11 @@ def runs_table(study: StudyResults) -> Table | None:
     return Table(
         caption="Runs",
         columns=(
-            ("run", "text"),
-            ("started, UTC", "text"),
-            ("ended", "text"),
+            *texts("run", "started, UTC", "ended"),
             *numbers("trials", "slots"),
             ("command", "command"),
             ("commit", "code"),
-            ("host", "text"),
+            *texts("host"),
         ),
         groups=[("", rows)],
         folds=True,

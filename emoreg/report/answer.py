@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from emoreg.config import in_order
 from emoreg.formatting import control_name, format_params
 from emoreg.report.reproduce import confirm_command
-from emoreg.report.tables import Cell, Row, Table, listed, numbers, percent, signed
+from emoreg.report.tables import Cell, Row, Table, listed, numbers, percent, signed, texts
 from emoreg.results.analysis import Estimate
 from emoreg.results.confirmation import Confirmed
 from emoreg.results.plan import Chosen, Opening
@@ -140,7 +140,7 @@ def paper_table(studies: Named) -> Table | None:
     return Table(
         caption="Test accuracy, %",
         above=[(above, len([*same])) for above, same in itertools.groupby(above for above, _, _ in columns)],
-        columns=(("method", "text"), *numbers(*(name for _, name, _ in columns))),
+        columns=(*texts("method"), *numbers(*(name for _, name, _ in columns))),
         groups=[("", cells)],
         note="Mean over seeds that nothing was chosen with ± half of its 95 % confidence interval (Student’s t). Bold: the "
         "highest mean of a column, which by itself is no verdict.",
@@ -159,7 +159,7 @@ def gains_table(study: StudyResults) -> Table | None:
     titles = ("gain, points", "95 % interval", "p (Holm)", "p alone", "effect size d", "smallest visible, points", "seeds n")
     return Table(
         caption="What regulation gains over each control, on the test set",
-        columns=(("against", "text"), *numbers(*titles)),
+        columns=(*texts("against"), *numbers(*titles)),
         groups=[*groups.items()],
     )
 
@@ -174,12 +174,7 @@ def chosen_table(study: StudyResults) -> Table | None:
     ]
     return Table(
         caption="What was confirmed",
-        columns=(
-            ("configuration", "text"),
-            ("what the search chose", "text"),
-            ("validation accuracy, %", "number"),
-            ("trial", "code"),
-        ),
+        columns=(*texts("configuration", "what the search chose"), *numbers("validation accuracy, %"), ("trial", "code")),
         groups=[("", rows)],
         note="Fixed before the test set was opened. The validation accuracy is the best of many, so it flatters.",
     )
@@ -198,7 +193,7 @@ def controls_table(study: StudyResults) -> Table | None:
         return None
     return Table(
         caption="Regulation as configured, beside its controls, on validation",
-        columns=(("trial", "text"), *numbers("validation accuracy, %", "regulation gains, points")),
+        columns=(*texts("trial"), *numbers("validation accuracy, %", "regulation gains, points")),
         groups=[(name, rows) for name, rows in groups.items() if rows],
         note="Nothing here was selected, and the test set was not touched. ± 95 % confidence over seeds (Student’s t), gains "
         "paired by seed; none for a single seed. No correction for many comparisons: an indication, no verdict.",
@@ -226,7 +221,7 @@ def verdicts_table(studies: Named) -> Table:
     gains = numbers(*(f"gain over {control}, points" for control in REQUIRED))
     return Table(
         caption="Verdicts by study",
-        columns=(("configuration", "text"), ("regulation", "text"), ("test accuracy, %", "number"), *gains),
+        columns=(*texts("configuration", "regulation"), *numbers("test accuracy, %"), *gains),
         groups=groups,
         note="Each study’s comparisons are a family of their own. Studies are set side by side, not tested against each other.",
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from emoreg.config import CONFIRM
 from emoreg.formatting import control_name
-from emoreg.report.tables import Table, percent
+from emoreg.report.tables import Table, numbers, percent, texts
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.storage.files import without_credentials
@@ -60,10 +60,9 @@ def _replays(study: StudyResults, caption: str, rows: Sequence[tuple[str, TrialR
     return Table(
         caption=caption,
         columns=(
-            ("trial", "text"),
-            ("validation accuracy, %", "number"),
-            ("test accuracy, %", "number"),
-            ("ended", "text"),
+            *texts("trial"),
+            *numbers("validation accuracy, %", "test accuracy, %"),
+            *texts("ended"),
             ("command", "command"),
         ),
         groups=[

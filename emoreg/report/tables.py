@@ -71,6 +71,11 @@ def numbers(*titles: str) -> list[tuple[str, Kind]]:
     return [(title, "number") for title in titles]
 
 
+def texts(*titles: str) -> list[tuple[str, Kind]]:
+    """Columns of text."""
+    return [(title, "text") for title in titles]
+
+
 def listed(names: Sequence[str]) -> str:
     """The names with commas, no more than a reader takes in."""
     more = len(names) - MOST_LISTED
