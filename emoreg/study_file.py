@@ -115,6 +115,8 @@ def own_modules(module: ModuleType) -> list[ModuleType]:
         place = getattr(other, "__file__", None)
         if not isinstance(other, ModuleType) or place is None or other.__name__ == "__main__":
             return False
+        if not Path(place).is_absolute():  # torch.ops, for one
+            return False
         path = Path(place).resolve()
         return path.is_relative_to(folder) and not any(path.is_relative_to(root) for root in elsewhere)
 

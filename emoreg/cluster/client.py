@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from emoreg.config import without_secrets
 from emoreg.errors import ConfigError
-from emoreg.formatting import duration
+from emoreg.storage.retry import Patience
 from emoreg.tuning.ray_session import environment
 
 if TYPE_CHECKING:
@@ -77,31 +77,30 @@ def follow(client: JobSubmissionClient, job_id: str, *, seen: int = 0, notify: C
         client: of the cluster.
         job_id: of the job.
         seen: characters of the log to leave out.
-        notify: told that the dashboard does not answer, once an outage.
+        notify: told of an outage.
 
     Raises:
         NoAnswer: for an outage of five minutes.
     """
+    patience = Patience(_OUTAGE_SECONDS, notify=notify)
+
+    def ask() -> tuple[bool, str]:  # the job first: the log of one that has ended is whole
+        return client.get_job_status(job_id).is_terminal(), client.get_job_logs(job_id)
+
     shortest, longest = _POLL_SECONDS
-    silent_since: float | None = None
-    has_ended = False
-    while not has_ended:
+    while True:
         began = time.monotonic()
-        try:
-            is_terminal = client.get_job_status(job_id).is_terminal()  # before the log, which is whole then
-            text, has_ended, silent_since = client.get_job_logs(job_id), is_terminal, None
-        except NoAnswer as error:
-            if silent_since is None:
-                notify(f"asked again for {duration(_OUTAGE_SECONDS)}: {error}")
-            silent_since = silent_since or began
-            if began - silent_since > _OUTAGE_SECONDS:
-                raise
-        else:
-            if len(text) > seen:
-                yield text[seen:]
-                seen = len(text)
-        if not has_ended:
-            time.sleep(min(max(shortest, _POLL_SHARE * (time.monotonic() - began)), longest))
+        has_ended, text = patience.retry(ask, when=_is_no_answer, reason="the dashboard does not answer")
+        if len(text) > seen:
+            yield text[seen:]
+            seen = len(text)
+        if has_ended:
+            return
+        time.sleep(min(max(shortest, _POLL_SHARE * (time.monotonic() - began)), longest))
+
+
+def _is_no_answer(error: Exception) -> bool:
+    return isinstance(error, NoAnswer)
 
 
 def _check_address(address: str) -> None:

@@ -105,7 +105,7 @@ def _room(storage: str) -> Iterator[Finding]:
 
 def _image_sets(storage: str) -> Iterator[Finding]:
     from emoreg.data import check
-    from emoreg.tuning.preflight import image_storage
+    from emoreg.tuning.images import image_storage
 
     for name in ("openmoji", "openmoji-objects", "digits"):
         try:

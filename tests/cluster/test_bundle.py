@@ -109,12 +109,6 @@ def test_a_module_below_the_working_directory_travels(tmp_path: Path, monkeypatc
     assert bundle.study == "far_studies.one"
 
 
-def test_a_module_that_would_stay_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"name the study by its path: .* 'elsewhere\.study' is neither below"):
-        collect("elsewhere.study", tiny_study())
-
-
 def test_more_than_ray_takes_is_refused_before_it_is_read(checkout: Path) -> None:
     with open(checkout / "weights", "wb") as stream:
         stream.truncate(600 * 2**20)
