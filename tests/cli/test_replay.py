@@ -252,7 +252,7 @@ def with_settings(**changes: Any) -> Callable[[TrialRecord], TrialRecord]:
     ("changes", "said"),
     [
         ({"warmup_steps": None}, "would have the identity [0-9a-f]{12}: "),
-        ({"cooldown": 3}, "PretrainingConfig must have settings that this emoreg knows, but it is 'cooldown': "),
+        ({"cooldown": 3}, "TrialConfig must have settings that this emoreg knows, but it has pretraining.cooldown; "),
         ({"epochs": 3}, f"would have the identity {tiny(pretraining__epochs=3).identity}: "),
     ],
 )
