@@ -2,18 +2,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import Made, Use, entries, ledger, prune, record_use, running, write_json
-from emoreg.storage.locks import FileLocks
+from emoreg.storage.housekeeping import Use, entries, prune, record_use, running, write_json
+from emoreg.storage.locks import FileLeases
 
-MADE = Made(
-    backbone="resnet18", stimuli="openmoji", seed=1, shuffled=False, settings={"a": 1}, versions={}, device="CPU", time=5.0
-)
+MADE = {"description": "resnet18, openmoji, seed 1", "time": 5.0, "settings": {"a": 1}, "versions": {}, "device": "CPU"}
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -22,8 +19,8 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
 
 
 @pytest.fixture
-def leases(tmp_path: Path) -> FileLocks:
-    return FileLocks(tmp_path / "locks")
+def leases(tmp_path: Path) -> FileLeases:
+    return FileLeases(tmp_path / "locks")
 
 
 def key(letter: str) -> str:
@@ -57,16 +54,15 @@ def test_an_entry_is_all_that_lies_under_a_key(files: Files) -> None:
     files.write(f"{key('a')}/8.ckpt", b"y" * 10)
     files.write(f"{key('a')}/8+3.partial", b"z" * 20)
     files.write(f"{key('a')}/2.ckpt.bad", b"z" * 30)
-    write_json(files, f"{key('a')}/made.json", asdict(MADE))
+    write_json(files, f"{key('a')}/made.json", MADE)
     files.write("README", b"not of the store")
     (entry,) = entries(files)
     assert entry.key == key("a")
     assert entry.lengths == (4, 8)
-    assert entry.made == MADE
+    assert (entry.description, entry.created) == ("resnet18, openmoji, seed 1", 5.0)
     assert entry.size == sum(found.size for found in files.find(key("a")))
     assert {one.study for one in entry.uses} == {"one", "two"}
-    assert entry.used == max(one.time for one in entry.uses)
-    assert (entry.paid_seconds, entry.saved_seconds) == (10, 10)
+    assert entry.last_used == max(one.time for one in entry.uses)
 
 
 def test_notes_that_are_not_ours_are_no_notes(files: Files) -> None:
@@ -74,23 +70,13 @@ def test_notes_that_are_not_ours_are_no_notes(files: Files) -> None:
     files.write(f"{key('a')}/uses/x.json", b"[1]")
     files.write(f"{key('a')}/uses/y.json", b'{"study": "of another version"}')
     (entry,) = entries(files)
-    assert (entry.made, entry.uses, entry.used, entry.lengths) == (None, (), 0.0, ())
-
-
-def test_the_ledger_adds_up_by_study(files: Files) -> None:
-    put(files, "a", use("one", 9, "t1", paid=10, whole=10), use("one", 8, "t2", whole=10), use("two", 7, "t1", whole=10))
-    put(files, "b", use("one", 6, "t1", paid=3, whole=5), use("three", 5, "t9", paid=7, whole=7))
-    one, three, two = ledger(entries(files))
-    assert (one.study, one.num_trials, one.paid_seconds, one.reused_seconds) == ("one", 2, 13, 12)
-    assert one.saved == pytest.approx(12 / 25)
-    assert (two.study, two.paid_seconds, two.reused_seconds, two.saved) == ("two", 0, 10, 1)
-    assert (three.study, three.num_trials, three.saved) == ("three", 1, 0)
+    assert (entry.description, entry.uses, entry.last_used, entry.lengths) == (None, (), 0.0, ())
 
 
 # Pruning
 
 
-def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, leases: FileLocks) -> None:
+def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, leases: FileLeases) -> None:
     put(files, "a", use("s", 10))
     put(files, "b", use("s", 99), use("t", 30))
     put(files, "c", use("s", 20))
@@ -104,11 +90,11 @@ def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, 
         assert pruned.size_before == size
         assert pruned.size_after == size - sum(entry.size for entry in pruned.removed) <= 2500
         assert keys(entries(files)) == (["a", "b", "c", "d"] if dry_run else ["a", "c"])
-    assert [sentence.split(":")[0] for sentence in pruned.said] == [f"experience {key(k)} removed" for k in "db"]
+    assert [sentence.split(":")[0] for sentence in pruned.messages] == [f"experience {key(k)} removed" for k in "db"]
     assert files.find(key("b")) == []
 
 
-def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileLocks) -> None:
+def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileLeases) -> None:
     put(files, "a", use("over", 90))
     put(files, "b", use("mine", 80), use("over", 85))  # used by a study that runs, long before it began
     put(files, "c", use("over", 70))
@@ -120,14 +106,14 @@ def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileL
             "b": "study 'mine' is running and has used it",
             "d": "it was used since study 'mine' began, which is running",
         }
-        assert len(pruned.said) == 4
+        assert len(pruned.messages) == 4
     assert keys(prune(files, leases, 0).removed) == ["b", "d"]
     assert [found.name for found in files.find()] == []
 
 
-def test_what_is_being_trained_is_kept(files: Files, leases: FileLocks, tmp_path: Path) -> None:
+def test_what_is_being_trained_is_kept(files: Files, leases: FileLeases, tmp_path: Path) -> None:
     put(files, "a", use("s", 10))
-    trainer = FileLocks(tmp_path / "locks")
+    trainer = FileLeases(tmp_path / "locks")
     assert trainer.try_acquire(key("a"))
     assert [reason for _, reason in prune(files, leases, 0).kept] == ["it is being trained"]
     trainer.release(key("a"))
@@ -135,7 +121,7 @@ def test_what_is_being_trained_is_kept(files: Files, leases: FileLocks, tmp_path
     assert trainer.try_acquire(key("a"))  # pruning gave the lease back
 
 
-def test_what_is_used_while_we_look_is_kept(files: Files, leases: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_used_meanwhile_is_kept(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("over", 10))
     acquire = leases.try_acquire
 
@@ -149,7 +135,7 @@ def test_what_is_used_while_we_look_is_kept(files: Files, leases: FileLocks, mon
     assert files.exists(f"{key('a')}/4.ckpt")
 
 
-def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("over", 10))
 
     def busy(name: str) -> None:
@@ -162,7 +148,7 @@ def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLocks
     assert leases.try_acquire(key("a"))
 
 
-def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, leases: FileLocks) -> None:
+def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, leases: FileLeases) -> None:
     files.write(f"{key('a')}/3+1.partial", b"x" * 100)
     files.write(f"{key('a')}/2.ckpt.bad", b"x" * 100)
     pruned = prune(files, leases, 150)
@@ -170,7 +156,7 @@ def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, lease
     assert files.find() == []
 
 
-def test_a_study_whose_heart_stops_runs_no_more(files: Files, leases: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_a_heartbeat_runs_no_more(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("mine", 10))
     context = running(files, "mine")
     beat = context.__enter__()
@@ -212,7 +198,7 @@ def test_a_heartbeat_that_cannot_be_written_breaks_nothing(
 
 
 def test_a_lease_has_one_holder(tmp_path: Path) -> None:
-    one, other = (FileLocks(tmp_path / "locks") for _ in range(2))
+    one, other = (FileLeases(tmp_path / "locks") for _ in range(2))
     assert one.try_acquire("a")
     assert not one.try_acquire("a")
     assert not other.try_acquire("a")
@@ -226,7 +212,7 @@ def test_the_leases_of_a_store_are_shared_by_all_who_open_it(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where those of an object store are
     for uri in (str(tmp_path / "store"), bucket):
-        one, other = (FileLocks.of(Files(one_way)) for one_way in (uri, uri.replace("key:secret@", "")))
+        one, other = (FileLeases.of(Files(one_way)) for one_way in (uri, uri.replace("key:secret@", "")))
         assert one.try_acquire(key("b"))
         assert not other.try_acquire(key("b"))
         one.release(key("b"))

@@ -541,9 +541,7 @@ def _wait_for(storage: Path, epochs: int, waits: Signal, has_it: Signal, trained
         return False
 
     store = ExperienceStore(str(storage / "experience"), user="waiter")
-    gained, paid, _ = gain(
-        tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store, should_stop=asked
-    )
+    gained, paid, _ = gain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store, should_stop=asked)
     assert gained.waiting_seconds > 0
     trained.put((epochs, paid))
     has_it.set()
