@@ -1,6 +1,7 @@
 """The study in TensorBoard: how it goes on, its controls, and its response curves, in runs ``study/...`` beside its trials'.
 
-Each run but ``run-N`` is one file, written anew from the records: after whatever kill, whoever writes last writes it right.
+Each run but ``run-N`` is one file, written anew from the records: after whatever kill, whoever writes last writes it right. A
+file is never overwritten, since TensorBoard would not see it: a new one takes its place.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -24,9 +26,9 @@ from emoreg.results.analysis import Tally, objective_value, waiting_share
 from emoreg.results.plan import read_openings
 from emoreg.results.records import EpochRecord, TrialRecord, read_table
 from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tracking.pictures import response_figures
-from emoreg.tracking.tensorboard import rewriting
 
 RUN = "study"
 """Folder of the study's runs: no identity is called so."""
@@ -38,9 +40,9 @@ log = logging.getLogger(__name__)
 class StudyTensorBoard(StudyObserver):
     """Writes the study's runs every minute in which a trial ended, and at the end, in a thread of its own."""
 
-    def __init__(self, folder: Path, config: StudyConfig) -> None:
-        """Begin for the study in ``folder``."""
-        self._folder, self._config = folder, config
+    def __init__(self, copy: WorkingCopy, config: StudyConfig) -> None:
+        """Begin for the study in ``copy``."""
+        self._copy, self._config = copy, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="the study in TensorBoard")
         self._writing: Future[None] | None = None
         self._is_new, self._next = True, time.monotonic() + _SECONDS
@@ -49,7 +51,7 @@ class StudyTensorBoard(StudyObserver):
     def on_run_start(self, status: RunStatus) -> None:
         """Begin ``run-N``: how busy this run of the study keeps slots and GPUs, by the number of trials that have ended."""
         self._status = status
-        self._busy = SummaryWriter(str(self._folder / "events" / RUN / f"run-{status.run.run}"))
+        self._busy = SummaryWriter(str(self._copy.folder / "events" / RUN / f"run-{status.run.run}"))
 
     def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
         """Note how busy the trial's GPU is."""
@@ -82,17 +84,20 @@ class StudyTensorBoard(StudyObserver):
 
     def _write(self, status: RunStatus, *, draw: bool) -> None:
         self._is_new, self._next = False, time.monotonic() + _SECONDS
-        self._writing = self._thread.submit(write_study, self._folder, self._config, dict(status.trials), draw=draw)
+        self._writing = self._thread.submit(write_study, self._copy, self._config, dict(status.trials), draw=draw)
         self._writing.add_done_callback(_log_error)
 
 
-def write_study(folder: Path, config: StudyConfig, trials: Mapping[str, TrialRecord], *, draw: bool) -> None:
+def write_study(copy: WorkingCopy, config: StudyConfig, trials: Mapping[str, TrialRecord], *, draw: bool) -> None:
     """Write the study's runs in place of the former ones, and response curves where they are to be drawn, and can be."""
-    events, ended, objective = folder / "events" / RUN, _ended(trials), config.objectives[0]
-    compared = _compared(folder, ended)
-    with rewriting(events) as writer:
+    ended, objective = _ended(trials), config.objectives[0]
+    compared = _compared(copy.folder, ended)
+    with _rewriting(copy, RUN) as writer:
         writer.add_custom_scalars(_layout(sorted({title for title, _, _ in compared}), objective.metric))
-        counts, tally = Counter(finished=0, pruned=0, failed=0), Tally[TrialRecord](objective, {identity for _, _, identity in compared})
+        counts, tally = (
+            Counter(finished=0, pruned=0, failed=0),
+            Tally[TrialRecord](objective, {identity for _, _, identity in compared}),
+        )
         for step, row in enumerate(ended, start=1):
             tally.add(row)
             counts[row.status] += 1
@@ -101,14 +106,24 @@ def write_study(folder: Path, config: StudyConfig, trials: Mapping[str, TrialRec
             if tally.best is not None:
                 writer.add_scalar(f"study/best_{objective.metric}", objective_value(tally.best, objective), step)
     finished = [row.identity for row in ended if row.status == "finished"]
-    for control, curve in _control_curves(folder, finished, compared).items():
-        with rewriting(events / control) as writer:
+    for control, curve in _control_curves(copy.folder, finished, compared).items():
+        with _rewriting(copy, f"{RUN}/{control}") as writer:
             for (title, number), accuracies in sorted(curve.items()):
                 writer.add_scalar(f"controls/{title}", fmean(accuracies), number)
     if draw and find_spec("matplotlib") is not None:
-        with rewriting(events / "response") as writer:
+        with _rewriting(copy, f"{RUN}/response") as writer:
             for path, figure in response_figures(config, ended):
                 writer.add_figure(f"response/{path}", figure, len(ended))
+
+
+@contextmanager
+def _rewriting(copy: WorkingCopy, run: str) -> Iterator[SummaryWriter]:
+    """A writer of a run's only file, which takes the place of the former one."""
+    folder = copy.folder / "events" / run
+    former = [path.relative_to(copy.folder).as_posix() for path in folder.glob("events.out.tfevents.*")]
+    with SummaryWriter(str(folder), purge_step=0) as writer:
+        yield writer
+    copy.remove(*former)
 
 
 def _ended(trials: Mapping[str, TrialRecord]) -> list[TrialRecord]:

@@ -218,7 +218,7 @@ class _StudyRun:
                     StopRelay(signal),
                     TrialEnds(copy),
                     LiveStatus(copy.folder),
-                    StudyTensorBoard(copy.folder, config),
+                    StudyTensorBoard(copy, config),
                     StorageSync(self._coordinator),
                     ExperiencePruner(config, copy, store, notify=told.on_message),
                     *observers,

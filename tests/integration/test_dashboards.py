@@ -18,6 +18,7 @@ from playwright.sync_api import expect
 from emoreg.config.resolved import resolve_trial
 from emoreg.results.records import Records
 from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.study_tensorboard import RUN, write_study
 from emoreg.tracking.tensorboard import finish, write_experiment
 from emoreg.tuning.optuna_study import open_study
@@ -40,7 +41,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_experiment(folder, CONFIG)
     for record in records.trials.values():
         finish(folder, record)
-    write_study(folder, CONFIG, records.trials, draw=True)
+    write_study(WorkingCopy(Files(str(folder))), CONFIG, records.trials, draw=True)
     return folder
 
 
