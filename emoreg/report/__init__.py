@@ -88,7 +88,7 @@ def read_studies(places: Sequence[str | Path]) -> list[StudyResults]:
         ConfigError: for a study that is not there, or named twice.
         StorageError: for one that cannot be read.
     """
-    [(place, times)] = Counter(Files(str(place)).place for place in places).most_common(1)
+    [(place, times)] = Counter(Files(str(place)).location for place in places).most_common(1)
     if times > 1:
         raise ConfigError(f"Name each study once in a report: {place!r} is named {times} times")
     return [load_results(place) for place in places]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from emoreg.config import StudyConfig, from_json
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.records import read_table
+from emoreg.results.tables import read_table
 from emoreg.storage.files import Files
 
 T = TypeVar("T")

@@ -60,14 +60,14 @@ class StudyTensorBoard(StudyObserver):
 
     def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
         """Write how busy slots and GPUs are."""
-        self._is_new, run, running = True, self._status.run, self._status.num_running
-        values = {"trials_running": running, "slots_in_use": min(1.0, running / max(1, run.slots))}
-        values["waiting_share"] = waiting_share([run])
+        run, running, step = self._status.run, self._status.num_running, len(_ended(self._status.trials))
+        self._busy.add_scalar("study/trials_running", running, step)
+        self._busy.add_scalar("study/slots_in_use", min(1.0, running / max(1, run.slots)), step)
+        self._busy.add_scalar("study/waiting_share", waiting_share([run]), step)
         if self._gpus:
-            values["gpu_utilisation"] = fmean(self._gpus.values())
-        for name, value in values.items():
-            self._busy.add_scalar(f"study/{name}", value, len(_ended(self._status.trials)))
+            self._busy.add_scalar("study/gpu_utilisation", fmean(self._gpus.values()), step)
         self._busy.flush()
+        self._is_new = True
         self._gpus.pop(trial.identity, None)
 
     def on_tick(self, status: RunStatus) -> None:
@@ -94,10 +94,8 @@ def write_study(copy: WorkingCopy, config: StudyConfig, trials: Mapping[str, Tri
     compared = _compared(copy.folder, ended)
     with _rewriting(copy, RUN) as writer:
         writer.add_custom_scalars(_layout(sorted({title for title, _, _ in compared}), objective.metric))
-        counts, tally = (
-            Counter(finished=0, pruned=0, failed=0),
-            Tally[TrialRecord](objective, {identity for _, _, identity in compared}),
-        )
+        counts = Counter(finished=0, pruned=0, failed=0)
+        tally = Tally[TrialRecord](objective, {identity for _, _, identity in compared})
         for step, row in enumerate(ended, start=1):
             tally.add(row)
             counts[row.status] += 1
@@ -158,15 +156,13 @@ def _control_curves(
     return curves
 
 
-def _layout(titles: Iterable[str], metric: str) -> dict[str, dict[str, list[object]]]:
+def _layout(titles: Iterable[str], metric: str) -> dict[str, dict[str, list[str | list[str]]]]:
     """The page Custom Scalars: which tags share a chart."""
-    by_control = {title: ["Multiline", [f"^controls/{re.escape(title)}$"]] for title in titles}
+    by_epoch = {title: [f"^controls/{re.escape(title)}$"] for title in titles}
     slots = ["study/slots_in_use", "study/gpu_utilisation", "study/waiting_share"]
     by_end = {"best so far": [f"study/best_{metric}"], "trials": ["study/trials_"], "slots": slots}
-    return {
-        "Regulation and its controls: mean validation accuracy by epoch": by_control,
-        "The study by trials ended": {title: ["Multiline", tags] for title, tags in by_end.items()},
-    }
+    pages = {"Regulation and its controls: mean validation accuracy by epoch": by_epoch, "The study by trials ended": by_end}
+    return {page: {title: ["Multiline", tags] for title, tags in charts.items()} for page, charts in pages.items()}
 
 
 def _log_error(writing: Future[None]) -> None:

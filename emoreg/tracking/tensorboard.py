@@ -1,7 +1,7 @@
 """TensorBoard, write-only: `tensorboard --logdir STORAGE/STUDY/events` shows a study while it runs and afterwards.
 
-A trial is one run, ``events/<identity>/``: a file for each attempt, and one (``....end``) with how it ended. The study's columns
-of the HParams page lie in ``events/`` itself; how it goes on is a run of its own (``study_tensorboard``).
+A trial is one run, ``events/<identity>/``: a file for each attempt, and one with how it ended. The study's columns of the
+HParams page lie in ``events/`` itself; how the study goes on is in runs of its own (``study_tensorboard``).
 
 A trial that is taken up again stays one line. It first reports every epoch that an earlier attempt had saved, and TensorBoard
 lets each value of a tag replace those that it read before at the same or a later step: stages never erase each other, although
@@ -91,7 +91,7 @@ class TensorBoardReporter(ExitStack):
         self._epoch = 0
         self._writer = self.enter_context(SummaryWriter(str(run), purge_step=1))
         values = {path: read_path(trial.config, path) for path in COMPARED} | dict(params)
-        self._writer.file_writer.add_summary(hparams_pb(values, trial_id=trial.identity))
+        _add(self._writer, hparams_pb(values, trial_id=trial.identity))
         self._writer.flush()
 
     def report(self, event: Event) -> None:
@@ -134,8 +134,8 @@ def finish(folder: Path, record: TrialRecord) -> None:
     started, ended = (datetime.fromisoformat(text).timestamp() for text in (record.started, record.ended))
     end = SessionEndInfo(status=status, end_time_secs=ended)
     with _whole(folder / "events" / record.identity / _END) as writer:
-        writer.file_writer.add_summary(hparams_pb(values, trial_id=record.identity, start_time_secs=started))
-        writer.file_writer.add_summary(_hparams(metadata.SESSION_END_INFO_TAG, session_end_info=end))
+        _add(writer, hparams_pb(values, trial_id=record.identity, start_time_secs=started))
+        _add(writer, _hparams(metadata.SESSION_END_INFO_TAG, session_end_info=end))
         writer.add_scalar("trial/device_seconds", record.device_seconds, 0)
         writer.add_scalar("trial/outcome", outcome, 0)
         writer.add_text("trial/status", record.status if record.message is None else f"{record.status}: {record.message}", 0)
@@ -156,7 +156,7 @@ def write_experiment(folder: Path, study: StudyConfig) -> None:
         metric_infos=[api_pb2.MetricInfo(name={"tag": tag}, display_name=title) for tag, title in metrics.items()],
     )
     with _whole(folder / "events" / "events.out.tfevents.experiment") as writer:
-        writer.file_writer.add_summary(_hparams(metadata.EXPERIMENT_TAG, experiment=experiment))
+        _add(writer, _hparams(metadata.EXPERIMENT_TAG, experiment=experiment))
 
 
 @contextmanager
@@ -167,6 +167,11 @@ def _whole(path: Path) -> Iterator[SummaryWriter]:
         yield writer
     (written,) = path.parent.glob(f"*{token}")
     written.replace(path)
+
+
+def _add(writer: SummaryWriter, summary: Any) -> None:
+    file_writer: Any = writer.file_writer  # torch's annotations know of none
+    file_writer.add_summary(summary)
 
 
 def _hparams(tag: str, **content: Any) -> Any:

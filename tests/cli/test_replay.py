@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emoreg.cli.local import run_single
 from rich.console import Console
 
-from emoreg.cli.local import run_single
 from emoreg.cli.replay import replay
 from emoreg.config import PretrainingConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.records import Provenance, Records, TrialRecord
+from emoreg.results.records import Provenance, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tuning.preflight import prepare_image_sets, provenance, write_study_file

@@ -10,7 +10,6 @@ from rich.console import Console
 from emoreg.cli.summary import (
     exit_code,
     print_confirmation,
-    print_confirmation_plan,
     print_places,
     print_plan,
     print_summary,
@@ -19,9 +18,9 @@ from emoreg.config import Choice, Objective, StudyConfig, control
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import UNKNOWN
 from emoreg.errors import Interrupted, StudyAborted
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
-from emoreg.tuning.confirm import plan_confirmation
+from emoreg.results.tables import Records
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, identity_of, tiny
@@ -164,9 +163,7 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return trial
 
     study = tiny_study(storage=str(storage), objectives=(Objective(metric="val_loss", mode="min"),))
-    study = dataclasses.replace(
-        study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space}
-    )
+    study = dataclasses.replace(study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space})
     console = page()
     print_plan("mine.py", study, console)
     text = text_of(console)
@@ -186,7 +183,9 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_confirmation_fixes_and_finds(storage: Path) -> None:
-    study = tiny_study(storage=str(storage), search_space={"regulation.balance": tiny_study().search_space["regulation.balance"]})
+    study = tiny_study(
+        storage=str(storage), search_space={"regulation.balance": tiny_study().search_space["regulation.balance"]}
+    )
     write_study(storage, made_up_config(num_trials=4, storage=str(storage)), num_seeds=3)
     console = page()
     print_confirmation(load_results(storage / "made-up.confirm"), console)

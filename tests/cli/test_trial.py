@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from emoreg.cli.local import run_single
 from rich.console import Console
 
-from emoreg.cli.local import run_single
 from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage import checkpoint
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy

@@ -69,7 +69,9 @@ def test_it_is_read_back_where_it_lies(written: Path, monkeypatch: pytest.Monkey
 def test_it_shows_how_it_stands(written: Path) -> None:
     study = emoreg.load_study(written)
     best = max(study.best.values(), key=lambda row: row.val_accuracy or 0.0)
-    assert repr(study).startswith(f"Study('made-up', 10 trials over backbone, regulation.balance, pretraining.epochs, in {written}: ended, ")
+    assert repr(study).startswith(
+        f"Study('made-up', 10 trials over backbone, regulation.balance, pretraining.epochs, in {written}: ended, "
+    )
     assert f"best val_accuracy {best.val_accuracy:.4g} ({best.backbone}, regulation.balance " in repr(study)
     assert study._repr_html_().startswith("<b>Study made-up</b>: 10 trials over backbone")
     assert "<br>best val_accuracy " in study._repr_html_()
@@ -111,9 +113,11 @@ def test_how_a_run_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ends.append(RunEnd.INTERRUPTED)
     with pytest.raises(Interrupted, match="Run study 'tiny' again to go on"):
         study.run()
-    from emoreg.results.records import Records
+    from emoreg.results.tables import Records
 
-    Records(folder).add_trial(dataclasses.replace(ended(status="failed", message="its code"), log_tail="Traceback: KeyError: 'x'"))
+    Records(folder).add_trial(
+        dataclasses.replace(ended(status="failed", message="its code"), log_tail="Traceback: KeyError: 'x'")
+    )
     ends.append(RunEnd.ABORTED)
     with pytest.raises(StudyAborted, match=r"(?s)Mend the fault .* broke 3 trials \(resources.max_failures\).*KeyError: 'x'"):
         study.run()

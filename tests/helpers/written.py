@@ -34,7 +34,8 @@ from emoreg.config.resolved import source_of
 from emoreg.config.search_space import resolve
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.plan import choose, confirming, opening_of, plan_trials, write_openings
-from emoreg.results.records import EpochRecord, Provenance, Records, Role, Row, RunRecord, TrialRecord, schema
+from emoreg.results.records import EpochRecord, Provenance, Role, Row, RunRecord, TrialRecord, schema
+from emoreg.results.tables import Records
 from emoreg.results.written import WrittenStudy, read_written
 from emoreg.storage.files import Files
 

@@ -47,7 +47,8 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     before = trials(searched)
     plan = confirm(searched, *TWO, "--dry-run")
     assert (
-        "14 trials: regulation, plain, compute_matched, emotional, untrained, shuffled, neutral, on seeds 1000 to 1001. About" in plan
+        "14 trials: regulation, plain, compute_matched, emotional, untrained, shuffled, neutral, on seeds 1000 to 1001. About"
+        in plan
     )
     assert "With 2 seeds no difference can be shown, however large, for 6 comparisons are made: give --seeds 8 or more." in plan
     assert not (searched / "tiny.confirm" / "records").exists()
@@ -97,7 +98,10 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     again = confirm(searched, "--seeds", "3", "--again")
     assert "The test split was looked at 2 times" in again
     openings = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["openings"]
-    assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [[1000, 1001], [1000, 1001, 1002]]
+    assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [
+        [1000, 1001],
+        [1000, 1001, 1002],
+    ]
     assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
 
 

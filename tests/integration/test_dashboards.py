@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import expect
 
 from emoreg.config.resolved import resolve_trial
-from emoreg.results.records import Records
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.study_tensorboard import RUN, write_study

@@ -42,7 +42,9 @@ def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
     assert states(database) == [TrialState.COMPLETE] * 6
     assert attempts(tmp_path) == dict.fromkeys(rows, 1), "a trial was run twice"
     epochs = pq.read_table(tmp_path / "tiny" / "records" / "epochs.parquet").to_pylist()
-    assert sorted(row["epoch"] for row in epochs if row["stage"] == "pretraining") == [1, 2], "a pre-training was paid for twice"
+    assert sorted(row["epoch"] for row in epochs if row["stage"] == "pretraining") == [1, 2], (
+        "a pre-training was paid for twice"
+    )
     runs = pq.read_table(tmp_path / "tiny" / "records" / "runs.parquet").to_pylist()
     assert [run["ending"] for run in runs] == ["completed", "completed"]
     assert sum(run["num_trials"] for run in runs) == 8

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.results.records import Records
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy, join
 from tests.integration.gate import Gate
@@ -23,7 +23,9 @@ def records(storage: str) -> Records:
 
 def numbers(found: Records) -> dict[str, dict[str, object]]:
     return {
-        identity: {name: getattr(row, name) for name in ("status", "role", "number", "val_accuracy", "val_loss", "measured_balance")}
+        identity: {
+            name: getattr(row, name) for name in ("status", "role", "number", "val_accuracy", "val_loss", "measured_balance")
+        }
         for identity, row in found.trials.items()
     }
 

@@ -129,7 +129,10 @@ def test_a_trial_in_a_used_worker_equals_the_same_trial_alone(finished: Path, tm
     # One worker ran all the trials, one after the other: the last one found a process that had been used.
     row = max(trials(finished).values(), key=lambda row: str(row["ended"]))
     config = replace_paths(tiny_study.CONFIG.trial, json.loads(str(row["params"])))
-    assert resolve_trial(config, prepare_image_sets(dataclasses.replace(tiny_study.CONFIG, storage=str(finished)))).identity == row["identity"]
+    assert (
+        resolve_trial(config, prepare_image_sets(dataclasses.replace(tiny_study.CONFIG, storage=str(finished)))).identity
+        == row["identity"]
+    )
     alone = Recorder()
     result, _, _ = run_alone(config, tmp_path, alone)
     assert (result.val_accuracy, result.val_loss) == (row["val_accuracy"], row["val_loss"])

@@ -62,9 +62,7 @@ class WatchedBridge(TuneBridge):
         assigned: Assignment = trial.config[ASSIGNMENT]
         match result.get(EVENT):
             case TrialPlaced() as placed:
-                self.diary.note(
-                    "started", identity=assigned.trial.identity, attempt=assigned.attempt, node=placed.node_id
-                )
+                self.diary.note("started", identity=assigned.trial.identity, attempt=assigned.attempt, node=placed.node_id)
             case EpochRecord() as row:
                 self.diary.note("epoch", identity=row.identity, stage=row.stage, epoch=row.epoch)
 

@@ -16,8 +16,8 @@ from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.records import Records
 from emoreg.results.status import read_status
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.locks import study_lock
 from tests.helpers.written import begin_run, driven, made_up_config, write_study, write_study_json

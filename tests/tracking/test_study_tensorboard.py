@@ -11,7 +11,8 @@ from tensorboard.util import tensor_util
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.analysis import best_by_backbone
 from emoreg.results.plan import read_openings
-from emoreg.results.records import Records, RunRecord, TrialRecord
+from emoreg.results.records import RunRecord, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy

@@ -20,7 +20,8 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.data import Split
 from emoreg.data.batches import Batches
 from emoreg.results.outcome import OomState, Outcome
-from emoreg.results.records import EpochRecord, Records, TrialRecord
+from emoreg.results.records import EpochRecord, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.checkpoint import State
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.learners import EmotionLearner, RegulationLearner, evaluate

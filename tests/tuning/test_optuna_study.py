@@ -32,7 +32,8 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.tuning.optuna_study import (
     GRID,
