@@ -219,7 +219,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     }.items():
         plan.add_row(name, text)
     if own:
-        plan.add_row("of the study's own", ", ".join(own))
+        plan.add_row("registered", ", ".join(own))
     console.print(plan)
 
 

@@ -14,7 +14,7 @@ from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.search_space import lengths
 from emoreg.errors import Interrupted
 from emoreg.results.outcome import EndReason
-from emoreg.results.records import EpochRecord, TrialRecord, utc_now
+from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord, utc_now
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.tracking import tensorboard
@@ -85,6 +85,8 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
         finally:
             for row in lines.epochs:
                 records.add_epoch(row)
+            for probe in lines.probes:
+                records.add_probe(probe)
             records.write()
             copy.push("records", *own)
         earlier = records.trials.get(trial.identity)
@@ -113,15 +115,18 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
 
 
 class EpochLines:
-    """Prints a line an epoch and keeps the rows, as ``epochs``. A ``Reporter``."""
+    """Prints a line an epoch, and keeps the rows of epochs and probes. A ``Reporter``."""
 
     def __init__(self, trial: TrialConfig, console: Console) -> None:
         self._totals = {"pretraining": trial.pretraining.epochs, "regulation": trial.regulation.epochs}
         self._console = console
         self.epochs: list[EpochRecord] = []
+        self.probes: list[ProbeRecord] = []
 
     def report(self, event: Event) -> None:
         """Tell of an epoch; other events are nothing to a terminal."""
+        if isinstance(event, ProbeRecord):
+            self.probes.append(event)
         if not isinstance(event, EpochRecord):
             return
         self.epochs.append(event)

@@ -24,7 +24,8 @@ from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.analysis import Tally, objective_value, waiting_share
 from emoreg.results.plan import read_openings
-from emoreg.results.records import EpochRecord, TrialRecord, read_table
+from emoreg.results.records import EpochRecord, TrialRecord
+from emoreg.results.tables import read_table
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import RunStatus, StudyObserver

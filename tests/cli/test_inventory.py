@@ -6,15 +6,29 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+import time
 from pathlib import Path
 
 import pytest
 
 from emoreg.cli.main import main
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import running, write_json
-from tests.test_housekeeping import MADE, key, put, use
+from emoreg.storage.housekeeping import Use, record_use, running, write_json
+
+
+def key(letter: str) -> str:
+    return letter * 16
+
+
+def use(study: str, ago: float, identity: str, paid: float = 0.0, whole: float = 0.0) -> Use:
+    seconds = {"paid_seconds": paid, "experience_seconds": whole}
+    return Use(study=study, identity=identity, epochs=4, time=time.time() - ago, **seconds)
+
+
+def put(files: Files, letter: str, *uses: Use, size: int) -> None:
+    files.write(f"{key(letter)}/4.ckpt", b"x" * size)
+    for one in uses:
+        record_use(files, key(letter), one)
 
 
 def experience(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -37,7 +51,7 @@ def files(tmp_path: Path) -> Files:
     files = Files(str(tmp_path / "runs" / "experience"))
     put(files, "a", use("one", 10, "t1", paid=7200, whole=7200), use("two", 5, "t2", whole=7200), size=3 << 20)
     put(files, "b", use("two", 9000, "t3", paid=60, whole=60), size=3 << 20)
-    write_json(files, f"{key('a')}/made.json", asdict(MADE))
+    write_json(files, f"{key('a')}/made.json", {"description": "resnet18, openmoji, seed 1", "time": 5.0})
     return files
 
 
@@ -88,10 +102,10 @@ def test_pruning_says_what_goes_and_what_must_stay(files: Files, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("prune",), "needs --budget-gib, .*but it is None"),
+        (("prune",), "Give --budget-gib, .*but it is None"),
         (("prune", "--budget-gib", "-1"), "from 0 upwards, but it is -1.0"),
         (("prune", "--budget-gib", "inf"), "from 0 upwards, but it is inf"),
-        (("list", "--uri", "s4://x/y"), "must be a folder, or a URI that pyarrow can open .*'s4://x/y'"),
+        (("list", "--uri", "s4://x/y"), "a URI that pyarrow can open .*'s4://x/y' cannot be used"),
         (("list", "--uri", "file"), "must be a folder or bucket that can be read"),
         (("show",), "invalid choice"),
     ],

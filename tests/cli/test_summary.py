@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from emoreg.cli.summary import (
     exit_code,
     print_confirmation,
+    print_confirmation_plan,
     print_places,
     print_plan,
     print_summary,
@@ -18,9 +20,11 @@ from emoreg.config import Choice, Objective, StudyConfig, control
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import UNKNOWN
 from emoreg.errors import Interrupted, StudyAborted
+from emoreg.results.plan import choose, plan_trials
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
 from emoreg.results.tables import Records
+from emoreg.tuning.confirm import ConfirmationPlan
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, identity_of, tiny
@@ -182,19 +186,33 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "…" not in text
 
 
-def test_what_a_confirmation_fixes_and_finds(storage: Path) -> None:
-    study = tiny_study(
-        storage=str(storage), search_space={"regulation.balance": tiny_study().search_space["regulation.balance"]}
-    )
-    write_study(storage, made_up_config(num_trials=4, storage=str(storage)), num_seeds=3)
+def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
+    config = made_up_config(num_trials=4)
+    searched = load_results(write_study(tmp_path, config, num_seeds=0)).by_identity
+    searched |= {"opened": dataclasses.replace(ended(role="trial"), test_accuracy=0.5)}
+    trials = plan_trials(config, choose(config, searched.values(), 1), [1000, 1001], images=lambda _: 100)
+    console = page(width=100)
+    print_confirmation_plan(config.name, ConfirmationPlan(config=config, trials=trials, searched=searched), console)
+    text = text_of(console)
+    assert "Chosen of 'made-up', on validation" in text
+    chosen = {found.identity for found, _ in trials}
+    assert all(identity in text for identity in chosen)
+    controls = "regulation, plain, compute_matched, emotional, untrained, shuffled, neutral"
+    assert f"{7 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
+    assert "The test set has been opened by 1 trial of the study already" in text
+    assert "With 2 seeds no difference can be shown, however large" in text
+
+
+def test_what_a_confirmation_has_found(tmp_path: Path) -> None:
+    write_study(tmp_path, made_up_config(num_trials=4), num_seeds=10)
     console = page()
-    print_confirmation(load_results(storage / "made-up.confirm"), console)
+    print_confirmation(load_results(tmp_path / "made-up.confirm"), console)
     text = text_of(console)
     assert "Regulation beside its controls, on the test set" in text
     assert "Gains are paired by seed." in text
-    assert f"report:       emoreg report {storage / 'made-up'}" in text
-    assert max(len(line) for line in text.splitlines() if "Gains" not in line and ":" not in line) <= 80
-    del study
+    assert re.search(r"^test_\w+: helps", text, re.MULTILINE), text
+    assert f"report:       emoreg report {tmp_path / 'made-up'}\n" in text
+    assert max(len(line) for line in text.splitlines() if line.startswith(("test_", "backbone", "regulation"))) <= 80
 
 
 @pytest.mark.parametrize("width", [80, 120])

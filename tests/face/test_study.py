@@ -10,6 +10,7 @@ import pytest
 
 import emoreg
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
+from emoreg.results.tables import Records
 from emoreg.study import StudySettings
 from emoreg.tuning.study import RunEnd
 from tests.helpers.studies import ended, tiny_study
@@ -38,7 +39,7 @@ def test_it_takes_every_setting_of_a_study() -> None:
 def test_a_study_that_has_not_run_says_so(tmp_path: Path) -> None:
     study = emoreg.Study("mine", search_space=SPACE, storage=str(tmp_path))
     assert repr(study) == f"Study('mine', 20 trials over regulation.balance, in {tmp_path}/mine: not run yet)"
-    for read in (lambda: study.best, lambda: study.trials, lambda: study.trials_frame(), study.status, study.report):
+    for read in (lambda: study.best, lambda: study.trials, study.trials_frame, study.status, study.report):
         with pytest.raises(ConfigError, match=r"Name the folder or URI of a study that was run|Run"):
             read()
     assert not list(tmp_path.iterdir())
@@ -69,9 +70,8 @@ def test_it_is_read_back_where_it_lies(written: Path, monkeypatch: pytest.Monkey
 def test_it_shows_how_it_stands(written: Path) -> None:
     study = emoreg.load_study(written)
     best = max(study.best.values(), key=lambda row: row.val_accuracy or 0.0)
-    assert repr(study).startswith(
-        f"Study('made-up', 10 trials over backbone, regulation.balance, pretraining.epochs, in {written}: ended, "
-    )
+    over = "backbone, regulation.balance, pretraining.epochs"
+    assert repr(study).startswith(f"Study('made-up', 10 trials over {over}, in {written}: ended, ")
     assert f"best val_accuracy {best.val_accuracy:.4g} ({best.backbone}, regulation.balance " in repr(study)
     assert study._repr_html_().startswith("<b>Study made-up</b>: 10 trials over backbone")
     assert "<br>best val_accuracy " in study._repr_html_()
@@ -113,11 +113,8 @@ def test_how_a_run_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ends.append(RunEnd.INTERRUPTED)
     with pytest.raises(Interrupted, match="Run study 'tiny' again to go on"):
         study.run()
-    from emoreg.results.tables import Records
-
-    Records(folder).add_trial(
-        dataclasses.replace(ended(status="failed", message="its code"), log_tail="Traceback: KeyError: 'x'")
-    )
+    failed = dataclasses.replace(ended(status="failed", message="its code"), log_tail="Traceback: KeyError: 'x'")
+    Records(folder).add_trial(failed)
     ends.append(RunEnd.ABORTED)
     with pytest.raises(StudyAborted, match=r"(?s)Mend the fault .* broke 3 trials \(resources.max_failures\).*KeyError: 'x'"):
         study.run()
