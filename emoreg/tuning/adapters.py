@@ -25,7 +25,7 @@ from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, scratch
 from emoreg.training.context import TrialContext
-from emoreg.training.devices import pick_device
+from emoreg.training.devices import DeviceChoice, pick_device
 from emoreg.training.events import Event, Reporter
 from emoreg.training.stages import check_images
 from emoreg.training.trial import CHECKPOINT, run_trial
@@ -61,7 +61,7 @@ def resolved_trial(config: TrialConfig, load_images: LoadImages) -> ResolvedTria
     return resolve_trial(config, Fingerprints(prints))
 
 
-def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: str = "auto") -> Outcome:
+def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: DeviceChoice = "auto") -> Outcome:
     """Run one trial in this process, from its last checkpoint in the storage where it has one.
 
     Raises:
