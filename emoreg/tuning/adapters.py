@@ -157,7 +157,7 @@ class _ToTune:
 
 
 def objective(
-    trial: TrialConfig, search_space: SearchSpace, *, storage: str = STORAGE, device: str = "auto"
+    trial: TrialConfig, search_space: SearchSpace, *, storage: str = STORAGE, device: DeviceChoice = "auto"
 ) -> Callable[[optuna.Trial], float]:
     """An objective that Optuna maximises: the validation accuracy of a trial with the values that Optuna suggests.
 
@@ -189,7 +189,9 @@ def objective(
     return partial(_evaluate, base=trial, search_space=search_space, storage=storage, device=device)
 
 
-def _evaluate(trial: optuna.Trial, *, base: TrialConfig, search_space: SearchSpace, storage: str, device: str) -> float:
+def _evaluate(
+    trial: optuna.Trial, *, base: TrialConfig, search_space: SearchSpace, storage: str, device: DeviceChoice
+) -> float:
     import optuna
 
     params: Mapping[str, Value] = suggest(search_space, base, trial)
