@@ -271,11 +271,7 @@ def test_the_newest_job_of_a_study_is_found_by_its_name_or_its_file(dashboard: D
 
 def test_a_study_has_one_job_at_a_time(dashboard: Dashboard) -> None:
     dashboard.has(job("PENDING", 3), job("SUCCEEDED", 1))
-<<<<<<< HEAD
-    with pytest.raises(ConfigError, match=r"stop it first .* but tiny-3 of anna has not ended"):
-=======
     with pytest.raises(ConfigError, match=r"Stop it first .* but tiny-3 of anna has not ended"):
->>>>>>> cluster
         submit(prepared(tiny_study()), connect(dashboard.address))
 
 
