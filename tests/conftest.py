@@ -15,37 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from tests.integration.cluster import Cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores with others
 
-# The shapes in the signatures of these modules are checked whenever a test calls them.
-install_import_hook(
-    [
-        "emoreg.training.backbones",
-        "emoreg.training.learners",
-        "emoreg.training.loop",
-        "emoreg.training.metrics",
-        "emoreg.training.model",
-        "emoreg.training.oom",
-        "emoreg.training.optim",
-        "emoreg.training.probes",
-        "emoreg.data.augmentation",
-        "emoreg.data.batches",
-        "emoreg.data.image_set",
-        "emoreg.data.splits",
-    ],
-    "beartype.beartype",
-)
-
 
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
     """For tests of what sets how many threads torch has."""
-    import torch  # the hook above must come first
+    import torch
 
     before = torch.get_num_threads()
     yield
