@@ -80,7 +80,5 @@ def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
         return None
     columns = list(row_type.__annotations__)
     stored = read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", columns)
-    values = zip(
-        *(stored[column].to_pylist() for column in columns), strict=True
-    )  # far quicker than its dictionaries
+    values = zip(*(stored[column].to_pylist() for column in columns), strict=True)  # far quicker than its dictionaries
     return [row_type(**dict(zip(columns, row, strict=True))) for row in values]
