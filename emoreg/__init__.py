@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from emoreg import torchvision_import
 from emoreg.config import (
     AugmentationConfig,
     Choice,
@@ -37,7 +38,12 @@ from emoreg.config import (
 from emoreg.errors import EmoregError
 
 if TYPE_CHECKING:
+    from emoreg.data import ImageSetContents, ImageSetRequest, image_set
     from emoreg.study import Study, load_study, run_trial
+    from emoreg.tracking.observer import StudyObserver
+    from emoreg.training.backbones import backbone
+    from emoreg.training.metrics import metric
+    from emoreg.training.probes import probe
     from emoreg.tuning.adapters import objective, trainable
 
 __version__ = "0.2.0"
@@ -49,6 +55,8 @@ __all__ = [
     "ExperienceConfig",
     "Float",
     "ImageSetConfig",
+    "ImageSetContents",
+    "ImageSetRequest",
     "Int",
     "Objective",
     "OptimizerConfig",
@@ -59,24 +67,38 @@ __all__ = [
     "SchedulerConfig",
     "Study",
     "StudyConfig",
+    "StudyObserver",
     "TrialConfig",
     "TrialResources",
     "When",
     "__version__",
+    "backbone",
     "control",
+    "image_set",
     "load_study",
+    "metric",
     "objective",
+    "probe",
     "run_trial",
     "trainable",
 ]
 
 _LAZY = {
+    "ImageSetContents": "emoreg.data",
+    "ImageSetRequest": "emoreg.data",
     "Study": "emoreg.study",
+    "StudyObserver": "emoreg.tracking.observer",
+    "backbone": "emoreg.training.backbones",
+    "image_set": "emoreg.data",
     "load_study": "emoreg.study",
+    "metric": "emoreg.training.metrics",
     "objective": "emoreg.tuning.adapters",
+    "probe": "emoreg.training.probes",
     "run_trial": "emoreg.study",
     "trainable": "emoreg.tuning.adapters",
 }
+
+torchvision_import.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """What can go wrong, as one tree.
 
 EmoregError
-├── UserError (also a ValueError)   the input is wrong: the message names the rule, the value and the way out; exit code 2
+├── UserError (also a ValueError)   the input is wrong: the message says what to do, the constraint and the value; exit code 2
 │   ├── ConfigError                 a configuration value, an override, a study file
 │   ├── ImageSetError               an image set that is missing, broken or laid out wrongly
 │   └── StorageError                a folder or a file that cannot be used
@@ -18,11 +18,11 @@ class EmoregError(Exception):
 
 
 class UserError(EmoregError, ValueError):
-    """Wrong input. The message names the rule, the value given and the way out."""
+    """Wrong input. The message says what to do, then the constraint and the value that breaks it."""
 
 
 class ConfigError(UserError):
-    """A configuration that breaks a rule."""
+    """A configuration that breaks a constraint."""
 
 
 class ImageSetError(UserError):

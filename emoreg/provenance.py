@@ -10,14 +10,14 @@ import emoreg
 COMMIT_FILE = "emoreg/commit.txt"
 """Where code that travels to a cluster says which commit it was made of: there is no git to ask."""
 _DESCRIBE = ("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says, or nothing where there is no git or no checkout."""
+    """The output of git, or nothing where there is no git or no checkout."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=_TIMEOUT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

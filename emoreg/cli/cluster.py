@@ -13,23 +13,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
 from emoreg.cli.options import Debug, StudyCommand, Switch
+from emoreg.cli.terminal import new_table, terminal
 from emoreg.config import FIRST_SEED
 from emoreg.errors import ConfigError
-from emoreg.formatting import counted, duration
+from emoreg.formatting import duration
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from emoreg.cluster.doctor import Finding
     from emoreg.cluster.jobs import Job
-    from emoreg.results.status import Status
 
 _Submitted = Annotated[
     Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
@@ -115,7 +112,7 @@ class Submit(StudyCommand):
             return [*options, *(f"{flag}={number}" for flag, number in numbers.items()), *(["--again"] if self.again else [])]
         if (self.top, self.seeds, self.first_seed, self.again) != (Submit.top, Submit.seeds, Submit.first_seed, Submit.again):
             raise ConfigError(
-                "add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
+                "Add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
                 "itself is submitted"
             )
         return options
@@ -180,6 +177,7 @@ class Stop:
 
 def print_job_status(reference: str, address: str, *, as_json: bool) -> int:
     """Print how the newest job of a study stands: `emoreg status --address`; the exit code."""
+    from emoreg.cli.look import print_status
     from emoreg.cluster.jobs import job_status
 
     found = job_status(reference, address)
@@ -192,20 +190,20 @@ def print_job_status(reference: str, address: str, *, as_json: bool) -> int:
     since = f"submitted {datetime.fromtimestamp(job.submitted, UTC):%Y-%m-%d %H:%M} UTC by {job.user}"
     print(f"study {job.study!r}: {_ending(job)}; {since}, {taken}{'' if job.ended is None else ' in all'}")
     print(f"  job {job.id}{'' if job.node is None else f', driver on {job.node}'}")
-    print(f"  {_progress(status) if status is not None else found.last_line}")
+    if status is None:
+        print(f"  {found.last_line}")
+    else:
+        print_status(status, terminal())
     return 0
 
 
 def print_findings(findings: Iterable[Finding]) -> int:
     """Print a doctor's findings as a table; the exit code is 1 if one is bad."""
-    console = Console(highlight=False)
-    table = Table("", "what", "found", "cure", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    console, table = terminal(), new_table(None, "", "what", "found", "cure")
     table.columns[1].no_wrap = True
-    table.columns[2].overflow = table.columns[3].overflow = "fold"  # a long path is told whole
     num_bad = 0
     for finding in findings:
-        style = _STYLES[finding.verdict]
-        table.add_row(f"[{style}]{finding.verdict}[/]", finding.what, Text(finding.found), Text(finding.cure))
+        table.add_row(Text(finding.verdict, _STYLES[finding.verdict]), finding.what, finding.found, finding.cure)
         num_bad += finding.verdict == "bad"
     console.print(table)
     console.print(f"{num_bad} of these would stop a study." if num_bad else "Nothing here would stop a study.")
@@ -239,15 +237,6 @@ def _ending(job: Job) -> str:
     if job.exit_code == _INTERRUPTED:
         return "interrupted"
     return _STATES[job.state] + (f" with exit code {job.exit_code}" if job.state == "FAILED" and job.exit_code else "")
-
-
-def _progress(status: Status) -> str:
-    trials = status.trials
-    counts = {"finished": trials.finished, "pruned": trials.pruned, "failed": trials.failed}
-    counts["running"] = len(status.running or ())
-    told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
-    left = "" if status.seconds_left is None else f"; about {duration(status.seconds_left)} left"
-    return f"{trials.ended} of {counted(trials.planned, 'trial')}{': ' if told else ''}{told}{left}"
 
 
 def _print_how_to_go_on(job: Job) -> None:

@@ -124,9 +124,9 @@ def _table(title: str, *columns: str) -> Table:
 
 def print_readers(console: Console) -> None:
     """The readers of image sets, and where to get what they read."""
-    from emoreg.data import READERS
+    from emoreg.data import IMAGE_SETS
 
-    for name, reader in READERS.items():
+    for name, reader in IMAGE_SETS.items():
         console.print(f"{name} ({reader.kind}): {reader.description}", soft_wrap=False)
         lines = Table.grid(padding=(0, 2))
         lines.add_column(no_wrap=True)

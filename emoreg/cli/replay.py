@@ -246,7 +246,9 @@ def _rows(recorded: _Recorded, outcome: Outcome, epochs: Mapping[Place, EpochRec
 
 
 def _numbers(row: EpochRecord) -> dict[str, float | None]:
-    return {name: getattr(row, name) for name in _OF_EPOCH} | json.loads(row.metrics)
+    numbers: dict[str, float | None] = {name: getattr(row, name) for name in _OF_EPOCH}
+    numbers.update(json.loads(row.metrics))
+    return numbers
 
 
 def _print_rows(rows: Sequence[_Row], console: Console) -> None:

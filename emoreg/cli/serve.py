@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from emoreg.cli.options import Debug, Written, reading
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.written import read_written
-from emoreg.storage.files import Files, without_credentials
-from emoreg.storage.working_copy import scratch
+from emoreg.storage.files import Files
+from emoreg.storage.retry import Patience
+from emoreg.storage.working_copy import WorkingCopy
 from emoreg.study_file import find_study
 
 FOLLOW_SECONDS = 60.0
@@ -42,28 +44,33 @@ class _Viewer:
     def _serve(self, shown: str, command: Callable[[StudyConfig, Path], list[str]], note: str) -> int:
         """Run a command on a file or folder of the study until Ctrl-C; the exit code."""
         with reading():
-            files = Files(find_study(self.study, self.storage))
+            files = Files(find_study(self.study, self.storage), patience=Patience())
             config = read_written(files).config
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here is to end with this process
-        with _followed(files, shown) as (folder, refresh):
-            program, *arguments = command(config, folder)
+        with WorkingCopy(files) as copy, tempfile.TemporaryFile() as output:
+            sizes: dict[str, int] = {}
+            _follow(copy, shown, sizes)
+            program, *arguments = command(config, copy.folder)
             path = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
             if path is None:
                 raise ConfigError(f"Install {program}, which shows this: pip install -e '.[cluster]'")
             port = self._free_port()
             url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/"
-            copy = "This is a copy, which follows the study every minute.\n" if files.folder is None else ""
-            print(f"study {config.name!r}: {url}\n{note.format(url=url)}\n{copy}Ctrl-C ends it.", flush=True)
-            with subprocess.Popen([path, *arguments, "--host", self.host, "--port", str(port)]) as process:
+            copied = "This is a copy, which follows the study every minute.\n" if copy.is_remote else ""
+            print(f"study {config.name!r}: {url}\n{note.format(url=url)}\n{copied}Ctrl-C ends it.", flush=True)
+            started = [path, *arguments, "--host", self.host, "--port", str(port)]
+            with subprocess.Popen(started, stdout=output, stderr=subprocess.STDOUT) as process:
                 try:
                     while process.poll() is None:
                         with suppress(subprocess.TimeoutExpired):
                             process.wait(FOLLOW_SECONDS)
-                        refresh()
+                        _follow(copy, shown, sizes)
                 except KeyboardInterrupt:
                     return 0
                 finally:
                     process.terminate()
+            output.seek(0)
+            print(output.read().decode(errors="replace"), end="", file=sys.stderr)
             return process.returncode
 
     def _free_port(self) -> int:
@@ -132,34 +139,18 @@ def _dashboard(config: StudyConfig, folder: Path) -> list[str]:
     return ["optuna-dashboard", str(address)]
 
 
-@contextmanager
-def _followed(files: Files, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The study's folder or, of an object store, one with a copy of a file or folder; and what brings the copy up to date.
+def _follow(copy: WorkingCopy, name: str, sizes: dict[str, int]) -> None:
+    """Bring what an object store has of a file or folder; ``sizes`` knows what was brought before.
 
     What was appended is appended to the copy: readers of journals and events go on in the files that they have open.
     """
-    if files.folder is not None:
-        yield files.folder, lambda: None
-        return
-    sizes: dict[str, int] = {}
-
-    def copy() -> None:
-        for found in [*files.find(deep=False), *files.find("events")]:
-            size, path = sizes.get(found.name, 0), folder / found.name
-            if found.name.startswith(name) and found.size > size:
-                with suppress(FileNotFoundError):  # replaced meanwhile
-                    content = files.read(found.name).to_pybytes()
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with open(path, "ab") as stream:
-                        stream.write(content[size:])
-                    sizes[found.name] = len(content)
-
-    def refresh() -> None:
-        try:
-            copy()
-        except OSError as error:
-            print(f"{files.uri} does not answer ({without_credentials(str(error))}): asked again in a minute", file=sys.stderr)
-
-    with scratch() as folder:
-        copy()
-        yield folder, refresh
+    for found in [*copy.files.find(deep=False), *copy.files.find("events")] if copy.is_remote else ():
+        size, path = sizes.get(found.name, 0), copy.folder / found.name
+        if found.name.startswith(name) and found.size != size:
+            with suppress(FileNotFoundError):  # gone meanwhile
+                content = copy.files.read(found.name).to_pybytes()
+                is_longer = size > 0 and content.startswith(path.read_bytes()[:size])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "ab" if is_longer else "wb") as stream:
+                    stream.write(content[size:] if is_longer else content)
+                sizes[found.name] = len(content)

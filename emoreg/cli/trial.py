@@ -14,7 +14,8 @@ from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.search_space import lengths
 from emoreg.errors import Interrupted
 from emoreg.results.outcome import EndReason
-from emoreg.results.records import EpochRecord, ProbeRecord, Records, TrialRecord, utc_now
+from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord, utc_now
+from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.tracking import tensorboard
 from emoreg.training.context import EvaluatedSplit, TrialContext

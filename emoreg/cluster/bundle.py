@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import sysconfig
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import emoreg
 from emoreg.config import SECRETS, StudyConfig, leaves
 from emoreg.errors import ConfigError
 from emoreg.provenance import COMMIT_FILE, git, is_checkout, own_commit
+from emoreg.study_file import own_modules
 
 _MIB = 2**20
 _MOST_BYTES = 500 * _MIB  # Ray's limit of a package
@@ -21,7 +21,7 @@ _OUTSIDE = "submitted"
 _LITERAL = 8  # a shorter password may stand in code for something else
 
 NO_SECRETS = (
-    "take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
+    "Take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head"
 )
 
@@ -58,7 +58,7 @@ class Bundle:
                 content = file.read_bytes()
                 if any(secret.encode() in content for secret in secrets):
                     raise ConfigError(
-                        f"code that travels to a cluster must hold no password or key, but {str(file)!r} does: {NO_SECRETS}"
+                        f"{NO_SECRETS}: code that travels to a cluster must hold no password or key, but {str(file)!r} does"
                     )
                 _add(archive, name, content)
             if self.commit is not None:
@@ -69,27 +69,23 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
     """What a study, which is loaded, needs of this machine's code. Hidden files, caches and results stay here.
 
     Of a git checkout: what git tracks, and what is new and not ignored. Of anything else: emoreg and its studies. Of the
-    user's own modules outside of it: those beside the study, or below the working directory, that the study has imported.
+    user's own modules: those from the study's own folder that it has imported.
 
     Raises:
-        ConfigError: for a study whose file would not travel, or files that are more than Ray takes.
+        ConfigError: for files that are more than Ray takes.
     """
     root = Path(emoreg.__file__).resolve().parents[1]
     results = {root / "runs", Path(config.storage).expanduser().resolve()}
     files = {name: root / name for name in _listed(root, results) if (root / name).is_file()}
+    path = Path(reference).expanduser().resolve()
+    is_file = reference.endswith(".py") or "/" in reference
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) if is_file else module.__name__ == reference:
+            files |= {_name(own): Path(str(own.__file__)).resolve() for own in own_modules(module)[is_file:]}
     study = reference
-    if reference.endswith(".py") or "/" in reference:
-        path = Path(reference).expanduser().resolve()
+    if is_file:
         study = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{_OUTSIDE}/{path.name}"
-        files |= {**dict(_own_modules(path.parent, root)), study: path}
-    else:
-        files |= dict(_own_modules(Path.cwd().resolve(), root))
-        folder = reference.replace(".", "/")
-        if not files.keys() & {f"{folder}.py", f"{folder}/__init__.py"}:
-            raise ConfigError(
-                f"name the study by its path: it must travel to the cluster, but the module {reference!r} is neither below "
-                f"{str(root)!r} nor below the working directory"
-            )
+        files[study] = path
     _check_size(files)
     return Bundle(files=files, study=study, root=root, commit=own_commit())
 
@@ -115,18 +111,9 @@ def _listed(root: Path, results: set[Path]) -> Iterator[str]:
     return (name for name in names if not any(part.startswith(".") or part == "__pycache__" for part in Path(name).parts))
 
 
-def _own_modules(beside: Path, root: Path) -> Iterator[tuple[str, Path]]:
-    """The modules below ``beside``, but not of ``root`` or an environment, that this process has imported."""
-    library = Path(sysconfig.get_path("stdlib")).resolve()
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        if not (file.endswith(".py") and os.path.isabs(file) and os.path.isfile(file)) or name.startswith("emoreg_study_"):
-            continue
-        path = Path(file).resolve()
-        installed = path.is_relative_to(library) or {"site-packages", "dist-packages"} & set(path.parts)
-        if path.is_relative_to(beside) and not path.is_relative_to(root) and not installed and name != "__main__":
-            folder = name.replace(".", "/")
-            yield (f"{folder}/__init__.py" if path.name == "__init__.py" else f"{folder}.py"), path
+def _name(module: ModuleType) -> str:
+    folder = module.__name__.replace(".", "/")
+    return f"{folder}/__init__.py" if Path(str(module.__file__)).name == "__init__.py" else f"{folder}.py"
 
 
 def _check_size(files: dict[str, Path]) -> None:
@@ -135,7 +122,7 @@ def _check_size(files: dict[str, Path]) -> None:
     if total > _MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         raise ConfigError(
-            "move data out of the checkout, or name it in .gitignore: code that travels to a cluster may take "
+            "Move data out of the checkout, or name it in .gitignore: code that travels to a cluster may take "
             f"{_MOST_BYTES // _MIB} MiB, but it takes {total / _MIB:.0f}, most of it in "
             f"{', '.join(f'{name} ({sizes[name] / _MIB:.0f} MiB)' for name in largest)}"
         )

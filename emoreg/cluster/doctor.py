@@ -68,7 +68,7 @@ def examine(storage: str) -> Iterator[Finding]:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from emoreg.data import torchvision_operators
+    from emoreg.torchvision_import import ensure_operators
 
     yield Finding("ok", "torch", torch.__version__)
     names, cuda = _gpus(), torch.version.cuda
@@ -81,7 +81,7 @@ def _device() -> Iterator[Finding]:
         yield Finding("note", "device", f"CPU only, though torch was built for CUDA {cuda}", cure)
     else:
         yield Finding("ok", "device", "CPU", "for a GPU, install a CUDA build of torch")
-    operators = torchvision_operators.ensure()
+    operators = ensure_operators()
     cure = "none needed: its compiled operators are for another torch build, and emoreg uses none of them"
     found = f"{importlib.metadata.version('torchvision')}, operators {operators}"
     yield _unless(operators == "compiled", "ok", "torchvision", found, cure)
@@ -105,7 +105,7 @@ def _room(storage: str) -> Iterator[Finding]:
 
 def _image_sets(storage: str) -> Iterator[Finding]:
     from emoreg.data import check
-    from emoreg.tuning.preflight import image_storage
+    from emoreg.tuning.images import image_storage
 
     for name in ("openmoji", "openmoji-objects", "digits"):
         try:
@@ -239,7 +239,7 @@ def look(storage: str | None, mark: str | None) -> dict[str, Any]:
             versions[package] = "none"
     stored = None
     try:
-        versions["emoreg"] = _code("emoreg.tuning.worker")
+        versions["emoreg"] = _code("emoreg.tuning.trainable")
         if storage is not None and mark is not None:
             stored = _try_storage(storage, mark)
     except ImportError as error:

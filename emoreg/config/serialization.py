@@ -7,7 +7,6 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from emoreg.config.validation import stored
 from emoreg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def to_json(config: Any) -> Any:
 def from_json(kind: type[T], values: Any) -> T:
     """What ``to_json`` made a value of: settings that came later have their defaults.
 
-    A control, a metric or a probe may be named that is not registered here: it was where the value was written.
+    A control may be named that is not registered here: it can be read and drawn, and not run.
 
     Args:
         kind: a dataclass, or any type of them, such as ``tuple[TrialConfig, ...]``.
@@ -38,8 +37,7 @@ def from_json(kind: type[T], values: Any) -> T:
     hashable: Any = kind
     adapter: TypeAdapter[T] = _adapter(hashable)
     try:
-        with stored():
-            return adapter.validate_json(json.dumps(values), strict=True, extra="forbid")
+        return adapter.validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         raise _config_error(error) from error
 

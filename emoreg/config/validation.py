@@ -11,9 +11,7 @@ import functools
 import math
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from types import NoneType, UnionType
@@ -30,8 +28,6 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 PositiveInt = Annotated[int, Interval(gt=0)]
 NotNegativeInt = Annotated[int, Interval(ge=0)]
-
-_IS_STORED: ContextVar[bool] = ContextVar("is_stored", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +52,26 @@ def matches(pattern: str, text: str, hint: str) -> Constraint:
     return Constraint(lambda value: re.fullmatch(pattern, value) is not None, text, hint)
 
 
+class StoredName(str):
+    """A name as it was read from disk: what it names was registered where it was written, and need not be here."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Registered:
-    """Constraint of a name: it is one of ``registry``. What is read from a study on disk may be registered elsewhere."""
+    """Constraint of a name: it is one of ``registry``, or was read from disk."""
 
     registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Have pydantic read what is not registered here as a ``StoredName``."""
+        from pydantic_core import core_schema
+
+        def read(name: str) -> str:
+            return name if name in self.registry else StoredName(name)
+
+        return core_schema.no_info_after_validator_function(read, handler(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,7 @@ class Expected:
             require(False, f"{path} must be {names}", value, f"give {names}")
         for constraint in self.constraints:
             require(constraint.holds(value), f"{path} {constraint.text}", value, constraint.hint)
-        if self.registry is not None and not _IS_STORED.get():
+        if self.registry is not None and not isinstance(value, StoredName):
             self.registry.require(value, of=path)
         if self.items is not None:
             for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
@@ -178,16 +189,6 @@ def _expected(annotation: Any) -> Expected:
         registry=next((item.registry for item in metadata if isinstance(item, Registered)), None),
         items=_expected(arguments[origin is Mapping]) if origin in (tuple, Mapping) else None,
     )
-
-
-@contextmanager
-def stored() -> Iterator[None]:
-    """Within, configurations may name what is registered elsewhere: they are read, as they were written, and not run."""
-    token = _IS_STORED.set(True)
-    try:
-        yield
-    finally:
-        _IS_STORED.reset(token)
 
 
 def _of_interval(interval: Interval) -> Constraint:

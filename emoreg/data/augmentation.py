@@ -13,13 +13,10 @@ import math
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torchvision.transforms import v2
 
 from emoreg.config import AugmentationConfig
-from emoreg.data import torchvision_operators
 from emoreg.seeding import global_stream
-
-torchvision_operators.ensure()
-from torchvision.transforms import v2  # noqa: E402
 
 # Columns of the uniform draws.
 _CROP_Y, _CROP_X, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _ERASE, _AREA, _ASPECT, _ERASE_Y, _ERASE_X = range(11)

@@ -26,7 +26,7 @@ from emoreg.data.augmentation import (
     normalize,
     random_erasing,
 )
-from emoreg.data.imageset import Split
+from emoreg.data.image_set import Split
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _EVALUATION_BATCH = 512

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-Picture = bytes | Path | Image.Image
-"""An encoded image, the file that holds one, or an image already decoded."""
+Picture = bytes | Path | Image.Image | np.ndarray
+"""An encoded image, the file that holds one, or an image already decoded: by Pillow, or as uint8 [H, W] or [H, W, 3 or 4]."""
 
 Image.init()
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF") if name in Image.OPEN)
@@ -56,6 +56,8 @@ def decode(picture: Picture, size: int) -> tuple[UInt8[np.ndarray, "S S 3"], lis
         Refused: when it cannot be decoded.
     """
     try:
+        if isinstance(picture, np.ndarray):
+            picture = _from_array(picture)
         if isinstance(picture, Image.Image):
             return _fit(picture, size)
         if (isinstance(picture, Path) and picture.stat().st_size == 0) or picture == b"":
@@ -65,6 +67,12 @@ def decode(picture: Picture, size: int) -> tuple[UInt8[np.ndarray, "S S 3"], lis
             return _fit(image, size)
     except _DAMAGE as error:
         raise Refused(_reason(error)) from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise Refused(f"an array of {pixels.dtype} {list(pixels.shape)}, not of uint8 [H, W] or [H, W, 3 or 4]")
+    return Image.fromarray(pixels)
 
 
 def _reason(error: BaseException) -> str:

@@ -6,39 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from emoreg.config import ImageSetConfig
-from emoreg.data.imageset import ImageSet
-from emoreg.data.prepare import load, open_prepared, prepared_file
+from emoreg.config.resolved import Source, source_of
+from emoreg.data.image_set import ImageSet
+from emoreg.data.prepare import Prepared, load, obtain, prepared_file
 from emoreg.errors import StorageError
 from emoreg.storage.files import Files, replacing
-
-Source = tuple[str, str | None, str | None, int]
-"""Name, path, target and image size: what a prepared file is made of."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A prepared file in the storage: its name, and the key in it that says what it was made of."""
-
-    name: str
-    key: str
-
-
-def source(config: ImageSetConfig, image_size: int) -> Source:
-    """What the set is made of; the subset and the split that ``config`` asks for are not of the file."""
-    return config.name, config.path, config.target, image_size
 
 
 def offer(config: ImageSetConfig, *, image_size: int, storage: Path, files: Files) -> Prepared:
     """Prepare a set in ``storage``, a folder of this machine, and see that it is among ``files``, which all machines see."""
     load(config, image_size=image_size, storage=storage)
-    path, key = prepared_file(config, image_size=image_size, storage=storage)
-    is_there = files.folder is not None and path.parent.resolve() == files.folder.resolve()
-    if not is_there and not files.exists(path.name):
-        files.write(path.name, memoryview(path.read_bytes()))
-    return Prepared(name=path.name, key=key)
+    prepared = prepared_file(config, image_size=image_size, storage=storage)
+    folder = storage / "imagesets"
+    is_there = files.folder is not None and folder.resolve() == files.folder.resolve()
+    if not is_there and not files.exists(prepared.name):
+        files.write(prepared.name, memoryview((folder / prepared.name).read_bytes()))
+    return prepared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,21 +39,16 @@ class FetchedSets:
         Raises:
             StorageError: where the storage does not have it, or has another one.
         """
-        prepared = self.offered[source(config, image_size)]
-        path = self.folder / prepared.name
-        image_set = open_prepared(path, config.name, prepared.key)
-        if image_set is not None:
-            return image_set
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            image_set = open_prepared(path, config.name, prepared.key)  # another trial may have fetched it meanwhile
-            if image_set is None:
-                with replacing(path) as stream:
-                    stream.write(self.files.read(prepared.name))
-                image_set = open_prepared(path, config.name, prepared.key)
+        prepared = self.offered[source_of(config, image_size)]
+
+        def fetch(path: Path) -> None:
+            with replacing(path) as stream:
+                stream.write(self.files.read(prepared.name))
+
+        image_set = obtain(self.folder / prepared.name, config.name, prepared.key, fetch)
         if image_set is None:
             raise StorageError(
-                f"a prepared image set must be what the driver prepared, but {prepared.name} in {self.files.uri!r} is not: "
-                "remove it there, and run the study again"
+                f"Remove {prepared.name} from {self.files.uri!r} and run the study again: it must be the image set that the "
+                "driver prepared, but it is not"
             )
         return image_set

@@ -8,29 +8,30 @@ the fingerprint and the summary. Its name carries a hash of the source's stamp, 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import logging
-import os
-import shutil
+import math
+import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import track
 
 from emoreg.config import ImageSetConfig
+from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.decode import Refused, decode, strict_decoding
-from emoreg.data.imageset import ImageSet, Split, Targets
-from emoreg.data.readers import check
-from emoreg.data.readers.contents import Contents, Item, Request
+from emoreg.data.image_set import ImageSet, Split, Targets
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
+from emoreg.storage.files import replacing, scratch_folder
 
 FORMAT_VERSION = "1"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
@@ -40,64 +41,113 @@ REFUSED_SHARE = 0.01
 
 _NAMES_SHOWN = 3
 
+OnProgress = Callable[[str, int, int | None], None]
+"""Told of every image: what is prepared ("fer2013 train"), images so far, and of how many, where that is known."""
+
 log = logging.getLogger(__name__)
 
 
-def load(config: ImageSetConfig, *, image_size: int, storage: Path) -> ImageSet:
+def _unheard(what: str, done: int, count: int | None) -> None:
+    """Nobody is told."""
+
+
+def check(config: ImageSetConfig) -> Reader:
+    """The reader of an image set, after the checks that cost nothing: name, target, package, path.
+
+    Raises:
+        ConfigError: when no reader of this name is registered.
+        ImageSetError: when preparing the set is bound to fail.
+    """
+    reader: Reader = IMAGE_SETS.require(config.name, of="an image set's name")
+    name, path, target = config.name, config.path, config.target
+    if target is not None and target not in reader.targets and "*" not in reader.targets:
+        known = f"one of {list(reader.targets)}" if reader.targets else "left out"
+        raise ImageSetError(f"Choose another target of {name!r}: it must be {known}, but it is {target!r}")
+    if reader.package is not None and importlib.util.find_spec(reader.package[0]) is None:
+        raise ImageSetError(f'Run pip install -e ".[quickstart]": {name!r} needs {reader.package[1]}, which is not installed')
+    if reader.path == "none" and path is not None:
+        raise ImageSetError(f"Leave out the path of {name!r}: it takes none, but it is {path!r}")
+    if reader.path == "required" and path is None:
+        raise ImageSetError(f"Give {name!r} a path to {reader.layout}: it is None")
+    if path is not None and "://" not in path and not Path(path).expanduser().exists():
+        raise ImageSetError(
+            f"Correct the path of {name!r}: {path!r} does not exist, and must be {reader.layout} (from {reader.source})"
+        )
+    return reader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A prepared file: its name, and the key in it that says what it was made of."""
+
+    name: str
+    key: str
+
+
+def load(config: ImageSetConfig, *, image_size: int, storage: Path, on_progress: OnProgress = _unheard) -> ImageSet:
     """The image set, whole, at ``image_size``; prepared first where ``storage`` does not have it yet.
 
     Arrays are read-only views of the mapped file: nothing is copied, and processes of one machine share the pages. The
-    subset and the validation split that ``config`` asks for are cut by ``cut_validation``, not here.
+    subset and the validation split that ``config`` asks for are cut by ``parts``, not here.
 
     Raises:
-        ImageSetError: when the source is missing, laid out wrongly, or too damaged to learn from.
-        StorageError: when the prepared file cannot be written.
+        UserError: when the source is missing, laid out wrongly, or too damaged to learn from, or the prepared file cannot be
+            written.
     """
-    reader = check(config)
     folder = storage / "imagesets"
+    reader, request = _request(config, image_size, folder)
     try:
-        request = _request(config, image_size, folder)
-        path, key = _place(config, request, folder)
-        prepared = open_prepared(path, config.name, key)
-        if prepared is not None:
-            return prepared
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            prepared = open_prepared(path, config.name, key)  # another process may have prepared it while this one waited
-            if prepared is None:
-                if path.exists():
-                    log.warning("%s is not a whole prepared image set: preparing it again", path)
-                _prepare(reader.read(request), name=config.name, image_size=image_size, key=key, path=path)
-                prepared = open_prepared(path, config.name, key)
+        prepared = _prepared(config.name, reader, request)
+        make = partial(_prepare, reader, request, config.name, prepared.key, on_progress)
+        image_set = obtain(folder / prepared.name, config.name, prepared.key, make)
     except pa.ArrowInvalid as error:
-        raise ImageSetError(f"the files of {config.name!r} must be whole, but {config.path!r} is not ({error})") from error
+        raise ImageSetError(
+            f"Fetch {config.name!r} again: its files must be whole, but those of {config.path!r} are not ({error})"
+        ) from error
     except OSError as error:
         raise StorageError(
-            f"{config.name!r} must be readable and {str(folder)!r} writable, but preparing it failed ({error}): see to space "
-            "and permissions"
+            f"See to space and permissions: {config.name!r} must be readable and {str(folder)!r} writable, but preparing it "
+            f"failed ({error})"
         ) from error
-    assert prepared is not None, f"{path} was just written"
-    return prepared
+    assert image_set is not None, f"{prepared} was just written"
+    return image_set
 
 
-def prepared_file(config: ImageSetConfig, *, image_size: int, storage: Path) -> tuple[Path, str]:
-    """Where ``load`` keeps the set, and the key in the file that says what it was made of."""
-    folder = storage / "imagesets"
-    return _place(config, _request(config, image_size, folder), folder)
+def prepared_file(config: ImageSetConfig, *, image_size: int, storage: Path) -> Prepared:
+    """What ``load`` keeps the set in, in the storage's ``imagesets``."""
+    return _prepared(config.name, *_request(config, image_size, storage / "imagesets"))
 
 
-def _request(config: ImageSetConfig, image_size: int, folder: Path) -> Request:
-    target = config.target or check(config).targets[0]
-    return Request(path=config.path, target=target, image_size=image_size, downloads=folder / "downloads")
+def _request(config: ImageSetConfig, image_size: int, folder: Path) -> tuple[Reader, ImageSetRequest]:
+    reader = check(config)
+    target = config.target or next(iter(reader.targets), "label")
+    return reader, ImageSetRequest(path=config.path, target=target, image_size=image_size, downloads=folder / "downloads")
 
 
-def _place(config: ImageSetConfig, request: Request, folder: Path) -> tuple[Path, str]:
-    source = [FORMAT_VERSION, config.name, request.target, str(request.image_size), *check(config).stamp(request)]
-    key = hashlib.sha256("\n".join(source).encode("utf-8", "surrogateescape")).hexdigest()
-    return folder / f"{config.name}-{request.image_size}px-{key[:12]}.arrow", key
+def _prepared(name: str, reader: Reader, request: ImageSetRequest) -> Prepared:
+    package = "" if reader.package is None else importlib.metadata.version(reader.package[1])
+    code = reader.fingerprint or ""
+    lines = [FORMAT_VERSION, name, request.target, str(request.image_size), code, package, *reader.stamp(request)]
+    key = sha256("\n".join(lines))
+    return Prepared(name=f"{name}-{request.image_size}px-{key[:12]}.arrow", key=key)
 
 
-def open_prepared(path: Path, name: str, key: str) -> ImageSet | None:
+def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> ImageSet | None:
+    """The prepared set at ``path``; where there is none, one process makes it, and those that come meanwhile wait for it."""
+    image_set = _open(path, name, key)
+    if image_set is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            image_set = _open(path, name, key)  # another process may have made it while this one waited
+            if image_set is None:
+                if path.exists():
+                    log.warning("%s is not a whole prepared image set: preparing it again", path)
+                make(path)
+                image_set = _open(path, name, key)
+    return image_set
+
+
+def _open(path: Path, name: str, key: str) -> ImageSet | None:
     """The prepared set, or None where there is none or the file is not what was written."""
     try:
         with pa.ipc.open_file(pa.memory_map(str(path))) as file:
@@ -114,7 +164,7 @@ def open_prepared(path: Path, name: str, key: str) -> ImageSet | None:
         fingerprint=metadata[b"emoreg.fingerprint"].decode(),
         train=train,
         test=test,
-        summary=json.loads(metadata[b"emoreg.cli.summary"]),
+        summary=json.loads(metadata[b"emoreg.summary"]),
     )
 
 
@@ -127,115 +177,128 @@ def _split(batch: Any) -> Split:
     return Split(images=batch.column("image").to_numpy_ndarray(), targets=targets)
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    images: UInt8[np.ndarray, "N S S 3"]
-    targets: Targets
-
-
-def _prepare(contents: Contents, *, name: str, image_size: int, key: str, path: Path) -> None:
+def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_progress: OnProgress, path: Path) -> None:
     """Decode both splits and put the file in its place, whole or not at all."""
+    contents = reader.read(request)
+    if not isinstance(contents, ImageSetContents):
+        raise ImageSetError(f"Return an ImageSetContents from the reader of {name!r}: it returned {type(contents).__name__!r}")
     if not contents.regression and len(contents.class_names) < 2:
         raise ImageSetError(
-            f"{name!r} must have two classes or more to learn from, but it has {list(contents.class_names)}: "
-            "check the layout with `emoreg data list`"
+            f"Check the layout of {name!r} with `emoreg data list`: there must be two classes or more to learn from, but there "
+            f"are {list(contents.class_names)}"
         )
-    # Under the lock: what is there was left by a process that was killed.
-    scratch = path.with_suffix(".preparing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        summary = Counter(contents.notes)
-        splits = []
-        for split, items, count in (
-            ("train", contents.train, contents.num_train),
-            ("test", contents.test, contents.num_test),
-        ):
+    summary = Counter(contents.notes)
+    splits = []
+    with scratch_folder(path.parent / "preparing") as scratch:
+        for split, items in _divided(contents):
             with open(scratch / split, "wb") as pixels:
-                targets = _decode_split(f"{name} {split}", items, count, image_size, contents, pixels, summary)
-            shape = (len(targets), image_size, image_size, 3)
-            splits.append(_Decoded(np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape), targets))
+                told = partial(on_progress, f"{name} {split}")
+                targets = _decode(items, f"{name} {split}", contents, request.image_size, pixels, summary, told)
+            shape = (len(targets), request.image_size, request.image_size, 3)
+            images = np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape)
+            splits.append(Split(images=images, targets=targets))
         _count_oddities(name, contents, splits, summary)
-        _write(scratch / path.name, contents, splits, dict(sorted((+summary).items())), key)
-        os.replace(scratch / path.name, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with replacing(path) as stream:
+            _write(stream, contents, splits, dict(sorted((+summary).items())), key)
 
 
-def _decode_split(
+def _divided(contents: ImageSetContents) -> list[tuple[str, Iterable[Any]]]:
+    """The items of each split; those of a source without a test split are divided."""
+    if contents.test is not None:
+        return [("train", contents.train), ("test", contents.test)]
+    items = [Item(*item) for item in contents.train]
+    names = [item.name or f"row {row}" for row, item in enumerate(items)]
+    in_test = held_out(names, [None if contents.regression else item.target for item in items])
+    return [
+        (split, [item for item, held in zip(items, in_test, strict=True) if held == (split == "test")])
+        for split in ("train", "test")
+    ]
+
+
+def _decode(
+    items: Iterable[Any],
     label: str,
-    items: Iterable[Item],
-    count: int,
+    contents: ImageSetContents,
     image_size: int,
-    contents: Contents,
     pixels: BinaryIO,
     summary: Counter[str],
+    on_progress: Callable[[int, int | None], None],
 ) -> Targets:
     """Append each item's pixels to ``pixels``; its target is returned, its oddities counted in ``summary``."""
-    targets: list[int | tuple[float, ...]] = []
+    targets: list[Target] = []
     refused: dict[str, list[str]] = {}
-    num_refused = 0
-    console = Console(stderr=True)
+    count, seen = operator.length_hint(items), 0
     with strict_decoding():
-        for item in track(items, f"preparing {label}", count, console=console, transient=True, disable=not console.is_terminal):
+        for seen, item in enumerate(items, 1):
+            picture, target, name = Item(*item)
             try:
-                target = _target(item, contents)
-                if item.picture is None:
+                target = _target(target, contents)
+                if picture is None:
                     raise Refused("no image")
-                image, notes = decode(item.picture, image_size)
+                image, notes = decode(picture, image_size)
             except Refused as reason:
-                num_refused += 1
-                refused.setdefault(str(reason), []).append(item.name)
-                if num_refused > max(1, REFUSED_SHARE * count):
-                    raise ImageSetError(
-                        f"at most {REFUSED_SHARE:.0%} of a split may be unreadable, but {num_refused} of the first "
-                        f"{len(targets) + num_refused} images of {label} are, among them {item.name} ({reason}): "
-                        "repair or remove them"
-                    ) from reason
-                continue
-            pixels.write(image.data)
-            targets.append(target)
-            summary.update(notes)
+                name = name or f"row {seen - 1}"
+                refused.setdefault(str(reason), []).append(name if name.isprintable() else ascii(name))
+                _check_refused(refused, count or math.inf, label)
+            else:
+                pixels.write(image.data)
+                targets.append(target)
+                summary.update(notes)
+            on_progress(seen, count or None)
+    _check_refused(refused, seen, label)
     if not targets:
-        raise ImageSetError(f"a split must hold an image, but {label} is empty: check the layout with `emoreg data list`")
+        raise ImageSetError(f"Check the layout with `emoreg data list`: a split must hold an image, but {label} is empty")
     for why, names in refused.items():
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
         summary[f"refused: {why} ({shown})"] += len(names)
     return np.array(targets, dtype=np.float32 if contents.regression else np.int64)
 
 
-def _target(item: Item, contents: Contents) -> int | tuple[float, ...]:
-    target = item.target
+def _check_refused(refused: dict[str, list[str]], count: float, label: str) -> None:
+    number = sum(map(len, refused.values()))
+    if number > max(1, REFUSED_SHARE * count):
+        reason, names = next(reversed(refused.items()))
+        raise ImageSetError(
+            f"Repair or remove images of {label}: at most {REFUSED_SHARE:.0%} of a split may be unreadable, but {number} are, "
+            f"among them {names[-1]} ({reason})"
+        )
+
+
+def _target(target: Target, contents: ImageSetContents) -> int | tuple[float, ...]:
+    num_classes = len(contents.class_names)
     if target is None:
         raise Refused("no label")
-    if isinstance(target, tuple):
-        if not all(map(np.isfinite, target)):
-            raise Refused("a target that is not finite")
-    elif not 0 <= target < len(contents.class_names):
+    if contents.regression:
+        numbers = tuple(map(float, target)) if isinstance(target, Iterable) else (float(target),)
+        if len(numbers) != num_classes or not all(map(math.isfinite, numbers)):
+            raise Refused(f"a target that is not {num_classes} finite numbers")
+        return numbers
+    try:
+        index = operator.index(target)  # type: ignore[arg-type]  # what has no index is refused
+    except TypeError:
+        raise Refused("a label that is not the index of a class") from None
+    if not 0 <= index < num_classes:
         raise Refused("a label outside the classes")
-    return target
+    return index
 
 
-def _count_oddities(name: str, contents: Contents, splits: list[_Decoded], summary: Counter[str]) -> None:
+def _count_oddities(name: str, contents: ImageSetContents, splits: list[Split], summary: Counter[str]) -> None:
     """Refuse classes that cannot be learned; count what makes a test score mean less than it seems to."""
     train, test = splits
     if not contents.regression:
         missing, untested = (set(range(len(contents.class_names))) - set(split.targets.tolist()) for split in splits)
         empty = [contents.class_names[index] for index in sorted(missing)]
         if empty:
-            raise ImageSetError(
-                f"every class of {name!r} must have a training image, but {empty} have none: remove the class or fill it"
-            )
-        if untested:
-            summary["classes without a test image"] = len(untested)
+            raise ImageSetError(f"Fill or remove classes of {name!r}: each must have a training image, but {empty} have none")
+        summary["classes without a test image"] = len(untested)
     seen = {hashlib.sha256(image.data).digest() for image in train.images}
     leaked = sum(hashlib.sha256(image.data).digest() in seen for image in test.images)
-    if leaked:
-        summary["test images that are also in train, pixel by pixel"] = leaked
+    summary["test images that are also in train, pixel by pixel"] = leaked
 
 
-def _write(path: Path, contents: Contents, splits: list[_Decoded], summary: dict[str, int], key: str) -> None:
-    digest = hashlib.sha256(json.dumps(contents.class_names).encode())
+def _write(stream: BinaryIO, contents: ImageSetContents, splits: list[Split], summary: dict[str, int], key: str) -> None:
+    class_names = json.dumps(tuple(contents.class_names))
+    digest = hashlib.sha256(class_names.encode())
     for split in splits:
         digest.update(json.dumps(split.images.shape).encode())
         digest.update(split.images.data)
@@ -248,19 +311,16 @@ def _write(path: Path, contents: Contents, splits: list[_Decoded], summary: dict
         metadata={
             "emoreg.key": key,
             "emoreg.fingerprint": digest.hexdigest(),
-            "emoreg.cli.summary": json.dumps(summary),
-            "class_names": json.dumps(contents.class_names),
+            "emoreg.summary": json.dumps(summary),
+            "class_names": class_names,
         },
     )
-    with open(path, "wb") as stream:
-        with pa.ipc.new_file(stream, schema) as writer:
-            for split in splits:
-                # Views of the scratch files: however large the split, it passes through the page cache alone.
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), int(np.prod(tensor.shape)))
-                targets = pa.array(split.targets.reshape(-1))
-                if contents.regression:
-                    targets = pa.FixedSizeListArray.from_arrays(targets, num_targets)
-                columns = [pa.ExtensionArray.from_storage(tensor, flat), targets]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-        stream.flush()
-        os.fsync(stream.fileno())
+    with pa.ipc.new_file(stream, schema) as writer:
+        for split in splits:
+            # Views of the scratch files: however large the split, it passes through the page cache alone.
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), int(np.prod(tensor.shape)))
+            targets = pa.array(split.targets.reshape(-1))
+            if contents.regression:
+                targets = pa.FixedSizeListArray.from_arrays(targets, num_targets)
+            columns = [pa.ExtensionArray.from_storage(tensor, flat), targets]
+            writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from emoreg.data.imageset import ImageSet
+from emoreg.data.image_set import ImageSet
 
 _COLUMNS = 12
 _LARGE, _SMALL, _MANY_ROWS = 96, 64, 20  # sides of an image in pixels, and the number of rows above which it is the small one

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from emoreg.data.imageset import Split, Targets
+from emoreg.config import ImageSetConfig
+from emoreg.data.image_set import ImageSet, Split, Targets
 from emoreg.errors import ImageSetError
 from emoreg.seeding import derive_seed
+
+
+def parts(image_set: ImageSet, config: ImageSetConfig) -> tuple[Split, Split]:
+    """The training and the validation part of a set's training split that ``config`` asks for; see ``cut_validation``."""
+    return cut_validation(image_set.train, config.validation_fraction, config.split_seed, config.num_images)
 
 
 def cut_validation(split: Split, fraction: float, seed: int, num_images: int | None = None) -> tuple[Split, Split]:
@@ -34,8 +40,8 @@ def cut_validation(split: Split, fraction: float, seed: int, num_images: int | N
     left = len(split) - num_validation
     if num_images is not None and not num_classes <= num_images <= left:
         raise ImageSetError(
-            f"num_images must lie between {num_classes} (one of each class) and {left} (the training images that validation "
-            f"leaves), but it is {num_images}: choose a number in between, or None for all"
+            f"Choose another num_images, or None for all: it must lie between {num_classes} (one of each class) and {left} "
+            f"(the training images that validation leaves), but it is {num_images}"
         )
     if num_validation == 0 and num_images in (None, len(split)):
         return split, Split(images=split.images[:0], targets=split.targets[:0])

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from emoreg.config.search_space import describe
 from emoreg.formatting import counted, duration, format_params
-from emoreg.report.cells import MOST_LISTED, Cell, Column, Group, Table, listed, percent, seconds_text, span
-from emoreg.results.analysis import experience_ledger, waiting_share
+from emoreg.report.tables import Cell, Row, Table, listed, moment, numbers, percent, seconds_text, span, texts
+from emoreg.results.analysis import device_time, waiting_share
 from emoreg.results.records import RunRecord, TrialRecord
-from emoreg.results.study import Study
+from emoreg.results.study import StudyResults
 
 
-def search_line(study: Study) -> str:
+def search_line(study: StudyResults) -> str:
     """How the trials of the search ended."""
     if study.config.confirmed:
         return "Nothing was searched: this is a confirmation."
@@ -26,7 +26,7 @@ def search_line(study: Study) -> str:
     return f"{len(study.searched)} trials, proposed by {sampler}, {stopped}: {counts}."
 
 
-def best_table(study: Study) -> Table | None:
+def best_table(study: StudyResults) -> Table | None:
     """The best of the search: by backbone, or the Pareto front of several objectives."""
     if not study.leading:
         return None
@@ -34,75 +34,69 @@ def best_table(study: Study) -> Table | None:
     what = "Best of the search by backbone, selected on" if len(study.objectives) == 1 else "Pareto front of the search in"
     rows = [
         (
-            Cell(text=row.backbone),
-            Cell(text=percent(row.val_accuracy), n=1),
-            Cell(text=seconds_text(row.device_seconds), n=1),
-            Cell(text=", ".join(format_params(row.sampled))),
-            Cell(text=row.identity),
+            row.backbone,
+            Cell(percent(row.val_accuracy), n=1),
+            Cell(seconds_text(row.device_seconds), n=1),
+            ", ".join(format_params(row.sampled)),
+            row.identity,
         )
         for row in study.leading
     ]
     return Table(
         caption=f"{what} {metrics}",
         columns=(
-            Column(title="backbone", kind="text"),
-            Column(title="validation accuracy, %"),
-            Column(title="device seconds"),
-            Column(title="parameters", kind="text"),
-            Column(title="trial", kind="code"),
+            *texts("backbone"),
+            *numbers("validation accuracy, %", "device seconds"),
+            *texts("parameters"),
+            ("trial", "code"),
         ),
-        groups=(Group(rows=tuple(rows)),),
+        groups=[("", rows)],
         note="Selected on validation, so these accuracies flatter; one seed each.",
-        is_long=len(rows) > MOST_LISTED,
+        folds=True,
     )
 
 
-def space_table(study: Study) -> Table:
+def space_table(study: StudyResults) -> Table:
     """What was searched."""
-    columns = (
-        Column(title="path", kind="code"),
-        Column(title="distribution", kind="text"),
-        Column(title="only where", kind="text"),
+    return Table(
+        caption="Search space",
+        columns=(("path", "code"), *texts("distribution", "only where")),
+        groups=[("", describe(study.search_space))],
+        folds=True,
     )
-    rows = tuple(tuple(Cell(text=text) for text in row) for row in describe(study.search_space))
-    return Table(caption="Search space", columns=columns, groups=(Group(rows=rows),), is_long=len(rows) > MOST_LISTED)
 
 
-def cost_table(study: Study, price_per_hour: float | None) -> Table:
+def cost_table(study: StudyResults, price_per_hour: float | None) -> Table:
     """Seconds of the device by stage and by what they went into, and what they cost."""
-    own = study.trials
-    confirmation = study.confirmation.trials if study.confirmation is not None else ()
-    parts = {
-        "search": [row for row in own if row.role == "search"],
-        "controls": [row for row in own if row.role == "control"],
-        "single trials": [row for row in own if row.role == "trial"],
-        "confirmation": [*(row for row in own if row.role == "confirm"), *confirmation],
-    }
+    roles = {"search": "search", "control": "controls", "trial": "single trials", "confirm": "confirmation"}
+    parts = {name: [row for row in study.all_trials if row.role == role] for role, name in roles.items()}
     rows = [_cost(name, study, trials, price_per_hour) for name, trials in parts.items() if trials]
-    everything = [row for trials in parts.values() for row in trials]
-    devices = list(dict.fromkeys(row.device for row in everything))
-    priced = price_per_hour is not None
-    titles = ["pre-training", "regulation", "together", "of it on pruned", "of it on failed", "saved by sharing"]
+    devices = list(dict.fromkeys(row.device for row in study.all_trials))
+    titles = ["trials n", "pre-training", "regulation", "together", "of it on pruned", "of it on failed", "saved by sharing"]
+    note = "Saved by sharing: pre-training that trials took from the experience store instead of paying for it, whoever did."
+    if price_per_hour is not None:
+        titles.append("money")
+        note += f" Money: {price_per_hour:g} for an hour of a device, by the devices that a trial held."
     return Table(
         caption=f"Seconds of the device ({listed(devices)}), by stage" if devices else "Seconds of the device, by stage",
-        columns=(
-            Column(title="", kind="text"),
-            Column(title="trials n"),
-            *(Column(title=title) for title in titles),
-            *((Column(title="money"),) if priced else ()),
-        ),
-        groups=(
-            Group(rows=tuple(rows)),
-            Group(rows=(_cost("all", study, everything, price_per_hour),)),
-        ),
-        note="Saved by sharing: pre-training that trials took from the experience store instead of paying for it, whoever did."
-        + (f" Money: {price_per_hour:g} for an hour of a device, by the devices that a trial held." if priced else ""),
+        columns=(*texts(""), *numbers(*titles)),
+        groups=[("", rows), ("", [_cost("all", study, study.all_trials, price_per_hour)])],
+        note=note,
     )
 
 
-def waiting_line(study: Study, price_per_hour: float | None) -> str:
+def _cost(name: str, study: StudyResults, rows: Sequence[TrialRecord], price_per_hour: float | None) -> Row:
+    spent = device_time(rows)
+    lost = [device_time(row for row in rows if row.status == status).total for status in ("pruned", "failed")]
+    amounts = (spent.paid, spent.regulation, spent.total, *lost, spent.reused)
+    hours = math.fsum(device_time([row]).total / 3600 * _devices(study, row.backbone) for row in rows)
+    money = () if price_per_hour is None else (f"{hours * price_per_hour:,.2f}",)
+    return (name, str(len(rows)), *map(seconds_text, amounts), *money)
+
+
+def waiting_line(study: StudyResults, price_per_hour: float | None) -> str:
     """What waiting for another trial's pre-training took."""
-    runs = _runs(study)
+    runs = [run for _, run in _runs(study)]
     if not runs:
         seconds = math.fsum(row.waiting_seconds for row in study.trials)
         return (
@@ -118,45 +112,53 @@ def waiting_line(study: Study, price_per_hour: float | None) -> str:
     )
 
 
-def provenance(study: Study) -> list[tuple[str, str]]:
+def _devices(study: StudyResults, backbone: str = "") -> float:
+    """Devices that a trial of the backbone held, or one of any: its share of GPUs, or 1 where the study names none."""
+    return float(study.config.trial_resources(backbone).gpus or 1.0)
+
+
+def provenance(study: StudyResults) -> list[tuple[str, str]]:
     """Where the numbers come from: name and value."""
-    confirmation = study.confirmation
-    studies = [study, *([confirmation] if confirmation is not None else [])]
+    studies = [study, *([study.confirmation] if study.confirmation is not None else [])]
     written = [one.written for one in studies]
-    trials = [row for one in studies for row in one.trials]
-    devices = Counter(row.device for row in trials)
-    again = [row for row in trials if row.attempts > 1]
-    runs = _runs(study)
-    versions = [json.loads(run.versions) for run in runs if run.versions is not None] + [one["versions"] for one in written]
+    trials, runs = study.all_trials, [run for _, run in _runs(study)]
+    versions = [json.loads(run.versions) for run in runs] + [one.versions for one in written]
     packages = dict.fromkeys(name for found in versions for name in found)
-    commits = [commit for commit in (*(run.git_commit for run in runs), *(one["git_commit"] for one in written)) if commit]
-    found = [
-        ("Commit of emoreg", _each(commits) or "not run from a checkout"),
-        ("Versions", ", ".join(f"{name} {_each(found.get(name) for found in versions)}" for name in packages)),
-        ("Platform", _each(one["platform"] for one in written)),
-        (
-            "Devices",
-            ", ".join(f"{name} ({counted(count, 'trial')})" for name, count in devices.most_common())
-            or _each(one["device"] for one in written),
-        ),
-    ]
-    for role in dict.fromkeys(role for one in written for role in one["fingerprints"]):
-        found.append((f"Fingerprint of {role}", _each(one["fingerprints"].get(role) for one in written)))
-    found.append(("Seeds", _seeds(study)))
-    stages = {stage: _each(str(one.trainer[stage]) for one in studies) for stage in study.trainer}
-    found.append(("Code of the trainers", ", ".join(f"{stage} version {version}" for stage, version in stages.items())))
-    found.append(
-        (
-            "Restarted",
-            f"{len(again)} of {len(trials)} trials"
-            + (f": {listed([f'{row.identity} (begun {row.attempts} times)' for row in again])}" if again else ""),
-        )
-    )
-    looks = (confirmation or study).looks
-    if looks:
-        said = listed([f"{look.opened[:16].replace('T', ' ')} UTC, seeds {span(look.seeds)}" for look in looks])
-        found.append(("Looks at the test split", f"{len(looks)}: {said}"))
-    return found
+    devices = Counter(row.device for row in trials)
+    again = [f"{row.identity} (begun {row.attempts} times)" for row in trials if row.attempts > 1]
+    trainer = {stage: _each(str(one.trainer.get(stage)) for one in written) for stage in study.written.trainer}
+    openings = study.confirming.openings
+    opened = [f"{moment(item.opened)} UTC, seeds {span(item.seeds)}" for item in openings]
+    config = study.config
+    seeds = {"sampler": str(config.sampler.seed), "search": str(config.trial.seed), "controls": span(config.control_seeds)}
+    if openings:
+        seeds["confirmation"] = span(openings[-1].seeds)
+    found = {
+        "Commit of emoreg": _each([*(run.git_commit for run in runs), *(one.git_commit for one in written)])
+        or "not run from a checkout",
+        "Versions": ", ".join(f"{name} {_each(found.get(name) for found in versions)}" for name in packages),
+        "Platform": _each(one.platform for one in written),
+        "Devices": ", ".join(f"{name} ({counted(count, 'trial')})" for name, count in devices.most_common())
+        or _each(one.device for one in written),
+        **_fingerprints(studies),
+        "Seeds": ", ".join(f"{name} {text}" for name, text in seeds.items()),
+        "Code of the trainers": ", ".join(f"{stage} version {version}" for stage, version in trainer.items()),
+        "Restarted": f"{len(again)} of {len(trials)} trials" + (f": {listed(again)}" if again else ""),
+        "Openings of the test set": f"{len(openings)}: {listed(opened)}" if openings else "",
+    }
+    return [(name, value) for name, value in found.items() if value]
+
+
+def _fingerprints(studies: Sequence[StudyResults]) -> dict[str, str]:
+    """Of each image set, and of what the study's file registers."""
+    found: dict[str, list[str]] = {}
+    for study in studies:
+        for name, _, target, size, fingerprint in study.written.fingerprints:
+            what = f"{name}, {target}" if target else name
+            found.setdefault(f"Fingerprint of {what} at {size} pixels", []).append(fingerprint)
+        for name, fingerprint in study.written.code.items():
+            found.setdefault(f"Fingerprint of {name}", []).append(fingerprint)
+    return {name: _each(values) for name, values in found.items()}
 
 
 def _each(values: Iterable[str | None]) -> str:
@@ -164,83 +166,37 @@ def _each(values: Iterable[str | None]) -> str:
     return " / ".join(dict.fromkeys(value for value in values if value))
 
 
-def runs_table(study: Study) -> Table | None:
+def runs_table(study: StudyResults) -> Table | None:
     """Every time that the study or its confirmation was run."""
-    rows = []
-    for name, runs in _runs_by_study(study):
-        for run in runs:
-            ended = "running, or killed" if run.ended is None else f"{run.ending}, {run.ended[:16].replace('T', ' ')}"
-            rows.append(
-                (
-                    Cell(text=f"{name} {run.run}"),
-                    Cell(text=run.started[:16].replace("T", " ")),
-                    Cell(text=ended),
-                    Cell(text=str(run.num_trials)),
-                    Cell(text=str(run.slots)),
-                    Cell(text=run.command or "not recorded"),
-                    Cell(text=(run.git_commit or "")[:12]),
-                    Cell(text=run.host or ""),
-                )
-            )
+    rows = [
+        (
+            f"{name} {run.run}",
+            moment(run.started),
+            "running, or killed" if run.ended is None else f"{run.ending}, {moment(run.ended)}",
+            str(run.num_trials),
+            str(run.slots),
+            run.command or "run from Python",
+            (run.git_commit or "")[:12],
+            run.host or "",
+        )
+        for name, run in _runs(study)
+    ]
     if not rows:
         return None
     return Table(
         caption="Runs",
         columns=(
-            Column(title="run", kind="text"),
-            Column(title="started, UTC", kind="text"),
-            Column(title="ended", kind="text"),
-            Column(title="trials"),
-            Column(title="slots"),
-            Column(title="command", kind="command"),
-            Column(title="commit", kind="code"),
-            Column(title="host", kind="text"),
+            *texts("run", "started, UTC", "ended"),
+            *numbers("trials", "slots"),
+            ("command", "command"),
+            ("commit", "code"),
+            *texts("host"),
         ),
-        groups=(Group(rows=tuple(rows)),),
-        is_long=len(rows) > MOST_LISTED,
+        groups=[("", rows)],
+        folds=True,
     )
 
 
-def _cost(name: str, study: Study, rows: Sequence[TrialRecord], price_per_hour: float | None) -> tuple[Cell, ...]:
-    def spent(status: str | None = None) -> float:
-        return math.fsum(
-            row.pretraining_seconds + row.regulation_seconds for row in rows if status is None or row.status == status
-        )
-
-    ledger = experience_ledger(rows)
-    regulation = math.fsum(row.regulation_seconds for row in rows)
-    amounts = (ledger.paid, regulation, spent(), spent("pruned"), spent("failed"), ledger.reused)
-    cells = [Cell(text=name), Cell(text=str(len(rows))), *(Cell(text=seconds_text(amount)) for amount in amounts)]
-    if price_per_hour is not None:
-        hours = math.fsum(
-            (row.pretraining_seconds + row.regulation_seconds) / 3600 * _devices(study, row.backbone) for row in rows
-        )
-        cells.append(Cell(text=f"{hours * price_per_hour:,.2f}"))
-    return tuple(cells)
-
-
-def _devices(study: Study, backbone: str = "") -> float:
-    """Devices that a trial of the backbone held, or one of any: its share of GPUs, or 1 where the study names none."""
-    gpus = study.config.trial_resources(backbone).gpus
-    return float(gpus or 1.0)
-
-
-def _seeds(study: Study) -> str:
-    found = [
-        f"sampler {study.config.sampler.seed}",
-        f"search {study.config.trial.seed}",
-        f"controls {span(study.config.control_seeds)}",
-    ]
-    looks = (study.confirmation or study).looks
-    return ", ".join(found + ([f"confirmation {span(looks[-1].seeds)}"] if looks else []))
-
-
-def _runs_by_study(study: Study) -> list[tuple[str, tuple[RunRecord, ...]]]:
-    found = [("study", study.runs)]
-    if study.confirmation is not None:
-        found.append(("confirmation", study.confirmation.runs))
-    return found
-
-
-def _runs(study: Study) -> list[RunRecord]:
-    return [run for _, runs in _runs_by_study(study) for run in runs]
+def _runs(study: StudyResults) -> list[tuple[str, RunRecord]]:
+    confirmation = study.confirmation.runs if study.confirmation is not None else ()
+    return [*(("study", run) for run in study.runs), *(("confirmation", run) for run in confirmation)]

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 import emoreg
+from emoreg.config import CONTROLS
 from emoreg.report import account, answer, reproduce
-from emoreg.report.cells import Table, listed
-from emoreg.report.drawing import Figure
-from emoreg.report.figures import missing_of
+from emoreg.report.style import Figure, Section
+from emoreg.report.tables import listed, moment
 from emoreg.results.records import utc_now
-from emoreg.results.study import Study
+from emoreg.results.study import StudyResults
 
-_SECTIONS = {
-    "answer": "The answer",
-    "response": "Response to what was searched",
-    "search": "The search",
-    "training": "Training",
-    "cost": "Cost",
-}
+Block = tuple[str, Any]
+"""What a section is made of: how it is set (a macro of the template), and its content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +28,61 @@ class Part:
     """One study in a report.
 
     Attributes:
+        study: what it is of.
         label: what it is called there.
+        figures: that its records allow.
+        missing: a sentence for each figure that they do not.
     """
 
-    study: Study
+    study: StudyResults
     label: str
-    figures: tuple[Figure, ...]
+    figures: Sequence[Figure]
+    missing: Sequence[str]
+
+    @property
+    def question(self) -> str:
+        """What the study is, in a sentence."""
+        study = self.study
+        tasks = sorted({row.task for row in study.all_trials}) or [study.config.trial.task.name]
+        stimuli = sorted({row.stimuli for row in study.all_trials if row.control == "regulated"})
+        return (
+            f"Does experience with affective images ({listed(stimuli or [study.config.trial.stimuli.name])}), balanced against "
+            f"a plain encoder, help {listed(study.backbones)} on {listed(tasks)}?"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands between the records and a conclusion."""
+        return answer.notes(self.study)
+
+    def sections(self, price_per_hour: float | None) -> Iterator[tuple[str, str, str, list[Block]]]:
+        """Name, title, title in the table of contents and blocks of each section that has any."""
+        study = self.study
+        gains, chosen, controls = answer.gains_table(study), answer.chosen_table(study), answer.controls_table(study)
+        verdicts: list[Block] = [("verdict", verdict) for verdict in answer.verdicts_of(study)]
+        paper = ("table", answer.paper_table([(self.label, study)]))
+        tables: list[Block] = [("table", table) for table in (gains, chosen, controls)]
+        commands: list[Block] = [("command", command) for command in reproduce.commands(study)]
+        replays: list[Block] = [("table", table) for table in reproduce.replay_tables(study)]
+        search = [("text", account.search_line(study)), ("table", account.best_table(study))]
+        cost = [("table", account.cost_table(study, price_per_hour)), ("text", account.waiting_line(study, price_per_hour))]
+        origin = [("facts", account.provenance(study)), ("table", account.runs_table(study))]
+        for name, title, short, blocks in (
+            ("answer", "The answer", "Answer", [*verdicts, paper, *self._drawn("answer"), *tables]),
+            ("response", "Response to what was searched", "Response", self._drawn("response")),
+            ("search", "The search", "Search", [*search, ("table", account.space_table(study)), *self._drawn("search")]),
+            ("training", "Training", "Training", self._drawn("training")),
+            ("cost", "Cost", "Cost", [*cost, *self._drawn("cost")]),
+            ("provenance", "Provenance", "Provenance", origin),
+            ("reproduce", "How to reproduce each number", "Reproduce", [*commands, *replays]),
+            ("missing", "What is missing, and why", "Missing", [("points", self.missing)]),
+        ):
+            there = [(kind, content) for kind, content in blocks if content]
+            if there:
+                yield name, title, short, there
+
+    def _drawn(self, section: Section) -> list[Block]:
+        return [("figure", figure) for figure in self.figures if figure.section == section]
 
 
 def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
@@ -57,39 +102,19 @@ def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: fl
     )
     environment.filters |= {"as_json": _as_json, "prose": _prose}
     named = [(part.label, part.study) for part in parts]
+    comparison: list[Block] = (
+        [("table", answer.verdicts_table(named)), ("table", answer.paper_table(named))] if len(parts) > 1 else []
+    )
+    comparison += [("figure", figure) for figure in compared]
     return environment.get_template("page.html.jinja").render(
         parts=parts,
-        compared=compared,
-        paper_table=answer.paper_table(named) if len(parts) > 1 else None,
-        verdicts_table=answer.verdicts_table(named) if len(parts) > 1 else None,
-        price_per_hour=price_per_hour,
-        sections=_SECTIONS,
-        missing_of=missing_of,
-        answer=answer,
-        account=account,
-        reproduce=reproduce,
-        summary=_summary,
-        there=_there,
+        sections=[[*part.sections(price_per_hour)] for part in parts],
+        comparison=[(kind, content) for kind, content in comparison if content],
+        controls=[control for control in CONTROLS.values() if control.name != "regulated"],
         version=emoreg.__version__,
-        written=utc_now()[:16].replace("T", " "),
+        written=moment(utc_now()),
         plotlyjs=Markup(get_plotlyjs()),
     )
-
-
-def _summary(study: Study) -> str:
-    """What the study is, in a sentence."""
-    trials = [*study.trials, *(study.confirmation.trials if study.confirmation is not None else ())]
-    tasks = sorted({row.task for row in trials}) or [study.config.trial.task.name]
-    stimuli = sorted({row.stimuli for row in trials if row.control == "regulated"})
-    stimuli = stimuli or [study.config.trial.stimuli.name]
-    return (
-        f"Does experience with affective images ({listed(stimuli)}), balanced against a plain encoder, help "
-        f"{listed(study.backbones)} on {listed(tasks)}?"
-    )
-
-
-def _there(found: Iterable[Table | None]) -> list[Table]:
-    return [table for table in found if table is not None]
 
 
 def _as_json(figure: Figure) -> Markup:

@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from emoreg.formatting import counted
-from emoreg.report.drawing import (
-    ACCURACY,
-    MOST_POINTS,
-    OF_PANEL,
-    PANEL,
-    SCALE,
-    UNDER_TITLES,
-    Drawing,
-    Figure,
-    Material,
-    axis_title,
-    color_of,
-    described,
-    faded,
-    set_axis,
-    some_of,
-    styled,
-)
+from emoreg.report import style
+from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
 from emoreg.results.records import TrialRecord
-from emoreg.results.study import Study
+from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
 
 BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
+_NAMES = {BALANCE: "balance", LENGTH: "pre-training length"}
+_LACK = {BALANCE: "curve of accuracy against it", LENGTH: "critical-period curve"}
 _VAGUE = 0.5  # of a parameter's axis: an interval as wide as this tells nothing of where the optimum lies
 _MOST_IN_PANEL = 500
 _LINES = "Lines: mean of a Gaussian process, averaged over the trials' other parameters, with its 90 % band."
-_NAMES = {BALANCE: "balance", LENGTH: "pre-training length"}
+_RED = "#D55E00"
 
 
-def _missing(material: Material, paths: Sequence[str], what: str) -> str | None:
-    absent = [_NAMES[path] for path in paths if path not in material.study.search_space]
+def _check(context: FigureContext, paths: Sequence[str], what: str) -> None:
+    absent = [_NAMES[path] for path in paths if path not in context.study.search_space]
     if absent:
-        return f"The {' and the '.join(absent)} {'was' if len(absent) == 1 else 'were'} not searched: no {what}."
-    if not material.finished:
-        return f"No trial of the search has finished: no {what}."
-    if len(paths) > 1 and not any(all(map(found.has, paths)) for found in material.surrogates.values()):
-        both = " and ".join(_NAMES[path] for path in paths)
-        return f"No backbone has {FEWEST} finished trials that differ in {both}: no {what}."
-    return None
+        raise NotDrawn(f"The {' and the '.join(absent)} {'was' if len(absent) == 1 else 'were'} not searched: no {what}.")
+    if not context.finished:
+        raise NotDrawn(f"No trial of the search has finished: no {what}.")
+
+
+def _parameter(study: StudyResults, path: str) -> Parameter:
+    return Parameter(path=path, distribution=study.search_space[path])
 
 
 def _trials(surrogate: Surrogate) -> str:
@@ -65,238 +52,203 @@ def _located(name: str, parameter: Parameter, found: Optimum, response: Response
     interval = f"90 % interval {found.low:.3g} to {found.high:.3g}"
     if ends[1] - ends[0] > _VAGUE:
         return f"{name}: the trials do not tell where ({interval})"
-    low, high = parameter.range
     is_bound = parameter.path == BALANCE and found.value in (0.0, 1.0)
-    edge = ", an end of what was searched: it may lie beyond" if found.value in (low, high) and not is_bound else ""
+    edge = ", an end of what was searched: it may lie beyond" if found.value in parameter.range and not is_bound else ""
     return f"{name}: at {found.value:.3g} ({interval}{edge}), with {mean:.1f} ± {half:.1f} %"
 
 
-def _add_curve(figure: go.Figure, response: Response, found: Optimum, name: str, color: str, **where: int) -> None:
-    x, mean, half = response.points[:, 0], 100 * response.mean, 100 * response.half_width
-    figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([mean + half, (mean - half)[::-1]]),
-        fill="toself",
-        fillcolor=faded(color, 0.18),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-        **where,
-    )
-    figure.add_scatter(
-        x=x, y=mean, mode="lines", name=name, legendgroup=name, line={"color": color, "width": 2.5},
-        hovertemplate="%{x:.3g}: %{y:.1f} %<extra>mean</extra>", **where,
-    )  # fmt: skip
+def _add_response(
+    figure: go.Figure,
+    records: Sequence[TrialRecord],
+    fitted: Surrogate | None,
+    parameter: Parameter,
+    color: str,
+    *,
+    is_named: bool = True,
+    **trace: Any,
+) -> tuple[Optimum, Response] | None:
+    """Add trials, and what a surrogate makes of them, to a figure; the curve's optimum, where there is a curve.
+
+    Args:
+        figure: to add to.
+        records: the trials that are drawn.
+        fitted: the surrogate; None where there are too few trials.
+        parameter: what accuracy is drawn against.
+        color: of all of it.
+        is_named: whether the legend tells of it.
+        trace: name, and row and column of a panel.
+    """
+    has_curve = fitted is not None and fitted.has(parameter.path)
+    x = [value_of(record, parameter.path) for record in records]
+    group = {"legendgroup": trace["name"], **trace}
+    point = {"color": color, "size": 5, "opacity": 0.5}
+    y, is_shown = style.accuracies(records), is_named and not has_curve
+    style.add_trials(figure, records, x, y, showlegend=is_shown, marker=point, **group)
+    if fitted is None or not has_curve:
+        return None
+    response = fitted.response(parameter.path)
+    (found,) = response.optimum()
+    along, mean, half = response.points[:, 0], 100 * response.mean, 100 * response.half_width
+    style.add_band(figure, along, mean - half, mean + half, style.faded(color, 0.18), **group)
+    line, curve = {"color": color, "width": 2.5}, "%{x:.3g}: %{y:.1f} %<extra>mean</extra>"
+    figure.add_scatter(x=along, y=mean, mode="lines", showlegend=is_named, line=line, hovertemplate=curve, **group)
     figure.add_scatter(
         x=[found.value],
-        y=[float(np.interp(found.value, x, mean))],
+        y=[float(np.interp(found.value, along, mean))],
         mode="markers",
         marker={"symbol": "diamond", "size": 12, "color": color, "line": {"color": "white", "width": 1.5}},
-        error_x={
-            "type": "data", "symmetric": False, "array": [found.high - found.value], "arrayminus": [found.value - found.low],
-            "color": color, "thickness": 2, "width": 6,
-        },
-        legendgroup=name,
+        error_x=style.bars([found.value], [found.low], [found.high], color, 6),
         showlegend=False,
         hovertemplate="optimum %{x:.3g}<extra></extra>",
-        **where,
-    )  # fmt: skip
-
-
-def _add_points(
-    figure: go.Figure, records: Sequence[TrialRecord], path: str, name: str, color: str, *, shown: bool, **where: int
-) -> None:
-    figure.add_scatter(
-        x=[value_of(record, path) for record in records],
-        y=[100 * (record.val_accuracy or 0.0) for record in records],
-        mode="markers",
-        name=name,
-        legendgroup=name,
-        showlegend=shown,
-        marker={"color": color, "size": 5, "opacity": 0.5},
-        hovertext=[described(record) for record in records],
-        hovertemplate="%{hovertext}<extra></extra>",
-        **where,
+        **group,
     )
+    return found, response
 
 
-def _draw_response(material: Material, path: str) -> Figure:
-    study = material.study
-    parameter = Parameter(path=path, distribution=study.search_space[path])
+def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
+    study = context.study
+    _check(context, [path], _LACK[path])
+    parameter = _parameter(study, path)
     plain = {row.backbone: row.accuracy for row in study.controls if row.control == "plain"}
     figure = go.Figure()
-    says, without = [], []
-    share = min(1.0, MOST_POINTS / material.num_finished)
-    for backbone, records in material.finished.items():
-        color = color_of(backbone, study.backbones)
-        fitted = material.surrogates.get(backbone)
-        has_curve = fitted is not None and fitted.has(path)
-        _add_points(figure, some_of(records, max(1, round(share * len(records)))), path, backbone, color, shown=not has_curve)
-        if fitted is not None and has_curve:
-            response = fitted.response(path)
-            found = response.optimum()[0]
-            _add_curve(figure, response, found, backbone, color)
-            says.append(_located(f"{backbone} ({_trials(fitted)})", parameter, found, response))
+    optima, without = [], []
+    share = min(1.0, style.MOST_POINTS / context.num_finished)
+    for backbone, records in context.finished.items():
+        color, fitted = style.color_of(backbone, study.backbones), context.surrogates.get(backbone)
+        drawn = style.some_of(records, max(1, round(share * len(records))))
+        curve = _add_response(figure, drawn, fitted, parameter, color, name=backbone)
+        if fitted is not None and curve is not None:
+            optima.append(_located(f"{backbone} ({_trials(fitted)})", parameter, *curve))
         else:
             without.append(backbone)
         if backbone in plain and parameter.is_number:
-            low, high = parameter.range
             figure.add_scatter(
-                x=[low, high], y=[100 * plain[backbone].mean] * 2, mode="lines", name=f"{backbone}, plain",
+                x=parameter.range,
+                y=[100 * plain[backbone].mean] * 2,
+                mode="lines",
+                name=f"{backbone}, plain",
                 line={"color": color, "width": 1.5, "dash": "dash"},
                 hovertemplate=f"plain: {plain[backbone]} %<extra></extra>",
-            )  # fmt: skip
-    drawn = f", {share:.0%} of them drawn, at random" if share < 1 else ""
-    caption = [f"{counted(material.num_finished, 'finished trial')} of the search{drawn}."]
-    if says:
-        caption.append(f"{_LINES} Where accuracy is highest: {'; '.join(says)}.")
+            )
+    subset = f", {share:.0%} of them drawn, at random" if share < 1 else ""
+    caption = [f"{counted(context.num_finished, 'finished trial')} of the search{subset}."]
+    if optima:
+        caption.append(f"{_LINES} Where accuracy is highest: {'; '.join(optima)}.")
     if without:
         caption.append(f"No curve for {' and '.join(without)}: it takes {FEWEST} finished trials that differ in this number.")
     if plain:
         means = ", ".join(f"{backbone} {found} % (n = {found.n})" for backbone, found in plain.items())
         caption.append(f"Dashed: mean of the plain control, {means}.")
-    set_axis(figure, parameter, "x")
-    figure.update_yaxes(title_text=ACCURACY)
-    name, title = {
-        BALANCE: ("accuracy-by-balance", "Accuracy against balance"),
-        LENGTH: ("accuracy-by-pretraining", "Accuracy against pre-training length"),
-    }[path]
-    return Figure(name=name, title=title, caption=" ".join(caption), section="response", figure=styled(figure, showlegend=True))
+    style.set_axis(figure, parameter, "x")
+    figure.update_yaxes(title_text=style.ACCURACY)
+    return style.styled(figure, showlegend=True), " ".join(caption)
 
 
-def _draw_both(material: Material) -> Figure:
-    study = material.study
-    parameters = [Parameter(path=path, distribution=study.search_space[path]) for path in (BALANCE, LENGTH)]
-    fitted = {name: found for name, found in material.surrogates.items() if found.has(BALANCE) and found.has(LENGTH)}
+def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
+    study, what = context.study, "map of accuracy against both"
+    _check(context, [BALANCE, LENGTH], what)
+    fitted = {name: found for name, found in context.surrogates.items() if found.has(BALANCE) and found.has(LENGTH)}
+    if not fitted:
+        raise NotDrawn(f"No backbone has {FEWEST} finished trials that differ in balance and pre-training length: no {what}.")
     gap = 0.2 / len(fitted)
     figure = make_subplots(len(fitted), 1, shared_xaxes=True, subplot_titles=list(fitted), vertical_spacing=gap)
-    says = []
+    places = []
     for row, (backbone, surrogate) in enumerate(fitted.items(), 1):
-        response = surrogate.response(BALANCE, LENGTH)
-        xs, ys = (np.unique(column) for column in response.points.T)
-        where = {"row": row, "col": 1}
-        bar = figure.layout[f"yaxis{'' if row == 1 else row}"].domain
-        figure.add_contour(
-            x=xs,
-            y=ys,
-            z=100 * response.mean.reshape(len(xs), len(ys)).T,
-            colorscale=SCALE,
-            ncontours=14,
-            line={"width": 0},
-            colorbar={"thickness": 10, "len": bar[1] - bar[0], "y": (bar[0] + bar[1]) / 2, "ticksuffix": " %"},
-            hovertemplate="b %{x:.2f}, %{y:.0f} epochs: %{z:.1f} %<extra></extra>",
-            **where,
+        balance, length = _add_map(figure, surrogate, context.finished[backbone], row)
+        places.append(
+            f"{backbone} ({_trials(surrogate)}): b {balance.value:.2g} ({balance.low:.2g} to {balance.high:.2g}), "
+            f"{length.value:.0f} epochs ({length.low:.0f} to {length.high:.0f})"
         )
-        records = some_of(material.finished[backbone], _MOST_IN_PANEL)
-        figure.add_scatter(
-            x=[value_of(record, BALANCE) for record in records],
-            y=[value_of(record, LENGTH) for record in records],
-            mode="markers",
-            marker={"size": 5, "color": "rgba(255,255,255,0.35)", "line": {"color": "white", "width": 1}},
-            hovertext=[described(record) for record in records],
-            hovertemplate="%{hovertext}<extra></extra>",
-            **where,
-        )
-        optima = response.optimum()
-        figure.add_scatter(
-            x=[optima[0].value],
-            y=[optima[1].value],
-            mode="markers",
-            marker={"symbol": "diamond", "size": 13, "color": "#D55E00", "line": {"color": "white", "width": 1.5}},
-            hovertemplate="optimum %{x:.2f}, %{y:.0f} epochs<extra></extra>",
-            **{
-                f"error_{axis}": {
-                    "type": "data", "symmetric": False, "array": [found.high - found.value],
-                    "arrayminus": [found.value - found.low], "color": "#D55E00", "thickness": 2, "width": 5,
-                }
-                for axis, found in zip("xy", optima, strict=True)
-            },
-            **where,
-        )  # fmt: skip
-        says.append(
-            f"{backbone} ({_trials(surrogate)}): b {optima[0].value:.2g} "
-            f"({optima[0].low:.2g} to {optima[0].high:.2g}), "
-            f"{optima[1].value:.0f} epochs ({optima[1].low:.0f} to {optima[1].high:.0f})"
-        )
-        set_axis(figure, parameters[0], "x", **where)
-        set_axis(figure, parameters[1], "y", **where)
+        style.set_axis(figure, _parameter(study, BALANCE), "x", row=row, col=1)
+        style.set_axis(figure, _parameter(study, LENGTH), "y", row=row, col=1)
         if row < len(fitted):
-            figure.update_xaxes(title_text=None, **where)
-    without = [backbone for backbone in material.finished if backbone not in fitted]
-    return Figure(
-        name="accuracy-by-both",
-        title="Accuracy against balance and pre-training length",
-        caption="Mean of a Gaussian process on validation accuracy, averaged over the trials' other parameters. White: the "
-        "trials. Diamond: where it is highest, with 90 % intervals. "
-        + "; ".join(says)
-        + "."
-        + (f" Too few trials: {', '.join(without)}." if without else ""),
-        section="response",
-        figure=styled(figure, showlegend=False, height=max(420, 60 + PANEL * len(fitted)), margin=UNDER_TITLES),
+            figure.update_xaxes(title_text=None, row=row, col=1)
+    without = [backbone for backbone in context.finished if backbone not in fitted]
+    few = f" Too few trials: {', '.join(without)}." if without else ""
+    caption = (
+        "Mean of a Gaussian process on validation accuracy, averaged over the trials' other parameters. White: the trials. "
+        f"Diamond: where it is highest, with 90 % intervals. {'; '.join(places)}.{few}"
     )
+    return style.styled(
+        figure, showlegend=False, height=max(420, 60 + style.PANEL * len(fitted)), margin=style.UNDER_TITLES
+    ), caption
 
 
-def compared_responses(studies: Sequence[Study], names: Sequence[str], path: str) -> Figure | None:
-    """Accuracy against one parameter, a panel a backbone; None where no study has searched it and finished a trial.
+def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRecord], row: int) -> tuple[Optimum, Optimum]:
+    """Add what a surrogate makes of balance and length to a panel; where the optimum lies."""
+    response = surrogate.response(BALANCE, LENGTH)
+    xs, ys = (np.unique(column) for column in response.points.T)
+    where = {"row": row, "col": 1}
+    low, high = figure.layout[f"yaxis{'' if row == 1 else row}"].domain
+    figure.add_contour(
+        x=xs,
+        y=ys,
+        z=100 * response.mean.reshape(len(xs), len(ys)).T,
+        colorscale="Cividis",
+        ncontours=14,
+        line={"width": 0},
+        colorbar={"thickness": 10, "len": high - low, "y": (low + high) / 2, "ticksuffix": " %"},
+        hovertemplate="b %{x:.2f}, %{y:.0f} epochs: %{z:.1f} %<extra></extra>",
+        **where,
+    )
+    drawn = style.some_of(records, _MOST_IN_PANEL)
+    x, y = ([value_of(record, path) for record in drawn] for path in (BALANCE, LENGTH))
+    white = {"size": 5, "color": "rgba(255,255,255,0.35)", "line": {"color": "white", "width": 1}}
+    style.add_trials(figure, drawn, x, y, marker=white, **where)
+    balance, length = response.optimum()
+    figure.add_scatter(
+        x=[balance.value],
+        y=[length.value],
+        mode="markers",
+        marker={"symbol": "diamond", "size": 13, "color": _RED, "line": {"color": "white", "width": 1.5}},
+        error_x=style.bars([balance.value], [balance.low], [balance.high], _RED, 5),
+        error_y=style.bars([length.value], [length.low], [length.high], _RED, 5),
+        hovertemplate="optimum %{x:.2f}, %{y:.0f} epochs<extra></extra>",
+        **where,
+    )
+    return balance, length
 
-    Args:
-        studies: two or more.
-        names: what they are called.
-        path: ``BALANCE`` or ``LENGTH``.
-    """
-    materials = {
-        name: Material(study=study)
-        for name, study in zip(names, studies, strict=True)
-        if path in study.search_space and Parameter(path=path, distribution=study.search_space[path]).is_number
+
+def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.Figure | None:
+    """Accuracy against one parameter, a panel a backbone; None where no study has searched it and finished a trial."""
+    contexts = {
+        name: FigureContext(study=study)
+        for name, study in studies.items()
+        if path in study.search_space and _parameter(study, path).is_number
     }
-    backbones = list(dict.fromkeys(backbone for material in materials.values() for backbone in material.finished))
+    backbones = list(dict.fromkeys(backbone for context in contexts.values() for backbone in context.finished))
     if not backbones:
         return None
-    figure = make_subplots(
-        len(backbones), 1, shared_xaxes=True, subplot_titles=backbones, vertical_spacing=0.16 / len(backbones)
-    )
-    says: list[str] = []
+    gap = 0.16 / len(backbones)
+    figure = make_subplots(len(backbones), 1, shared_xaxes=True, subplot_titles=backbones, vertical_spacing=gap)
+    optima: list[str] = []
     named: set[str] = set()
-    for name, material in materials.items():
-        parameter = Parameter(path=path, distribution=material.study.search_space[path])
-        for backbone, records in material.finished.items():
+    for name, context in contexts.items():
+        parameter, color = _parameter(context.study, path), style.color_of(name, [*studies])
+        for backbone, records in context.finished.items():
             where = {"row": backbones.index(backbone) + 1, "col": 1}
-            fitted = material.surrogates.get(backbone)
-            has_curve = fitted is not None and fitted.has(path)
-            _add_points(
-                figure,
-                some_of(records, _MOST_IN_PANEL),
-                path,
-                name,
-                color_of(name, names),
-                shown=not has_curve and name not in named,
-                **where,
-            )
-            if fitted is not None and has_curve:
-                response = fitted.response(path)
-                found = response.optimum()[0]
-                _add_curve(figure, response, found, name, color_of(name, names), **where)
-                figure.data[-2].showlegend = name not in named
-                says.append(_located(f"{name}, {backbone} ({_trials(fitted)})", parameter, found, response))
+            fitted, drawn = context.surrogates.get(backbone), style.some_of(records, _MOST_IN_PANEL)
+            curve = _add_response(figure, drawn, fitted, parameter, color, is_named=name not in named, name=name, **where)
+            if fitted is not None and curve is not None:
+                optima.append(_located(f"{name}, {backbone} ({_trials(fitted)})", parameter, *curve))
             named.add(name)
-            set_axis(figure, parameter, "x", **where)
-            figure.update_xaxes(title_text=axis_title(path) if where["row"] == len(backbones) else None, **where)
-            figure.update_yaxes(title_text=OF_PANEL[ACCURACY], **where)
-    what = _NAMES[path]
-    return Figure(
-        name=f"compared-{what.replace(' ', '-')}",
-        title=f"Accuracy against {what}, by study",
-        caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} "
-        f"Where accuracy is highest: {'; '.join(says) or 'too few trials'}.",
+            style.set_axis(figure, parameter, "x", **where)
+            figure.update_xaxes(title_text=style.axis_title(path) if where["row"] == len(backbones) else None, **where)
+            figure.update_yaxes(title_text=style.OF_PANEL[style.ACCURACY], **where)
+    return style.Figure(
+        name=f"compared-{_NAMES[path].replace(' ', '-')}",
+        title=f"Accuracy against {_NAMES[path]}, by study",
         section="response",
-        figure=styled(figure, height=max(420, 90 + PANEL * len(backbones)), margin=UNDER_TITLES, showlegend=True),
+        caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} "
+        f"Where accuracy is highest: {'; '.join(optima) or 'too few trials'}.",
+        figure=style.styled(
+            figure, height=max(420, 90 + style.PANEL * len(backbones)), margin=style.UNDER_TITLES, showlegend=True
+        ),
     )
 
 
-DRAWINGS = (
-    Drawing(partial(_missing, paths=(BALANCE,), what="curve of accuracy against it"), partial(_draw_response, path=BALANCE)),
-    Drawing(partial(_missing, paths=(LENGTH,), what="critical-period curve"), partial(_draw_response, path=LENGTH)),
-    Drawing(partial(_missing, paths=(BALANCE, LENGTH), what="map of accuracy against both"), _draw_both),
+BY_BALANCE = FigureSpec("accuracy-by-balance", "Accuracy against balance", "response", partial(_draw_response, path=BALANCE))
+BY_LENGTH = FigureSpec(
+    "accuracy-by-pretraining", "Accuracy against pre-training length", "response", partial(_draw_response, path=LENGTH)
 )
+BY_BOTH = FigureSpec("accuracy-by-both", "Accuracy against balance and pre-training length", "response", _draw_both)

@@ -1,9 +1,9 @@
 """What trials and epochs did, as typed rows in Parquet: the product's only truth about results.
 
-``records/trials.parquet`` has one row a trial, ``epochs.parquet`` one row an epoch of a stage, ``probes.parquet`` one row a number
-that a probe measured, ``runs.parquet`` one row a time that the study was run. The schemas are the
-dataclasses below: column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the
-schema's metadata holds ``emoreg.schema_version``. The files are replaced whole and atomically: a reader never sees half.
+``records/trials.parquet`` has one row a trial, ``epochs.parquet`` one row an epoch of a stage, ``probes.parquet`` one row a
+number that a probe measured, ``runs.parquet`` one row a time that the study was run. The schemas are the dataclasses below:
+column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the schema's metadata
+holds ``emoreg.schema_version``. The files are replaced whole and atomically: a reader never sees half.
 """
 
 from __future__ import annotations
@@ -12,22 +12,16 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import attrgetter
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emoreg.config import Value
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.errors import StorageError
 from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost, Status
-from emoreg.storage.files import replacing
 
 SCHEMA_VERSION = 1
 """Version of the rows' schemas. Records of another version are refused."""
@@ -295,9 +289,9 @@ def unfinished_outcome(
     return Outcome(
         end=end,
         message=message,
-        val_accuracy=last and last.val_accuracy,
-        val_loss=last and last.val_loss,
-        measured_balance=last and last.measured_balance,
+        val_accuracy=last.val_accuracy if last else None,
+        val_loss=last.val_loss if last else None,
+        measured_balance=last.measured_balance if last else None,
         metrics=json.loads(last.metrics) if last else {},
         regulation_epochs=len(regulation),
         regulation_seconds=sum(row.seconds for row in regulation),
@@ -308,212 +302,3 @@ def unfinished_outcome(
 def utc_now() -> str:
     """The time as the records write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-Key = str | int | tuple[str | int, ...]
-
-
-class _Table(Generic[Row]):
-    """One table in memory and its file, which another driver of the study may replace."""
-
-    def __init__(self, path: Path, row_type: type[Row], key: Callable[[Row], Any]) -> None:
-        self._path = path
-        self._row_type = row_type
-        self._key = key
-        self._stamp: tuple[int, int, int] | None = None
-        self.rows: dict[Any, Row] = {}
-        self.merge(is_newer=True)
-
-    def add(self, row: Row) -> None:
-        self.rows[self._key(row)] = row
-
-    def merge(self, *, is_newer: bool) -> None:
-        """Take in the rows of the file, if it was replaced by somebody else; they count more than those here if newer."""
-        if self._now() == self._stamp:
-            return
-        for row in read_rows(self._path, self._row_type):
-            if is_newer:
-                self.rows[self._key(row)] = row
-            else:
-                self.rows.setdefault(self._key(row), row)
-        self._stamp = self._now()
-
-    def write(self) -> None:
-        _write(self._path, self._row_type, list(self.rows.values()))
-        self._stamp = self._now()
-
-    def _now(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class Records:
-    """The tables of one study, in memory.
-
-    Rows are keyed, trials by identity and epochs by (identity, stage, epoch); a later row replaces an earlier one, so that a
-    trial taken up again from its checkpoint never doubles an epoch. If a study has several drivers, each takes in what the
-    others wrote before it writes.
-
-    Attributes:
-        trials: by identity.
-        epochs: by identity, stage and number.
-        probes: by identity, stage, epoch, probe and name.
-        runs: by number.
-    """
-
-    def __init__(self, folder: Path, turn: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Open the records of the study in ``folder``, which may have none yet.
-
-        Args:
-            folder: the study's.
-            turn: begins with what is stored in ``folder``, and ends with what is in ``folder`` stored, while no other driver
-                does the same.
-        """
-        folder = folder / "records"
-        self._turn = turn
-        self._epochs = _Table(folder / "epochs.parquet", EpochRecord, lambda row: (row.identity, row.stage, row.epoch))
-        self._probes = _Table(
-            folder / "probes.parquet", ProbeRecord, lambda row: (row.identity, row.stage, row.epoch, row.probe, row.name)
-        )
-        self._trials = _Table(folder / "trials.parquet", TrialRecord, lambda row: row.identity)
-        self._runs = _Table(folder / "runs.parquet", RunRecord, lambda row: row.run)
-        self._by_trial: dict[str, dict[tuple[str, int], EpochRecord]] = {}
-        for row in self._epochs.rows.values():
-            self._by_trial.setdefault(row.identity, {})[row.stage, row.epoch] = row
-        self.trials: Mapping[str, TrialRecord] = self._trials.rows
-        self.epochs: Mapping[tuple[str, str, int], EpochRecord] = self._epochs.rows
-        self.probes: Mapping[tuple[str, str, int, str, str], ProbeRecord] = self._probes.rows
-        self.runs: Mapping[int, RunRecord] = self._runs.rows
-
-    def refresh(self) -> None:
-        """See what other drivers have recorded."""
-        with self._merged():
-            pass
-
-    def begin_run(self, provenance: Provenance) -> RunRecord:
-        """The row of a run that begins now, written: one that is killed is a run too."""
-        with self._merged():
-            row = RunRecord(
-                run=max(self.runs, default=0) + 1,
-                study=provenance.study,
-                storage=provenance.storage,
-                started=utc_now(),
-                command=provenance.command,
-                versions=json.dumps(dict(provenance.versions)),
-                git_commit=provenance.git_commit,
-                host=provenance.host,
-            )
-            self._runs.add(row)
-            self._runs.write()
-        return row
-
-    def add_run(self, row: RunRecord) -> None:
-        """Keep a run's row, as it is by now, and write it."""
-        with self._merged():
-            self._runs.add(row)
-            self._runs.write()
-
-    def add_epoch(self, row: EpochRecord) -> None:
-        """Keep an epoch's row until the next ``write``."""
-        self._epochs.add(row)
-        self._by_trial.setdefault(row.identity, {})[row.stage, row.epoch] = row
-
-    def add_probe(self, row: ProbeRecord) -> None:
-        """Keep a probe's row until the next ``write``."""
-        self._probes.add(row)
-
-    def epochs_of(self, identity: str) -> list[EpochRecord]:
-        """The epochs of one trial, in the order in which they were reported."""
-        return list(self._by_trial.get(identity, {}).values())
-
-    def add_trial(self, row: TrialRecord) -> None:
-        """Keep a trial's row and write everything."""
-        with self._merged():
-            self._trials.add(row)
-            self._write()
-
-    def write(self) -> None:
-        """Replace the files, those of epochs first: a trial that is recorded has its epochs.
-
-        Raises:
-            OSError: where they cannot be written; those on disk stay whole.
-        """
-        with self._merged():
-            self._write()
-
-    @contextmanager
-    def _merged(self) -> Iterator[None]:
-        with self._turn():
-            self._trials.merge(is_newer=True)
-            self._runs.merge(is_newer=True)
-            self._epochs.merge(is_newer=False)  # those of running trials are newer in memory
-            self._probes.merge(is_newer=False)
-            yield
-
-    def _write(self) -> None:
-        self._epochs.write()
-        if self._probes.rows:
-            self._probes.write()
-        self._trials.write()
-
-
-def read_rows(path: Path, row_type: type[Row], *, name: str = "") -> list[Row]:
-    """The rows of a table, none where there is no file.
-
-    Args:
-        path: of the table.
-        row_type: of its rows.
-        name: what a message calls it, where that is not its path.
-
-    Raises:
-        StorageError: for a file that is damaged, or of another emoreg.
-    """
-    return [row_type(**values) for values in read_table(path, name or str(path)).to_pylist()] if path.exists() else []
-
-
-def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A table of the records.
-
-    Args:
-        source: where it is.
-        name: what a message calls it.
-        columns: those wanted; None for all.
-
-    Raises:
-        StorageError: for a file that is damaged, or of another emoreg.
-    """
-    try:
-        # Opened once: `pq.read_table` opens a path twice, and a driver may replace the file in between.
-        with pq.ParquetFile(source, page_checksum_verification=True) as stored:
-            version = schema_version(stored.schema_arrow)
-            if version != SCHEMA_VERSION:
-                raise StorageError(
-                    f"Read {name} with the emoreg that wrote it, or choose another storage: records must have schema version "
-                    f"{SCHEMA_VERSION}, but these have {version or 'none'}"
-                )
-            return stored.read(columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(
-            f"Move {name} away and run the study again (trials that have a checkpoint are not paid for twice): records must be "
-            f"Parquet, but it cannot be read ({error})"
-        ) from error
-
-
-def schema_version(stored: pa.Schema) -> int | None:
-    """Which version of the schemas a table was written with; None for a table that is not emoreg's."""
-    version = (stored.metadata or {}).get(b"emoreg.schema_version", b"").decode()
-    return int(version) if version.isdigit() else None
-
-
-def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
-    columns = schema(row_type)
-    values = zip(*map(attrgetter(*columns.names), rows), strict=True) if rows else ((),) * len(columns)
-    table = pa.Table.from_arrays(
-        [pa.array(list(column), kind) for column, kind in zip(values, columns.types, strict=True)], schema=columns
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        pq.write_table(table, stream, write_page_checksum=True)

@@ -90,7 +90,7 @@ class Verdict:
     """What may be said of one regulated configuration, and why.
 
     Attributes:
-        name: of the configuration.
+        name: of the configuration; empty for a whole study.
         decision: what may be said.
         beaten: controls that it beats nevertheless, where it does not help.
         reasons: words that follow the decision.
@@ -106,7 +106,7 @@ class Verdict:
     @property
     def subject(self) -> str:
         """The words before the decision."""
-        return f"{self.name}: " + (f"beats {_listed(self.beaten)}, but " if self.beaten else "")
+        return (f"{self.name}: " if self.name else "") + (f"beats {_listed(self.beaten)}, but " if self.beaten else "")
 
     @property
     def explanation(self) -> str:

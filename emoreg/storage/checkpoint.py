@@ -99,6 +99,7 @@ def decode(content: bytes) -> State:
     """
     stream = io.BytesIO(content)
     _verify(stream)
+    stream.seek(0)
     return _load(stream)
 
 

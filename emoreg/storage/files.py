@@ -34,7 +34,7 @@ _UNUSABLE = {
 """What no retry mends, by the number of the error."""
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s?]*|[^/@\s]*)@")  # a secret key may hold a slash
 _FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 4(?!08|29)\d\d")
-_SILENT_SECONDS = 4
+_SILENT_SECONDS = 3
 """How long one request of an object store may stand still."""
 
 
@@ -275,6 +275,7 @@ def _open(uri: str, *, num_attempts: int) -> tuple[pafs.FileSystem, str]:
     if isinstance(filesystem, pafs.S3FileSystem):
         _, (options,) = filesystem.__reduce__()  # from_uri takes no timeouts
         options["connect_timeout"] = options["request_timeout"] = _SILENT_SECONDS
+        options["allow_delayed_open"] = True  # one request for a small file
         retries = pafs.AwsStandardS3RetryStrategy(max_attempts=num_attempts)
         filesystem = pafs.S3FileSystem(**options, retry_strategy=retries)
     return filesystem, root

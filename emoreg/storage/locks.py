@@ -23,9 +23,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from filelock import FileLock, Timeout
+from typing import BinaryIO, Protocol
 
 from emoreg.errors import StorageError
 from emoreg.storage.files import Files
@@ -38,6 +36,7 @@ _STALE_SECONDS = 20.0
 _SETTLE_SECONDS = 1.0
 """After which a token stands, of two drivers that began at one moment."""
 _CHECK_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class FileLocks:
     def __init__(self, folder: Path) -> None:
         """Lock by files in ``folder``: shared by all processes that see it, also by NFS."""
         self._folder = folder
-        self._held: dict[str, FileLock] = {}
+        self._held: dict[str, BinaryIO] = {}
 
     @classmethod
     def of(cls, files: Files) -> FileLocks:
@@ -70,20 +69,26 @@ class FileLocks:
 
     def try_acquire(self, key: str) -> bool:
         """Take the lock of ``key`` if nobody has it, this object included; at once."""
-        if key in self._held:
-            return False
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / f"{key}.lock", thread_local=False)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        self._held[key] = lock
-        return True
+        lock = _try_lock(self._folder / f"{key}.lock")
+        if lock is not None:
+            self._held[key] = lock
+        return lock is not None
 
     def release(self, key: str) -> None:
         """Give the lock of ``key`` back."""
-        self._held.pop(key).release()
+        self._held.pop(key).close()
+
+
+def _try_lock(path: Path) -> BinaryIO | None:
+    """The open file, locked until it is closed; None where it is locked already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = open(path, "ab")  # noqa: SIM115 - NFS locks only what is open for writing
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
 
 
 class Fence:
@@ -161,16 +166,13 @@ def is_held(files: Files) -> bool:
 @contextmanager
 def _lock_folder(files: Files) -> Iterator[Fence]:
     assert files.folder is not None
-    files.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(files.folder / ".lock")
-    try:
-        lock.acquire(timeout=0.5, poll_interval=0.05)  # ``is_held`` may have it for a moment
-    except Timeout as error:
-        raise _refusal(files, "") from error
-    try:
+    end = _now() + 0.5  # ``is_held`` may have it for a moment
+    while (lock := _try_lock(files.folder / ".lock")) is None:
+        if _now() > end:
+            raise _refusal(files, "")
+        time.sleep(0.05)
+    with lock:
         yield Fence(files, None)
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -213,9 +215,9 @@ def _wait_for_silence(files: Files, first: _Holder, patience: Patience) -> None:
             return
         if found != first or patience.should_stop():
             raise _refusal(files, found.who)
-        time.sleep(min(0.5, _BEAT_SECONDS / 2))
+        time.sleep(_POLL_SECONDS)
         before, asked = asked, _now()
-        if asked - before > _BEAT_SECONDS:  # the store did not answer: perhaps not to the driver either
+        if asked - before > _STALE_SECONDS / 2:  # the store did not answer: perhaps not to the driver either
             since = asked
 
 
@@ -228,9 +230,9 @@ def _beat(files: Files, own: _Holder, fence: Fence, has_ended: threading.Event) 
             dataclasses.replace(own, beat=time.time()).write(files)
             if _now() - began > _STALE_SECONDS - _BEAT_SECONDS:  # another may have begun between the look and the write
                 fence.lose("another driver may have it now")
-        except OSError as error:
-            log.warning("%s could not be told that the study runs: %s", files.uri, error)
-        except StorageError:  # whoever writes next hears of it
+        except OSError:  # the next beat may come through; who writes tells of it
+            continue
+        except StorageError:  # who writes next hears of it
             return
 
 

@@ -49,11 +49,7 @@ class LiveStatus(StudyObserver):
         if trial.identity in self._running:
             stage = trial.config.pretraining if row.stage == "pretraining" else trial.config.regulation
             self._running[trial.identity] = dataclasses.replace(
-                self._running[trial.identity],
-                stage=row.stage,
-                epoch=row.epoch,
-                epochs=stage.epochs,
-                accuracy=row.val_accuracy,
+                self._running[trial.identity], stage=row.stage, epoch=row.epoch, epochs=stage.epochs, accuracy=row.val_accuracy
             )
 
     def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:

@@ -84,14 +84,15 @@ def response_figures(config: StudyConfig, records: Iterable[TrialRecord]) -> Ite
         if not parameter.is_number or not by_backbone:
             continue
         figure = Figure(figsize=(3.4, 2.6), dpi=100, layout="constrained")
-        axes = figure.add_subplot(
-            xlabel=parameter.path, ylabel="validation accuracy, %", xscale="log" if parameter.is_log else "linear"
-        )
-        for index, (name, rows) in enumerate(by_backbone.items()):
-            values, accuracies = zip(
-                *((value_of(row, parameter.path), 100 * (row.val_accuracy or 0.0)) for row in rows), strict=True
+        scale = "log" if parameter.is_log else "linear"
+        axes = figure.add_subplot(xlabel=parameter.path, ylabel="validation accuracy, %", xscale=scale)
+        for index, (name, rows) in enumerate(sorted(by_backbone.items())):
+            points = [
+                (value, 100 * (row.val_accuracy or 0.0)) for row in rows if (value := value_of(row, parameter.path)) is not None
+            ]
+            axes.scatter(
+                [value for value, _ in points], [accuracy for _, accuracy in points], 4, f"C{index}", alpha=0.5, label=name
             )
-            axes.scatter(values, accuracies, 4, f"C{index}", alpha=0.5, label=name)
             if name in surrogates and surrogates[name].has(parameter.path):
                 response = surrogates[name].response(parameter.path)
                 mean, half = 100 * response.mean, 100 * response.half_width

@@ -1,7 +1,7 @@
 """TensorBoard, write-only: `tensorboard --logdir STORAGE/STUDY/events` shows a study while it runs and afterwards.
 
-A trial is one run, ``events/<identity>/``: a file for each attempt, and one (``*.end``) with how it ended. The study's columns
-for the HParams page lie in ``events/`` itself; how it goes on is a run of its own (``study_tensorboard``).
+A trial is one run, ``events/<identity>/``: a file for each attempt, and one with how it ended. The study's columns of the
+HParams page lie in ``events/`` itself; how the study goes on is in runs of its own (``study_tensorboard``).
 
 A trial that is taken up again stays one line. It first reports every epoch that an earlier attempt had saved, and TensorBoard
 lets each value of a tag replace those that it read before at the same or a later step: stages never erase each other, although
@@ -64,7 +64,7 @@ _OUTCOME = {
     "failed": (api_pb2.STATUS_FAILURE, -1.0),
 }
 _NAMES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "measured_balance")
-_END = ".end"
+_END = "events.out.tfevents.end"
 
 
 class TensorBoardReporter(ExitStack):
@@ -86,13 +86,12 @@ class TensorBoardReporter(ExitStack):
         """
         super().__init__()
         run = folder / "events" / trial.identity
-        for end in run.glob(f"*{_END}"):  # it runs again, so it has not ended
-            end.unlink()
+        (run / _END).unlink(missing_ok=True)  # it runs again, so it has not ended
         self._names = (*_NAMES, "measured_balance_std") if trial.config.regulation.kind == "dynamic" else _NAMES
         self._epoch = 0
         self._writer = self.enter_context(SummaryWriter(str(run), purge_step=1))
         values = {path: read_path(trial.config, path) for path in COMPARED} | dict(params)
-        self._writer.file_writer.add_summary(hparams_pb(values, trial_id=trial.identity))
+        _add(self._writer, hparams_pb(values, trial_id=trial.identity))
         self._writer.flush()
 
     def report(self, event: Event) -> None:
@@ -134,9 +133,9 @@ def finish(folder: Path, record: TrialRecord) -> None:
     values = {path: columns[column] for path, column in COMPARED.items()} | record.sampled
     started, ended = (datetime.fromisoformat(text).timestamp() for text in (record.started, record.ended))
     end = SessionEndInfo(status=status, end_time_secs=ended)
-    with rewriting(folder / "events" / record.identity, _END) as writer:
-        writer.file_writer.add_summary(hparams_pb(values, trial_id=record.identity, start_time_secs=started))
-        writer.file_writer.add_summary(_hparams(metadata.SESSION_END_INFO_TAG, session_end_info=end))
+    with _whole(folder / "events" / record.identity / _END) as writer:
+        _add(writer, hparams_pb(values, trial_id=record.identity, start_time_secs=started))
+        _add(writer, _hparams(metadata.SESSION_END_INFO_TAG, session_end_info=end))
         writer.add_scalar("trial/device_seconds", record.device_seconds, 0)
         writer.add_scalar("trial/outcome", outcome, 0)
         writer.add_text("trial/status", record.status if record.message is None else f"{record.status}: {record.message}", 0)
@@ -156,20 +155,23 @@ def write_experiment(folder: Path, study: StudyConfig) -> None:
         hparam_infos=_columns(study),
         metric_infos=[api_pb2.MetricInfo(name={"tag": tag}, display_name=title) for tag, title in metrics.items()],
     )
-    with rewriting(folder / "events") as writer:
-        writer.file_writer.add_summary(_hparams(metadata.EXPERIMENT_TAG, experiment=experiment))
+    with _whole(folder / "events" / "events.out.tfevents.experiment") as writer:
+        _add(writer, _hparams(metadata.EXPERIMENT_TAG, experiment=experiment))
 
 
 @contextmanager
-def rewriting(run: Path, suffix: str = "") -> Iterator[SummaryWriter]:
-    """A writer of a run's only file, or only one of this suffix, to replace the former one when the block ends well."""
-    former, token = list(run.glob(f"events.out.tfevents.*{suffix}")), f".{secrets.token_hex(4)}"
-    with SummaryWriter(str(run), purge_step=None if suffix else 0, filename_suffix=token) as writer:
+def _whole(path: Path) -> Iterator[SummaryWriter]:
+    """A writer whose file is ``path``, in place of the former one, once the block has ended well."""
+    token = f".{secrets.token_hex(4)}"
+    with SummaryWriter(str(path.parent), filename_suffix=token) as writer:
         yield writer
-    for path in former:
-        path.unlink(missing_ok=True)
-    for path in run.glob(f"*{token}"):  # none where another driver has replaced it already
-        path.rename(path.with_suffix(suffix))
+    (written,) = path.parent.glob(f"*{token}")
+    written.replace(path)
+
+
+def _add(writer: SummaryWriter, summary: Any) -> None:
+    file_writer: Any = writer.file_writer  # torch's annotations know of none
+    file_writer.add_summary(summary)
 
 
 def _hparams(tag: str, **content: Any) -> Any:

@@ -15,22 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import timm
 import torch
 from jaxtyping import Float
+from timm.models import ResNet
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
-from emoreg.data import torchvision_operators
 from emoreg.errors import ConfigError
 from emoreg.seeding import global_stream
-
-torchvision_operators.ensure()
-import huggingface_hub  # noqa: E402
-import timm  # noqa: E402
-from timm.models import ResNet  # noqa: E402
-from timm.optim import param_groups_weight_decay  # noqa: E402
 
 _ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 _PATCHES_PER_SIDE = 8

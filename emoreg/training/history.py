@@ -45,8 +45,9 @@ class History:
         """Tell the last epoch, if it is this trial's."""
         if self.ends_with_own:
             _, record, probes = self._epochs[-1]
-            for event in (record, *probes):
-                self.report(event)
+            self.report(record)
+            for probe in probes:
+                self.report(probe)
 
     def resume(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Take over the epochs of a saved state, and tell those that an earlier attempt of this very trial trained."""

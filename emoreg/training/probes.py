@@ -5,7 +5,8 @@ Legend: B images of the fixed batch, S their side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,7 @@ def probe(name: str) -> Callable[[Probe], Probe]:
 
 
 @torch.no_grad()
-def run_probes(stage: Stage, learner: Learner, epoch: int) -> Iterator[ProbeRecord]:
+def run_probes(stage: Stage, learner: Learner, epoch: int) -> list[ProbeRecord]:
     """Run the trial's probes after an epoch, if it is one of those chosen: every ``probe_every``-th, and the stage's last.
 
     They see the first validation images or, if there are none, training images without augmentation.
@@ -47,17 +48,17 @@ def run_probes(stage: Stage, learner: Learner, epoch: int) -> Iterator[ProbeReco
     """
     config = stage.trial.config
     if not config.probes or (epoch % config.probe_every and epoch != stage.settings.epochs):
-        return
+        return []
     split = stage.validation if stage.validation is not None else stage.train
     images, targets = (part[:_NUM_IMAGES] for part in next(split.evaluation()))
+    record = partial(ProbeRecord, identity=stage.trial.identity, stage=stage.name, epoch=epoch)
+    found = []
     for name in config.probes:
         learner.network.eval()
         with torch.random.fork_rng([split.device] if split.device.type == "cuda" else []):
             numbers = PROBES.require(name, of="probes")(learner, images, targets)
-        for key, value in numbers.items():
-            yield ProbeRecord(
-                identity=stage.trial.identity, stage=stage.name, epoch=epoch, probe=name, name=key, value=float(value)
-            )
+        found += [record(probe=name, name=key, value=float(value)) for key, value in numbers.items()]
+    return found
 
 
 @probe("agreement")

@@ -10,7 +10,7 @@ import torch
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.data import ImageSet, LoadImages, Split, cut_validation
+from emoreg.data import ImageSet, LoadImages, parts
 from emoreg.data.augmentation import denormalize
 from emoreg.data.batches import Batch, Batches
 from emoreg.errors import ConfigError, ImageSetError
@@ -79,14 +79,15 @@ def pretraining_stage(trial: ResolvedTrial, load_images: LoadImages, device: tor
     """
     config, settings = trial.config, trial.config.pretraining
     image_set = load_images(config.stimuli, image_size=config.image_size)
-    source = trial.images_of_pretraining or config.stimuli
+    source = trial.images_of_pretraining
+    assert source is not None  # the trial has an emotional encoder
     if source != config.stimuli:
-        num_images = len(_cut(image_set, config.stimuli)[0])
+        num_images = len(parts(image_set, config.stimuli)[0])
         image_set = load_images(source, image_size=config.image_size)
         source = _cut_to(num_images, image_set, source)
     if image_set.regression:
         _check_regression(config, image_set.name)
-    train, validation = _cut(image_set, source)
+    train, validation = parts(image_set, source)
     batches = Batches(train, device=device)
     return Stage(
         name="pretraining",
@@ -114,7 +115,7 @@ def regulation_stage(trial: ResolvedTrial, load_images: LoadImages, device: torc
             f"Choose a task.target with classes: a task is classified, but the target {source.target!r} of {image_set.name!r} "
             "is made of real numbers"
         )
-    train, validation = _cut(image_set, source)
+    train, validation = parts(image_set, source)
     if len(validation) == 0:
         raise ImageSetError(
             f"Raise task.validation_fraction: a task needs validation images, but {source.validation_fraction:g} of the "
@@ -145,14 +146,9 @@ def check_images(trial: ResolvedTrial, load_images: LoadImages) -> None:
         pretraining_stage(trial, load_images, torch.device("cpu"))
 
 
-def _cut(image_set: ImageSet, source: ImageSetConfig) -> tuple[Split, Split]:
-    """The training and validation parts of the train split."""
-    return cut_validation(image_set.train, source.validation_fraction, seed=source.split_seed, num_images=source.num_images)
-
-
 def _cut_to(num_images: int, image_set: ImageSet, source: ImageSetConfig) -> ImageSetConfig:
     """The source with as many training images as the stimuli have."""
-    available = len(_cut(image_set, replace(source, num_images=None))[0])
+    available = len(parts(image_set, replace(source, num_images=None))[0])
     if available < num_images:
         raise ImageSetError(
             f"Choose a larger set than {image_set.name!r}, or set stimuli.num_images: in place of the stimuli it needs as many "

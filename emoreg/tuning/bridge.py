@@ -15,7 +15,8 @@ from ray.tune.experiment import Trial
 from emoreg.config import StudyConfig
 from emoreg.errors import StorageError
 from emoreg.results.outcome import EndReason, Outcome
-from emoreg.results.records import EpochRecord, ProbeRecord, Records
+from emoreg.results.records import EpochRecord, ProbeRecord
+from emoreg.results.tables import Records
 from emoreg.storage.files import storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.training.events import Experienced

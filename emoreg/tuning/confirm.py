@@ -20,7 +20,8 @@ from emoreg.results.plan import (
     with_opening,
     write_openings,
 )
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import StudyObserver
 from emoreg.tuning.coordinator import Coordinator

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from emoreg.config import StudyConfig, Value
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.outcome import Outcome
-from emoreg.results.records import EpochRecord, Records, Role
+from emoreg.results.records import EpochRecord, Role
+from emoreg.results.tables import Records
 from emoreg.tuning.coordinator import Coordinator
 from emoreg.tuning.queue import Job, JobQueue
 from emoreg.tuning.retry import RetryPolicy

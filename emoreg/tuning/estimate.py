@@ -19,12 +19,12 @@ import torch
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched, resolve, suggest
-from emoreg.data import ImageSet, Split, cut_validation, load
+from emoreg.data import ImageSet, Split, load, parts
 from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError
-from emoreg.training.optim import build_optimizer
 from emoreg.training.learners import EmotionLearner
 from emoreg.training.model import create_emotional_net
+from emoreg.training.optim import build_optimizer
 
 _TIMED_STEPS = 3
 _SAMPLED_CONFIGS = 64
@@ -109,16 +109,9 @@ def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, sp
     per_image = speed[config.backbone]
     total = 0.0
     if config.regulation.needs_emotional:
-        train, _ = cut_validation(
-            stimuli.train,
-            config.stimuli.validation_fraction,
-            seed=config.stimuli.split_seed,
-            num_images=config.stimuli.num_images,
-        )
+        train, _ = parts(stimuli, config.stimuli)
         total += config.pretraining.epochs * len(train) * per_image
-    train, held_out = cut_validation(
-        task.train, config.task.validation_fraction, seed=config.task.split_seed, num_images=config.task.num_images
-    )
+    train, held_out = parts(task, config.task)
     encoders = config.regulation.needs_plain + config.regulation.needs_emotional
     images = len(train) + _EVALUATION_SHARE * len(held_out)
     return total + config.regulation.epochs * images * encoders * per_image

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import CONTROLS
-from emoreg.config.resolved import Fingerprints, resolve_trial, source_of
-from emoreg.data import cut_validation, load
-from emoreg.data.fetch import Prepared, Source, offer, source
-from emoreg.errors import ImageSetError
+from emoreg.config.resolved import Fingerprints, Source, resolve_trial, source_of
+from emoreg.data import load, parts
+from emoreg.data.fetch import offer
+from emoreg.data.prepare import Prepared
+from emoreg.errors import ConfigError, ImageSetError
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, node_cache
 from emoreg.training.stages import check_images
@@ -65,8 +66,8 @@ def naming(role: str) -> Iterator[None]:
     """Let an error of an image set say which of the trial's it is: its path on the command line."""
     try:
         yield
-    except ImageSetError as error:
-        raise ImageSetError(f"trial.{role}: {error}") from error
+    except (ConfigError, ImageSetError) as error:
+        raise type(error)(f"trial.{role}: {error}") from error
 
 
 def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
@@ -81,7 +82,7 @@ def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
     for role, image_set in image_sets(config):
         with naming(role):
             prepared = offer(image_set, image_size=size, storage=image_storage(config.storage), files=files)
-        offered[source(image_set, size)] = prepared
+        offered[source_of(image_set, size)] = prepared
     return offered
 
 
@@ -95,8 +96,7 @@ def count_images(config: StudyConfig) -> Callable[[ImageSetConfig], int]:
 
     @functools.cache
     def count(image_set: ImageSetConfig) -> int:
-        whole = load_images(image_set).train
-        train, _ = cut_validation(whole, image_set.validation_fraction, image_set.split_seed, image_set.num_images)
+        train, _ = parts(load_images(image_set), image_set)
         return len(train)
 
     return count

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.records import TrialRecord
+from emoreg.results.status import live_name
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import sweep
 from emoreg.storage.working_copy import WorkingCopy
@@ -52,6 +53,7 @@ class StorageSync(StudyObserver):
     def on_run_end(self, status: RunStatus) -> None:
         """Push everything."""
         self._push("records", "optuna.journal", "events")
+        self._coordinator.copy.remove(live_name(status.run.run))
 
     def _push(self, *names: str) -> None:
         self._coordinator.check()

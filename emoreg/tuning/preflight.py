@@ -14,7 +14,7 @@ from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import METRICS, PROBES
 from emoreg.data import check
 from emoreg.errors import ConfigError
-from emoreg.results.records import Records
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
 from emoreg.training.backbones import check_backbone

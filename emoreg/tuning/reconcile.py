@@ -17,7 +17,8 @@ from emoreg.config import StudyConfig, TrialConfig, Value, to_json
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tuning.optuna_study import (

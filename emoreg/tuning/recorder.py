@@ -7,15 +7,8 @@ import time
 
 from emoreg.results.analysis import device_time
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
-from emoreg.results.records import (
-    EpochRecord,
-    Provenance,
-    Records,
-    RunRecord,
-    TrialRecord,
-    unfinished_outcome,
-    utc_now,
-)
+from emoreg.results.records import EpochRecord, Provenance, RunRecord, TrialRecord, unfinished_outcome, utc_now
+from emoreg.results.tables import Records
 from emoreg.tuning.dispatcher import Assignment
 
 

@@ -25,7 +25,7 @@ from emoreg.config import StudyConfig, Value
 from emoreg.config.resolved import Fingerprints, resolve_trial
 from emoreg.config.search_space import lengths, num_searched, resolve
 from emoreg.errors import UserError
-from emoreg.results.records import Records
+from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files, storage_full_error
 from emoreg.storage.working_copy import scratch
@@ -218,7 +218,7 @@ class _StudyRun:
                     StopRelay(signal),
                     TrialEnds(copy),
                     LiveStatus(copy.folder),
-                    StudyTensorBoard(copy.folder, config),
+                    StudyTensorBoard(copy, config),
                     StorageSync(self._coordinator),
                     ExperiencePruner(config, copy, store, notify=told.on_message),
                     *observers,

@@ -20,8 +20,10 @@ from ray import tune
 from ray.exceptions import RayError
 from sqlalchemy.exc import OperationalError
 
+from emoreg.config.resolved import Source
 from emoreg.data import LoadImages, load
-from emoreg.data.fetch import FetchedSets, Prepared, Source
+from emoreg.data.fetch import FetchedSets
+from emoreg.data.prepare import Prepared
 from emoreg.errors import ConfigError, Interrupted, UserError
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord

@@ -21,7 +21,8 @@ from typing import Any
 import ray
 
 from emoreg.config import TrialConfig
-from emoreg.results.records import Records, TrialResult
+from emoreg.results.records import TrialResult
+from emoreg.results.tables import Records
 from tests.benchmarks.idle_trials import epoch_of, result_of
 from tests.integration.cluster import cluster_of
 from tests.integration.test_study import STUDY

@@ -34,7 +34,8 @@ from emoreg.config import (
     TrialConfig,
 )
 from emoreg.results.analysis import experience_ledger, waiting_share
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 
 LENGTHS = (8, 2, 16, 4)
 ROUNDS = 2

@@ -12,7 +12,8 @@ from emoreg.cli.progress import Progress
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.resolved import UNKNOWN, resolve_trial
 from emoreg.results.analysis import num_planned
-from emoreg.results.records import EpochRecord, Provenance, Records, TrialRecord
+from emoreg.results.records import EpochRecord, Provenance, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.tracking.observer import RunStatus
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study

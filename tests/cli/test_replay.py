@@ -19,7 +19,8 @@ from rich.console import Console
 from emoreg.cli.replay import replay
 from emoreg.config import PretrainingConfig, StudyConfig, TrialConfig
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.records import Provenance, Records, TrialRecord
+from emoreg.results.records import Provenance, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tuning.preflight import prepare_image_sets, provenance, write_study_file
@@ -252,7 +253,7 @@ def with_settings(**changes: Any) -> Callable[[TrialRecord], TrialRecord]:
     ("changes", "said"),
     [
         ({"warmup_steps": None}, "would have the identity [0-9a-f]{12}: "),
-        ({"cooldown": 3}, "PretrainingConfig must have settings that this emoreg knows, but it is 'cooldown': "),
+        ({"cooldown": 3}, "TrialConfig must have settings that this emoreg knows, but it has pretraining.cooldown; "),
         ({"epochs": 3}, f"would have the identity {tiny(pretraining__epochs=3).identity}: "),
     ],
 )

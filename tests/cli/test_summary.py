@@ -21,8 +21,9 @@ from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import UNKNOWN
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.results.plan import choose, plan_trials
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
+from emoreg.results.tables import Records
 from emoreg.tuning.confirm import ConfirmationPlan
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study

@@ -15,7 +15,8 @@ from rich.console import Console
 from emoreg.cli.trial import run_one
 from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import PROBES
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.training.trial import CHECKPOINT
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from tests.helpers.studies import ended, tiny_study

@@ -109,17 +109,11 @@ def test_a_module_below_the_working_directory_travels(tmp_path: Path, monkeypatc
     assert bundle.study == "far_studies.one"
 
 
-def test_a_module_that_would_stay_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"'elsewhere\.study' is neither below .* name it by its path"):
-        collect("elsewhere.study", tiny_study())
-
-
 def test_more_than_ray_takes_is_refused_before_it_is_read(checkout: Path) -> None:
     with open(checkout / "weights", "wb") as stream:
         stream.truncate(600 * 2**20)
     with pytest.raises(
-        ConfigError, match=r"may take 500 MiB, but it takes 600, most of it in weights \(600 MiB\), .* \.gitignore"
+        ConfigError, match=r"\.gitignore: .* may take 500 MiB, but it takes 600, most of it in weights \(600 MiB\)"
     ):
         collect("studies/shipped.py", tiny_study())
 
@@ -141,7 +135,7 @@ URL = "postgresql://anna:pa55word99@db/studies"
 def test_a_file_with_a_password_of_the_study_is_refused(text: str, checkout: Path, tmp_path: Path) -> None:
     study = tiny_study(optuna_storage=URL)
     write(checkout, {"studies/mine.py": text})
-    with pytest.raises(ConfigError, match=r"must hold no password or key, but .*studies/mine\.py' does: take it out") as error:
+    with pytest.raises(ConfigError, match=r"must hold no password or key, but .*studies/mine\.py' does") as error:
         collect("studies/mine.py", study).write(tmp_path / "x.zip", secrets_of(study))
     assert "pa55word99" not in str(error.value)
 

@@ -135,6 +135,8 @@ def test_what_another_process_has_registered_can_be_read_and_drawn_but_not_run()
     written = to_json(StudyConfig(search_space=SPACE)) | {"controls": ["shuffled", "mine", "plain"]}
     study = from_json(StudyConfig, written)
     assert in_order(study.controls) == ("plain", "shuffled", "mine")
+    assert dataclasses.replace(study, num_trials=3).control_trials()[1].control == "mine"
+    assert from_json(StudyConfig, to_json(study)) == study
     assert control_named("mine").label == "mine"
     trial = from_json(TrialConfig, to_json(TrialConfig()) | {"control": "mine"})
     with pytest.raises(ConfigError, match="control must be a registered control, but it is 'mine'"):

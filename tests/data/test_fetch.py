@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from emoreg.config import ImageSetConfig
+from emoreg.config.resolved import source_of
 from emoreg.data import load
-from emoreg.data.fetch import FetchedSets, Prepared, offer, source
+from emoreg.data.fetch import FetchedSets, offer
+from emoreg.data.prepare import Prepared
 from emoreg.errors import StorageError
 from emoreg.storage.files import Files
 
@@ -18,7 +20,7 @@ def test_a_machine_fetches_a_set_once_and_has_what_the_driver_has(bucket: str, s
     files = Files(bucket)
     prepared = offer(DIGITS, image_size=8, storage=storage, files=files)
     assert [found.name for found in files.find()] == [prepared.name]
-    sets = FetchedSets(offered={source(DIGITS, 8): prepared}, files=files, folder=tmp_path / "machine")
+    sets = FetchedSets(offered={source_of(DIGITS, 8): prepared}, files=files, folder=tmp_path / "machine")
     fetched, original = sets(DIGITS, image_size=8), load(DIGITS, image_size=8, storage=storage)
     assert fetched.fingerprint == original.fingerprint
     assert np.array_equal(fetched.train.images, original.train.images)
@@ -38,6 +40,6 @@ def test_another_set_under_its_name_is_not_learned_from(bucket: str, storage: Pa
     files = Files(bucket)
     prepared = offer(DIGITS, image_size=8, storage=storage, files=files)
     other = Prepared(name=prepared.name, key="0" * 64)
-    sets = FetchedSets(offered={source(DIGITS, 8): other}, files=files, folder=tmp_path)
-    with pytest.raises(StorageError, match="must be what the driver prepared"):
+    sets = FetchedSets(offered={source_of(DIGITS, 8): other}, files=files, folder=tmp_path)
+    with pytest.raises(StorageError, match="must be the image set that the driver prepared"):
         sets(DIGITS, image_size=8)

@@ -174,10 +174,10 @@ def test_a_kill_leaves_nothing_that_could_be_taken_for_a_set(tree: Path, tmp_pat
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
         assert prepared_files(tmp_path) == []
-        assert len(list((tmp_path / "imagesets").glob("*.preparing"))) == 1
+        assert len([path for path in (tmp_path / "imagesets" / "preparing").iterdir() if path.is_dir()]) == 1
     image_set = load(of(tree), image_size=16, storage=tmp_path)
     assert len(image_set.train) == 16
-    assert not list((tmp_path / "imagesets").glob("*.preparing"))
+    assert not list((tmp_path / "imagesets" / "preparing").iterdir())
 
 
 def test_a_few_damaged_images_are_left_out_and_named(tree: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_many_damaged_images_refuse_the_set(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageSetError, match=r"at most 1% .* calm/\d\.png \(empty file\)"):
         load(of(tree), image_size=16, storage=tmp_path)
     assert prepared_files(tmp_path) == []
-    assert not list((tmp_path / "imagesets").glob("*.preparing"))
+    assert not list((tmp_path / "imagesets" / "preparing").iterdir())
 
 
 def test_a_class_without_an_image_is_refused(tree: Path, tmp_path: Path) -> None:

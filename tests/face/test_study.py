@@ -10,7 +10,7 @@ import pytest
 
 import emoreg
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
-from emoreg.results.records import Records
+from emoreg.results.tables import Records
 from emoreg.study import StudySettings
 from emoreg.tuning.study import RunEnd
 from tests.helpers.studies import ended, tiny_study

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from emoreg.training.pretrain import EmotionalNet, create_emotional_net
-
 from emoreg.config import TrialConfig
-from emoreg.data import cut_validation, load
-from emoreg.data.batches import Batches
+from emoreg.config.resolved import resolve_trial
+from emoreg.data import load
+from emoreg.results.outcome import PretrainingCost
 from emoreg.results.records import EpochRecord
-from emoreg.training.experience import ExperienceStore, Gained, gain_experience
+from emoreg.storage.experience import ExperienceStore
+from emoreg.training.context import TrialContext
+from emoreg.training.events import Event
+from emoreg.training.experience import load_or_pretrain
+from emoreg.training.history import History
+from emoreg.training.learners import EmotionLearner
+from emoreg.training.loop import fit
+from emoreg.training.model import EmotionalNet, create_emotional_net
 from emoreg.training.optim import reproducible
+from emoreg.training.stages import Stage, pretraining_stage
 from tests.helpers.trials import CPU
 
 
-def stimuli_of(config: TrialConfig, storage: Path) -> tuple[EmotionalNet, Batches, str]:
-    """The untrained net, its training images, and their fingerprint."""
-    images = load(config.stimuli, image_size=config.image_size, storage=storage)
-    train, _ = cut_validation(
-        images.train,
-        config.stimuli.validation_fraction,
-        seed=config.stimuli.split_seed,
-        num_images=config.stimuli.num_images,
-    )
-    return create_emotional_net(config, images.num_outputs), Batches(train, device=CPU), images.fingerprint
+def pretraining_of(config: TrialConfig, storage: Path) -> tuple[Stage, EmotionLearner]:
+    """Pre-training without validation, and what has had none of it yet."""
+    stage = pretraining_stage(resolve_trial(config), partial(load, storage=storage), CPU)
+    net = create_emotional_net(stage.trial.config, stage.image_set.num_outputs)
+    return replace(stage, validation=None), EmotionLearner(stage.trial.config, net, regression=False)
 
 
 def gain(
@@ -35,29 +39,27 @@ def gain(
     *,
     report: Callable[[EpochRecord], None] = lambda row: None,
     checkpoint_seconds: float = 1e9,
-    interrupted: Callable[[], bool] = lambda: False,
-) -> tuple[Gained, list[int], EmotionalNet]:
-    """What it took, the epochs that were reported as paid, and the net."""
-    config = config.applied()
-    net, batches, fingerprint = stimuli_of(config, storage)
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[PretrainingCost, list[int], EmotionalNet]:
+    """Load or pre-train; what it took, the epochs that were reported as paid, and the net."""
     epochs: list[int] = []
 
-    def remember(row: EpochRecord) -> None:
-        epochs.append(row.epoch)
-        report(row)
+    class Paid:
+        def report(self, event: Event) -> None:
+            if isinstance(event, EpochRecord):
+                epochs.append(event.epoch)
+                report(event)
 
-    with reproducible(config.deterministic):
-        gained = gain_experience(
-            config,
-            net,
-            batches,
-            None,
-            regression=False,
-            source=config.stimuli,
-            fingerprint=fingerprint,
-            store=store,
-            report=remember,
-            checkpoint_seconds=checkpoint_seconds,
-            interrupted=interrupted,
-        )
-    return gained, epochs, net
+    stage, learner = pretraining_of(config, storage)
+    history = History(store.user, stage.trial.identity, [Paid()])
+    context = TrialContext(
+        load_images=partial(load, storage=storage),
+        store=store,
+        folder=storage / "unused",
+        device=CPU,
+        checkpoint_seconds=checkpoint_seconds,
+        should_stop=should_stop,
+    )
+    with reproducible(config.deterministic), load_or_pretrain(stage, context, history) as checkpointer:
+        fit(stage, learner, checkpointer=checkpointer)
+    return history.cost, epochs, learner.network

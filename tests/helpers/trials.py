@@ -18,7 +18,7 @@ from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, T
 from emoreg.config.resolved import resolve_trial
 from emoreg.data import Split, load
 from emoreg.data.batches import Batches
-from emoreg.data.imageset import ImageSet
+from emoreg.data.image_set import ImageSet
 from emoreg.results.outcome import Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.results.records import Stage as StageName
@@ -98,7 +98,13 @@ def tiny(**paths: Any) -> TrialConfig:
 
 
 def run(
-    config: TrialConfig, storage: Path, recorder: Recorder | None = None, *, folder: Path | None = None, **kwargs: Any
+    config: TrialConfig,
+    storage: Path,
+    recorder: Recorder | None = None,
+    *,
+    folder: Path | None = None,
+    store: ExperienceStore | None = None,
+    **kwargs: Any,
 ) -> tuple[Outcome, Recorder, dict[str, Tensor]]:
     """Run a trial; its outcome, its events and the weights at its end."""
     trial = resolve_trial(config)
@@ -106,7 +112,7 @@ def run(
     folder = folder if folder is not None else storage / trial.identity
     context = TrialContext(
         load_images=partial(load, storage=storage),
-        store=ExperienceStore(str(storage / "experience")),
+        store=store if store is not None else ExperienceStore(str(storage / "experience")),
         folder=folder,
         device=CPU,
         **kwargs,

@@ -34,7 +34,8 @@ from emoreg.config.resolved import source_of
 from emoreg.config.search_space import resolve
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.plan import choose, confirming, opening_of, plan_trials, write_openings
-from emoreg.results.records import EpochRecord, Provenance, Records, Role, Row, RunRecord, TrialRecord, schema
+from emoreg.results.records import EpochRecord, Provenance, Role, Row, RunRecord, TrialRecord, schema
+from emoreg.results.tables import Records
 from emoreg.results.written import WrittenStudy, read_written
 from emoreg.storage.files import Files
 
@@ -174,8 +175,8 @@ def begin_run(folder: Path) -> RunRecord:
 def driven(folder: Path) -> Iterator[None]:
     """Let another process hold the study, as a driver does, for the time of a block."""
     hold = (
-        "import sys\nfrom emoreg.storage.files import Files\nfrom emoreg.storage.working_copy import only_driver\n"
-        "with only_driver(Files(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+        "import sys\nfrom emoreg.storage.files import Files\nfrom emoreg.storage.locks import study_lock\n"
+        "with study_lock(Files(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", hold, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.integration.test_study import STUDY, wait_for
+import pyarrow.parquet as pq
 
-RAY = str(Path(sys.executable).with_name("ray"))
+BIN = Path(sys.executable).parent
+RAY = str(BIN / "ray")
+STUDY = Path(__file__).with_name("tiny_study.py")
 JOINED = "Ray runtime started"
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 120) -> None:
+    """Until a condition holds, for as long as a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process ended before the moment came"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.05)  # between two looks at the condition
+
+
+def trials(storage: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
+    """The records of a study by identity."""
+    with pq.ParquetFile(storage / name / "records" / "trials.parquet") as stored:  # opened once: its driver may replace it
+        rows = stored.read().to_pylist()
+    by_identity = {row["identity"]: row for row in rows}
+    assert len(by_identity) == len(rows), "a trial is recorded twice"
+    return by_identity
 
 
 def free_port() -> int:
@@ -32,6 +53,7 @@ class Cluster:
     address: str
     environment: dict[str, str]
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    dashboard: str = ""
 
     def add_node(self, *options: str, log: Path = Path(os.devnull)) -> subprocess.Popen[bytes]:
         """Start a node, which has joined once its log says so: see ``JOINED``."""
@@ -45,6 +67,17 @@ class Cluster:
             )
         self.nodes.append(node)
         return node
+
+    def join(self, folder: Path, *nodes: str) -> list[subprocess.Popen[bytes]]:
+        """Add nodes with these options, side by side, and wait until they have joined. Their logs go to ``folder``."""
+        logs = [folder / f"node{len(self.nodes) + number}.log" for number in range(len(nodes))]
+        joining = [
+            self.add_node(f"--address={self.address}", *options.split(), log=log)
+            for options, log in zip(nodes, logs, strict=True)
+        ]
+        for node, log in zip(joining, logs, strict=True):
+            wait_for(lambda log=log: JOINED in log.read_text(), node)  # type: ignore[misc]
+        return joining
 
     def run(self, storage: Path, *overrides: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage), "--address", self.address]
@@ -65,45 +98,42 @@ class Cluster:
 def cluster_environment() -> dict[str, str]:
     """Of all processes of a new cluster: a token of its own, and this checkout."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    here = {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}  # workers need no patience here
-    return {**os.environ, **token, **here}
+    here = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return {**os.environ, **token, **here, "RAY_worker_niceness": "0"}  # workers need no patience here
 
 
 @contextmanager
-def cluster_of(temporary: Path, *nodes: str, **environment: str) -> Iterator[Cluster]:
+def cluster_of(temporary: Path, *nodes: str, has_dashboard: bool = False, **environment: str) -> Iterator[Cluster]:
     """A cluster with token authentication, for the time of a block.
 
     Args:
         temporary: Ray's folder, of a short name: its socket paths must be short.
         nodes: the options of each node, the head first.
+        has_dashboard: whether jobs can be submitted to it.
         environment: of all its processes, beside this one's.
     """
-    port = free_port()
-    cluster = Cluster(f"127.0.0.1:{port}", cluster_environment() | environment)
-    to_head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false")
+    cluster = Cluster(f"127.0.0.1:{free_port()}", cluster_environment() | environment)
+    to_dashboard = ["--include-dashboard=false"]
+    if has_dashboard:
+        ports = {name: free_port() for name in ("port", "agent-listen-port", "agent-grpc-port")}
+        cluster.dashboard = f"http://127.0.0.1:{ports['port']}"
+        to_dashboard = ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+        to_dashboard += [f"--dashboard-{name}={port}" for name, port in ports.items()]
+    first, *others = nodes
+    log = temporary / "head.log"
     try:
-        for number, options in enumerate(nodes):
-            first = (*to_head, f"--temp-dir={temporary}") if number == 0 else (f"--address={cluster.address}",)
-            node = cluster.add_node(*first, *options.split())
-            wait_for(lambda number=number: num_nodes(cluster) == number + 1, node)  # type: ignore[misc]
+        head = cluster.add_node(
+            *("--head", "--node-ip-address=127.0.0.1", f"--port={cluster.address.rpartition(':')[2]}"),
+            *(f"--temp-dir={temporary}", *to_dashboard, *first.split()),
+            log=log,
+        )
+        wait_for(lambda: JOINED in log.read_text(), head)
+        cluster.join(temporary, *others)
         yield cluster
     finally:
         for node in cluster.nodes:  # told to leave, each would take half a minute
             if node.poll() is None:
                 lose(node)
-
-
-def end(node: subprocess.Popen[bytes]) -> None:
-    """Let a node leave."""
-    os.killpg(node.pid, signal.SIGTERM)
-    node.wait(60)
-
-
-def num_nodes(cluster: Cluster) -> int:
-    status = subprocess.run(
-        [RAY, "status", "--address", cluster.address], env=cluster.environment, capture_output=True, text=True, check=False
-    )
-    return len(re.findall(r"^ 1 node_", status.stdout, flags=re.MULTILINE))
 
 
 def signal_machine(node: subprocess.Popen[bytes], number: signal.Signals) -> None:

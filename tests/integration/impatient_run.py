@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from emoreg.storage import working_copy as storage
-from emoreg.tuning import postgres as database
+from emoreg.storage import retry
 
 SECONDS = 3.0
 
 if __name__ == "__main__":
-    database.PATIENCE_SECONDS = storage.PATIENCE_SECONDS = SECONDS
-    from emoreg import cli  # which brings the modules that take these settings over
+    retry.PATIENCE_SECONDS = SECONDS
+    from emoreg import cli
 
     cli.main(["run", *sys.argv[1:]])

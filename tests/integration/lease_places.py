@@ -12,7 +12,7 @@ import ray
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from emoreg.tuning.coordination import ActorLeases
+from emoreg.tuning.coordination import ActorLocks
 
 NUM_LEASES = 4
 
@@ -20,7 +20,7 @@ NUM_LEASES = 4
 class Holder:
     def take(self, keys: list[str]) -> list[str]:
         """The ids of the actors that are the leases."""
-        self._leases = ActorLeases("/store")
+        self._leases = ActorLocks("/store")
         assert all(self._leases.try_acquire(key) for key in keys)
         return [self._leases._held[key]._actor_id.hex() for key in keys]
 

@@ -1,4 +1,4 @@
-"""Studies on a cluster with Ray's autoscaler, of both versions; its machines are Ray nodes on this one."""
+"""A study on a cluster with Ray's autoscaler; its machines are Ray nodes on this one."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from pathlib import Path
 import pytest
 from ray.autoscaler._private.fake_multi_node import node_provider
 
-from tests.integration.cluster import JOINED, Cluster, cluster_environment, free_port, lose
-from tests.integration.test_study import trials, wait_for
+from tests.integration.cluster import JOINED, Cluster, cluster_environment, free_port, lose, trials, wait_for
 
 HEAD = "ray.head.default"
-VERSION_2 = {
-    "RAY_enable_autoscaler_v2": "1",
-    "RAY_NODE_TYPE_NAME": HEAD,  # as KubeRay says it
+SETTINGS = {
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_enable_autoscaler_v2": "1",  # what `ray up` and KubeRay set on the head
+    "RAY_NODE_TYPE_NAME": HEAD,
     "RAY_CLOUD_INSTANCE_ID": node_provider.FAKE_HEAD_NODE_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_provider.FAKE_HEAD_NODE_ID,
 }
 
 
-@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head without CPUs, and an autoscaler that may start one machine with two."""
     address = f"127.0.0.1:{free_port()}"
     # Ray's own stand-in for a cloud, whose machines are processes; under its own name it wants a file that no wheel has.
-    provider = {"type": "external", "module": f"{node_provider.__name__}.FakeMultiNodeProvider", "gcs_address": address}
-    if request.param == 2:
-        provider |= {"launch_multiple": True, "head_node_id": node_provider.FAKE_HEAD_NODE_ID}
+    provider = {
+        "type": "external",
+        "module": f"{node_provider.__name__}.FakeMultiNodeProvider",
+        "gcs_address": address,
+        "launch_multiple": True,
+        "head_node_id": node_provider.FAKE_HEAD_NODE_ID,
+    }
     config = {
         "cluster_name": "fake",
         "max_workers": 1,
@@ -55,17 +60,14 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "worker_start_ray_commands": [],
     }
     folder = tmp_path_factory.mktemp("r")
-    # The cluster launcher leaves at home what may be started. KubeRay leaves no such, and its autoscaler is asked.
-    path, log = folder / ("ray_bootstrap_config.yaml" if request.param == 1 else "config.json"), folder / "head.log"
+    path, log = folder / "ray_bootstrap_config.yaml", folder / "head.log"  # at home, as `ray up` leaves it
     path.write_text(json.dumps(config))
-    settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "HOME": str(folder)}
-    cluster = Cluster(address, cluster_environment() | settings | (VERSION_2 if request.param == 2 else {}))
-    port = address.rpartition(":")[2]
+    cluster = Cluster(address, cluster_environment() | SETTINGS | {"HOME": str(folder)})
     head = cluster.add_node(
         "--head",
         "--num-cpus=0",
         "--node-ip-address=127.0.0.1",
-        f"--port={port}",
+        f"--port={address.rpartition(':')[2]}",
         "--include-dashboard=false",
         f"--temp-dir={folder}",
         f"--autoscaling-config={path}",
@@ -78,24 +80,11 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         lose(head)  # and what its autoscaler has started
 
 
-SAID = {
-    1: ("may start pair (2 CPUs)", "may start a machine that has it (pair)"),
-    2: ("can start none that has it", "has begun to start machines"),
-}
-"""By the autoscaler's version: what it cannot start, and what it can."""
-
-
 @pytest.mark.slow
-def test_a_study_waits_for_the_machine_that_the_autoscaler_may_start(
-    cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    cannot, can = SAID[request.node.callspec.params["cluster"]]
-    refused = cluster.run(tmp_path, "--resources.cpus-per-trial", "3")
-    output, _ = refused.communicate(timeout=200)
-    assert refused.returncode == 2, output
-    assert f"and its autoscaler {cannot}: ask for less" in output
-    study = cluster.run(tmp_path, "--resources.cpus-per-trial", "2")
-    output, _ = study.communicate(timeout=300)
+def test_a_study_waits_for_the_machine_that_the_autoscaler_may_start(cluster: Cluster, tmp_path: Path) -> None:
+    study = cluster.run(tmp_path, "--resources.cpus-per-trial", "2", "--num-trials", "1", "--controls", "regulated")
+    output, _ = study.communicate(timeout=280)
     assert study.returncode == 0, output
-    assert f"it waits for the autoscaler, which {can}" in output
+    assert "asks for 2 CPUs and the cluster has 1 node with 0 CPUs" in output
+    assert "such trials wait until the autoscaler starts a machine that can hold them" in output
     assert {row["status"] for row in trials(tmp_path).values()} == {"finished"}

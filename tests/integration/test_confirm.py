@@ -47,7 +47,8 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     before = trials(searched)
     plan = confirm(searched, *TWO, "--dry-run")
     assert (
-        "14 trials: regulation, plain, matched, emotional, untrained, shuffled, neutral, on seeds 1000 to 1001. About" in plan
+        "14 trials: regulation, plain, compute_matched, emotional, untrained, shuffled, neutral, on seeds 1000 to 1001. About"
+        in plan
     )
     assert "With 2 seeds no difference can be shown, however large, for 6 comparisons are made: give --seeds 8 or more." in plan
     assert not (searched / "tiny.confirm" / "records").exists()
@@ -77,7 +78,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     epochs = pq.read_table(searched / "tiny.confirm" / "records" / "epochs.parquet").to_pylist()
     pretraining = [(row["identity"], row["epoch"]) for row in epochs if row["stage"] == "pretraining"]
     length = max(epoch for _, epoch in pretraining)
-    assert len(pretraining) == 2 * 3 * length, "three trunks a seed, and none paid for twice"
+    assert len(pretraining) == 2 * 3 * length, "three pre-training runs a seed, and none paid for twice"
     assert {row["stimuli"] for row in rows.values() if row["control"] == "neutral"} == {"openmoji-objects"}
     assert (
         "test_resnet: no difference seen to plain, untrained and shuffled (with 2 seeds no effect could have been seen"
@@ -96,8 +97,11 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     assert "Traceback" not in refused
     again = confirm(searched, "--seeds", "3", "--again")
     assert "The test split was looked at 2 times" in again
-    looks = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["looks"]
-    assert [look["seeds"] for look in looks] == [[1000, 1001], [1000, 1001, 1002]]
+    openings = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["openings"]
+    assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [
+        [1000, 1001],
+        [1000, 1001, 1002],
+    ]
     assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
 
 
@@ -105,9 +109,10 @@ def test_other_images_than_those_of_the_search_are_refused(searched: Path, tmp_p
     folder = tmp_path / "tiny"
     shutil.copytree(searched / "tiny", folder)
     content = json.loads((folder / "study.json").read_text())
-    content["fingerprints"]["task"] = "ab" * 32
+    for row in content["fingerprints"]:
+        row[-1] = "ab" * 32 if row[0] == "digits" else row[-1]
     (folder / "study.json").write_text(json.dumps(content))
-    assert f'fingerprints.task: "{"ab" * 32}" -> ' in confirm(tmp_path, *TWO, code=2)
+    assert f'fingerprints.digits 8: "{"ab" * 32}" -> ' in confirm(tmp_path, *TWO, code=2)
     assert not (tmp_path / "tiny.confirm").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -13,7 +14,11 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from emoreg.config.resolved import resolve_trial
 from emoreg.storage import checkpoint
+from emoreg.storage.files import Files
+from emoreg.tuning.images import prepare_image_sets
+from tests.helpers.trials import load_state
 from tests.integration import tiny_study
 from tests.integration.test_study import optuna_states, run, settled, start, trials, wait_for
 
@@ -35,7 +40,7 @@ def is_training(storage: Path) -> bool:
 
 
 def checkpoints(storage: Path) -> list[checkpoint.State]:
-    states = [checkpoint.load(path) for path in storage.glob("tiny/trials/*/trial.ckpt")]
+    states = [load_state(path) for path in storage.glob("tiny/trials/*/trial.ckpt")]
     return [state for state in states if state is not None]
 
 
@@ -59,7 +64,7 @@ def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     assert "run the same command again" in output
     assert "Traceback" not in output
     (state,) = checkpoints(tmp_path)
-    assert state["steps"] > 0, "it was saved in the middle of an epoch"
+    assert state["step_in_epoch"] > 0, "it was saved in the middle of an epoch"
     assert optuna_states(tmp_path) == [TrialState.RUNNING]
     assert not (tmp_path / "tiny" / "records" / "trials.parquet").exists() or not trials(tmp_path)
 
@@ -100,21 +105,23 @@ def test_the_grace_period_after_sigterm_ends(tmp_path: Path) -> None:
     assert process.returncode == 130, output
 
 
-def identities() -> list[str]:
-    """The two controls of the tiny study."""
-    return [control.identity for control in tiny_study.CONFIG.control_trials()]
+def identities(storage: Path) -> list[str]:
+    """The two controls of the tiny study, whose image sets are prepared in the storage."""
+    config = dataclasses.replace(tiny_study.CONFIG, storage=str(storage))
+    fingerprints = prepare_image_sets(config)
+    return [resolve_trial(control, fingerprints).identity for control in config.control_trials()]
 
 
 @pytest.mark.slow
 def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail(tmp_path: Path) -> None:
-    broken, _ = identities()
+    broken, _ = identities(tmp_path)
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt" / "not empty").mkdir(parents=True)  # no file can be written there
     output = run(
         tmp_path, "--resources.max-retries", "1", "--resources.retry-seconds", "0.1", "--controls", "regulated", code=1
     )
     rows = trials(tmp_path)
     assert (rows[broken]["status"], rows[broken]["attempts"]) == ("failed", 2)
-    assert "trial.ckpt" in str(rows[broken]["reason"])
+    assert "trial.ckpt" in str(rows[broken]["message"])
     assert "attempt 2 on" in str(rows[broken]["log_tail"])
     assert "Error" in str(rows[broken]["log_tail"])
     assert output.count("begun again soon") == 1
@@ -127,8 +134,8 @@ def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail
 
 
 def test_faults_in_code_stop_the_study_with_the_traceback(tmp_path: Path) -> None:
-    for identity in identities():
-        checkpoint.save(tmp_path / "tiny" / "trials" / identity / "trial.ckpt", {"history": [{"no": "epoch"}]})
+    for identity in identities(tmp_path):
+        checkpoint.save(Files(str(tmp_path)), f"tiny/trials/{identity}/trial.ckpt", {"history": [{"no": "epoch"}]})
     output = run(tmp_path, "--resources.max-failures", "2", "--resources.max-concurrent", "1", code=1)
     rows = trials(tmp_path)
     assert [row["status"] for row in rows.values()].count("failed") == 2
@@ -137,8 +144,8 @@ def test_faults_in_code_stop_the_study_with_the_traceback(tmp_path: Path) -> Non
     assert "Traceback" in output
     assert "KeyError" in output
     assert "resources.max_failures" in output
-    for identity in identities():
-        assert "KeyError" in str(rows[identity]["reason"])
+    for identity in identities(tmp_path):
+        assert "KeyError" in str(rows[identity]["message"])
         assert "Traceback" in str(rows[identity]["log_tail"])
 
 
@@ -159,7 +166,7 @@ def everything_is_whole(storage: Path) -> None:
     if (storage / "tiny" / "records" / "trials.parquet").exists():
         trials(storage)
     for path in [*storage.glob("tiny/trials/*/trial.ckpt"), *storage.glob("experience/*/*.ckpt")]:
-        assert checkpoint.load(path) is not None
+        assert load_state(path) is not None
     assert not list(storage.rglob("*.bad"))
 
 

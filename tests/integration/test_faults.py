@@ -261,10 +261,12 @@ def as_undisturbed(study: WatchedStudy, undisturbed: Path, database: str | None 
         keys = [(row["identity"], row["stage"], row["epoch"]) for row in epochs]
         assert len(keys) == len(set(keys))
         paid = sorted(int(str(row["epoch"])) for row in epochs if row["stage"] == "pretraining")
-        assert paid == list(range(1, max(PRETRAINING_EPOCHS) + 1)), "an epoch of the trunk was lost, or paid for twice"
+        assert paid == list(range(1, max(PRETRAINING_EPOCHS) + 1)), (
+            "an epoch of the shared pre-training was lost, or paid for twice"
+        )
         trials = proposed(found, database)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * (NUM_TRIALS - 1)
-    by_number = {row["number"]: row["accuracy"] for row in records if row["number"] is not None}
+    by_number = {row["number"]: row["val_accuracy"] for row in records if row["number"] is not None}
     assert {trial.number: trial.value for trial in trials} == by_number
     return len(records)
 

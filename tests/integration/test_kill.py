@@ -94,7 +94,7 @@ def settled(folder: Path) -> dict[object, dict[str, object]]:
 
 def losses(folder: Path) -> dict[tuple[object, ...], object]:
     return {
-        (row["identity"], row["epoch"]): (row["loss"], row["val_loss"], row["val_accuracy"], row["step"])
+        (row["identity"], row["epoch"]): (row["train_loss"], row["val_loss"], row["val_accuracy"], row["step"])
         for row in rows(folder, "epochs")
         if row["stage"] == "regulation"
     }
@@ -161,7 +161,7 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(undisturbed: Path, tmp_p
     journal = optuna.storages.journal.JournalFileBackend(str(study.folder / "optuna.journal"))
     trials = optuna.load_study(study_name="killed", storage=optuna.storages.JournalStorage(journal)).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * NUM_TRIALS
-    by_number = {row["number"]: row["accuracy"] for row in records if row["number"] is not None}
+    by_number = {row["number"]: row["val_accuracy"] for row in records if row["number"] is not None}
     assert {trial.number: trial.value for trial in trials} == by_number
     assert not list(storage.rglob("*.tmp"))
     assert not list(storage.rglob("*.bad"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,10 +18,12 @@ import pytest
 from optuna.trial import TrialState
 
 from emoreg.config import replace_paths
+from emoreg.config.resolved import resolve_trial
+from emoreg.tuning.images import prepare_image_sets
+from tests.helpers.tensorboard import metrics_of, tensorboard, wait_until
 from tests.helpers.trials import Recorder
 from tests.helpers.trials import run as run_alone
 from tests.integration import tiny_study
-from tests.integration.test_tensorboard_server import metrics_of, session_groups, tensorboard, wait_until
 
 STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
@@ -88,11 +91,11 @@ def test_what_is_left_on_disk(finished: Path) -> None:
     for identity, row in rows.items():
         own = [epoch for epoch in epochs if epoch["identity"] == identity and epoch["stage"] == "regulation"]
         assert [epoch["epoch"] for epoch in own] == [1, 2, 3, 4]
-        assert own[-1]["val_accuracy"] == row["accuracy"]
+        assert own[-1]["val_accuracy"] == row["val_accuracy"]
         assert list((folder / "events" / identity).glob("events.out.tfevents.*"))
     assert {path.name for path in (folder / "trials").iterdir()} == rows.keys()
     (ran,) = pq.read_table(folder / "records" / "runs.parquet").to_pylist()
-    assert (ran["run"], ran["ending"], ran["slots"], ran["num_trials"]) == (1, "whole", 1, 5)
+    assert (ran["run"], ran["ending"], ran["slots"], ran["num_trials"]) == (1, "completed", 1, 5)
     assert ran["paid_seconds"] == pytest.approx(sum(float(str(row["pretraining_seconds"])) for row in rows.values()))
     assert optuna_states(finished) == [TrialState.COMPLETE] * 3
     written = json.loads((folder / "study.json").read_text())
@@ -109,15 +112,15 @@ def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
             return read
 
         wait_until(lambda: all("trial/outcome" in tags().get(run, ()) for run in rows), "how every trial ended")
-        groups = session_groups(server)
+        groups = server.session_groups()
         assert groups.keys() == rows.keys()
         images = server.json("data/plugin/images/tags")
         for run, row in rows.items():
             curve = server.json("data/plugin/scalars/scalars", run=run, tag="regulation/val_accuracy")
             assert [step for _, step, _ in curve] == [1, 2, 3, 4]
-            assert curve[-1][2] == pytest.approx(row["accuracy"])
+            assert curve[-1][2] == pytest.approx(row["val_accuracy"])
             assert groups[run]["sessions"][0]["status"] == "STATUS_SUCCESS"
-            assert metrics_of(groups[run])["regulation/val_accuracy"] == pytest.approx(row["accuracy"])
+            assert metrics_of(groups[run])["regulation/val_accuracy"] == pytest.approx(row["val_accuracy"])
             assert groups[run]["hparams"]["regulation.balance"] == pytest.approx(row["balance"])
             assert {"samples/regulation", "trial/confusion_validation"} <= images[run].keys()
 
@@ -126,17 +129,20 @@ def test_a_trial_in_a_used_worker_equals_the_same_trial_alone(finished: Path, tm
     # One worker ran all the trials, one after the other: the last one found a process that had been used.
     row = max(trials(finished).values(), key=lambda row: str(row["ended"]))
     config = replace_paths(tiny_study.CONFIG.trial, json.loads(str(row["params"])))
-    assert config.identity == row["identity"]
+    assert (
+        resolve_trial(config, prepare_image_sets(dataclasses.replace(tiny_study.CONFIG, storage=str(finished)))).identity
+        == row["identity"]
+    )
     alone = Recorder()
     result, _, _ = run_alone(config, tmp_path, alone)
-    assert (result.accuracy, result.loss) == (row["accuracy"], row["loss"])
+    assert (result.val_accuracy, result.val_loss) == (row["val_accuracy"], row["val_loss"])
     epochs = pq.read_table(finished / "tiny" / "records" / "epochs.parquet").to_pylist()
-    ran = [epoch["loss"] for epoch in epochs if epoch["identity"] == row["identity"] and epoch["stage"] == "regulation"]
+    ran = [epoch["train_loss"] for epoch in epochs if epoch["identity"] == row["identity"] and epoch["stage"] == "regulation"]
     assert alone.losses("regulation") == ran
 
 
 def test_experience_is_paid_for_once(finished: Path) -> None:
-    # One seed and one backbone: every trial that needs an experience, of 1 or 2 epochs, shares one trunk of 2.
+    # One seed and one backbone: every trial that needs an experience, of 1 or 2 epochs, shares one pre-training run of 2.
     epochs = pq.read_table(finished / "tiny" / "records" / "epochs.parquet").to_pylist()
     paid = [epoch["epoch"] for epoch in epochs if epoch["stage"] == "pretraining"]
     assert paid == [1, 2]
@@ -220,7 +226,7 @@ def test_a_diverged_trial_is_pruned_with_its_step_and_not_run_again(tmp_path: Pa
     run(tmp_path, *wild)
     rows = trials(tmp_path)
     assert {row["status"] for row in rows.values()} == {"pruned"}
-    assert all("not finite at step" in str(row["reason"]) for row in rows.values())
+    assert all("not finite at step" in str(row["message"]) for row in rows.values())
     assert optuna_states(tmp_path) == [TrialState.PRUNED]
 
 
@@ -231,7 +237,7 @@ def test_a_broken_trial_is_recorded_as_failed_with_the_reason(tmp_path: Path) ->
     output = run(tmp_path, *overrides, code=1)
     (row,) = trials(tmp_path).values()
     assert (row["role"], row["status"]) == ("search", "failed")
-    assert "cannot be loaded" in str(row["reason"])
+    assert "cannot be loaded" in str(row["message"])
     assert "cannot be loaded" in output
     assert optuna_states(tmp_path) == [TrialState.FAIL]
 

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
-from emoreg.tuning.driver import Driver
 from ray.tune.experiment import Trial
 
 from emoreg.cli import main as cli
+from emoreg.results.records import EpochRecord
 from emoreg.tuning import study
+from emoreg.tuning.bridge import TuneBridge
+from emoreg.tuning.dispatcher import Assignment
+from emoreg.tuning.searcher import ASSIGNMENT
+from emoreg.tuning.tune_results import EVENT, TrialPlaced
 
 _LOOK_SECONDS = 0.1
 
@@ -46,37 +50,36 @@ class Diary:
             time.sleep(_LOOK_SECONDS)
 
 
-class WatchedDriver(Driver):
+class WatchedBridge(TuneBridge):
     diary: ClassVar[Diary]
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self.diary.note("driver", node=ray.get_runtime_context().get_node_id())
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        super().on_trial_start(iteration, trials, trial, **info)
-        node = self._machines._nodes[trial.trial_id]
-        self.diary.note("started", identity=trial.config["trial"].identity, attempt=trial.config["attempt"], node=node)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         super().on_trial_result(iteration, trials, trial, result, **info)
-        if "stage" in result:
-            self.diary.note("epoch", identity=trial.config["trial"].identity, stage=result["stage"], epoch=result["epoch"])
+        assigned: Assignment = trial.config[ASSIGNMENT]
+        match result.get(EVENT):
+            case TrialPlaced() as placed:
+                self.diary.note("started", identity=assigned.trial.identity, attempt=assigned.attempt, node=placed.node_id)
+            case EpochRecord() as row:
+                self.diary.note("epoch", identity=row.identity, stage=row.stage, epoch=row.epoch)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         super().on_trial_error(iteration, trials, trial, **info)
-        self.diary.note("broken", identity=trial.config["trial"].identity)
+        self.diary.note("broken", identity=trial.config[ASSIGNMENT].trial.identity)
 
-    def _end(self, trial: Trial, *arguments: Any, **more: Any) -> None:
-        super()._end(trial, *arguments, **more)
-        self.diary.note("ended", identity=trial.config["trial"].identity)
+    def _end(self, trial: Trial, *arguments: Any) -> None:
+        super()._end(trial, *arguments)
+        self.diary.note("ended", identity=trial.config[ASSIGNMENT].trial.identity)
 
 
 if __name__ == "__main__":
     from tests.integration import watched_run  # noqa: PLW0406 - so that Tune, which pickles its callbacks, finds the class
 
     path, *arguments = sys.argv[1:]
-    watched_run.WatchedDriver.diary = diary = Diary(Path(path))
-    study.Driver = watched_run.WatchedDriver  # type: ignore[misc]
+    watched_run.WatchedBridge.diary = diary = Diary(Path(path))
+    study.TuneBridge = watched_run.WatchedBridge  # type: ignore[misc]
     threading.Thread(target=diary.watch_nodes, daemon=True).start()
     sys.exit(cli.main(["run", *arguments]))

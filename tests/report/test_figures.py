@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, RegulationConfig, Value, When
-from emoreg.report.drawing import Figure
-from emoreg.report.figures import comparison, costs, figures_of, missing_of
-from emoreg.results.analysis import experience_ledger
+from emoreg.report.figures import compare_studies, draw_figures
+from emoreg.report.style import Figure
+from emoreg.report.training_figures import costs
+from emoreg.results.analysis import device_time
 from emoreg.results.records import TrialRecord
-from emoreg.results.study import Study, load_study
+from emoreg.results.study import StudyResults, load_results
 from tests.helpers.written import OPTIMUM, made_up_config, write_study
 
 ALL = [
@@ -24,37 +25,38 @@ ALL = [
     "parallel-coordinates", "slices", "pareto-front", "learning-curves", "balance-over-epochs", "cost",
 ]  # fmt: skip
 
-Written = Callable[..., Study]
+Written = Callable[..., StudyResults]
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
     """A study that was written with these settings, read back."""
 
-    def write(num_seeds: int = 0, helps: float = 1.0, noise: float = 0.01, **config: object) -> Study:
+    def write(num_seeds: int = 0, helps: float = 1.0, noise: float = 0.01, **config: object) -> StudyResults:
         settings: dict[str, object] = {"num_trials": 12, "controls": ("regulated", "plain"), **config}
-        return load_study(write_study(tmp_path, made_up_config(**settings), num_seeds=num_seeds, helps=helps, noise=noise))
+        return load_results(write_study(tmp_path, made_up_config(**settings), num_seeds=num_seeds, helps=helps, noise=noise))
 
     return write
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     config = made_up_config(num_trials=60)
-    return load_study(write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=10, noise=0.003))
+    return load_results(write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=10, noise=0.003))
 
 
 @pytest.fixture(scope="module")
-def figures(study: Study) -> dict[str, Figure]:
-    return {figure.name: figure for figure in figures_of(study)}
+def figures(study: StudyResults) -> dict[str, Figure]:
+    return {figure.name: figure for figure in draw_figures(study)[0]}
 
 
-def named(study: Study) -> dict[str, Figure]:
+def named(study: StudyResults) -> dict[str, Figure]:
     """The figures of a study, each checked to be drawable, and nothing both drawn and missed."""
-    found = {figure.name: figure for figure in figures_of(study)}
+    drawn, missing = draw_figures(study)
+    found = {figure.name: figure for figure in drawn}
     for figure in found.values():
         assert json.loads(figure.figure.to_json())["data"], figure.name
-    assert len(found) + len(missing_of(study)) == len(ALL)
+    assert len(found) + len(missing) == len(ALL)
     return found
 
 
@@ -62,18 +64,18 @@ def traces(figure: Figure, **having: object) -> list[Any]:
     return list(figure.figure.select_traces(having))
 
 
-def with_trials(study: Study, trials: Sequence[TrialRecord]) -> Study:
+def with_trials(study: StudyResults, trials: Sequence[TrialRecord]) -> StudyResults:
     return dataclasses.replace(study, trials=tuple(trials))
 
 
-def test_every_figure_is_drawn_in_reading_order(study: Study, figures: dict[str, Figure]) -> None:
+def test_every_figure_is_drawn_in_reading_order(study: StudyResults, figures: dict[str, Figure]) -> None:
     assert list(figures) == ALL
-    assert missing_of(study) == []
+    assert draw_figures(study)[1] == []
     sections = [figure.section for figure in figures.values()]
     assert list(dict.fromkeys(sections)) == ["answer", "response", "search", "training", "cost"]
 
 
-def test_gains_are_those_of_the_confirmation(study: Study, figures: dict[str, Figure]) -> None:
+def test_gains_are_those_of_the_confirmation(study: StudyResults, figures: dict[str, Figure]) -> None:
     comparisons = {(row.chosen.name, row.control): row.comparison for row in study.confirmed if row.comparison is not None}
     for trace in figures["gains"].figure.data:
         for gain, row in zip(trace.x, trace.hovertext, strict=True):
@@ -85,7 +87,7 @@ def test_gains_are_those_of_the_confirmation(study: Study, figures: dict[str, Fi
 
 def test_configurations_of_one_backbone_differ_in_shape(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=12, controls=("regulated", "plain")), top=2, num_seeds=3)
-    drawn = {figure.name: figure for figure in figures_of(load_study(folder))}["gains"].figure.data
+    drawn = {figure.name: figure for figure in draw_figures(load_results(folder))[0]}["gains"].figure.data
     looks = {
         trace.name: (trace.marker.color, {symbol.removesuffix("-open") for symbol in trace.marker.symbol}) for trace in drawn
     }
@@ -120,7 +122,7 @@ def test_where_emotion_does_not_help_nothing_claims_it(written: Written) -> None
 
 @pytest.mark.parametrize("name", ["accuracy-by-balance", "accuracy-by-pretraining"])
 def test_curves_have_their_trials_their_optimum_and_the_plain_control(
-    study: Study, figures: dict[str, Figure], name: str
+    study: StudyResults, figures: dict[str, Figure], name: str
 ) -> None:
     finished = [row for row in study.searched if row.status == "finished"]
     assert sum(len(trace.x) for trace in traces(figures[name], mode="markers") if trace.marker.symbol is None) == len(finished)
@@ -141,10 +143,16 @@ def test_pretraining_stands_on_a_logarithmic_axis(figures: dict[str, Figure]) ->
     assert (axis.type, list(axis.tickvals)) == ("log", [2, 4, 8, 16, 32])
 
 
-def searching(study: Study, space: Mapping[str, Distribution], params: Sequence[Mapping[str, Value]]) -> Study:
+def searched_over(study: StudyResults, space: Mapping[str, Distribution]) -> StudyResults:
+    """The study, had it searched this space."""
+    config = dataclasses.replace(study.config, search_space=space)
+    return dataclasses.replace(study, written=dataclasses.replace(study.written, config=config))
+
+
+def searching(study: StudyResults, space: Mapping[str, Distribution], params: Sequence[Mapping[str, Value]]) -> StudyResults:
     """The study, had it searched this space and found these values."""
     rows = [dataclasses.replace(row, params=json.dumps(own)) for row, own in zip(study.searched, params, strict=True)]
-    return dataclasses.replace(study, trials=tuple(rows), config=dataclasses.replace(study.config, search_space=space))
+    return searched_over(dataclasses.replace(study, trials=tuple(rows)), space)
 
 
 def test_lengths_that_are_choices_are_numbers(written: Written) -> None:
@@ -155,13 +163,13 @@ def test_lengths_that_are_choices_are_numbers(written: Written) -> None:
     assert "accuracy-by-both" not in found
 
 
-def test_the_map_has_a_panel_a_backbone(study: Study, figures: dict[str, Figure]) -> None:
+def test_the_map_has_a_panel_a_backbone(study: StudyResults, figures: dict[str, Figure]) -> None:
     assert len(traces(figures["accuracy-by-both"], type="contour")) == 2
     assert all(backbone in figures["accuracy-by-both"].caption for backbone in study.backbones)
 
 
-def test_the_history_is_the_records(study: Study, figures: dict[str, Figure]) -> None:
-    finished = {row.number: 100 * row.accuracy for row in study.searched if row.status == "finished" and row.accuracy}
+def test_the_history_is_the_records(study: StudyResults, figures: dict[str, Figure]) -> None:
+    finished = {row.number: 100 * row.val_accuracy for row in study.searched if row.status == "finished" and row.val_accuracy}
     points = traces(figures["optimization-history"], mode="markers")[0]
     assert dict(zip(points.x, points.y, strict=True)) == finished
     assert max(traces(figures["optimization-history"], mode="lines")[0].y) == max(finished.values())
@@ -209,11 +217,11 @@ def test_choices_alone_can_be_searched(written: Written) -> None:
     found = named(searching(written(), space, params))
     assert not [name for name in found if name.startswith("accuracy-by")]
     assert {"importances", "slices", "parallel-coordinates"} <= set(found)
-    assert found["slices"].figure.layout.xaxis.labelalias == {"'output'": "output", "'loss'": "loss"}
+    assert {value for trace in found["slices"].figure.data for value in trace.x} == {"output", "loss", "True", "False"}
 
 
-def test_the_front_is_the_one_by_comparison(study: Study, figures: dict[str, Figure]) -> None:
-    points = [(row.device_seconds, 100 * (row.accuracy or 0.0)) for row in study.searched if row.status == "finished"]
+def test_the_front_is_the_one_by_comparison(study: StudyResults, figures: dict[str, Figure]) -> None:
+    points = [(row.device_seconds, 100 * (row.val_accuracy or 0.0)) for row in study.searched if row.status == "finished"]
     line = traces(figures["pareto-front"], mode="lines")[0]
     beaten = {
         (x, y) for x, y in points for cost, accuracy in points if cost <= x and accuracy >= y and (cost, accuracy) != (x, y)
@@ -221,7 +229,7 @@ def test_the_front_is_the_one_by_comparison(study: Study, figures: dict[str, Fig
     assert list(zip(line.x, line.y, strict=True)) == sorted({*points} - beaten)
 
 
-def test_learning_curves_are_the_epochs(study: Study, figures: dict[str, Figure]) -> None:
+def test_learning_curves_are_the_epochs(study: StudyResults, figures: dict[str, Figure]) -> None:
     best = [trace for trace in figures["learning-curves"].figure.data if trace.name == "best of the search"]
     expected = {
         tuple(100 * (row.val_accuracy or 0.0) for row in study.epochs_of(record.identity) if row.stage == "regulation")
@@ -234,7 +242,15 @@ def test_learning_curves_are_the_epochs(study: Study, figures: dict[str, Figure]
     assert last == pytest.approx(100 * math.fsum(ends) / len(ends))
 
 
-def test_a_learned_balance_moves(study: Study, figures: dict[str, Figure]) -> None:
+def test_a_control_that_is_not_registered_here_is_not_drawn_as_regulation(study: StudyResults) -> None:
+    rows = [dataclasses.replace(row, control="mine") if row.control == "shuffled" else row for row in study.trials]
+    found = {figure.name: figure for figure in draw_figures(with_trials(study, rows))[0]}["learning-curves"]
+    mine, regulation = (next(trace for trace in found.figure.data if trace.name == name) for name in ("mine", "regulation"))
+    assert (mine.line.color, regulation.line.dash) == ("#7f7f7f", "solid")
+    assert mine.line.dash != "solid"
+
+
+def test_a_learned_balance_moves(study: StudyResults, figures: dict[str, Figure]) -> None:
     lines = traces(figures["balance-over-epochs"], mode="lines")
     assert len(lines) == 50
     assert sum(trace.line.width == 3 for trace in lines) == 2
@@ -245,20 +261,22 @@ def test_a_learned_balance_moves(study: Study, figures: dict[str, Figure]) -> No
 def test_a_balance_for_each_image_has_a_band(written: Written) -> None:
     trial = dataclasses.replace(made_up_config().trial, regulation=RegulationConfig(kind="dynamic", epochs=4))
     study = written(trial=trial)
-    epochs = [dataclasses.replace(row, balance_std=0.1) if row.balance is not None else row for row in study.epochs]
+    epochs = [
+        dataclasses.replace(row, measured_balance_std=0.1) if row.measured_balance is not None else row for row in study.epochs
+    ]
     found = named(dataclasses.replace(study, epochs=tuple(epochs)))["balance-over-epochs"]
     assert len(traces(found, fill="toself")) == 2
     assert "Band" in found.caption
 
 
-def test_costs_add_up_to_the_records(study: Study, figures: dict[str, Figure]) -> None:
+def test_costs_add_up_to_the_records(study: StudyResults, figures: dict[str, Figure]) -> None:
     spent = {what: math.fsum(by_backbone.values()) for what, by_backbone in costs(study).items()}
     assert spent["pre-training, paid"] == pytest.approx(math.fsum(row.pretraining_seconds for row in study.trials))
     for status in ("finished", "pruned", "failed"):
         seconds = math.fsum(row.regulation_seconds for row in study.trials if row.status == status)
         assert spent[f"regulation, {status}"] == pytest.approx(seconds)
     assert spent["waiting"] == pytest.approx(math.fsum(run.waiting_slot_seconds for run in study.runs))
-    assert spent["pre-training, saved"] == pytest.approx(experience_ledger(study.trials).reused)
+    assert spent["pre-training, saved"] == pytest.approx(device_time(study.trials).reused)
     assert "Sharing saved" in figures["cost"].caption
     assert "confirmation" in figures["cost"].caption
 
@@ -267,8 +285,8 @@ def test_no_finished_trial(written: Written) -> None:
     study = written()
     found = named(with_trials(study, [row for row in study.trials if row.status != "finished"]))
     assert set(found) == {"cost"}
-    reasons = missing_of(study := with_trials(study, []))
-    assert figures_of(study) == []
+    drawn, reasons = draw_figures(with_trials(study, []))
+    assert drawn == []
     assert len(reasons) == len(ALL)
     assert all(reason.endswith(".") for reason in reasons)
 
@@ -297,7 +315,7 @@ def test_no_controls_and_no_epochs(written: Written) -> None:
 
 def test_a_balance_that_is_not_searched_is_said(written: Written) -> None:
     study = written(search_space={"backbone": Choice(("test_resnet", "test_vit")), "pretraining.epochs": Int(2, 32, log=True)})
-    assert "The balance was not searched: no curve of accuracy against it." in missing_of(study)
+    assert "The balance was not searched: no curve of accuracy against it." in draw_figures(study)[1]
     assert {"accuracy-by-balance", "accuracy-by-both"}.isdisjoint(named(study))
 
 
@@ -305,7 +323,7 @@ def test_a_balance_that_is_not_searched_is_said(written: Written) -> None:
     ("objectives", "title"),
     [
         ((Objective(), Objective(metric="device_seconds", mode="min")), "validation accuracy, %"),
-        ((Objective(metric="loss", mode="min"),), "validation loss"),
+        ((Objective(metric="val_loss", mode="min"),), "validation loss"),
     ],
 )
 def test_other_objectives(written: Written, objectives: tuple[Objective, ...], title: str) -> None:
@@ -317,30 +335,28 @@ def test_other_objectives(written: Written, objectives: tuple[Objective, ...], t
 
 def test_values_outside_of_a_range_that_was_changed_since(written: Written) -> None:
     study = written()
-    config = dataclasses.replace(study.config, search_space={"regulation.balance": Float(0.05, 0.5)})
-    found = named(dataclasses.replace(study, config=config))
+    found = named(searched_over(study, {"regulation.balance": Float(0.05, 0.5)}))
     assert {"optimization-history", "parallel-coordinates", "slices", "accuracy-by-balance"} <= set(found)
 
 
 def test_a_search_space_that_no_trial_knows(written: Written) -> None:
     study = written()
-    config = dataclasses.replace(study.config, search_space={"drop_path": Float(0.0, 0.5)})
-    found = named(dataclasses.replace(study, config=config))
+    found = named(searched_over(study, {"drop_path": Float(0.0, 0.5)}))
     assert not {"importances", "parallel-coordinates", "slices"} & set(found)
 
 
 def test_accuracies_that_are_not_numbers_are_left_out(written: Written) -> None:
     study = written()
-    rows = [dataclasses.replace(row, accuracy=math.nan) if row.number == 0 else row for row in study.trials]
+    rows = [dataclasses.replace(row, val_accuracy=math.nan) if row.number == 0 else row for row in study.trials]
     assert "9 finished trials" in named(with_trials(study, rows))["accuracy-by-balance"].caption
 
 
-def test_two_studies_side_by_side(study: Study, written: Written) -> None:
+def test_two_studies_side_by_side(study: StudyResults, written: Written) -> None:
     other = written(name="other", helps=0.0)
-    found = {figure.name: figure for figure in comparison([study, other])}
+    found = {figure.name: figure for figure in compare_studies([study, other])}
     assert list(found) == ["compared-gains", "compared-accuracies", "compared-balance", "compared-pre-training-length"]
     assert [trace.name for trace in found["compared-gains"].figure.data] == ["made-up", "other"]
-    assert "no whole confirmation" in found["compared-gains"].caption
+    assert "no complete confirmation" in found["compared-gains"].caption
     confirmed = next(trace for trace in found["compared-accuracies"].figure.data if trace.name == "made-up, confirmed")
     means = [100 * row.accuracy.mean for row in study.confirmed if row.control == "regulated"]
     assert list(confirmed.x) == means
@@ -349,7 +365,7 @@ def test_two_studies_side_by_side(study: Study, written: Written) -> None:
 
 def test_studies_that_have_nothing_in_common(written: Written) -> None:
     empty = with_trials(written(), [])
-    assert comparison([empty, empty]) == []
+    assert compare_studies([empty, empty]) == []
 
 
 def test_no_torch_and_no_ray() -> None:

@@ -1,11 +1,10 @@
-"""`emoreg report`: what the page says of whole studies, of poor ones and of broken ones, from their records alone."""
+"""What a report's page says of whole studies, of poor ones and of broken ones, from their records alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
 import html
-import io
 import json
 import re
 import subprocess
@@ -16,15 +15,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
-from emoreg.cli.main import main
-from emoreg.report import print_report
+from emoreg.errors import ConfigError, StorageError
+from emoreg.report import write_report
 from emoreg.report.account import cost_table, provenance
-from emoreg.report.answer import gains_table, notes, paper_table, verdict_lines
+from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
+from emoreg.report.tables import Cell, Table
 from emoreg.results.analysis import estimate
-from emoreg.results.study import load_study
+from emoreg.results.study import load_results
 from emoreg.storage.files import Files
 from tests.helpers.browser import needs_chromium
 from tests.helpers.written import made_up_config, write_study
@@ -39,20 +38,22 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("torch", "ray", "torchvision", "timm"):
-            raise ImportError(f"{name} must not be imported")
+            raise ModuleNotFoundError(f"{name} must not be imported", name=name)
 
 sys.meta_path.insert(0, Blocked())
-from emoreg.cli.main import main
-main(sys.argv[1:])
+from emoreg.report import write_report
+write_report([sys.argv[1]], output=sys.argv[2], images=False)
 """
 
 
-def report(*arguments: str) -> int:
-    """Run the command in this process, and give its exit code."""
-    with pytest.raises(SystemExit) as end:
-        main(["report", *arguments, "--no-images"])
-    assert isinstance(end.value.code, int)
-    return end.value.code
+def report(*places: Path | str, output: Path | None = None, price_per_hour: float | None = None) -> Path:
+    """The page of a report without images."""
+    return write_report(places, output=output, price_per_hour=price_per_hour, images=False)
+
+
+def cells(table: Table) -> list[list[Cell]]:
+    """The rows of a table, whichever group they are in."""
+    return [row for _, rows in table.bodies() for row in rows]
 
 
 def text_of(page: Path) -> str:
@@ -68,25 +69,24 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(study: Path) -> Path:
-    assert report(str(study), "--price-per-hour", "3600") == 0
-    return study / "report" / "index.html"
+    return report(study, price_per_hour=3600.0)
 
 
 def test_the_answer_comes_first_in_the_words_of_the_verdict(page: Path, study: Path) -> None:
     text = text_of(page)
-    for verdict in load_study(study).verdicts.values():
-        assert verdict.says == "helps"
+    for verdict in load_results(study).verdicts.values():
+        assert verdict.decision == "helps"
         assert verdict.sentence in text
         assert text.index(verdict.sentence) < text.index("Test accuracy, %")
 
 
 def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
-    loaded = load_study(study)
+    loaded = load_results(study)
     table = paper_table([("made-up", loaded)])
     assert table is not None
-    assert table.above == (("digits", 2),)
-    assert [column.title for column in table.columns] == ["method", "test_resnet", "test_vit"]
-    methods = {row[0].text: row[1:] for row in table.groups[0].rows}
+    assert table.above == [("digits", 2)]
+    assert [title for title, _ in table.columns] == ["method", "test_resnet", "test_vit"]
+    methods = {row[0].text: row[1:] for row in cells(table)}
     assert list(methods) == ["regulation", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral"]
     assert [cell.is_best for cell in methods["regulation"]] == [True, True]
     assert sum(cell.is_best for cells in methods.values() for cell in cells) == 2
@@ -101,11 +101,11 @@ def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
 
 
 def test_every_gain_carries_its_interval_its_p_and_its_n(study: Path) -> None:
-    loaded = load_study(study)
+    loaded = load_results(study)
     table = gains_table(loaded)
     assert table is not None
     compared = [row.comparison for row in loaded.confirmed if row.comparison is not None]
-    rows = [row for group in table.groups for row in group.rows]
+    rows = cells(table)
     assert len(rows) == len(compared) == 12
     for row, comparison in zip(rows, compared, strict=True):
         assert row[1].text == f"{100 * comparison.difference:+.1f}"
@@ -116,11 +116,11 @@ def test_every_gain_carries_its_interval_its_p_and_its_n(study: Path) -> None:
 
 
 def test_costs_add_up_to_what_the_records_hold(study: Path) -> None:
-    loaded = load_study(study)
+    loaded = load_results(study)
     assert loaded.confirmation is not None
     trials = [*loaded.trials, *loaded.confirmation.trials]
     table = cost_table(loaded, 3600.0)
-    everything = [cell.text.replace(",", "") for cell in table.groups[-1].rows[0]]
+    everything = [cell.text.replace(",", "") for cell in cells(table)[-1]]
     seconds = sum(row.pretraining_seconds + row.regulation_seconds for row in trials)
     pruned = sum(row.pretraining_seconds + row.regulation_seconds for row in trials if row.status == "pruned")
     assert everything[:2] == ["all", str(len(trials))]
@@ -130,17 +130,17 @@ def test_costs_add_up_to_what_the_records_hold(study: Path) -> None:
 
 
 def test_half_a_gpu_costs_half(tmp_path: Path) -> None:
-    whole = cost_table(load_study(write_study(tmp_path, SMALL, num_seeds=0)), 3600.0)
+    whole = cost_table(load_results(write_study(tmp_path, SMALL, num_seeds=0)), 3600.0)
     resources = dataclasses.replace(SMALL.resources, gpus_per_trial=0.5)
     half = cost_table(
-        load_study(write_study(tmp_path, dataclasses.replace(SMALL, name="half", resources=resources), num_seeds=0)), 3600.0
+        load_results(write_study(tmp_path, dataclasses.replace(SMALL, name="half", resources=resources), num_seeds=0)), 3600.0
     )
-    price = [float(table.groups[-1].rows[0][-1].text.replace(",", "")) for table in (whole, half)]
+    price = [float(cells(table)[-1][-1].text.replace(",", "")) for table in (whole, half)]
     assert price[1] == pytest.approx(price[0] / 2, abs=0.01)
 
 
 def test_no_money_without_a_price(study: Path, tmp_path: Path) -> None:
-    assert report(str(study), "--output", str(tmp_path)) == 0
+    report(study, output=tmp_path)
     assert "money" not in text_of(tmp_path / "index.html").lower()
 
 
@@ -158,20 +158,20 @@ def test_provenance_and_how_to_reproduce(page: Path, study: Path) -> None:
         "reconstruction",
     ):
         assert words in text
-    loaded = load_study(study)
+    loaded = load_results(study)
     assert loaded.confirmation is not None
     for row in (*loaded.best.values(), *loaded.confirmation.trials):
-        assert f"emoreg trial studies.made_up --replay {row.identity}" in text
+        assert f"emoreg trial studies.made_up --storage runs --name made-up --replay {row.identity}" in text
 
 
-def test_a_replay_finds_the_storage_and_the_name_that_the_study_was_given(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    typed = "emoreg run mine.py --num-trials 3 --storage '/my runs' --name=again --trial.seed 1"
-    study = load_study(folder)
-    study = dataclasses.replace(study, runs=tuple(dataclasses.replace(run, command=typed) for run in study.runs))
-    assert replay_command(study, "abc") == "emoreg trial mine.py --storage '/my runs' --name=again --replay abc"
-    study = dataclasses.replace(study, runs=())
-    assert replay_command(study, "abc") == "emoreg trial STUDY --replay abc"
+def test_a_replay_names_the_file_the_storage_and_the_name_that_the_study_was_run_with(tmp_path: Path) -> None:
+    study = load_results(write_study(tmp_path, SMALL, num_seeds=0))
+    run = dataclasses.replace(study.runs[0], command="emoreg run mine.py --num-trials 3", storage="/my runs", study="again")
+    study = dataclasses.replace(study, runs=(run,))
+    assert replay_command(study, "abc") == "emoreg trial mine.py --storage '/my runs' --name again --replay abc"
+    study = dataclasses.replace(study, runs=(dataclasses.replace(run, command=None),))
+    assert replay_command(study, "abc") == "emoreg trial STUDY --storage '/my runs' --name again --replay abc"
+    assert replay_command(dataclasses.replace(study, runs=()), "abc") == "emoreg trial STUDY --replay abc"
 
 
 def test_the_page_may_ask_for_nothing_and_names_no_address_to_load_from(page: Path) -> None:
@@ -184,77 +184,76 @@ def test_the_page_may_ask_for_nothing_and_names_no_address_to_load_from(page: Pa
 def test_what_records_say_cannot_become_a_part_of_the_page(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     evil = "</script><script>document.title = 'taken'</script>"
-    change(folder, "trials", lambda rows: [row | {"status": "failed", "reason": evil, "backbone": evil} for row in rows])
-    assert report(str(folder)) == 0
+    change(folder, "trials", lambda rows: [row | {"status": "failed", "message": evil, "backbone": evil} for row in rows])
+    report(folder)
     content = (folder / "report" / "index.html").read_text()
     assert "<script>document.title" not in content
     assert html.escape(evil, quote=False).partition("document")[0] in content
 
 
 def test_it_needs_neither_torch_nor_ray(study: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, "report", str(study), "--output", str(tmp_path), "--no-images"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "test_vit: helps" in done.stdout
-    assert (tmp_path / "index.html").exists()
+    subprocess.run([sys.executable, "-c", BLOCKED, str(study), str(tmp_path)], check=True)
+    assert "test_vit: helps" in text_of(tmp_path / "index.html")
 
 
-def test_two_studies_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_extra_it_says_how_to_install_it(study: Path, tmp_path: Path) -> None:
+    code = BLOCKED.replace('"torch", "ray"', '"plotly", "ray"')
+    done = subprocess.run([sys.executable, "-c", code, str(study), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "ConfigError: Install the report extra: pip install 'emoreg[report]'" in done.stderr
+
+
+def test_two_studies_are_compared(study: Path, tmp_path: Path) -> None:
     other = write_study(tmp_path, dataclasses.replace(SMALL, name="other"), helps=0.0)
-    assert report(str(study), str(other), "--output", str(tmp_path / "both")) == 0
-    text = text_of(tmp_path / "both" / "index.html")
+    told: list[tuple[str, int, int]] = []
+    page = write_report([study, other], output=tmp_path / "both", images=False, on_progress=lambda *step: told.append(step))
+    text = text_of(page)
     assert text.index("Verdicts by study") < text.index("The answer")
     assert "made-up: digits other: digits" in text  # over the columns of the one table that has both
-    assert "other: test_vit: no difference seen" in capsys.readouterr().out
+    assert "test_vit: no difference seen" in text
+    assert told == [("Making figures", 0, 2), ("Making figures", 1, 2), ("Making figures", 2, 2)]
 
 
 def test_studies_of_one_name_are_told_apart(study: Path, tmp_path: Path) -> None:
     other = write_study(tmp_path, SMALL, num_seeds=0)
-    assert report(str(study), str(other), "--output", str(tmp_path / "both")) == 0
-    text = text_of(tmp_path / "both" / "index.html")
+    text = text_of(report(study, other, output=tmp_path / "both"))
     assert f"made-up ({study})" in text
     assert f"made-up ({other})" in text
 
 
-def test_a_study_is_named_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(str(study), f"{study}/") == 2
-    assert f"must name each study once, but 'local:{study}' is named 2 times" in capsys.readouterr().err
+def test_a_study_is_named_once(study: Path) -> None:
+    with pytest.raises(ConfigError, match=f"Name each study once in a report: 'local:{study}' is named 2 times"):
+        report(study, f"{study}/")
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_drawn(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emoreg.report.figures_of", lambda _: pytest.fail("drawn"))
+    monkeypatch.setattr("emoreg.report.figures.draw_figures", lambda _: pytest.fail("drawn"))
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "report", Path("/proc/report")):
-        assert report(str(study), "--output", str(folder)) == 2
-        assert f"but {str(folder)!r} is none" in capsys.readouterr().err
+        with pytest.raises(StorageError, match=f"Name another folder with --output: .* but '{folder}' is none"):
+            report(study, output=folder)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_disk_that_fills_up_is_told_and_the_former_page_stays(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report(str(study), "--output", str(tmp_path)) == 0
-    former = (tmp_path / "index.html").read_bytes()
+    former = report(study, output=tmp_path).read_bytes()
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert report(str(study), "--output", str(tmp_path)) == 2
-    assert "(No space left on device): name another with --output" in capsys.readouterr().err
+    with pytest.raises(StorageError, match=r"is none \(No space left on device\)"):
+        report(study, output=tmp_path)
     assert (tmp_path / "index.html").read_bytes() == former
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
-    assert report(str(folder)) == 0
+    report(folder)
     text = text_of(folder / "report" / "index.html")
     assert "nothing can be said: no confirmation yet. The accuracies below were selected on validation and flatter." in text
     assert "emoreg confirm studies.made_up --num-trials 40 gives the answer" in text
@@ -262,27 +261,27 @@ def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
     assert "Regulation as configured, beside its controls, on validation" in text
 
 
-def test_a_study_without_a_finished_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
-    change(folder, "trials", lambda rows: [row | {"status": "failed", "reason": "its worker died"} for row in rows])
-    assert report(str(folder)) == 0
+    change(folder, "trials", lambda rows: [row | {"status": "failed", "message": "its worker died"} for row in rows])
+    report(folder)
     text = text_of(folder / "report" / "index.html")
     assert "No trial has finished: nothing can be concluded of any configuration, only of what the study cost." in text
     assert "44 of 44 trials failed" in text
-    assert "nothing can be said" in capsys.readouterr().out
+    assert "nothing can be said" in text
 
 
 def test_a_study_whose_trials_are_yet_to_end(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     for path in (folder / "records").iterdir():
         path.unlink()
-    assert report(str(folder)) == 0
+    report(folder)
     assert "No trial has finished" in text_of(folder / "report" / "index.html")
 
 
 def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=SMALL.num_trials, control_seeds=(0,)), num_seeds=1)
-    assert report(str(folder)) == 0
+    report(folder)
     text = text_of(folder / "report" / "index.html")
     assert "with 1 seed no effect could have been seen, however large" in text
     assert "The confirmation has a single seed, which tells nothing about chance" in text
@@ -297,11 +296,11 @@ def test_missing_controls_are_named(tmp_path: Path) -> None:
         return (row["control"], row["backbone"]) == ("shuffled", "test_vit")
 
     change(folder, "trials", lambda rows: [row for row in rows if not is_lost(row)])
-    failed = {"status": "failed", "reason": "its worker died", "test_accuracy": None}
+    failed = {"status": "failed", "message": "its worker died", "test_accuracy": None}
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row | failed if is_lost(row) else row for row in rows])
-    assert report(str(folder)) == 0
+    report(folder)
     text = text_of(folder / "report" / "index.html")
-    assert "test_vit: nothing can be said without shuffled" in text
+    assert "test_vit: nothing can be said: no trial of shuffled has finished" in text
     assert "test_resnet: helps" in text
     assert "Controls without a finished trial: shuffled of test_vit." in text
     assert (
@@ -311,22 +310,20 @@ def test_missing_controls_are_named(tmp_path: Path) -> None:
     assert "no verdict given" not in text
 
 
-def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] != 1009])
-    assert report(str(folder)) == 0
-    said = capsys.readouterr().out
-    assert "test_resnet: nothing can be said yet: 126 of 140 planned trials have ended" in said
-    assert "14 of 140 trials of the confirmation have not ended: `emoreg confirm studies.made_up --seeds 10` runs" in said
-    text = text_of(folder / "report" / "index.html")
+    text = text_of(report(folder))
+    assert "test_resnet: nothing can be said yet: 126 of 140 planned trials have ended" in text
+    assert "14 of 140 trials of the confirmation have not ended: emoreg confirm studies.made_up --seeds 10 runs" in text
     assert "p (Holm)" not in text, "what may not be concluded from is not tested"
-    assert "helps" not in said
+    assert "helps:" not in text
 
 
 def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] == 1000])
-    said = " ".join(notes(load_study(folder)))
+    said = " ".join(notes(load_results(folder)))
     assert "126 of 140 trials of the confirmation have not ended" in said
     assert "single seed" not in said
     assert "no difference can be shown" not in said
@@ -334,67 +331,50 @@ def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(tmp_path: Pa
 
 def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
-    diverged = {"status": "pruned", "reason": "the loss of regulation is not finite at step 3", "test_accuracy": None}
+    diverged = {"status": "pruned", "message": "the loss of regulation is not finite at step 3", "test_accuracy": None}
 
     def change_rows(rows: list[Row]) -> list[Row]:
         found = ("test_vit", "regulated", 1003)
         return [row | diverged if (row["backbone"], row["control"], row["seed"]) == found else row for row in rows]
 
     change(tmp_path / "made-up.confirm", "trials", change_rows)
-    study = load_study(folder)
-    assert [line.says for line in verdict_lines(study)] == ["helps", "nothing can be said"]
-    assert "regulation diverged on 1 of 10 seeds, which cannot be left out" in verdict_lines(study)[1].text
+    study = load_results(folder)
+    assert [verdict.decision for verdict in verdicts_of(study)] == ["helps", "nothing can be said"]
+    assert "regulation diverged on 1 of 10 seeds, which cannot be left out" in verdicts_of(study)[1].sentence
     (note,) = [note for note in notes(study) if "diverged" in note]
     assert note.endswith("diverged, for their loss was not finite, and are not run again: regulation of test_vit (1).")
 
 
-def test_the_test_split_opened_beside_the_plan_is_told(tmp_path: Path) -> None:
+def test_the_test_set_opened_beside_the_plan_is_told(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
-    assert not [note for note in notes(load_study(folder)) if "test split" in note]
-    first = load_study(folder).searched[0].identity
+    assert not [note for note in notes(load_results(folder)) if "test set" in note]
+    first = load_results(folder).searched[0].identity
     change(folder, "trials", lambda rows: [row | {"test_accuracy": 0.9} if row["identity"] == first else row for row in rows])
-    (note,) = [note for note in notes(load_study(folder)) if "test split" in note]
-    assert note.startswith(f"The test split was opened outside of a confirmation's plan too, by {first} (20")
+    (note,) = [note for note in notes(load_results(folder)) if "test set" in note]
+    assert note.startswith(f"The test set was opened outside of a confirmation's plan too, by {first} (20")
 
 
 def test_provenance_is_that_of_search_and_confirmation(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
     path = tmp_path / "made-up.confirm" / "study.json"
     content = json.loads(path.read_text())
-    content["versions"]["torch"], content["git_commit"], content["fingerprints"]["task"] = "9.9.9", "f" * 40, "99" * 32
+    content["versions"]["torch"], content["git_commit"], content["fingerprints"][0][-1] = "9.9.9", "f" * 40, "99" * 32
+    content["code"] = {"control mine": "77" * 32}
     path.write_text(json.dumps(content))
-    found = dict(provenance(load_study(folder)))
+    found = dict(provenance(load_results(folder)))
     assert "torch 2.13.0 / 9.9.9," in found["Versions"]
     assert "ray 2.60.0," in found["Versions"]
     assert found["Commit of emoreg"].endswith(f" / {'f' * 40}")
-    assert found["Fingerprint of task"] == f"{'ab' * 32} / {'99' * 32}"
-    assert found["Fingerprint of stimuli"] == "cd" * 32
-
-
-def test_a_command_that_cannot_be_read_again_costs_its_hint_alone(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    broken = "emoreg run studies.made_up --optuna-storage 'postgresql://u@h/db?password=***"
-    change(folder, "runs", lambda rows: [row | {"command": broken} for row in rows])
-    assert report(str(folder)) == 0
-    assert "emoreg trial STUDY --replay" in text_of(folder / "report" / "index.html")
+    assert found["Fingerprint of digits at 32 pixels"] == f"{'ab' * 32} / {'99' * 32}"
+    assert found["Fingerprint of openmoji at 32 pixels"] == "cd" * 32
+    assert found["Fingerprint of control mine"] == "77" * 32
 
 
 def test_a_study_without_any_control(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     change(folder, "trials", lambda rows: [row for row in rows if row["role"] != "control"])
-    assert any("No control has finished" in note for note in notes(load_study(folder)))
-    assert report(str(folder)) == 0
-
-
-def test_records_of_an_older_schema(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
-    path = folder / "records" / "trials.parquet"
-    table = pq.read_table(path).drop_columns(["attempts", "log_tail"])
-    pq.write_table(table.replace_schema_metadata({"emoreg.schema_version": "1"}), path)
-    assert report(str(folder)) == 0
-    text = text_of(folder / "report" / "index.html")
-    assert "have schema version 1, and this emoreg writes" in text
-    assert "test_vit: helps" in text
+    assert any("No control has finished" in note for note in notes(load_results(folder)))
+    report(folder)
 
 
 @pytest.mark.parametrize(
@@ -403,56 +383,55 @@ def test_records_of_an_older_schema(tmp_path: Path) -> None:
 def test_a_truncated_file_beside_whole_trials(tmp_path: Path, name: str, lost: str) -> None:
     folder = write_study(tmp_path, SMALL)
     truncate(folder / "records" / f"{name}.parquet")
-    assert report(str(folder)) == 0
+    report(folder)
     text = text_of(folder / "report" / "index.html")
     assert f"Without it nothing is known of {lost}" in text
     assert "accuracies and verdicts stand" in text
     assert "test_vit: helps" in text
 
 
-def test_truncated_trials_leave_nothing_to_conclude(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_trials_leave_nothing_to_conclude(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     (folder / "report").mkdir()
     (folder / "report" / "index.html").write_text("the former one")
     truncate(folder / "records" / "trials.parquet")
-    assert report(str(folder)) == 2
-    assert "records must be Parquet" in capsys.readouterr().err
+    with pytest.raises(StorageError, match="records must be Parquet"):
+        report(folder)
     assert (folder / "report" / "index.html").read_text() == "the former one"
 
 
-def test_a_second_look_is_told(tmp_path: Path) -> None:
+def test_a_second_opening_is_told(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
     plan = tmp_path / "made-up.confirm" / "plan.json"
     content = json.loads(plan.read_text())
-    content["looks"].insert(0, content["looks"][0] | {"opened": "2025-12-31T10:00:00.000+00:00"})
+    content["openings"].insert(0, content["openings"][0] | {"opened": "2025-12-31T10:00:00.000+00:00"})
     plan.write_text(json.dumps(content))
-    assert report(str(folder)) == 0
+    report(folder)
     text = text_of(folder / "report" / "index.html")
-    assert "The test split was looked at 2 times (2025-12-31, " in text
+    assert "The test set was opened 2 times (2025-12-31, " in text
     assert "it may have been chosen knowing an earlier one's answer" in text
 
 
 def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:
     write_study(tmp_path, SMALL)
     folder = tmp_path / "made-up.confirm"
-    assert [line.says for line in verdict_lines(load_study(folder))] == ["helps", "helps"]
-    assert report(str(folder)) == 0
+    assert [verdict.decision for verdict in verdicts_of(load_results(folder))] == ["helps", "helps"]
+    report(folder)
 
 
 @needs_chromium
-def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    console = Console(file=io.StringIO(), width=200)
+@pytest.mark.parametrize("former", ['["former.png"]', "["])  # cut off by somebody
+def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path, former: str) -> None:
+    folder = write_study(tmp_path, made_up_config(num_trials=2, controls=()), num_seeds=0)
     figures = folder / "report" / "figures"
     figures.mkdir(parents=True)
-    (figures / "drawn.json").write_text("[")  # cut off by somebody
-    assert print_report([str(folder)], None, price_per_hour=None, images=True, console=console) == 0
-    (figures / "drawn.json").write_text(json.dumps([*json.loads((figures / "drawn.json").read_text()), "former.png"]))
-    (figures / "former.png").write_text("")
-    (figures / "mine.png").write_text("")
-    assert print_report([str(folder)], None, price_per_hour=None, images=True, console=console) == 0
+    (figures / "drawn.json").write_text(former)
+    for name in ("former.png", "mine.png"):
+        (figures / name).write_text("")
+    write_report([folder])
     drawn = json.loads((figures / "drawn.json").read_text())
-    assert {path.name for path in figures.iterdir()} == {*drawn, "drawn.json", "mine.png"}
+    kept = {"mine.png"} if former != "[" else {"mine.png", "former.png"}
+    assert {path.name for path in figures.iterdir()} == {*drawn, "drawn.json", *kept}
     assert len(drawn) >= 6
     for name in drawn:
         content = (figures / name).read_bytes()
@@ -461,18 +440,19 @@ def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -
 
 def test_without_a_browser_the_page_is_written_all_the_same(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
+    code = "import sys; from emoreg.report import write_report; print(write_report([sys.argv[1]]))"
+    environment = {
+        "PATH": "/nowhere",
+        "HOME": str(tmp_path),
+        "BROWSER_PATH": "/nowhere/chrome",
+        "PYTHONPATH": ":".join(sys.path),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "emoreg", "report", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/nowhere", "HOME": str(tmp_path), "BROWSER_PATH": "/nowhere/chrome"},
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=environment
     )
-    assert done.returncode == 0, done.stderr
-    assert "PNG and SVG are left out" in done.stdout
-    assert "plotly_get_chrome" in done.stdout
+    assert done.stdout == f"{folder / 'report' / 'index.html'}\n"
+    assert "Install Chrome or Chromium for PNG and SVG, which are left out: `plotly_get_chrome`" in done.stderr
     assert (folder / "report" / "index.html").exists()
-    assert not (folder / "report" / "figures").exists()
 
 
 def change(folder: Path, name: str, changed: Callable[[list[Row]], list[Row]]) -> None:
@@ -487,9 +467,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-def test_a_study_in_an_object_store(
-    tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_in_an_object_store(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     files = Files(bucket)
     for path in folder.rglob("*.*"):
@@ -497,6 +475,6 @@ def test_a_study_in_an_object_store(
             files.write(path.relative_to(folder).as_posix(), path.read_bytes())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert report(bucket) == 0
-    page = tmp_path / "here" / "report" / "made-up" / "index.html"
-    assert "secret" not in page.read_text() + capsys.readouterr().out
+    page = report(bucket)
+    assert page == Path("report/made-up/index.html")
+    assert "secret" not in page.read_text()

@@ -6,9 +6,8 @@ import itertools
 
 import pytest
 from playwright.sync_api import Page, expect
-from rich.console import Console
 
-from emoreg.report import print_report
+from emoreg.report import write_report
 from tests.helpers.browser import needs_chromium, opened
 from tests.helpers.written import made_up_config, write_study
 
@@ -20,15 +19,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of two studies, one of them confirmed: everything that a page can have."""
     root = tmp_path_factory.mktemp("runs")
     places = [str(write_study(root)), str(write_study(root, made_up_config(name="other", num_trials=15), num_seeds=0))]
-    print_report(places, str(root / "out"), price_per_hour=2.5, images=False, console=Console(quiet=True))
-    return (root / "out" / "index.html").as_uri()
+    return write_report(places, output=root / "out", price_per_hour=2.5, images=False).as_uri()
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("runs")
-    print_report([str(write_study(root))], str(root), price_per_hour=None, images=False, console=Console(quiet=True))
-    return (root / "index.html").as_uri()
+    return write_report([write_study(root)], output=root, images=False).as_uri()
 
 
 def wait_until_drawn(page: Page) -> int:

@@ -20,16 +20,8 @@ from emoreg.config import ImageSetConfig, TrialConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import StorageError
 from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost
-from emoreg.results.records import (
-    SCHEMA_VERSION,
-    EpochRecord,
-    Provenance,
-    Records,
-    TrialRecord,
-    read_rows,
-    schema,
-    unfinished_outcome,
-)
+from emoreg.results.records import SCHEMA_VERSION, EpochRecord, Provenance, TrialRecord, schema, unfinished_outcome
+from emoreg.results.tables import Records, read_rows
 
 CONFIG = TrialConfig(control="plain", neutral=ImageSetConfig(name="openmoji-objects"))
 TRIAL = resolve_trial(CONFIG)

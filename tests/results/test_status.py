@@ -5,7 +5,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.records import Records
+from emoreg.results.records import TrialRecord
 from emoreg.results.status import read_status
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
-from emoreg.storage.working_copy import only_driver
-from tests.helpers.written import begin_run, driven, made_up_config, write_study, write_study_json
+from emoreg.storage.locks import study_lock
+from tests.helpers.written import begin_run, driven, made_up_config, write_rows, write_study, write_study_json
 
 HEAVY = {"torch", "ray", "scipy", "pandas", "statsmodels", "optuna", "sklearn", "matplotlib", "sqlalchemy"}
 
@@ -86,17 +86,17 @@ def test_looking_takes_no_lock_away(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert read_status(str(folder)).state == "ended"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    with only_driver(Files(str(folder))):
+    with study_lock(Files(str(folder))):
         assert read_status(str(folder)).state == "running"
-        with pytest.raises(StorageError, match="one driver at a time"), only_driver(Files(str(folder))):
+        with pytest.raises(StorageError, match="one driver at a time"), study_lock(Files(str(folder))):
             pass
 
 
 def test_time_left_is_that_of_this_run(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=20), num_seeds=0)
-    records = Records(folder)
-    del records.trials[next(identity for identity, row in records.trials.items() if row.role == "control")]
-    records.write()
+    rows = list(Records(folder).trials.values())
+    lost = next(row for row in rows if row.role == "control")
+    write_rows(folder, "trials", TrialRecord, [row for row in rows if row is not lost])
     Records(folder).add_run(dataclasses.replace(begin_run(folder), num_trials=5))
     with driven(folder):
         status = read_status(str(folder))
@@ -114,11 +114,10 @@ def test_in_an_object_store(tmp_path: Path, bucket: str) -> None:
         if path.is_file():
             files.write(path.relative_to(folder).as_posix(), path.read_bytes())
     assert read_status(bucket).state == "killed"
-    with only_driver(files):
+    with study_lock(files):
         status = read_status(bucket)
         assert (status.state, status.trials.ended) == ("running", 38)
         assert "secret" not in status.place
-    files.write(".driver.json", json.dumps({"host": "gone", "process": 1, "token": "", "time": time.time() - 60}).encode())
     assert read_status(bucket).state == "killed"
 
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from emoreg.errors import StorageError
-from emoreg.storage.files import Files, replacing, scratch_folder, sweep, without_credentials
+from emoreg.storage.files import Files, replacing, scratch_folder, storage_full_error, sweep, without_credentials
+from emoreg.storage.retry import Patience
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -48,17 +53,33 @@ def test_a_store_is_tried_out(files: Files) -> None:
 
 def test_what_cannot_be_written_is_said(tmp_path: Path, bucket: str) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StorageError, match=r"must be writable, but '.*file/store' is not"):
+    with pytest.raises(StorageError, match=r"mend the permissions .* must be writable, but '.*file/store' is not"):
         Files(str(tmp_path / "file" / "store")).check()
     with pytest.raises(StorageError, match=r"must be writable, but 's3://\*\*\*@nowhere/x.*' is not .*bucket does not exist"):
         Files(bucket.replace("@emoreg", "@nowhere").replace("/store", "/x")).check()
+
+
+def test_a_full_storage_is_not_told_to_mend_its_permissions() -> None:
+    full = storage_full_error(errno.ENOSPC, "records")
+    assert full is not None
+    assert "run the same command again, for the disk is full: records" in str(full)
+    assert storage_full_error(errno.EACCES, "records") is None
+    assert storage_full_error(None, "records") is None
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
+    full_disk = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a'"), replacing(tmp_path / "a"):
+        os.write(full_disk, b"1")
+    os.close(full_disk)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
         ("s4://bucket/x", "Unrecognized filesystem"),
-        ("s3://", "must name a bucket"),
+        ("s3://", "name a bucket or a folder"),
         ("s3://name:secret@bucket/x?colour=red", "Unexpected query parameter"),
         ("file://host/x", "Unsupported hostname"),
     ],
@@ -75,7 +96,7 @@ def test_a_folder_may_be_written_as_a_uri(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     same = [Files(uri) for uri in ("store", "~/store", str(tmp_path / "store"), f"file://{tmp_path}/store/")]
     assert {files.folder for files in same} == {tmp_path / "store"}
-    assert len({files.place for files in same}) == 1
+    assert len({files.location for files in same}) == 1
 
 
 def test_others_may_read_what_is_written(tmp_path: Path) -> None:
@@ -157,3 +178,38 @@ with scratch_folder(Path(sys.argv[1])) as folder:
 )
 def test_credentials_are_hidden_and_nothing_else(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
+
+
+@pytest.fixture
+def frozen() -> Iterator[str]:
+    """The address of a server that takes connections, and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_frozen_object_store_is_waited_for_aloud_and_not_for_long(frozen: str) -> None:
+    said: list[tuple[float, str]] = []
+    started = time.monotonic()
+    patience = Patience(1.0, notify=lambda text: said.append((time.monotonic() - started, text)))
+    files = Files(f"s3://key:secret@bucket/x?endpoint_override={frozen}&scheme=http&region=us-east-1", patience=patience)
+    with pytest.raises(OSError, match="Timeout"):
+        files.read("a")
+    assert time.monotonic() - started < 15, "one request after the patience was spent"
+    ((seconds, text),) = said
+    assert seconds < 5
+    assert text.startswith("s3://bucket does not answer; waiting until ")
+    again = time.monotonic()
+    for call in (lambda: files.write("a", b""), lambda: files.exists("a"), files.find):
+        with pytest.raises(OSError, match="Timeout"):
+            call()
+    assert time.monotonic() - again < 1, "what cleans up waited another time"
+
+
+def test_who_is_impatient_asks_once(frozen: str) -> None:
+    uri = f"s3://key:secret@bucket/x?endpoint_override={frozen}&scheme=http&region=us-east-1"
+    started = time.monotonic()
+    with pytest.raises(OSError, match="Timeout"):
+        Files(uri, patience=Patience(60)).impatient().exists("a")
+    assert time.monotonic() - started < 6

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-import sys
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
 from emoreg.errors import StorageError
-from emoreg.storage import working_copy as storage
 from emoreg.storage.files import Files, Found
-from emoreg.storage.working_copy import WorkingCopy, join, only_driver
+from emoreg.storage.working_copy import WorkingCopy, join
 
 
 @pytest.mark.parametrize(
@@ -57,7 +52,12 @@ def test_a_working_copy_brings_and_takes_what_it_is_asked_to(bucket: str) -> Non
         (copy.folder / "study.json").write_text("not pushed")
         copy.push("records")
         folder = copy.folder
-    assert contents(files) == {"records/trials": b"changed", "study.json": b"study.json", "other": b"other"}
+    assert contents(files) == {
+        "records/trials": b"changed",
+        "records/deep/epochs": b"records/deep/epochs",
+        "study.json": b"study.json",
+        "other": b"other",
+    }
     assert not folder.exists()
 
 
@@ -78,21 +78,25 @@ def test_a_file_that_goes_while_it_is_brought_is_no_fault(bucket: str, monkeypat
 
 
 def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
-    versions = [b"a" * 100_000, b"b" * 300_000]
+    def version(number: int) -> bytes:
+        return bytes([number % 256]) * (100_000 + 1000 * number)  # no two are of one size
+
     files = Files(bucket)
-    files.write("records", versions[0])
+    files.write("records", version(0))
     has_ended = threading.Event()
 
     def replace() -> None:
+        number = 1
         while not has_ended.is_set():
-            for version in versions:
-                Files(bucket).write("records", version)
+            Files(bucket).write("records", version(number))
+            number += 1
 
     replacing = threading.Thread(target=replace)
     replacing.start()
     try:
-        for _ in range(100):
-            assert files.read("records").to_pybytes() in versions
+        for _ in range(5):
+            content = files.read("records").to_pybytes()
+            assert content == version((len(content) - 100_000) // 1000)
     finally:
         has_ended.set()
         replacing.join()
@@ -110,39 +114,43 @@ def test_only_what_changed_travels(bucket: str) -> None:
     assert contents(files) == {"a": b"by another", "b": b"second"}
 
 
-def test_one_driver_at_a_time_in_an_object_store(bucket: str) -> None:
+def test_what_is_gone_from_a_copy_stays_in_the_store_unless_it_is_removed_on_purpose(bucket: str) -> None:
     files = Files(bucket)
-    files.write("records/trials.parquet", b"rows")
-    with only_driver(files) as copy:
-        assert (copy.folder / "records" / "trials.parquet").read_bytes() == b"rows"
-        with pytest.raises(StorageError, match=r"another process is running 's3://\*\*\*@emoreg/.* process \d+'"):
-            only_driver(files).__enter__()
-    assert not files.exists(".driver.json")
-    with only_driver(files):
-        pass
+    files.write("records/trials", b"rows of another driver")
+    with WorkingCopy(files) as copy:
+        copy.pull("records")
+        (copy.folder / "records" / "live.1.json").write_text("{}")
+        copy.push("records")
+        shutil.rmtree(copy.folder / "records")  # as what tidies a machine's temporary files may
+        copy.push("records")
+        assert contents(files).keys() == {"records/trials", "records/live.1.json"}
+        copy.remove("records/live.1.json", "records/nothing")
+        assert contents(files) == {"records/trials": b"rows of another driver"}
 
 
-def test_a_driver_that_died_is_found_out(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_a_folder_is_removed(tmp_path: Path) -> None:
+    with WorkingCopy(Files(str(tmp_path))) as copy:
+        (tmp_path / "a").touch()
+        copy.remove("a")
+        assert not (tmp_path / "a").exists()
+
+
+def test_nothing_is_written_once_the_study_is_another_s(bucket: str) -> None:
     files = Files(bucket)
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
-    with only_driver(files):
-        holder = json.loads(files.read(".driver.json").to_pybytes())
-    files.write(".driver.json", json.dumps({**holder, "process": int(ended.stdout)}).encode())  # here: at once
-    with only_driver(files):
-        assert json.loads(files.read(".driver.json").to_pybytes())["process"] == os.getpid()
-    elsewhere = {**holder, "host": "elsewhere"}
-    files.write(".driver.json", json.dumps(elsewhere).encode())
-    monkeypatch.setattr(storage, "_STALE_SECONDS", 3.0)
-    with only_driver(files):  # it said nothing for so long
-        assert json.loads(files.read(".driver.json").to_pybytes())["host"] == platform.node()
-    assert not files.exists(".driver.json")
+    is_lost = False
 
+    def check() -> None:
+        if is_lost:
+            raise StorageError("lost")
 
-def test_a_driver_on_another_machine_is_heard(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = Files(bucket)
-    monkeypatch.setattr(platform, "node", lambda: "elsewhere")
-    monkeypatch.setattr(storage, "_BEAT_SECONDS", 0.5)
-    with only_driver(files):
-        monkeypatch.setattr(platform, "node", lambda: "here")
-        with pytest.raises(StorageError, match="elsewhere, process"):
-            only_driver(files).__enter__()
+    with WorkingCopy(files, check=check) as copy:
+        for name in ("a", "b"):
+            (copy.folder / name).write_text("mine")
+        copy.push("a")
+        files.write("a", b"another's")
+        is_lost = True
+        (copy.folder / "a").write_text("mine again")
+        for change in (copy.push, copy.remove):
+            with pytest.raises(StorageError, match="lost"):
+                change("a", "b")
+        assert contents(files) == {"a": b"another's"}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.tracking.pictures import confusion_matrix, response_figures, sample_sheet
 from tests.helpers.written import made_up_config, write_study
 

@@ -11,9 +11,11 @@ from tensorboard.util import tensor_util
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.analysis import best_by_backbone
 from emoreg.results.plan import read_openings
-from emoreg.results.records import Records, RunRecord, TrialRecord
+from emoreg.results.records import RunRecord, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files
+from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import RunStatus
 from emoreg.tracking.study_tensorboard import RUN, StudyTensorBoard, write_study
 from tests.helpers.tensorboard import read, series, wait_until
@@ -43,7 +45,7 @@ def status_of(run: RunRecord, trials: dict[str, TrialRecord], **values: int) -> 
 
 def test_how_the_study_goes_on(folder: Path) -> None:
     rows = Records(folder).trials
-    write_study(folder, CONFIG, rows, draw=False)
+    write_study(WorkingCopy(Files(str(folder))), CONFIG, rows, draw=False)
     best = series(own(folder), "study/best_val_accuracy")
     assert [step for step, _ in best] == list(range(best[0][0], len(rows) + 1))
     assert [value for _, value in best] == sorted(value for _, value in best)
@@ -70,7 +72,7 @@ def mean_curve(folder: Path, backbone: str, control: str) -> list[tuple[int, flo
 
 
 def test_regulation_and_each_control_are_runs_that_share_a_chart(folder: Path) -> None:
-    write_study(folder, CONFIG, Records(folder).trials, draw=False)
+    write_study(WorkingCopy(Files(str(folder))), CONFIG, Records(folder).trials, draw=False)
     for control in ("regulated", "plain", "neutral"):
         for backbone in CONFIG.backbones():
             assert series(own(folder, control), f"controls/{backbone}") == mean_curve(folder, backbone, control)
@@ -83,7 +85,7 @@ def test_written_again_it_stays_one_line(folder: Path) -> None:
     rows = Records(folder).trials
     first = dict(sorted(rows.items(), key=lambda item: item[1].ended)[:10])
     for trials in (first, rows, rows):
-        write_study(folder, CONFIG, trials, draw=False)
+        write_study(WorkingCopy(Files(str(folder))), CONFIG, trials, draw=False)
     assert len(list(own(folder).glob("events*"))) == 1
     assert [step for step, _ in series(own(folder), "study/trials_finished")] == list(range(1, len(rows) + 1))
     assert series(own(folder, "plain"), "controls/test_vit") == mean_curve(folder, "test_vit", "plain")
@@ -92,7 +94,9 @@ def test_written_again_it_stays_one_line(folder: Path) -> None:
 def test_trials_of_other_commands_are_not_counted(folder: Path) -> None:
     rows = Records(folder).trials
     other = next(row for row in rows.values() if row.role == "search")
-    write_study(folder, CONFIG, rows | {other.identity: dataclasses.replace(other, role="trial")}, draw=False)
+    write_study(
+        WorkingCopy(Files(str(folder))), CONFIG, rows | {other.identity: dataclasses.replace(other, role="trial")}, draw=False
+    )
     assert series(own(folder), "study/trials_failed")[-1][0] == len(rows) - 1
 
 
@@ -103,7 +107,7 @@ def observe(folder: Path, *, gpu: float | None) -> None:
     run = dataclasses.replace(run, run=2, slots=4, slot_seconds=100.0, waiting_slot_seconds=25.0)
     rows = sorted(records.trials.values(), key=lambda row: row.ended)
     trials = {row.identity: row for row in rows[:-2]}
-    board = StudyTensorBoard(folder, CONFIG)
+    board = StudyTensorBoard(WorkingCopy(Files(str(folder))), CONFIG)
     board.on_run_start(status_of(run, trials))
     for row in rows[-2:]:
         trial = ResolvedTrial(config=CONFIG.trial, identity=row.identity)
@@ -134,7 +138,9 @@ def test_it_is_written_while_trials_end(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("emoreg.tracking.study_tensorboard._SECONDS", 0.0)
     records = Records(folder)
     (run,) = records.runs.values()
-    board = StudyTensorBoard(folder, dataclasses.replace(CONFIG, search_space={}))
+    board = StudyTensorBoard(
+        WorkingCopy(Files(str(folder))), dataclasses.replace(CONFIG, search_space={"backbone": CONFIG.search_space["backbone"]})
+    )
     board.on_run_start(status_of(run, records.trials))
     board.on_tick(status_of(run, records.trials))
     wait_until(lambda: bool([*own(folder).glob("events*"), *own(folder, "plain").glob("events*")]), "the study's runs")
@@ -143,8 +149,8 @@ def test_it_is_written_while_trials_end(folder: Path, monkeypatch: pytest.Monkey
 
 def test_response_curves_are_images(folder: Path) -> None:
     rows = Records(folder).trials
-    write_study(folder, CONFIG, rows, draw=True)
-    write_study(folder, CONFIG, rows, draw=False)  # as where there is no time: they stay
+    write_study(WorkingCopy(Files(str(folder))), CONFIG, rows, draw=True)
+    write_study(WorkingCopy(Files(str(folder))), CONFIG, rows, draw=False)  # as where there is no time: they stay
     run = read(own(folder, "response"))
     for tag in ("response/regulation.balance", "response/pretraining.epochs"):
         (event,) = run.Tensors(tag)
@@ -156,7 +162,7 @@ def test_a_confirmation_has_a_chart_for_each_configuration_and_no_search(tmp_pat
     write_made_up(tmp_path, CONFIG, top=2, num_seeds=2)
     folder = tmp_path / "made-up.confirm"
     records, config = Records(folder), read_written(Files(str(folder))).config
-    write_study(folder, config, records.trials, draw=True)
+    write_study(WorkingCopy(Files(str(folder))), config, records.trials, draw=True)
     tags = read(own(folder)).Tags()["tensors"]
     assert "study/best_val_accuracy" not in tags
     assert read(own(folder, "response")).Tags()["tensors"] == []

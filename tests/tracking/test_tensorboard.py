@@ -167,7 +167,7 @@ def test_finishing_twice_equals_finishing_once(tmp_path: Path) -> None:
     TensorBoardReporter(tmp_path, TRIAL, PARAMS).close()
     for _ in range(2):
         finish(tmp_path, ended(CONFIG, params=PARAMS))
-    assert [path.suffix for path in sorted(run_of(tmp_path).iterdir())][1:] == [".end"]
+    assert len(list(run_of(tmp_path).iterdir())) == 2
     assert series(run_of(tmp_path), "trial/outcome") == [(0, 1.0)]
 
 

@@ -20,17 +20,31 @@ from typing import Any
 import pytest
 import torch
 import xxhash
-from emoreg.training.pretrain import pretrain
 from torch import Tensor
 
 from emoreg.config import TrialConfig, Value, replace_paths
+from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError, Diverged, Interrupted
 from emoreg.results.records import EpochRecord
-from emoreg.storage import checkpoint
-from emoreg.storage.locks import FileLeases
-from emoreg.training.experience import ExperienceStore, experience_key, trunk
-from tests.helpers.experiences import gain, stimuli_of
-from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, States, Stop, equal, experience_folders, run, same, tiny
+from emoreg.storage import checkpoint, housekeeping
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.locks import FileLocks
+from emoreg.training.experience import experience_key, shared_run
+from tests.helpers.experiences import gain, pretraining_of
+from tests.helpers.trials import (
+    CPU,
+    RANDOM,
+    TINY,
+    Recorder,
+    Stop,
+    equal,
+    experience_folders,
+    load_state,
+    run,
+    same,
+    tiny,
+    train,
+)
 from tests.helpers.values import OTHER_VALUES, whole
 
 DECIDES_THE_WEIGHTS = {
@@ -55,8 +69,12 @@ DECIDES_THE_WEIGHTS = {
 
 
 def key(config: TrialConfig, fingerprint: str = "f", device: torch.device = CPU, salt: str = "") -> str:
-    applied = config.applied()
+    applied = resolve_trial(config).config
     return experience_key(applied, applied.stimuli, fingerprint, device, salt=salt)
+
+
+def name(config: TrialConfig) -> str | None:
+    return shared_run(resolve_trial(config))
 
 
 # The key
@@ -70,9 +88,9 @@ def test_the_key_holds_what_decides_the_weights_and_nothing_else(path: str, tmp_
         value = str(tmp_path / "weights.pth")
     changed = replace_paths(whole(), {path: value})
     assert (key(changed) != key(whole())) == (path in DECIDES_THE_WEIGHTS)
-    # By the configuration alone the name of an image set decides too: its content is not looked at.
+    # By the configuration alone the name of an image set decides too: its content does not count.
     by_name = {"stimuli.name", "stimuli.path", "stimuli.target"}
-    assert (trunk(changed) != trunk(whole())) == (path in DECIDES_THE_WEIGHTS | by_name)
+    assert (name(changed) != name(whole())) == (path in DECIDES_THE_WEIGHTS | by_name)
 
 
 def test_the_key_goes_by_content(tmp_path: Path) -> None:
@@ -83,7 +101,7 @@ def test_the_key_goes_by_content(tmp_path: Path) -> None:
         paths[-1].write_bytes(content)
     keys = [key(dataclasses.replace(TINY, weights=str(path))) for path in paths]
     assert keys[0] == keys[1] != keys[2]
-    with pytest.raises(ConfigError, match=r"weights must be a readable file, but .*gone"):
+    with pytest.raises(ConfigError, match=r"path of weights: it must be a readable file, but .*gone"):
         key(dataclasses.replace(TINY, weights=str(tmp_path / "gone")))
     fast = dataclasses.replace(TINY, deterministic=False)
     assert key(fast) == key(dataclasses.replace(fast, precision="float32"))  # what `auto` means on a CPU
@@ -91,18 +109,18 @@ def test_the_key_goes_by_content(tmp_path: Path) -> None:
     assert key(TINY) != key(TINY, salt="a")
 
 
-def test_a_trunk_is_of_trials_that_need_one() -> None:
-    assert trunk(TINY) is not None
-    assert trunk(tiny(control="plain")) is None
-    assert trunk(tiny(control="untrained")) is None
-    assert trunk(tiny(pretraining__epochs=0)) is None
-    assert trunk(tiny(regulation__balance=0.0)) is None
-    assert trunk(tiny(control="emotional")) == trunk(TINY) == trunk(tiny(pretraining__epochs=7).applied())
+def test_trials_that_need_no_experience_share_no_run() -> None:
+    assert name(TINY) is not None
+    assert name(tiny(control="plain")) is None
+    assert name(tiny(control="untrained")) is None
+    assert name(tiny(pretraining__epochs=0)) is None
+    assert name(tiny(regulation__balance=0.0)) is None
+    assert name(tiny(control="emotional")) == name(TINY) == name(resolve_trial(tiny(pretraining__epochs=7)).config)
     neutral = replace_paths(whole(), {"control": "neutral"})
-    assert trunk(neutral) != trunk(whole())
-    assert trunk(neutral) != trunk(replace_paths(neutral, {"neutral.name": "oasis"}))
+    assert name(neutral) != name(whole())
+    assert name(neutral) != name(replace_paths(neutral, {"neutral.name": "oasis"}))
     cosine = {"pretraining.lr_schedule": "cosine"}
-    assert trunk(replace_paths(TINY, cosine)) != trunk(replace_paths(TINY, {**cosine, "pretraining.epochs": 7}))
+    assert name(replace_paths(TINY, cosine)) != name(replace_paths(TINY, {**cosine, "pretraining.epochs": 7}))
 
 
 # For every setting two values that give other weights after an epoch. What is not here gives the same.
@@ -150,10 +168,9 @@ NOT_COMPARED = {"stimuli.name", "stimuli.path", "stimuli.target", "pretraining.e
 
 def weights_and_key(config: TrialConfig, storage: Path) -> tuple[dict[str, Tensor], str]:
     """The weights after the first epoch of pre-training, and the key."""
-    applied, states = config.applied(), States()
-    net, batches, fingerprint = stimuli_of(applied, storage)
-    pretrain(applied, net, batches, None, regression=False, start=None, keeper=states, report=lambda row: None)
-    return states.states[0]["net"], key(config, fingerprint)
+    stage, learner = pretraining_of(config, storage)
+    _, states, _ = train(stage, learner)
+    return states[0]["network"], key(config, stage.image_set.fingerprint)
 
 
 def whole_set(config: TrialConfig) -> TrialConfig:
@@ -214,10 +231,10 @@ def test_trials_that_differ_in_regulation_alone_pay_once(storage: Path) -> None:
     first, paid, _ = run(tiny(regulation__balance=0.5, regulation__epochs=1), storage)
     second, free, _ = run(tiny(regulation__balance=0.8, regulation__epochs=1, regulation__kind="learnable"), storage)
     assert len(paid.epochs("pretraining")) == 1
-    assert first.pretraining_seconds == paid.epochs("pretraining")[0].seconds
+    assert first.pretraining.paid_seconds == paid.epochs("pretraining")[0].seconds
     assert free.epochs("pretraining") == []
-    assert second.pretraining_seconds == 0
-    assert second.experience_seconds == first.experience_seconds == first.pretraining_seconds
+    assert second.pretraining.paid_seconds == 0
+    assert second.pretraining.experience_seconds == first.pretraining.experience_seconds == first.pretraining.paid_seconds
     assert len(experience_folders(storage)) == 1
 
 
@@ -229,7 +246,7 @@ def test_without_sharing_each_trial_pays_and_the_numbers_are_the_same(storage: P
     assert equal(taken[0][2].state_dict(), taken[1][2].state_dict())
     entries = store.entries()
     assert [entry.lengths for entry in entries] == [(3,), (3,)]  # what only others would look for is not kept
-    assert [entry.saved_seconds for entry in entries] == [0, 0]
+    assert all(use.paid_seconds == use.experience_seconds for entry in entries for use in entry.uses)
     other = ExperienceStore(str(storage / "experience"), user="other", share=False)
     assert gain(tiny(regulation__balance=0.2, pretraining__epochs=3), storage, other)[1] == [1, 2, 3]
 
@@ -251,24 +268,26 @@ def test_what_is_kept_and_who_used_it(storage: Path) -> None:
     paid, _, _ = gain(config, storage, first)
     (entry,) = first.entries()
     assert entry.lengths == (1, 2, 3, 4, 6)
-    assert entry.made is not None
-    assert (entry.made.backbone, entry.made.stimuli, entry.made.seed) == ("test_resnet", "digits", 0)
-    assert entry.made.versions["torch"] == torch.__version__
+    assert entry.description == "test_resnet, digits, seed 0"
+    made = housekeeping.read_json(first.files, f"{entry.key}/made.json")
+    assert made["versions"]["torch"] == torch.__version__
+    assert made["settings"]["seed"] == 0
     second = ExperienceStore(str(storage / "experience"), user="second")
     reused, epochs, _ = gain(config, storage, second)  # the very same trial, in another study
     assert epochs == []
-    assert (reused.paid_seconds, reused.cost_seconds) == (0, paid.cost_seconds)
+    assert (reused.paid_seconds, reused.experience_seconds) == (0, paid.experience_seconds)
     longer, epochs, _ = gain(replace_paths(config, {"pretraining.epochs": 7}), storage, second)
     assert epochs == [7]
-    assert longer.cost_seconds == pytest.approx(paid.cost_seconds + longer.paid_seconds)
+    assert longer.experience_seconds == pytest.approx(paid.experience_seconds + longer.paid_seconds)
     (entry,) = second.entries()
     assert {(use.study, use.epochs, use.paid_seconds) for use in entry.uses} == {
         ("first", 6, paid.paid_seconds),
         ("second", 6, 0),
         ("second", 7, longer.paid_seconds),
     }
-    assert entry.paid_seconds == pytest.approx(longer.cost_seconds)
-    assert entry.saved_seconds == pytest.approx(2 * paid.cost_seconds)
+    assert sum(use.paid_seconds for use in entry.uses) == pytest.approx(longer.experience_seconds)
+    reused = sum(use.experience_seconds - use.paid_seconds for use in entry.uses)
+    assert reused == pytest.approx(2 * paid.experience_seconds)
 
 
 def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +304,7 @@ def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.
     assert {use.study for use in entry.uses} == {"first", "second"}
 
     with pytest.raises(Interrupted):
-        gain(tiny(pretraining__epochs=6), storage, second, interrupted=interrupted_after(1))
+        gain(tiny(pretraining__epochs=6), storage, second, should_stop=stopped_after(1))
     (partial,) = [found.name for found in second.files.find() if found.name.endswith(".partial")]
     assert gain(tiny(pretraining__epochs=6), storage, first)[1] == [5, 6]
     assert not second.files.exists(partial)  # overtaken
@@ -312,7 +331,7 @@ def straight(config: TrialConfig, storage: Path, folder: Path) -> tuple[Experien
 def final_state(store: ExperienceStore, epochs: int) -> checkpoint.State:
     (entry,) = store.entries()
     assert store.files.folder is not None
-    state = checkpoint.load(store.files.folder / entry.key / f"{epochs}.ckpt")
+    state = load_state(store.files.folder / entry.key / f"{epochs}.ckpt")
     assert state is not None
     return state
 
@@ -355,9 +374,8 @@ def test_a_longer_experience_continues_a_shorter_one_to_the_bit_in_two_processes
         assert equal(net.state_dict(), expected), name
         assert any("running_mean" in parameter for parameter in expected)
         first, second = final_state(store, 6), final_state(other, 6)
-        losses = [[row["record"]["loss"] for row in state.pop("history")] for state in (first, second)]
+        losses = [[row["record"]["train_loss"] for row in state.pop("history")] for state in (first, second)]
         assert losses[0] == losses[1]
-        first.pop("record"), second.pop("record")  # of whom paid
         assert same(first, second), name
 
 
@@ -382,7 +400,7 @@ def test_one_that_is_asked_to_stop_loses_nothing_not_even_in_mid_epoch(storage: 
     for _ in range(20):
         asked = iter([False] * 3)
         try:
-            _, epochs, net = gain(config, storage, store, interrupted=lambda: next(asked, True))  # noqa: B023
+            _, epochs, net = gain(config, storage, store, should_stop=lambda: next(asked, True))  # noqa: B023
         except Interrupted:
             assert len(partials(store)) <= 1
             trained.append(len(partials(store)))
@@ -411,9 +429,9 @@ def test_a_killed_trial_reports_what_it_paid_for_and_no_other_trial_does(storage
     result, again, _ = run(config, storage)
     own = again.epochs("pretraining")
     assert [row.epoch for row in own] == [1, 2]  # the third epoch was the other's
-    assert result.pretraining_seconds == sum(row.seconds for row in own)
+    assert result.pretraining.paid_seconds == sum(row.seconds for row in own)
     third = others.epochs("pretraining")[0].seconds
-    assert result.experience_seconds == pytest.approx(result.pretraining_seconds + third)
+    assert result.pretraining.experience_seconds == pytest.approx(result.pretraining.paid_seconds + third)
 
 
 # What cannot be trusted
@@ -424,13 +442,13 @@ def torn(content: bytes) -> bytes:
 
 
 def foreign(content: bytes) -> bytes:
-    """Whole, ours, and of another trunk."""
-    return bytes(checkpoint.encode({**checkpoint.decode(content), "key": "f" * 16}))
+    """Whole, ours, and of another run."""
+    return checkpoint.encode({**checkpoint.decode(content), "key": "f" * 16})
 
 
 def another_place(content: bytes) -> bytes:
     """Whole, ours, and of another length."""
-    return bytes(checkpoint.encode({**checkpoint.decode(content), "epochs": 1}))
+    return checkpoint.encode({**checkpoint.decode(content), "epoch": 1})
 
 
 class Evil:
@@ -444,7 +462,7 @@ def evil(content: bytes) -> bytes:
     buffer = io.BytesIO()
     torch.save(Evil(), buffer)
     body = buffer.getvalue()
-    tail = b"emoreg checkpoint" + (2).to_bytes(4, "little") + len(body).to_bytes(8, "little")
+    tail = b"emoreg checkpoint" + (1).to_bytes(4, "little") + len(body).to_bytes(8, "little")
     return body + tail + xxhash.xxh3_128_digest(body)
 
 
@@ -473,7 +491,7 @@ def test_a_torn_partial_state_is_set_aside_too(storage: Path) -> None:
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=3)
     with pytest.raises(Interrupted):
-        gain(config, storage, store, interrupted=interrupted_after(4))
+        gain(config, storage, store, should_stop=stopped_after(4))
     (name,) = partials(store)
     (entry,) = store.entries()
     path = storage / "experience" / entry.key / name
@@ -485,8 +503,8 @@ def test_a_torn_partial_state_is_set_aside_too(storage: Path) -> None:
     assert equal(net.state_dict(), straight(config, storage, storage / "straight")[1])
 
 
-def interrupted_after(looks: int) -> Callable[[], bool]:
-    left = iter([False] * looks)
+def stopped_after(times: int) -> Callable[[], bool]:
+    left = iter([False] * times)
     return lambda: next(left, True)
 
 
@@ -497,13 +515,13 @@ def test_a_waiter_that_is_asked_to_stop_stops(storage: Path) -> None:
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=3)
     with pytest.raises(Interrupted):
-        gain(config, storage, store, interrupted=lambda: True)
+        gain(config, storage, store, should_stop=lambda: True)
     (entry,) = store.entries()
-    holder = FileLeases.of(store.files)
+    holder = FileLocks.of(store.files)
     assert holder.try_acquire(entry.key)
     assert not holder.try_acquire(entry.key)
     with pytest.raises(Interrupted, match="waited"):
-        gain(config, storage, store, interrupted=interrupted_after(2))
+        gain(config, storage, store, should_stop=stopped_after(2))
     assert store.files.exists(f"{entry.key}/3.wanted")
     holder.release(entry.key)
     gained, _, _ = gain(config, storage, store)
@@ -512,25 +530,23 @@ def test_a_waiter_that_is_asked_to_stop_stops(storage: Path) -> None:
 
 
 def _wait_for(storage: Path, epochs: int, waits: Signal, has_it: Signal, trained: Any) -> None:
-    looks = 0
+    times = 0
 
-    def looked() -> bool:
-        nonlocal looks
-        looks += 1
-        if looks == 2:  # its wish is known since the first look
+    def asked() -> bool:
+        nonlocal times
+        times += 1
+        if times == 2:  # its wish is known since the first time
             waits.set()
         return False
 
     store = ExperienceStore(str(storage / "experience"), user="waiter")
-    gained, paid, _ = gain(
-        tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store, interrupted=looked
-    )
+    gained, paid, _ = gain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store, should_stop=asked)
     assert gained.waiting_seconds > 0
     trained.put((epochs, paid))
     has_it.set()
 
 
-def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_trunk_ends(storage: Path) -> None:
+def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_ends(storage: Path) -> None:
     server = servers()
     wanted = (2, 5)  # the one is kept anyway, the other because it is waited for
     trained = server.Queue()
@@ -538,7 +554,7 @@ def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_trun
     waiters = [server.Process(target=_wait_for, args=(storage, epochs, *signals[epochs], trained)) for epochs in wanted]
 
     def at_epoch(row: EpochRecord) -> None:
-        """The trunk stands still until the waiters are where they should be: it would for ever if they waited for its end."""
+        """The run stands still until the waiters are where they should be: it would for ever if they waited for its end."""
         if row.epoch == 1:
             for waiter in waiters:
                 waiter.start()
@@ -589,7 +605,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
         nonlocal epochs
         epochs = row.epoch
 
-    def looked() -> bool:
+    def asked() -> bool:
         """Asked after every step: die in the middle of the third epoch, with its beginning on disk and somebody waiting."""
         if epochs == 2 and any(name.startswith("2+") for name in partials(store)):
             has_begun.set()
@@ -598,7 +614,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
         return False
 
     config = tiny(pretraining__epochs=4, pretraining__batch_size=8)
-    gain(config, storage, store, report=count, checkpoint_seconds=0, interrupted=looked)
+    gain(config, storage, store, report=count, checkpoint_seconds=0, should_stop=asked)
 
 
 def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(storage: Path) -> None:
@@ -611,25 +627,25 @@ def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(sto
     config = tiny(pretraining__epochs=4, pretraining__batch_size=8, regulation__balance=0.1)
     steps: list[int] = []
 
-    def looked() -> bool:
+    def asked() -> bool:
         if not waits.is_set():
             waits.set()
         else:
             steps.append(len(steps))
         return False
 
-    gained, epochs, net = gain(config, storage, store, interrupted=looked)
+    gained, epochs, net = gain(config, storage, store, should_stop=asked)
     holder.join(60)
     assert holder.exitcode == -signal.SIGKILL
     assert epochs == [3, 4]
     assert gained.waiting_seconds < 5
-    assert len(steps) < 3 + 2 * 8 + 3  # less than two whole epochs: steps, epochs, and a few looks while it waited
+    assert len(steps) < 3 + 2 * 8 + 3  # less than two whole epochs: steps, epochs, and a few times while it waited
     assert equal(net.state_dict(), straight(config, storage, storage / "straight")[1])
     store.sweep()
     assert list((storage / "experience").rglob(".*.tmp")) == []
 
 
-def test_a_trunk_that_diverges_does_so_once(storage: Path) -> None:
+def test_a_shared_run_that_diverges_does_so_once(storage: Path) -> None:
     wild: dict[str, Value] = {
         "pretraining.optimizer.name": "sgd",
         "pretraining.optimizer.learning_rate": 1e30,
@@ -645,8 +661,8 @@ def test_a_trunk_that_diverges_does_so_once(storage: Path) -> None:
             replace_paths(config, {"pretraining.epochs": 4}),
             storage,
             store,
-            interrupted=lambda: bool(steps.append(1)),  # asked after every step: there is none
+            should_stop=lambda: bool(steps.append(1)),  # asked after every step: there is none
         )
     assert (second.value.stage, second.value.step) == (first.value.stage, first.value.step)
     assert steps == []
-    assert store.leases.try_acquire(next((storage / "experience").glob("*/diverged.json")).parent.name), "the lease was kept"
+    assert store.locks.try_acquire(next((storage / "experience").glob("*/diverged.json")).parent.name), "the lock was kept"

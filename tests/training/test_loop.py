@@ -23,7 +23,7 @@ from emoreg.training.backbones import create_encoder
 from emoreg.training.events import BalanceSample
 from emoreg.training.learners import EmotionLearner, Learner, RegulationLearner
 from emoreg.training.model import EmotionalNet, Regulation, create_emotional_net
-from emoreg.training.stages import Stage, pretraining_stage
+from emoreg.training.stages import pretraining_stage
 from tests.helpers.trials import (
     CPU,
     RANDOM,
@@ -108,7 +108,9 @@ def test_the_balance_and_a_falling_learning_rate_are_recorded() -> None:
     config = configured("regulation", kind="learnable", balance=0.3)
     learner, _, rows = learn("regulation", config, noise_batches(22), noise_batches(9, seed=1))
     assert rows[0].learning_rate > rows[1].learning_rate > 0
-    assert rows[1].measured_balance == pytest.approx(float(torch.sigmoid(learner.network.get_parameter("raw_balance").detach())))
+    assert rows[1].measured_balance == pytest.approx(
+        float(torch.sigmoid(learner.network.get_parameter("raw_balance").detach()))
+    )
     assert rows[1].measured_balance != pytest.approx(0.3, abs=1e-5)
     assert rows[1].measured_balance_std == 0.0
 

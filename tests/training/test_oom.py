@@ -12,22 +12,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emoreg.training.pretrain import EmotionalNet, create_emotional_net, pretrain
-from emoreg.training.regulate import evaluate, regulate
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from emoreg.config import TrialConfig, replace_paths
+from emoreg.config.resolved import resolve_trial
 from emoreg.data import Split
 from emoreg.data.batches import Batches
-from emoreg.results.records import EpochRecord, Records, TrialResult, trial_record
-from emoreg.storage import checkpoint
+from emoreg.results.outcome import OomState, Outcome
+from emoreg.results.records import EpochRecord, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.checkpoint import State
 from emoreg.training.backbones import Encoder, create_encoder
-from emoreg.training.model import Regulation
-from emoreg.training.oom import MicroBatches, Relief
+from emoreg.training.learners import EmotionLearner, RegulationLearner, evaluate
+from emoreg.training.model import EmotionalNet, Regulation, create_emotional_net
+from emoreg.training.oom import MicroBatches
 from emoreg.training.trial import CHECKPOINT
-from tests.helpers.trials import CPU, RANDOM, TINY, States, equal, linear_encoder, noise_batches, noise_split, run, same
+from tests.helpers.trials import (
+    CPU,
+    RANDOM,
+    TINY,
+    equal,
+    identity_of,
+    linear_encoder,
+    load_state,
+    noise_batches,
+    noise_split,
+    run,
+    same,
+    stage_of,
+    train,
+)
 
 SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05}  # Adam would make much of rounding
 VIT = replace_paths(
@@ -80,20 +95,19 @@ def network_of(config: TrialConfig) -> Regulation:
     return Regulation(config.regulation, plain=plain, emotional=emotional, emotion_head=head, num_classes=3, seed=0)
 
 
-Learned = tuple[dict[str, Any], list[float], Relief, list[State]]
+Learned = tuple[dict[str, Any], list[float], OomState, list[State]]
 
 
-def learn(config: TrialConfig, start: State | None = None) -> Learned:
-    """Regulate: the weights, the losses, the relief found and the states."""
-    network, keeper, rows = network_of(config), States(every_step=True), list[EpochRecord]()
-    task, validation = noise_batches(70, size=16), noise_batches(9, size=16, seed=1)
+def learn(config: TrialConfig, latest: State | None = None) -> Learned:
+    """Regulate: the weights, the losses, what was done about memory and the states."""
+    learner = RegulationLearner(config, network_of(config))
+    stage = stage_of("regulation", config, noise_batches(70, size=16), noise_batches(9, size=16, seed=1))
+    fitted, states, recorder = train(stage, learner, latest=latest, every_step=True)
+    return learner.network.state_dict(), recorder.losses("regulation"), fitted.oom, states
 
-    def report(event: Any) -> None:
-        if isinstance(event, EpochRecord):
-            rows.append(event)
 
-    relief = regulate(config, network, task, validation, num_classes=3, start=start, keeper=keeper, report=report)
-    return network.state_dict(), [row.loss for row in rows], relief, keeper.states
+def without_history(states: list[State]) -> list[State]:
+    return [{key: value for key, value in state.items() if key != "history"} for state in states]
 
 
 def close(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -117,24 +131,24 @@ def test_regulation_in_parts_is_regulation_within_rounding(
 ) -> None:
     config = replace_paths(VIT, {"regulation.form": form, "regulation.kind": kind})
     expected, losses, whole, states = learn(config)
-    assert whole == Relief()
-    assert all(state["relief"] == asdict(whole) for state in states)
+    assert whole == OomState()
+    assert all(state["oom"] == asdict(whole) for state in states)
     with room_for(10, when=when) as refused:
-        found, losses_in_parts, relief, states = learn(config)
-    assert (relief, refused) == (Relief(micro_batch_size=8), [32, 16])  # once and for all
-    assert all(state["relief"] == asdict(relief) for state in states)
+        found, losses_in_parts, oom, states = learn(config)
+    assert (oom, refused) == (OomState(micro_batch_size=8), [32, 16])  # once and for all
+    assert all(state["oom"] == asdict(oom) for state in states)
     assert losses_in_parts == pytest.approx(losses, rel=1e-4)
     assert close(found, expected)
     assert not equal(found, network_of(config).state_dict())
     assert [record.getMessage() for record in caplog.records] == [
-        "memory of cpu: 32 images are too many at once; going on with 16",
-        "memory of cpu: 16 images are too many at once; going on with 8",
+        "memory of cpu: 32 images are too many at once; continuing with 16",
+        "memory of cpu: 16 images are too many at once; continuing with 8",
     ]
     with room_for(10) as refused:  # and a resumed trial knows it
-        again, _, its_relief, later = learn(config, start=states[1])
-    assert (its_relief, refused) == (relief, [])
+        again, _, its_oom, later = learn(config, latest=states[1])
+    assert (its_oom, refused) == (oom, [])
     assert equal(again, found)
-    assert same(later, states[2:])
+    assert same(without_history(later), without_history(states[2:]))
 
 
 @pytest.mark.parametrize("regression", [False, True])
@@ -145,19 +159,21 @@ def test_pretraining_in_parts_is_pretraining_within_rounding(regression: bool) -
     held_out = Batches(split, device=CPU)
 
     def teach() -> tuple[EmotionalNet, list[EpochRecord], list[State]]:
-        net, keeper, rows = create_emotional_net(VIT, 2 if regression else 3), States(), list[EpochRecord]()
-        pretrain(VIT, net, held_out, held_out, regression=regression, start=None, keeper=keeper, report=rows.append)
-        return net, rows, keeper.states
+        outputs = 2 if regression else 3
+        learner = EmotionLearner(VIT, create_emotional_net(VIT, outputs), regression=regression)
+        stage = stage_of("pretraining", VIT, held_out, held_out, num_outputs=outputs, regression=regression)
+        _, states, recorder = train(stage, learner)
+        return learner.network, recorder.epochs("pretraining"), states
 
     expected, (row,), _ = teach()
-    with room_for(10) as refused, room_for(50, training=False) as refused_to_look_at:
+    with room_for(10) as refused, room_for(50, training=False) as refused_to_evaluate:
         net, (row_in_parts,), (state,) = teach()
     assert refused == [32, 16]
-    assert refused_to_look_at == [70]
-    assert state["relief"] == {"micro_batch_size": 8, "recomputed": False}
-    assert row_in_parts.loss == pytest.approx(row.loss, rel=1e-4)
+    assert refused_to_evaluate == [70]
+    assert state["oom"] == {"micro_batch_size": 8, "recomputed": False}
+    assert row_in_parts.train_loss == pytest.approx(row.train_loss, rel=1e-4)
     assert row_in_parts.val_loss == pytest.approx(row.val_loss, rel=1e-4)
-    assert row_in_parts.accuracy == row.accuracy
+    assert row_in_parts.train_accuracy == row.train_accuracy
     assert close(net.state_dict(), expected.state_dict())
 
 
@@ -168,21 +184,21 @@ def test_a_backbone_with_batchnorm_computes_twice_instead_and_is_the_same_to_the
     config = replace_paths(TINY, {**RANDOM, "drop_path": 0.3})
     expected, losses, _, _ = learn(config)
     with room_for(10, when=when, recomputed=True) as refused:
-        found, losses_again, relief, states = learn(config)
-    assert (relief, refused) == (Relief(recomputed=True), [32])
-    assert all(state["relief"] == asdict(relief) for state in states)
+        found, losses_again, oom, states = learn(config)
+    assert (oom, refused) == (OomState(recomputed=True), [32])
+    assert all(state["oom"] == asdict(oom) for state in states)
     assert losses_again == losses
     assert equal(found, expected)  # running statistics and their counts too
     assert any(key.endswith("running_var") for key in found)
     assert [record.getMessage() for record in caplog.records] == [
-        "memory of cpu: 32 images are too many at once, and BatchNorm needs them all; going on with activations that are "
+        "memory of cpu: 32 images are too many at once, and BatchNorm needs them all; continuing with activations that are "
         "computed again in the backward pass rather than kept"
     ]
     with room_for(10, when=when, recomputed=True) as refused:  # and a resumed trial does so at once
-        again, _, its_relief, later = learn(config, start=states[1])
-    assert (its_relief, refused) == (relief, [])
+        again, _, its_oom, later = learn(config, latest=states[1])
+    assert (its_oom, refused) == (oom, [])
     assert equal(again, expected)
-    assert same(later, states[2:])
+    assert same(without_history(later), without_history(states[2:]))
 
 
 def test_a_frozen_batchnorm_does_not_hinder_parts() -> None:
@@ -190,7 +206,7 @@ def test_a_frozen_batchnorm_does_not_hinder_parts() -> None:
     network = network_of(config)
     network.plain, network.plain_head = linear_encoder(5, seed=1, image_size=16), nn.Linear(5, 3)
     network.train()
-    found = MicroBatches(network, Relief(micro_batch_size=4))
+    found = MicroBatches(network, OomState(micro_batch_size=4))
     images, targets = torch.randn(10, 3, 16, 16), torch.arange(10) % 3
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,8 +229,8 @@ def test_what_nothing_helps_says_why_and_what_would() -> None:
         room_for(10),
         pytest.raises(
             torch.OutOfMemoryError,
-            match=r"BatchNorm looks at a whole batch, so that must fit in the memory of cpu, but 32 images do not "
-            r"\(no room for 32 images\): lower batch_size, choose a backbone without BatchNorm \(a ViT\), or a device",
+            match=r"lower batch_size, choose a backbone without BatchNorm \(a ViT\), or a device with more memory: BatchNorm "
+            r"needs whole batches, but 32 images do not fit in the memory of cpu \(no room for 32 images\)",
         ),
     ):
         learn(TINY)
@@ -230,7 +246,7 @@ def test_what_nothing_helps_says_why_and_what_would() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # cannot compute twice
     net = EmotionalNet(Encoder(model, 16), 3, seed=0)
     with room_for(10), pytest.raises(torch.OutOfMemoryError, match="lower batch_size"):
-        pretrain(TINY, net, noise_batches(70, size=16), None, regression=False, start=None, keeper=States(), report=print)
+        train(stage_of("pretraining", TINY, noise_batches(70, size=16)), EmotionLearner(TINY, net, regression=False))
 
 
 def test_another_error_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +262,10 @@ def test_an_evaluation_in_parts_says_the_same() -> None:
     config = replace_paths(TINY, {"regulation.kind": "dynamic"})
     network, split = network_of(config), noise_batches(700, size=16)  # BatchNorm does not mind here
     nn.init.normal_(network.balance_of.weight)
-    whole = evaluate(config, network, split, num_classes=3)
+    learner = RegulationLearner(config, network)
+    whole = evaluate(learner, split)
     with room_for(100, training=False) as refused:
-        parts = evaluate(config, network, split, num_classes=3)
+        parts = evaluate(learner, split)
     assert refused == [512, 256, 128]
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert torch.equal(parts.confusion, whole.confusion)
@@ -260,7 +277,7 @@ def test_a_size_found_in_pretraining_is_kept_for_the_trial(storage: Path) -> Non
     with room_for(20) as refused:
         result, recorder, _ = run(VIT, storage)
         assert refused == [32]  # once in pre-training, and known from then on
-        assert result.micro_batch_size == 16
+        assert result.oom.micro_batch_size == 16
         run(longer, storage)  # the snapshot knows it too
         assert refused == [32]
     assert len(recorder.epochs("regulation")) == 1
@@ -268,24 +285,23 @@ def test_a_size_found_in_pretraining_is_kept_for_the_trial(storage: Path) -> Non
 
 def test_a_trial_records_the_size_that_fitted(storage: Path) -> None:
     whole, _, _ = run(VIT, storage, folder=storage / "whole")
-    assert whole.micro_batch_size is None
+    assert whole.oom.micro_batch_size is None
     with room_for(20):
         result, _, _ = run(VIT, storage)
-    assert result.micro_batch_size == 16
-    assert result.loss == pytest.approx(whole.loss, rel=1e-4)
-    state = checkpoint.load(storage / VIT.identity / CHECKPOINT)
+    assert result.oom.micro_batch_size == 16
+    assert result.val_loss == pytest.approx(whole.val_loss, rel=1e-4)
+    state = load_state(storage / identity_of(VIT) / CHECKPOINT)
     assert state is not None
-    assert state["relief"] == {"micro_batch_size": 16, "recomputed": False}
+    assert state["oom"] == {"micro_batch_size": 16, "recomputed": False}
     again, _, _ = run(VIT, storage)
-    assert again.micro_batch_size == 16  # read, not tried
+    assert again.oom.micro_batch_size == 16  # read, not tried
 
 
-def recorded(config: TrialConfig, result: TrialResult, folder: Path) -> tuple[int | None, bool]:
+def recorded(config: TrialConfig, outcome: Outcome, folder: Path) -> tuple[int | None, bool]:
     """What the record says, read back from its file, about a memory that was too small."""
-    about: dict[str, Any] = {"role": "trial", "number": None, "params": {}, "status": "finished", "reason": None}
-    row = trial_record(config, **about, result=result, epochs=[], device="CPU", started="")
+    row = TrialRecord.of(resolve_trial(config), outcome, role="trial", number=None, params={}, device="CPU", started="")
     Records(folder).add_trial(row)
-    read = Records(folder).trials[config.identity]
+    read = Records(folder).trials[identity_of(config)]
     return read.micro_batch_size, read.recomputed
 
 
@@ -299,12 +315,12 @@ def test_the_record_says_that_activations_were_recomputed(storage: Path) -> None
     assert recorded(config, result, storage) == (None, True)
     assert equal(found, expected)
     again, _, _ = run(config, storage)
-    assert again.recomputed  # read, not tried
+    assert again.oom.recomputed  # read, not tried
     # An earlier attempt that was killed between the stages knows it from its snapshot.
-    (storage / config.identity / CHECKPOINT).unlink()
+    (storage / identity_of(config) / CHECKPOINT).unlink()
     with room_for(10, recomputed=True) as refused:
         resumed, _, found = run(config, storage)
-    assert (resumed.recomputed, refused) == (True, [])
+    assert (resumed.oom.recomputed, refused) == (True, [])
     assert equal(found, expected)
 
 
@@ -312,7 +328,7 @@ def test_a_trial_that_loads_an_experience_says_nothing_of_the_memory_that_it_too
     for trainer, number in ((TINY, 10), (VIT, 20)):
         with room_for(number, recomputed=trainer is TINY):
             first, _, _ = run(trainer, storage)
-        assert first.recomputed or first.micro_batch_size == 16
+        assert first.oom.recomputed or first.oom.micro_batch_size == 16
         user = replace_paths(trainer, {"regulation.balance": 0.25, "regulation.kind": "fixed"})
         result, recorder, _ = run(user, storage)
         assert not recorder.epochs("pretraining")
@@ -322,12 +338,12 @@ def test_a_trial_that_loads_an_experience_says_nothing_of_the_memory_that_it_too
 @pytest.mark.parametrize(
     "paths", [{"regulation.freeze_emotional": True}, {"regulation.freeze_emotional": True, "regulation.balance": 1.0}]
 )
-def test_a_relief_from_pretraining_serves_a_frozen_encoder_too(paths: dict[str, Any], storage: Path) -> None:
+def test_what_pretraining_found_out_serves_a_frozen_encoder_too(paths: dict[str, Any], storage: Path) -> None:
     config = replace_paths(TINY, paths)
     _, _, expected = run(config, storage / "whole")
     with room_for(10, recomputed=True) as refused:
         result, _, found = run(config, storage)
-    assert (result.recomputed, refused) == (True, [32])
+    assert (result.oom.recomputed, refused) == (True, [32])
     assert equal(found, expected)
 
 
@@ -336,8 +352,8 @@ import resource, sys
 import torch
 from emoreg.training.backbones import create_encoder
 from emoreg.training.oom import MicroBatches
-from emoreg.training.pretrain import EmotionalNet
-from tests.test_memory import gradient
+from emoreg.training.model import EmotionalNet
+from tests.training.test_oom import gradient
 
 torch.set_num_threads(1)
 torch.backends.mkldnn.enabled = False  # whose own allocations fail without saying why
@@ -362,7 +378,7 @@ def gradient(num_images: int) -> tuple[int | None, float, float]:
     targets = torch.arange(num_images) % 3
     loss, _ = micro_batches.backward(forward, torch.optim.SGD(net.parameters()), images, targets)
     return (
-        micro_batches.relief.micro_batch_size,
+        micro_batches.state.micro_batch_size,
         float(loss),
         float(nn.utils.get_total_norm([p.grad for p in net.parameters()])),
     )
@@ -373,11 +389,11 @@ def test_a_process_that_really_runs_out_of_memory_gets_the_same_gradient() -> No
     _, loss, norm = gradient(256)
     command = [sys.executable, "-c", REAL, str(150 << 20)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     size, its_loss, its_norm = done.stdout.split()
     assert 16 <= int(size) < 256
     assert float(its_loss) == pytest.approx(loss, rel=1e-5)
     assert float(its_norm) == pytest.approx(norm, rel=1e-4)
-    assert "256 images are too many at once; going on with 128" in done.stderr
+    assert "256 images are too many at once; continuing with 128" in done.stderr

@@ -34,7 +34,8 @@ from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
-from emoreg.results.records import EpochRecord, Records, Role, TrialRecord
+from emoreg.results.records import EpochRecord, Role, TrialRecord
+from emoreg.results.tables import Records
 from emoreg.tuning.dispatcher import Assignment, Dispatcher
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.queue import Job

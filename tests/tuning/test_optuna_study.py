@@ -32,9 +32,19 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
-from emoreg.results.records import Records, TrialRecord
+from emoreg.results.records import TrialRecord
+from emoreg.results.tables import Records
 from emoreg.storage.files import Files
-from emoreg.tuning.optuna_study import GRID, INVALID, REPLACES, WARM_START, _patiently, count_proposed, open_study
+from emoreg.tuning.optuna_study import (
+    GRID,
+    INVALID,
+    REPLACES,
+    WARM_START,
+    _retrying,
+    _RetryingStorage,
+    count_proposed,
+    open_study,
+)
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
 
 COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
@@ -567,23 +577,23 @@ def test_a_restart_of_postgresql_breaks_no_transaction(database: str, postgresql
 def test_a_transaction_that_the_server_broke_off_is_done_again(broken_off: Exception) -> None:
     attempts = []
 
-    def transaction() -> str:
+    def transaction(storage: object) -> str:
         attempts.append(1)
         if len(attempts) == 1:
             raise StorageInternalError("an exception during the commit") from broken_off
         return "done"
 
-    assert _patiently(transaction)() == "done"
+    assert _retrying(transaction)(_RetryingStorage("sqlite://")) == "done"
     assert len(attempts) == 2
 
 
 def test_another_fault_of_the_storage_is_not_tried_again() -> None:
     attempts = []
 
-    def transaction() -> None:
+    def transaction(storage: object) -> None:
         attempts.append(1)
         raise StorageInternalError("an exception during the commit") from ValueError("too long")
 
     with pytest.raises(StorageInternalError):
-        _patiently(transaction)()
+        _retrying(transaction)(_RetryingStorage("sqlite://"))
     assert len(attempts) == 1

@@ -1,41 +1,79 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import sqlalchemy
+from sqlalchemy.exc import OperationalError
 
 from emoreg.errors import StorageError
+from emoreg.storage import retry
+from emoreg.storage.retry import Patience
 from emoreg.tuning import postgres as module
-from emoreg.tuning.postgres import DatabaseLeases, make_ready
+from emoreg.tuning.postgres import PostgresLocks, address_of, create_table, enable_connect_retry, no_answer_error
+from tests.conftest import PostgreSQL
 
 HOLD = """
 import sys, time
-from emoreg.tuning import postgres as database
-database.LEASE_SECONDS = float(sys.argv[2])
-leases = database.DatabaseLeases(sys.argv[1], "study")
-assert leases.try_acquire("a")
+from emoreg.storage.retry import Patience
+from emoreg.tuning import postgres
+postgres.LEASE_SECONDS = float(sys.argv[2])
+locks = postgres.PostgresLocks(sys.argv[1], sys.argv[3], Patience())
+assert locks.try_acquire("a")
 print("held", flush=True)
 time.sleep(600)
 """
+STAND_STILL = """
+import os, signal, sys
+import sqlalchemy
+from emoreg.storage.retry import Patience
+from emoreg.tuning import postgres
+postgres._SESSION = postgres._SESSION.replace("15s", "1s")
+engine = sqlalchemy.create_engine(postgres.address_of(sys.argv[1]))
+postgres.enable_connect_retry(engine, Patience())
+with engine.begin() as connection:
+    connection.exec_driver_sql("update counters set number = number + 1")
+    print("within", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
 
 
-@pytest.fixture
-def database(database: str) -> str:
-    make_ready(database)
-    make_ready(database)
-    return database
+@pytest.fixture(scope="module")
+def database(postgresql: PostgreSQL) -> str:
+    """The URL of a database with the table, for all tests."""
+    url = postgresql.create("emoreg_locks")
+    create_table(url)
+    create_table(url)
+    return url
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Seconds that a lease of a dead process stands."""
+    """Seconds that a lock of a dead process stands."""
     monkeypatch.setattr(module, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "_PAUSE_SECONDS", (0.1, 0.1))
     return 1.0
+
+
+@pytest.fixture
+def make_locks(database: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., PostgresLocks]]:
+    made: list[PostgresLocks] = []
+
+    def make(scope: str = "study") -> PostgresLocks:
+        made.append(PostgresLocks(database, f"{scope} {request.node.name}", Patience()))
+        return made[-1]
+
+    yield make
+    for locks in made:
+        locks.close()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> float:
@@ -45,60 +83,63 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> float:
     return time.monotonic() - started
 
 
-def test_one_holder_at_a_time(database: str) -> None:
-    first, second = DatabaseLeases(database, "study"), DatabaseLeases(database, "study")
+def test_one_holder_at_a_time(make_locks: Callable[..., PostgresLocks]) -> None:
+    first, second = make_locks(), make_locks()
     assert first.try_acquire("a")
     assert not first.try_acquire("a")
     assert not second.try_acquire("a")
     assert second.try_acquire("b")
-    assert DatabaseLeases(database, "another study").try_acquire("a")
+    assert make_locks("another study").try_acquire("a")
     first.release("a")
     assert second.try_acquire("a")
+    second.close()
+    assert first.try_acquire("a")
+    assert first.try_acquire("b")
 
 
-def test_a_lease_is_kept_for_as_long_as_its_process_lives(database: str, quick: float) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, database, str(quick)], stdout=subprocess.PIPE, text=True) as holder:
+def test_a_lock_is_kept_for_as_long_as_its_process_lives(
+    database: str, make_locks: Callable[..., PostgresLocks], quick: float, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.name
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, database, str(quick), f"study {name}"], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        other = DatabaseLeases(database, "study")
+        other = make_locks()
         with pytest.raises(AssertionError, match="never"):
             wait_until(lambda: other.try_acquire("a"), seconds=4 * quick)
         holder.kill()
         assert wait_until(lambda: other.try_acquire("a")) < 4 * quick
 
 
-def test_turns_do_not_overlap_and_end_with_an_error(database: str) -> None:
-    leases = [DatabaseLeases(database, "study") for _ in range(3)]
-    inside: list[int] = []
-    most = 0
-
-    def work(own: DatabaseLeases, number: int) -> None:
-        nonlocal most
-        for _ in range(5):
-            with own.turn(), own.turn():
-                inside.append(number)
-                most = max(most, len(inside))
-                inside.remove(number)
-
-    threads = [threading.Thread(target=work, args=(own, number)) for number, own in enumerate(leases)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
-    with pytest.raises(ZeroDivisionError), leases[0].turn():
-        _ = 1 / 0
-    with leases[1].turn():
-        pass
+def test_who_stood_still_finds_out_what_others_have_taken(
+    make_locks: Callable[..., PostgresLocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.2)
+    first, other = make_locks(), make_locks()
+    for locks in (first, other):
+        monkeypatch.setattr(locks, "_beat", lambda: None)  # as processes that stand still
+    assert first.try_acquire("a")
+    assert first.try_acquire("b")
+    wait_until(lambda: other.try_acquire("a"))
+    first.renew()
+    assert not first.has("a")
+    assert first.has("b")
+    first.release("a")
+    assert other.has("a")
+    other.renew()
+    assert other.has("a"), "the former holder gave it back"
 
 
-def test_a_restart_of_the_server_takes_no_lease(database: str, postgresql: Any, quick: float) -> None:
-    holder, other = DatabaseLeases(database, "study"), DatabaseLeases(database, "study")
+def test_a_restart_of_the_server_takes_no_lock(
+    make_locks: Callable[..., PostgresLocks], postgresql: PostgreSQL, quick: float
+) -> None:
+    holder, other = make_locks(), make_locks()
     assert holder.try_acquire("a")
-    with other.turn():  # it ends with the server, quietly
-        postgresql.stop()
-        time.sleep(2 * quick)  # longer than a lease stands
-        postgresql.start()
+    postgresql.stop()
+    time.sleep(2 * quick)  # longer than a lock stands
+    postgresql.start()
     taken = []
     wait_until(lambda: taken.append(other.try_acquire("a")) or len(taken) > 50)
     assert not any(taken)
@@ -107,6 +148,100 @@ def test_a_restart_of_the_server_takes_no_lease(database: str, postgresql: Any, 
 
 
 def test_an_unusable_database_is_named_without_its_password(database: str) -> None:
-    with pytest.raises(StorageError, match=r"postgres:\*\*\*@127.0.0.1.*nowhere.* check that the server runs") as refused:
-        make_ready(database.rpartition("/")[0] + "/nowhere")
+    with pytest.raises(StorageError, match=r"check that the server .* runs.*postgres:\*\*\*@127.0.0.1.*nowhere") as refused:
+        create_table(database.rpartition("/")[0] + "/nowhere")
     assert "secret" not in str(refused.value)
+
+
+@contextmanager
+def frozen(postgresql: PostgreSQL) -> Iterator[None]:
+    """Within, the server takes connections and answers nobody."""
+    postmaster = int((postgresql.pgdata / "postmaster.pid").read_text().split()[0])
+    processes = [
+        postmaster,
+        *(int(child) for child in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()),
+    ]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+def engine_of(database: str, patience: Patience) -> sqlalchemy.Engine:
+    engine = sqlalchemy.create_engine(address_of(database))
+    enable_connect_retry(engine, patience)
+    return engine
+
+
+def test_a_server_that_stands_still_is_told_of_waited_for_and_given_up(database: str, postgresql: PostgreSQL) -> None:
+    said: list[tuple[float, str]] = []
+    patience = Patience(6.0, notify=lambda text: said.append((time.monotonic(), text)))
+    engine = engine_of(database, patience)
+    with engine.connect() as connection, frozen(postgresql):
+        started = time.monotonic()
+        with pytest.raises(OperationalError) as error:
+            connection.exec_driver_sql("select 1")
+        assert time.monotonic() - started < 15
+        ((told, text),) = said
+        assert told - started < 6
+        assert text.startswith("postgresql+psycopg://postgres:***@127.0.0.1")
+        again = time.monotonic()
+        with pytest.raises(OperationalError):
+            engine.connect()
+        assert time.monotonic() - again < 1, "what cleans up waited another time"
+        shown = str(no_answer_error(database, error.value))
+        assert "run the same command again" in shown
+        assert "secret" not in shown
+    engine.dispose()
+
+
+def test_a_statement_goes_on_where_the_server_does(database: str, postgresql: PostgreSQL) -> None:
+    said: list[str] = []
+    engine = engine_of(database, Patience(60, notify=said.append))
+    answers: list[int] = []
+    with engine.connect() as connection:
+        asking = threading.Thread(target=lambda: answers.append(connection.exec_driver_sql("select 7").scalar_one()))
+        with frozen(postgresql):
+            asking.start()
+            wait_until(lambda: bool(said))
+        asking.join()
+    assert answers == [7]
+    engine.dispose()
+
+
+def test_a_slow_statement_is_no_outage(database: str) -> None:
+    said: list[str] = []
+    engine = engine_of(database, Patience(1.0, notify=said.append))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("select pg_sleep(5)")
+    assert said == []
+    engine.dispose()
+
+
+def test_a_stop_ends_the_wait_for_a_server_that_stands_still(database: str, postgresql: PostgreSQL) -> None:
+    said: list[str] = []
+    engine = engine_of(database, Patience(60, notify=said.append, should_stop=lambda: bool(said)))
+    with engine.connect() as connection, frozen(postgresql):
+        started = time.monotonic()
+        with pytest.raises(OperationalError):
+            connection.exec_driver_sql("select 1")
+        assert time.monotonic() - started < 10
+    engine.dispose()
+
+
+def test_a_process_that_stands_still_within_a_transaction_holds_nobody_up(database: str) -> None:
+    engine = engine_of(database, Patience())
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create table counters as select 0 as number")
+    with subprocess.Popen([sys.executable, "-c", STAND_STILL, database], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "within\n"
+        with engine.begin() as connection:  # for 4 seconds: see ``_SESSION``
+            connection.exec_driver_sql("update counters set number = number + 10")
+        other.kill()
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("select number from counters").scalar_one() == 10
+    engine.dispose()

@@ -10,7 +10,7 @@ import torch
 from emoreg.config import Choice, ResourcesConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError, ImageSetError, StorageError
-from emoreg.results.records import Records
+from emoreg.results.tables import Records
 from emoreg.storage.working_copy import node_cache
 from emoreg.tuning.images import image_storage
 from emoreg.tuning.preflight import adopt_controls, check_storage, check_study, storage_uri, store_uri, study_files

@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from emoreg.data import torchvision_operators
+from emoreg.config.registry import IMAGE_SETS
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, files
 from emoreg.data.readers import parquet
-from emoreg.data.readers.contents import Contents, Item, Request
 from emoreg.errors import ImageSetError
 
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _LABEL_COLUMNS = ("label", "fine_label")
 
 
-def stamp(request: Request, name: str) -> list[str]:
-    """The files' stamps for Parquet; torchvision checks the original by its MD5, so that its name says it all."""
-    shards = _shards(request, name)
-    return parquet.stamp_of(shards) if shards else ["original"]
-
-
-def read(request: Request, name: str) -> Contents:
-    """From Parquet where `path` has it, else the original: below `path`, or fetched into the storage.
+def read(request: ImageSetRequest, name: str) -> ImageSetContents:
+    """From Parquet where the path has it, else the original: below the path, or fetched into the storage.
 
     Raises:
         ImageSetError: when the original is not there and cannot be fetched.
     """
-    shards = _shards(request, name)
-    if shards:
-        columns = shards["train"].schemas()[0].names
-        return parquet.labelled(shards, next((column for column in _LABEL_COLUMNS if column in columns), _LABEL_COLUMNS[0]))
-    root = Path(request.path).expanduser() if request.path is not None else request.downloads
+    is_original = request.local is not None and (request.local / _FOLDERS[name]).is_dir()
+    if request.path is not None and not is_original:
+        shards = parquet.find_splits(request, rf"{name}(?!\d)")
+        if shards:
+            columns = shards["train"][0].physical_schema.names
+            label = next((column for column in _LABEL_COLUMNS if column in columns), _LABEL_COLUMNS[0])
+            return parquet.labelled(shards, label)
+    root = request.local or request.downloads
     train, test = (_original(name, root, train=train) for train in (True, False))
-    return Contents(
-        class_names=tuple(train.classes),
-        train=_items(train, "train"),
-        num_train=len(train),
-        test=_items(test, "test"),
-        num_test=len(test),
-    )
-
-
-def _shards(request: Request, name: str) -> dict[str, parquet.Shards]:
-    if request.path is None or (Path(request.path).expanduser() / _FOLDERS[name]).is_dir():
-        return {}
-    return parquet.find_splits(request.path, rf"{name}(?!\d)")
+    return ImageSetContents(class_names=train.classes, train=_items(train, "train"), test=_items(test, "test"))
 
 
 def _original(name: str, root: Path, *, train: bool) -> Any:
-    torchvision_operators.ensure()
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -59,11 +41,29 @@ def _original(name: str, root: Path, *, train: bool) -> Any:
         return dataset(str(root), train=train, download=True)
     except (OSError, RuntimeError) as error:  # no network, or a download that fails its MD5
         raise ImageSetError(
-            f"{name} must be on disk or within reach, but {str(root / _FOLDERS[name])!r} is not whole and it could not be "
-            f"fetched ({error}): unpack {dataset.url} into {str(root)!r}, or give a path to it in Parquet"
+            f"Unpack {dataset.url} into {str(root)!r}, or give a path to {name} in Parquet: {str(root / _FOLDERS[name])!r} is "
+            f"not whole, and it could not be fetched ({error})"
         ) from error
 
 
-def _items(dataset: Any, split: str) -> Iterator[Item]:
-    for row, (pixels, label) in enumerate(zip(dataset.data, dataset.targets, strict=True)):
-        yield Item(f"{split} row {row}", Image.fromarray(pixels), int(label))
+def _items(dataset: Any, split: str) -> list[Item]:
+    rows = enumerate(zip(dataset.data, dataset.targets, strict=True))
+    return [Item(pixels, target, f"{split} row {row}") for row, (pixels, target) in rows]
+
+
+def _reader(name: str, title: str) -> Reader:
+    return Reader(
+        kind="task",
+        description=f"{title}: 50,000 + 10,000 photographs, 32x32",
+        source="fetched when absent; https://www.cs.toronto.edu/~kriz/cifar.html",
+        layout=f"a folder with {_FOLDERS[name]}, or {name}*train*.parquet and {name}*test*.parquet",
+        licence="none stated; cite Krizhevsky 2009",
+        path="optional",
+        targets=("label",),
+        stamp=files(f"{name}[!0-9]*", *parquet.SPLIT_FILES),  # not of the original, which torchvision checks by its MD5
+        read=partial(read, name=name),
+    )
+
+
+IMAGE_SETS.add("cifar10", _reader("cifar10", "CIFAR-10, ten classes"))
+IMAGE_SETS.add("cifar100", _reader("cifar100", "CIFAR-100, a hundred classes"))

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.metadata import version
-
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image
 
-from emoreg.data.readers.contents import Contents, Item, Request, held_out
-
-
-def stamp(request: Request) -> list[str]:
-    """The release of scikit-learn."""
-    return [f"scikit-learn {version('scikit-learn')}"]
+from emoreg.config.registry import IMAGE_SETS
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader
 
 
-def read(request: Request) -> Contents:
+def read(request: ImageSetRequest) -> ImageSetContents:
     """A fifth of each digit is the test split, chosen by a hash of the row's number."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # 17 levels of ink, 0 to 16, on paper: brought to 8 bits.
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    in_test = held_out([f"digits {row}" for row in range(len(images))], digits.target.tolist())
-
-    def items(rows: Bool[np.ndarray, " N"]) -> Iterator[Item]:
-        for row in np.flatnonzero(rows):
-            yield Item(f"row {row}", Image.fromarray(images[row]).convert("RGB"), int(digits.target[row]))
-
-    return Contents(
-        class_names=tuple(str(digit) for digit in range(10)),
-        train=items(~in_test),
-        num_train=int((~in_test).sum()),
-        test=items(in_test),
-        num_test=int(in_test.sum()),
+    # 17 levels of ink, 0 to 16, on paper: brought to 8 bits, in three channels.
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    rows = enumerate(zip(images, digits.target, strict=True))
+    return ImageSetContents(
+        class_names=[str(digit) for digit in range(10)],
+        train=[Item(image, digit, f"digits {row}") for row, (image, digit) in rows],
     )
+
+
+IMAGE_SETS.add(
+    "digits",
+    Reader(
+        kind="task",
+        description="1,797 real handwritten digits, 8x8 grey",
+        source='pip install -e ".[quickstart]" (scikit-learn)',
+        layout="no path",
+        licence="CC BY 4.0, UCI Optical Recognition of Handwritten Digits",
+        path="none",
+        targets=("digit",),
+        package=("sklearn", "scikit-learn"),
+        read=read,
+    ),
+)

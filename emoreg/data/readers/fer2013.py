@@ -7,16 +7,16 @@ exact doubles, about 290 of them between training and test: the summary counts t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from PIL import Image
+from jaxtyping import UInt8
 
+from emoreg.config.registry import IMAGE_SETS
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, files
 from emoreg.data.readers import folder, parquet
-from emoreg.data.readers.contents import Contents, Item, Request
 from emoreg.errors import ImageSetError
 
 CLASS_NAMES = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
@@ -25,80 +25,63 @@ _CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 _SIDE = 48
 
 
-def stamp(request: Request) -> list[str]:
-    """Name, size and time of change of every file that is read."""
-    csv = _csv(request)
-    if csv is not None:
-        return [f"{csv.name} {csv.stat().st_size} {csv.stat().st_mtime_ns}"]
-    shards = _shards(request)
-    return parquet.stamp_of(shards) if shards else folder.stamp(request)
-
-
-def read(request: Request) -> Contents:
+def read(request: ImageSetRequest) -> ImageSetContents:
     """From the official table of pixels, Parquet, or Kaggle's tree of class folders."""
-    csv = _csv(request)
-    if csv is not None:
-        return _read_csv(csv)
-    shards = _shards(request)
+    if request.local is not None:
+        for table in (request.local, *(request.local / name for name in _CSV_NAMES)):
+            if table.is_file() and table.suffix == ".csv":
+                return _read_table(table)
+    shards = parquet.find_splits(request, "fer2013")
     return parquet.labelled(shards, "label") if shards else folder.read(request)
 
 
-def _csv(request: Request) -> Path | None:
-    assert request.path is not None
-    if "://" in request.path:
-        return None
-    path = Path(request.path).expanduser()
-    return next(
-        (file for file in (path, *(path / name for name in _CSV_NAMES)) if file.is_file() and file.suffix == ".csv"), None
-    )
-
-
-def _shards(request: Request) -> dict[str, parquet.Shards]:
-    assert request.path is not None
-    return parquet.find_splits(request.path, "fer2013")
-
-
-def _batches(csv: Path) -> Iterator[dict[str, Any]]:
-    """The table's columns, a block of rows at a time. Some copies have blanks around the columns' names."""
-    with pa.csv.open_csv(csv, convert_options=pa.csv.ConvertOptions(strings_can_be_null=False)) as reader:
+def _read_table(path: Path) -> ImageSetContents:
+    usages: dict[str, list[Item]] = {"Training": [], "PublicTest": [], "PrivateTest": []}
+    row = 0
+    with pa.csv.open_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=False)) as reader:
         for batch in reader:
+            # Some copies have blanks around the columns' names.
             columns = {name.strip(): column for name, column in zip(batch.schema.names, batch.columns, strict=True)}
             if not {"emotion", "pixels", "Usage"} <= set(columns):
                 raise ImageSetError(
-                    f"FER2013's table must have the columns emotion, pixels and Usage, but {csv} has {list(columns)}: "
-                    "fetch the original"
+                    f"Fetch the original of FER2013: its table must have the columns emotion, pixels and Usage, but {path} has "
+                    f"{list(columns)}"
                 )
-            yield columns
-
-
-def _read_csv(csv: Path) -> Contents:
-    usages = [usage for batch in _batches(csv) for usage in batch["Usage"].to_pylist()]
-
-    def items(split: str) -> Iterator[Item]:
-        row = 0
-        for batch in _batches(csv):
-            for emotion, pixels, usage in zip(
-                *(batch[name].to_pylist() for name in ("emotion", "pixels", "Usage")), strict=True
-            ):
+            values = (columns[name].to_pylist() for name in ("emotion", "pixels", "Usage"))
+            for emotion, pixels, usage in zip(*values, strict=True):
                 row += 1
-                if usage == split:
-                    target = CLASS_NAMES.index(_CSV_CODES[emotion]) if 0 <= emotion < len(_CSV_CODES) else -1
-                    yield Item(f"{csv.name} row {row}", _picture(pixels), target)
-
-    return Contents(
+                target = CLASS_NAMES.index(_CSV_CODES[emotion]) if 0 <= emotion < len(_CSV_CODES) else -1
+                if usage in usages:
+                    usages[usage].append(Item(_pixels(pixels), target, f"{path.name} row {row}"))
+    return ImageSetContents(
         class_names=CLASS_NAMES,
-        train=items("Training"),
-        num_train=usages.count("Training"),
-        test=items("PrivateTest"),
-        num_test=usages.count("PrivateTest"),
-        notes={"left out: public test": usages.count("PublicTest")},
+        train=usages["Training"],
+        test=usages["PrivateTest"],
+        notes={"left out: public test": len(usages["PublicTest"])},
     )
 
 
-def _picture(pixels: str) -> Image.Image | None:
-    """The picture of a row of grey values, None for a row that has not 48 * 48 of them."""
+def _pixels(text: str) -> UInt8[np.ndarray, "48 48"] | None:
+    """The grey values of a row, None where they are not 48 * 48."""
     try:
-        values = bytes(map(int, pixels.split()))
+        values = np.frombuffer(bytes(map(int, text.split())), np.uint8)
     except ValueError:
         return None
-    return Image.frombytes("L", (_SIDE, _SIDE), values) if len(values) == _SIDE * _SIDE else None
+    return values.reshape(_SIDE, _SIDE) if len(values) == _SIDE * _SIDE else None
+
+
+IMAGE_SETS.add(
+    "fer2013",
+    Reader(
+        kind="stimuli",
+        description="FER2013: 28,709 + 3,589 grey faces, 48x48, seven expressions",
+        source="Kaggle: msambare/fer2013, or the ICML 2013 challenge",
+        layout="a folder with fer2013.csv, or train/<class>/* and test/<class>/*, or fer2013*train*.parquet and "
+        "fer2013*test*.parquet",
+        licence="none stated; faces from the web, for research",
+        path="required",
+        targets=("expression",),
+        stamp=files("fer2013*", *_CSV_NAMES, *parquet.SPLIT_FILES),
+        read=read,
+    ),
+)

@@ -12,99 +12,57 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from emoreg.data.readers.contents import Contents, Item, Request, held_out
+from emoreg.config.registry import IMAGE_SETS
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader
 from emoreg.errors import ImageSetError
 
 EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".mpo",
-        ".jp2",
-        ".j2k",
-        ".avif",
-    ]
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .mpo .jp2 .j2k .avif".split()  # noqa: SIM905
 )
 """File names that are taken for images; what they hold is decided when they are decoded."""
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
-def local(path: str | None) -> Path:
-    """``path`` as a local path, with `~` expanded.
-
-    Raises:
-        ImageSetError: for a URI, which only Parquet can come from.
-    """
-    assert path is not None
-    if "://" in path:
-        raise ImageSetError(f"this image set must lie in a local folder, but its path is {path!r}: copy it, or use Parquet")
-    return Path(path).expanduser()
-
-
-def stamp(request: Request) -> list[str]:
+def stamp(request: ImageSetRequest) -> list[str]:
     """Name, size and time of change of every file that is read."""
-    root = local(request.path)
+    root = _root(request)
     lines = []
     for split in _splits(root).values():
         for files in _classes(split, Counter()).values():
             for file in files:
-                status = file.lstat() if not file.exists() else file.stat()
+                status = file.stat() if file.exists() else file.lstat()
                 lines.append(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
     return lines
 
 
-def read(request: Request) -> Contents:
+def read(request: ImageSetRequest) -> ImageSetContents:
     """The files of each split in the order of their paths; classes in the order of their names."""
-    root = local(request.path)
+    root = _root(request)
     notes: Counter[str] = Counter()
-    found = {name: _classes(split, notes) for name, split in _splits(root).items()}
-    names = tuple(sorted(set().union(*found.values())))
+    found = {split: _classes(folder, notes) for split, folder in _splits(root).items()}
+    names = sorted(set().union(*found.values()))
     if not names:
-        raise ImageSetError(f"a folder of images must hold a folder for each class, but {str(root)!r} has none: see the layout")
-    listed = {
-        split: [(file, names.index(label)) for label, files in classes.items() for file in files]
+        raise ImageSetError(f"Give a folder that holds a folder of images for each class: {str(root)!r} has none")
+    items = {
+        split: [
+            Item(file, names.index(label), str(file.relative_to(root))) for label, files in classes.items() for file in files
+        ]
         for split, classes in found.items()
     }
-    if "test" in listed:
-        train, test = listed["train"], listed["test"]
-    else:
-        everything = listed["train"]
-        in_test = held_out([str(file.relative_to(root)) for file, _ in everything], [label for _, label in everything])
-        train = [one for one, held in zip(everything, in_test, strict=True) if not held]
-        test = [one for one, held in zip(everything, in_test, strict=True) if held]
+    return ImageSetContents(class_names=names, train=items["train"], test=items.get("test"), notes=notes)
 
-    def items(files: list[tuple[Path, int]]) -> Iterator[Item]:
-        for file, label in files:
-            name = str(file.relative_to(root))
-            yield Item(name if name.isprintable() else ascii(name), file, label)
 
-    return Contents(
-        class_names=names,
-        train=items(train),
-        num_train=len(train),
-        test=items(test),
-        num_test=len(test),
-        notes=notes,
-    )
+def _root(request: ImageSetRequest) -> Path:
+    if request.local is None:
+        raise ImageSetError(f"Copy the image set to a local folder, or bring it into Parquet: its path is {request.path!r}")
+    if not request.local.is_dir():
+        raise ImageSetError(f"Give the folder above the classes: the path must be a folder, but {str(request.local)!r} is not")
+    return request.local
 
 
 def _splits(root: Path) -> dict[str, Path]:
     """The folders of class folders: of "train" and "test", or "train" alone for a tree that is to be divided."""
-    if not root.is_dir():
-        raise ImageSetError(f"a folder of images must be a folder, but {str(root)!r} is not: give the folder above the classes")
     if not (root / "train").is_dir():
         return {"train": root}
     test = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
@@ -122,7 +80,7 @@ def _classes(split: Path, notes: Counter[str]) -> dict[str, list[Path]]:
         elif split.resolve().is_relative_to(folder.resolve()):
             notes["passed over: link to an enclosing folder"] += 1
         elif not folder.name.isprintable():
-            raise ImageSetError(f"a class must have a printable name, but a folder is called {folder.name!r}: rename it")
+            raise ImageSetError(f"Rename the folder {folder.name!r}: a class must have a printable name")
         else:
             classes[folder.name] = sorted(_image_files(folder, notes))
     return classes
@@ -143,3 +101,19 @@ def _image_files(folder: Path, notes: Counter[str]) -> Iterator[Path]:
                 notes["passed over: not an image file"] += 1
             else:
                 yield Path(parent, name)
+
+
+IMAGE_SETS.add(
+    "folder",
+    Reader(
+        kind="either",
+        description="your own image files, a folder for each class",
+        source="yours",
+        layout="a folder with train/<class>/* and test/<class>/*, or with <class>/*, which is divided 80/20",
+        licence="yours",
+        path="required",
+        targets=("class",),
+        stamp=stamp,
+        read=read,
+    ),
+)

@@ -1,4 +1,4 @@
-"""What every figure of the report has in common: its look, its colours, the words of its axes."""
+"""What every figure of the report has in common: what it is, what it is drawn from, its look, the words of its axes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import html
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ import plotly.graph_objects as go
 
 from emoreg.config import Objective
 from emoreg.formatting import format_params
+from emoreg.results.analysis import objective_value
 from emoreg.results.records import TrialRecord
-from emoreg.results.study import Study
+from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Parameter, Surrogate
 
 Section = Literal["answer", "response", "search", "training", "cost"]
@@ -25,8 +26,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which the colour-blind tell apart, less yellow and black: those are lost on a light or a dark page."""
 GREY = "#7f7f7f"
 """Text, axes and controls: seen on white and on black."""
-SCALE = "Cividis"
-"""Of numbers as the colours of an area."""
 LINE_SCALE = [[0.0, "#56B4E9"], [1.0, "#D55E00"]]
 """Of numbers as the colours of lines and points: seen on white and on black."""
 PANEL = 260
@@ -38,6 +37,7 @@ OF_PANEL = {ACCURACY: "validation<br>accuracy, %"}
 """Titles that are too long for the axis of a panel."""
 MOST_POINTS = 2000
 """Points that are drawn one by one: a browser stays quick, and a printed page legible."""
+_EVERY = 12  # epochs up to which each has its tick
 
 _AXIS = {
     "gridcolor": "rgba(127,127,127,0.25)",
@@ -72,34 +72,38 @@ class Figure:
     Attributes:
         name: of its file, e.g. ``accuracy-by-balance``.
         title: plain text.
-        caption: plain text: what is drawn, of how many, and what it says.
         section: where it stands.
+        caption: plain text: what is drawn, of how many, and what it says.
         figure: plotly's. ``layout.height`` is set where its panels or rows need more than the usual.
     """
 
     name: str
     title: str
-    caption: str
     section: Section
+    caption: str
     figure: go.Figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What figures are made from: a study, and what several of them need of it."""
+class NotDrawn(Exception):
+    """Why a figure cannot be drawn, in a sentence."""
 
-    study: Study
+
+@dataclass(frozen=True, kw_only=True)
+class FigureContext:
+    """What figures are drawn from: a study, and what several of them need of it."""
+
+    study: StudyResults
 
     @functools.cached_property
     def finished(self) -> dict[str, list[TrialRecord]]:
         """Finished trials of the search that have an accuracy, by backbone, in the study's order."""
         found: dict[str, list[TrialRecord]] = {backbone: [] for backbone in self.study.backbones}
         for record in self.study.searched:
-            if record.status == "finished" and is_number(record.val_accuracy):
+            if record.status == "finished" and objective_value(record, Objective()) is not None:
                 found.setdefault(record.backbone, []).append(record)
         return {backbone: records for backbone, records in found.items() if records}
 
-    @functools.cached_property
+    @property
     def num_finished(self) -> int:
         """Their number."""
         return sum(map(len, self.finished.values()))
@@ -111,12 +115,27 @@ class Material:
         return {backbone: Surrogate(rows, space) for backbone, rows in self.finished.items() if len(rows) >= FEWEST}
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How a figure is made, and why it cannot be: the one says a sentence exactly where the other is not called."""
+Draw = Callable[[FigureContext], tuple[go.Figure, str]]
+"""Draws a figure and gives its caption; raises ``NotDrawn`` where it cannot."""
 
-    missing: Callable[[Material], str | None]
-    draw: Callable[[Material], Figure]
+
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """A figure that a study may have: name, title and section as in ``Figure``."""
+
+    name: str
+    title: str
+    section: Section
+    draw: Draw
+
+    def figure(self, context: FigureContext) -> Figure:
+        """Draw it.
+
+        Raises:
+            NotDrawn: where it cannot be drawn.
+        """
+        figure, caption = self.draw(context)
+        return Figure(name=self.name, title=self.title, section=self.section, caption=caption, figure=figure)
 
 
 def styled(figure: go.Figure, **layout: Any) -> go.Figure:
@@ -129,21 +148,57 @@ def color_of(name: str, names: Sequence[str]) -> str:
     return COLORS[list(names).index(name) % len(COLORS)] if name in names else GREY
 
 
-def faded(color: str, opacity: float) -> str:
-    """A colour as ``rgba(...)``."""
-    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
-
-
-def labels(studies: Sequence[Study]) -> list[str]:
+def labels(studies: Sequence[StudyResults]) -> list[str]:
     """What each study is called beside the others: its name, and its place where that is another's too."""
     names = Counter(study.name for study in studies)
     return [study.name if names[study.name] == 1 else f"{study.name} ({study.place})" for study in studies]
 
 
-def is_number(value: float | None) -> bool:
-    """Whether there is something to draw."""
-    return value is not None and math.isfinite(value)
+def add_trials(figure: go.Figure, records: Sequence[TrialRecord], x: Iterable[Any], y: Iterable[Any], **trace: Any) -> None:
+    """Add a point for each trial, which tells of it where the pointer rests."""
+    hover = trace.pop("hover", "")
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        hovertext=[described(record) for record in records],
+        hovertemplate=f"%{{hovertext}}{hover}<extra></extra>",
+        **trace,
+    )
+
+
+def add_band(figure: go.Figure, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str, **trace: Any) -> None:
+    """Add an area between two lines, in a colour as ``rgba(...)``."""
+    figure.add_scatter(
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([high, low[::-1]]),
+        fill="toself",
+        fillcolor=color,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        **trace,
+    )
+
+
+def bars(middle: Sequence[float], low: Sequence[float], high: Sequence[float], color: str, width: int = 0) -> dict[str, Any]:
+    """Error bars from ``low`` to ``high``."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [top - at for at, top in zip(middle, high, strict=True)],
+        "arrayminus": [at - bottom for at, bottom in zip(middle, low, strict=True)],
+        "color": color,
+        "thickness": 2,
+        "width": width,
+    }
+
+
+def faded(color: str, opacity: float) -> str:
+    """A colour as ``rgba(...)``."""
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def described(record: TrialRecord) -> str:
@@ -152,6 +207,11 @@ def described(record: TrialRecord) -> str:
     return "<br>".join(
         html.escape(line) for line in (f"trial {record.identity}, {record.backbone}", accuracy, *format_params(record.sampled))
     )
+
+
+def accuracies(records: Sequence[TrialRecord]) -> list[float]:
+    """Validation accuracies in percent, of trials that have one."""
+    return [100 * (record.val_accuracy or 0.0) for record in records]
 
 
 def some_of(records: Sequence[TrialRecord], most: int = MOST_POINTS) -> list[TrialRecord]:
@@ -167,15 +227,14 @@ def subset_of(drawn: int, whole: int, which: str = "at random") -> str:
 
 def metric_title(objective: Objective) -> str:
     """An objective as an axis names it."""
-    return {"val_accuracy": ACCURACY, "val_loss": "validation loss", "device_seconds": "device seconds"}[objective.metric]
+    known = {"val_accuracy": ACCURACY, "val_loss": "validation loss", "device_seconds": "device seconds"}
+    return known.get(objective.metric, objective.metric)
 
 
-def metric_value(record: TrialRecord, objective: Objective) -> float | None:
+def axis_value(record: TrialRecord, objective: Objective) -> float | None:
     """An objective of a trial in the unit of its axis; None where it is not a finite number."""
-    value: float | None = getattr(record, objective.metric)
-    if value is None or not math.isfinite(value):
-        return None
-    return 100 * value if objective.metric == "val_accuracy" else value
+    value = objective_value(record, objective)
+    return 100 * value if value is not None and objective.metric == "val_accuracy" else value
 
 
 def axis_title(path: str) -> str:
@@ -186,6 +245,11 @@ def axis_title(path: str) -> str:
 def wrapped(path: str) -> str:
     """A path, or a title, on as many short lines as it has parts."""
     return html.escape(path).replace(".", ".<br>").replace(" ", "<br>", 1)
+
+
+def set_epochs(figure: go.Figure, last: int) -> None:
+    """Ticks for regulation epochs up to the last: each has one where they are few."""
+    figure.update_xaxes(dtick=1 if last <= _EVERY else None)
 
 
 def set_axis(figure: go.Figure, parameter: Parameter, direction: Literal["x", "y"], **where: int) -> None:
@@ -199,7 +263,7 @@ def set_axis(figure: go.Figure, parameter: Parameter, direction: Literal["x", "y
     ticks = parameter.grid(2)  # every value of a choice
     if len(ticks) == 2 and parameter.is_log:
         base = 2.0 if high / low < 2**9 else 10.0
-        ticks = base ** np.arange(np.ceil(np.log(low) / np.log(base)), np.floor(np.log(high) / np.log(base)) + 1)
+        ticks = base ** np.arange(np.ceil(math.log(low, base)), np.floor(math.log(high, base)) + 1)
     update(type="log" if parameter.is_log else "linear", **where)
     if 3 <= len(ticks) <= 10:
         update(tickvals=ticks, ticktext=[f"{value:g}" for value in ticks], **where)

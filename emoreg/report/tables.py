@@ -1,47 +1,38 @@
-"""A table of a report, before it is set: text in cells, each number with its n."""
+"""A table of a report, before it is set, and how numbers and names are written in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from emoreg.results.statistics import Says
+from emoreg.results.statistics import Decision
+
+Kind = Literal["text", "number", "code", "command"]
 
 MOST_LISTED = 8
 """More names than that are counted, and longer tables folded."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One cell.
 
     Attributes:
+        text: what stands in it.
         n: how many values a number is of; None where it says so itself, or a column does.
         is_best: of its column.
-        says: the verdict that the text is.
+        decision: the verdict that the text is.
     """
 
     text: str
     n: int | None = None
     is_best: bool = False
-    says: Says | None = None
+    decision: Decision | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """The head of a column, and how its cells are set."""
-
-    title: str
-    kind: Literal["text", "number", "code", "command"] = "number"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Rows under a common title, which may be empty. The first cell of a row is its head."""
-
-    title: str = ""
-    rows: tuple[tuple[Cell, ...], ...]
+Row = Sequence[Cell | str]
+"""The first cell is the row's head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,17 +40,40 @@ class Table:
     """A table.
 
     Attributes:
+        caption: its title.
+        columns: title of each, and how its cells are set.
+        groups: rows under a common title, which may be empty.
         above: titles over the columns but the first, each with the number of columns below it; empty for none.
         note: what a reader must know to read it.
-        is_long: whether it is folded away until it is asked for.
+        folds: whether it is folded away until it is asked for, where it is long.
     """
 
     caption: str
-    columns: tuple[Column, ...]
-    groups: tuple[Group, ...]
-    above: tuple[tuple[str, int], ...] = ()
+    columns: Sequence[tuple[str, Kind]]
+    groups: Sequence[tuple[str, Sequence[Row]]]
+    above: Sequence[tuple[str, int]] = ()
     note: str = ""
-    is_long: bool = False
+    folds: bool = False
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether it is folded away."""
+        return self.folds and sum(len(rows) for _, rows in self.groups) > MOST_LISTED
+
+    def bodies(self) -> Iterator[tuple[str, list[list[Cell]]]]:
+        """The groups, all of their cells as ``Cell``."""
+        for title, rows in self.groups:
+            yield title, [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+
+
+def numbers(*titles: str) -> list[tuple[str, Kind]]:
+    """Columns of numbers."""
+    return [(title, "number") for title in titles]
+
+
+def texts(*titles: str) -> list[tuple[str, Kind]]:
+    """Columns of text."""
+    return [(title, "text") for title in titles]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -88,3 +102,8 @@ def percent(share: float | None) -> str:
 def seconds_text(seconds: float) -> str:
     """Seconds without a unit, with a tenth where they are few."""
     return f"{seconds:,.0f}" if seconds >= 10 or seconds == 0 else f"{seconds:.1f}"
+
+
+def moment(time: str) -> str:
+    """A time of the records to the minute."""
+    return time[:16].replace("T", " ")

@@ -1,0 +1,221 @@
+"""What reads an image set: from the user's own function, by ``@image_set``, or one of ``emoreg.data.readers``."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import inspect
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow.fs
+from jaxtyping import Bool
+
+from emoreg.config.code import source_fingerprint
+from emoreg.config.registry import IMAGE_SETS
+from emoreg.data.decode import Picture
+
+HELD_OUT = 0.2
+"""Share of a set without a test split of its own that becomes one."""
+
+Target = int | Sequence[float] | None
+"""Index of a class, real numbers for regression, or None where the source has no label."""
+
+
+class Item(NamedTuple):
+    """One image as its source has it; one without a picture or a target is left out of the set, and counted."""
+
+    picture: Picture | None
+    target: Target
+    name: str = ""
+    """Where the image comes from, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSetContents:
+    """What a reader returns: the images of both splits, each an iterable that is gone through once.
+
+    An image is a uint8 array ([H, W], [H, W, 3] or [H, W, 4]), a PIL image, the path of an image file, or such a file's bytes.
+
+    Attributes:
+        class_names: names by class index; the names of the real-valued targets for regression.
+        train: pairs (image, target), as ``zip(images, targets)`` makes them, or ``Item``s.
+        test: the same. None: a fifth of each class of ``train``, by a hash of the images' names or places.
+        regression: whether the targets are real numbers.
+        notes: counts of what the reader left out or changed, for `emoreg data prepare`.
+    """
+
+    class_names: Sequence[str]
+    train: Iterable[tuple[Picture | None, Target] | Item]
+    test: Iterable[tuple[Picture | None, Target] | Item] | None = None
+    regression: bool = False
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSetRequest:
+    """What a reader is asked for.
+
+    Attributes:
+        path: of the configuration.
+        target: of the configuration, else the first of the reader's targets, else "label".
+        image_size: side in pixels that images will be brought to; a reader that draws its images may draw at any.
+        downloads: a folder where a reader may keep what it fetches.
+    """
+
+    path: str | None
+    target: str
+    image_size: int
+    downloads: Path
+
+    @property
+    def local(self) -> Path | None:
+        """``path`` as a place on this machine, with ``~`` expanded; None where there is none, or it is a URI."""
+        return None if self.path is None or "://" in self.path else Path(self.path).expanduser().absolute()
+
+    def open(self) -> tuple[Any, str]:
+        """The file system of ``path``, and the path in it."""
+        if self.local is not None:
+            return pyarrow.fs.LocalFileSystem(), str(self.local)
+        filesystem, root = pyarrow.fs.FileSystem.from_uri(self.path)
+        return filesystem, root.rstrip("/")
+
+
+Read = Callable[[ImageSetRequest], ImageSetContents]
+Stamp = Callable[[ImageSetRequest], list[str]]
+Kind = Literal["stimuli", "task", "either"]
+PathUse = Literal["required", "optional", "none"]
+
+
+def files(*patterns: str) -> Stamp:
+    """A stamp with name, size and time of change of every file at the path.
+
+    Args:
+        patterns: shell patterns; in a folder, only files and folders whose own name fits one of them count.
+    """
+    return partial(_stamp_files, patterns)
+
+
+def _stamp_files(patterns: tuple[str, ...], request: ImageSetRequest) -> list[str]:
+    if request.path is None:
+        return []
+    filesystem, root = request.open()
+    infos = [filesystem.get_file_info(root)]
+    if not infos[0].is_file:
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(root))
+        found = [info for info in found if any(fnmatch.fnmatchcase(info.base_name, pattern) for pattern in patterns)]
+        infos = found + [info for folder in found if not folder.is_file for info in _infos_below(filesystem, folder.path)]
+    return sorted(f"{info.path.removeprefix(root)} {info.size} {info.mtime_ns}" for info in infos if info.is_file)
+
+
+def _infos_below(filesystem: Any, folder: str) -> list[Any]:
+    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return list(filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True)))
+    # Not by a selector, which follows links, in circles too.
+    paths = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return list(filesystem.get_file_info(paths))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """A source of images, and how to read it: an entry of ``IMAGE_SETS``.
+
+    Attributes:
+        kind: what it is made for: pre-training, the task, or either.
+        description: one line for a list.
+        source: where the images come from.
+        layout: what ``path`` must hold.
+        licence: the terms of the images, as their makers state them.
+        path: whether the configuration must, may or must not give a path.
+        targets: what can be learned, the default first; any label column where "*" is among them.
+        package: the optional package that it needs, as (import name, distribution).
+        stamp: lines that change when the source does; cheap, reads no pixel.
+        read: lists the source.
+        fingerprint: of the code of ``read``, where that is not emoreg's own.
+    """
+
+    kind: Kind
+    description: str
+    source: str
+    layout: str
+    licence: str
+    path: PathUse
+    targets: tuple[str, ...]
+    package: tuple[str, str] | None = None
+    stamp: Stamp = files("*")
+    read: Read
+    fingerprint: str | None = None
+
+
+def image_set(
+    name: str,
+    *,
+    kind: Kind = "either",
+    description: str = "",
+    source: str = "yours",
+    licence: str = "yours",
+    path: PathUse = "optional",
+    targets: tuple[str, ...] = (),
+) -> Callable[[Read], Read]:
+    """Register a function as the reader of the image sets called ``name``.
+
+    The set is read once and kept, until the function's code, the modules that it imports from its own folder, or a file at
+    the path of the configuration changes.
+
+    Args:
+        name: what ``ImageSetConfig.name`` calls it.
+        kind: what it is made for: "stimuli", "task" or "either".
+        description: one line for `emoreg data list`; the first line of the function's docstring where left out.
+        source: where the images come from.
+        licence: the terms of the images.
+        path: whether ``ImageSetConfig.path`` is "required", "optional" or "none".
+        targets: what ``ImageSetConfig.target`` may be, the default first; anything where "*" is among them.
+    """
+
+    def register(read: Read) -> Read:
+        about = description or (inspect.getdoc(read) or "").partition("\n")[0]
+        IMAGE_SETS.add(
+            name,
+            Reader(
+                kind=kind,
+                description=about,
+                source=source,
+                layout="" if path == "none" else about,
+                licence=licence,
+                path=path,
+                targets=targets,
+                read=read,
+                fingerprint=source_fingerprint(read),
+            ),
+            origin=read,
+        )
+        return read
+
+    return register
+
+
+def held_out(names: Sequence[str], classes: Sequence[Hashable]) -> Bool[np.ndarray, " N"]:
+    """Which of the named things make up the test split of a source that has none.
+
+    In each class the fifth (``HELD_OUT``, at least one, never all) whose names' SHA-256 come first: the same on every
+    machine, and for each name nearly independent of what else is there.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(classes):
+        members.setdefault(label, []).append(index)
+    chosen = np.zeros(len(names), dtype=bool)
+    for indices in members.values():
+        indices.sort(key=lambda index: (sha256(names[index]), names[index]))
+        count = min(max(1, round(HELD_OUT * len(indices))), len(indices) - 1)
+        chosen[indices[:count]] = True
+    return chosen
+
+
+def sha256(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal. Names of undecodable bytes are hashed as the bytes that they are."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
