@@ -26,7 +26,7 @@ def read_study_file(reference: str) -> Study:
     """The study that ``reference`` names: a module (``studies.quickstart``) or a path to a Python file.
 
     Raises:
-        ConfigError: where it is missing, fails, runs a study, or has no ``study`` (a ``Study``, or a function that returns one).
+        ConfigError: where it is missing, fails, runs a study, or has no ``study``: a ``Study``, or a function that gives one.
     """
     path = Path(reference).expanduser()
     is_file = reference.endswith(".py") or "/" in reference

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores with others
 
 
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """What a test registers, or a study file that it reads, is gone after it."""
+    from emoreg.config.registry import registries  # the hook above must come first
+
+    names = [(registry, set(registry.user_names())) for registry in registries()]
+    yield
+    for registry, before in names:
+        for name in set(registry.user_names()) - before:
+            del registry._entries[name], registry._origins[name]
+
+
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
     """For tests of what sets how many threads torch has."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from emoreg.cli.options import WRITTEN, Debug, Device, StudyCommand, Switch, Written
+from emoreg.cli.options import WRITTEN, Debug, Device, StudyCommand, Switch, Written, reading
 from emoreg.cli.terminal import terminal
 from emoreg.config import FIRST_SEED, STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
-from emoreg.errors import ConfigError, Interrupted, StorageError, StudyAborted
-from emoreg.storage.files import without_credentials
+from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.study import Study
 from emoreg.study_file import find_study
 
@@ -139,20 +136,6 @@ class Trial(StudyCommand):
         return replay(self.config, self.replay, device, console)
 
 
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Read a storage within, which may not answer, or not let it."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader of our output has enough of it
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"Check the storage's address, its permissions and that it answers: it cannot be read "
-            f"({without_credentials(str(error))})"
-        ) from error
-
-
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """Show how a study stands: trials done and running, the best so far, the time left."""
@@ -175,7 +158,7 @@ class Status:
         from emoreg.cli.look import print_status, status_json
         from emoreg.results.status import read_status
 
-        with _reading():
+        with reading():
             status = read_status(find_study(self.study, self.storage))
         if self.json:
             print(status_json(status))
@@ -210,7 +193,7 @@ class Report:
             self.price_per_hour,
             "give what an hour of the device costs",
         )
-        with _reading():
+        with reading():
             places = [find_study(study, self.storage) for study in self.studies]
             print_report(places, self.output, price_per_hour=self.price_per_hour, images=self.images)
         return 0

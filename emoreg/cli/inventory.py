@@ -127,7 +127,7 @@ def print_readers(console: Console) -> None:
     from emoreg.data import IMAGE_SETS
 
     for name, reader in IMAGE_SETS.items():
-        console.print(f"{name} ({reader.kind}): {reader.description}")
+        console.print(f"{name} ({reader.kind}): {reader.description}", soft_wrap=False)
         lines = Table.grid(padding=(0, 2))
         lines.add_column(no_wrap=True)
         texts = {

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from emoreg.cli.terminal import terminal
 from emoreg.formatting import control_name, duration, format_params
 from emoreg.results.status import Status, age
 
@@ -58,6 +62,39 @@ def print_status(status: Status, console: Console) -> None:
                 "" if trial.accuracy is None else f"{trial.accuracy:.3f}",
             )
         console.print(table)
+
+
+def print_report(places: Sequence[str], output: str | None, *, price_per_hour: float | None, images: bool) -> None:
+    """Write the report of one study, or of several side by side, and print what it concludes.
+
+    Raises:
+        UserError: see ``write_report``.
+    """
+    from emoreg.report import ReportWarning, read_studies, write_report
+    from emoreg.report.answer import notes, verdicts_of
+
+    studies, console = read_studies(places), terminal()
+    with Progress(console=console, transient=True) as progress, warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ReportWarning)
+        tasks = {what: progress.add_task(what) for what in ("Making figures", "Drawing images")[: 1 + images]}
+        path = write_report(
+            studies,
+            output=output,
+            price_per_hour=price_per_hour,
+            images=images,
+            on_progress=lambda what, done, total: progress.update(tasks[what], completed=done, total=total),
+        )
+    for study in studies:
+        for verdict in verdicts_of(study):
+            console.print(f"{study.name}: {verdict.sentence}" if len(studies) > 1 else verdict.sentence, style="bold")
+        for note in notes(study):
+            console.print(note, style="yellow")
+    console.print(f"report:  {path}")
+    for warning in left_out:
+        console.print(f"figures: {warning.message}")
+    if images and not left_out:
+        console.print(f"figures: {path.parent / 'figures'} (as PNG and SVG)")
 
 
 def _table(*left: str, right: tuple[str, ...]) -> Table:

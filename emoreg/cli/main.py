@@ -184,7 +184,9 @@ def _options(kind: type[Command], prog: str, arguments: list[str], default: Comm
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, prog=prog, args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,))
+            command = tyro.cli(kind, prog=prog, args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,))
+            assert command is not None
+            return command
     except SystemExit as end:
         cause = end.__context__
         while cause is not None and not isinstance(cause, UserError):

@@ -1,10 +1,11 @@
-"""What the options of several commands share: how STUDY is named, a study's settings as options, switches."""
+"""What the options of several commands share: how STUDY is named, a study's settings as options, switches, errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,6 +13,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from emoreg.config import Distribution, StudyConfig, TrialConfig, TrialResources, leaves
 from emoreg.config.search_space import pin
+from emoreg.errors import StorageError
+from emoreg.storage.files import without_credentials
 
 WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
 Written = Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
@@ -80,3 +83,17 @@ class StudyCommand:
         """
         settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(StudyConfig)}
         return StudyConfig(**settings | changes)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Read a storage within, which may not answer, or not let it."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output has enough of it
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"Check the storage's address, its permissions and that it answers: it cannot be read "
+            f"({without_credentials(str(error))})"
+        ) from error

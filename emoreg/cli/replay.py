@@ -247,7 +247,8 @@ def _rows(recorded: _Recorded, outcome: Outcome, epochs: Mapping[Place, EpochRec
 
 def _numbers(row: EpochRecord) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {name: getattr(row, name) for name in _OF_EPOCH}
-    return numbers | json.loads(row.metrics)
+    numbers.update(json.loads(row.metrics))
+    return numbers
 
 
 def _print_rows(rows: Sequence[_Row], console: Console) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from emoreg.cli.options import Debug, Written
+from emoreg.cli.options import Debug, Written, reading
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.written import read_written
@@ -43,8 +43,9 @@ class _Viewer:
 
     def _serve(self, shown: str, command: Callable[[StudyConfig, Path], list[str]], note: str) -> int:
         """Run a command on a file or folder of the study until Ctrl-C; the exit code."""
-        files = Files(find_study(self.study, self.storage), patience=Patience())
-        config = read_written(files).config
+        with reading():
+            files = Files(find_study(self.study, self.storage), patience=Patience())
+            config = read_written(files).config
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here is to end with this process
         with WorkingCopy(files) as copy, tempfile.TemporaryFile() as output:
             sizes: dict[str, int] = {}

@@ -209,10 +209,10 @@ _TRIAL_RULES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
-    """Everything that decides a trial's numbers. Its hash, seed included, is the trial's identity."""
+    """Every setting of a trial. What decides its numbers, seed included, makes its identity: see ``resolve_trial``."""
 
     backbone: Annotated[str, not_empty("name a timm model")] = "resnet18"
-    """Any timm model, fitted to small images; also vit_tiny and vit_small. Both encoders have it."""
+    """Any timm model, fitted to small images; vit_tiny, vit_small, or a registered one. Both encoders have it."""
     drop_path: BelowOne = 0.0
     """Stochastic depth (Huang et al. 2016) of both encoders, for backbones that have it."""
     weights: str | None = None
@@ -254,12 +254,6 @@ class TrialConfig:
                 None,
                 f"name one, e.g. {images}=ImageSetConfig(name='openmoji-objects')",
             )
-
-    def applied(self) -> TrialConfig:
-        """The configuration that is run, with its control's meaning in its settings: see ``resolve_trial``."""
-        from emoreg.config.resolved import resolve_trial
-
-        return resolve_trial(self).config
 
     @property
     def identity(self) -> str:

@@ -12,14 +12,18 @@ from pathlib import Path
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.extra import report_extra
 from emoreg.results.study import StudyResults, load_results
-from emoreg.storage.files import Files, replacing
+from emoreg.storage.files import replacing
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is done, how much of it has been done, and of how much."""
 
 
+class ReportWarning(UserWarning):
+    """What a report had to leave out."""
+
+
 def write_report(
-    places: Sequence[str | Path],
+    places: Sequence[str | Path | StudyResults],
     *,
     output: str | Path | None = None,
     price_per_hour: float | None = None,
@@ -28,10 +32,10 @@ def write_report(
 ) -> Path:
     """Write the report of one study, or of several side by side.
 
-    It warns where images are left out for want of a browser.
+    Where images are left out for want of a browser, it warns (``ReportWarning``).
 
     Args:
-        places: folders or URIs of the studies.
+        places: folders or URIs of the studies, or what was read from them.
         output: folder to write to; None: ``report`` in the folder of the first study, or ``report/NAME`` here where it lies
             in an object store.
         price_per_hour: what an hour of the device costs.
@@ -53,7 +57,7 @@ def write_report(
 
     tell = on_progress or (lambda what, done, total: None)
     studies = read_studies(places)
-    folder = Path(output).expanduser() if output is not None else _default_folder(str(places[0]), studies[0].name)
+    folder = Path(output).expanduser() if output is not None else _default_folder(studies[0])
     with _writing_to(folder):  # before the figures, which take their time
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -76,22 +80,23 @@ def write_report(
             with _writing_to(folder):
                 draw_images(named, folder / "figures")
         except ImagesNotDrawn as error:
-            warnings.warn(str(error), stacklevel=2)
+            warnings.warn(str(error), ReportWarning, stacklevel=2)
         tell("Drawing images", len(named), len(named))
     return folder / "index.html"
 
 
-def read_studies(places: Sequence[str | Path]) -> list[StudyResults]:
+def read_studies(places: Sequence[str | Path | StudyResults]) -> list[StudyResults]:
     """The studies of a report.
 
     Raises:
         ConfigError: for a study that is not there, or named twice.
         StorageError: for one that cannot be read.
     """
-    [(place, times)] = Counter(Files(str(place)).location for place in places).most_common(1)
+    studies = [place if isinstance(place, StudyResults) else load_results(place) for place in places]
+    [(place, times)] = Counter(str(study.folder or study.place) for study in studies).most_common(1)
     if times > 1:
         raise ConfigError(f"Name each study once in a report: {place!r} is named {times} times")
-    return [load_results(place) for place in places]
+    return studies
 
 
 @contextmanager
@@ -105,6 +110,5 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _default_folder(place: str, name: str) -> Path:
-    folder = Files(place).folder
-    return Path("report") / name if folder is None else folder / "report"
+def _default_folder(study: StudyResults) -> Path:
+    return Path("report") / study.name if study.folder is None else study.folder / "report"

@@ -106,9 +106,7 @@ def _forest(series: Mapping[str, Sequence[_Dot]], colors: Mapping[str, str], axi
     figure = go.Figure()
     for index, (name, dots) in enumerate(series.items()):
         offset = 0.6 * ((index + 0.5) / len(series) - 0.5)
-        low, mean, high = (
-            [100 * value for value in values] for values in zip(*((d.low, d.mean, d.high) for d in dots), strict=True)
-        )
+        low, mean, high = [100 * d.low for d in dots], [100 * d.mean for d in dots], [100 * d.high for d in dots]
         shapes = [_SHAPES[(dot.rank - 1) % len(_SHAPES)] + ("" if dot.is_filled else "-open") for dot in dots]
         figure.add_scatter(
             x=mean,

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from emoreg.config import Objective, StudyConfig, in_order, resolve_trial
 from emoreg.config.search_space import num_searched
@@ -20,8 +20,7 @@ from emoreg.results.records import Role, RunRecord, TrialRecord
 _CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialSummary:
+class TrialSummary(NamedTuple):
     """The columns of a ``TrialRecord`` that tell how its study stands: of thousands of trials the others take long to read."""
 
     identity: str
@@ -129,6 +128,7 @@ class Tally(Generic[Trial]):
         self._objective, self._beside = objective, beside
         self._trials: dict[str, Trial] = {}
         self.best: Trial | None = None
+        self._lowest = math.inf
         for trial in trials:
             self.add(trial)
 
@@ -137,11 +137,10 @@ class Tally(Generic[Trial]):
         if trial.role != "search" and trial.identity not in self._beside:
             return False
         self._trials[trial.identity] = trial
-        if trial.number is None or trial.status != "finished" or objective_value(trial, self._objective) is None:
+        cost = _cost(trial, self._objective) if trial.number is not None and trial.status == "finished" else math.inf
+        if cost >= self._lowest:
             return False
-        if self.best is not None and _cost(trial, self._objective) >= _cost(self.best, self._objective):
-            return False
-        self.best = trial
+        self.best, self._lowest = trial, cost
         return True
 
     @property

@@ -39,6 +39,7 @@ class StudyResults:
 
     Attributes:
         place: its folder or URI.
+        folder: its path, where it lies in a file system of this machine.
         written: its ``study.json``.
         trials: every trial that ended, in the order of their ends.
         epochs: every epoch, by trial, in the order in which they were reported.
@@ -55,6 +56,7 @@ class StudyResults:
     epochs: tuple[EpochRecord, ...]
     runs: tuple[RunRecord, ...]
     probes: tuple[ProbeRecord, ...] = ()
+    folder: Path | None = None
     openings: tuple[Opening, ...] = ()
     confirmation: StudyResults | None = None
     problems: tuple[str, ...] = ()
@@ -219,6 +221,7 @@ def _load(files: Files) -> StudyResults:
 
     return StudyResults(
         place=files.uri,
+        folder=files.folder,
         written=written,
         trials=tuple(sorted(trials or (), key=lambda row: row.ended)),
         epochs=rows_or_none("epochs", EpochRecord),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
@@ -68,7 +68,7 @@ def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
     Args:
         files: the folder.
         table: name of the table.
-        row_type: a dataclass, whose fields are the columns that are read.
+        row_type: a dataclass or named tuple, whose fields are the columns that are read.
 
     Raises:
         StorageError: for a table that is damaged, or of another emoreg.
@@ -78,7 +78,7 @@ def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
         content = files.read(name)
     except FileNotFoundError:
         return None
-    columns = [item.name for item in fields(row_type)]  # type: ignore[arg-type]
-    return [
-        row_type(**values) for values in read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", columns).to_pylist()
-    ]
+    columns = list(row_type.__annotations__)
+    stored = read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", columns)
+    values = zip(*(stored[column].to_pylist() for column in columns), strict=True)  # far quicker than its dictionaries
+    return [row_type(**dict(zip(columns, row, strict=True))) for row in values]

@@ -1,8 +1,8 @@
 """Experiences: what pre-training leaves in an encoder, kept by content so that no trial pays for one twice.
 
 The store keeps the states of shared pre-training runs by key and epochs (``housekeeping`` has the layout). Trials with the same
-key share one run: one holder of a lease at a time trains it; the others wait for the snapshot that they need, and go on as soon
-as it is there.
+key share one run: the holder of its lock trains it; the others wait for the snapshot that they need, and go on as soon as it is
+there.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Acquired:
     """What a trial gets of a shared run.
 
     Attributes:
-        state: the snapshot that it asked for or, for the holder of the lease, the farthest state on the way there, if any.
-        is_holder: whether it has the lease: only then it may train, and write.
+        state: the snapshot that it asked for or, for the holder of the lock, the farthest state on the way there, if any.
+        is_holder: whether it has the lock: only then it may train, and write.
         waiting_seconds: that it waited for another trial.
     """
 
@@ -90,7 +90,7 @@ class ExperienceStore:
 
     @contextmanager
     def acquire(self, key: str, use: Use, should_stop: Callable[[], bool]) -> Iterator[Acquired]:
-        """Get the snapshot after ``use.epochs`` epochs or, within, the lease to train it: whichever comes first.
+        """Get the snapshot after ``use.epochs`` epochs or, within, the lock to train it: whichever comes first.
 
         Args:
             key: of the shared run.
@@ -128,7 +128,7 @@ class ExperienceStore:
             self.locks.release(key)
 
     def write(self, key: str, state: State, is_snapshot: bool) -> None:
-        """Write a state, then remove the partial ones that it overtakes. For the holder of the lease."""
+        """Write a state, then remove the partial ones that it overtakes. For the holder of the lock."""
         place = (state["epoch"], state["step_in_epoch"])
         name = f"{place[0]}.ckpt" if is_snapshot else "{}+{}.partial".format(*place)
         checkpoint.save(self.files, f"{key}/{name}", {**state, "key": key})

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 PATIENCE_SECONDS = 120.0
 """How long a study waits for a server that does not answer, its cleaning up included."""
-_SPEAK_SECONDS = 1.5
-"""A shorter outage is nobody's concern."""
+_HICCUP_SECONDS = 1.5
+"""Nobody is told of a shorter outage, and what is saved at a stop is not lost by it."""
 _PAUSE_SECONDS = (0.1, 2.0)
 """Before the second attempt, and the longest."""
 _SPENT_SECONDS = 5.0
@@ -51,7 +51,7 @@ class Patience:
         Args:
             seconds: for one outage; None for ``PATIENCE_SECONDS``.
             notify: told of each outage, within 5 seconds: "s3://bucket does not answer; waiting until 20:41".
-            should_stop: whether the process is to stop: then it waits for nothing.
+            should_stop: whether the process is to stop: then it waits for nothing but a hiccup.
         """
         self.seconds = PATIENCE_SECONDS if seconds is None else seconds
         self.should_stop = should_stop
@@ -85,7 +85,7 @@ class Patience:
                     raise
                 now = time.monotonic()
                 first_failure = first_failure or now
-                if self._is_over(reason, error, first_failure, now - attempted) or not self._sleep(pause):
+                if self._is_over(reason, error, first_failure, now - attempted) or not self._sleep(pause, first_failure):
                     raise
             else:
                 self._outages.pop(reason, None)
@@ -100,18 +100,21 @@ class Patience:
             outage.since = min(outage.since, first_failure)  # where others were answered meanwhile, this call was not
             outage.error, outage.last_failure = error, now
             outage.is_spent = now - outage.since >= self.seconds
-            if outage.is_spent or self.should_stop():
+            is_hiccup = max(now - outage.since, seconds) < _HICCUP_SECONDS
+            if outage.is_spent or (self.should_stop() and not is_hiccup):
                 return True
-            is_news = not outage.is_told and max(now - outage.since, seconds) >= _SPEAK_SECONDS
+            is_news = not outage.is_told and not is_hiccup
             outage.is_told |= is_news
         if is_news:
             end = time.localtime(time.time() + outage.since + self.seconds - now)
             self.notify(f"{reason}; waiting until {time.strftime('%H:%M', end)}")
         return False
 
-    def _sleep(self, seconds: float) -> bool:
-        """Wait; False as soon as the process is to stop."""
+    def _sleep(self, seconds: float, first_failure: float) -> bool:
+        """Wait; False as soon as the process is to stop, and this is no hiccup."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self.should_stop():
-            time.sleep(min(left, 0.1))
-        return not self.should_stop()
+        while (now := time.monotonic()) < end:
+            if now - first_failure >= _HICCUP_SECONDS and self.should_stop():
+                return False
+            time.sleep(min(end - now, 0.1))
+        return True

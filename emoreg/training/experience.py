@@ -60,10 +60,9 @@ def shared_run(trial: ResolvedTrial) -> str | None:
     The configuration alone decides it, so that the driver can order trials by it: the images and weights that it names count by
     name and not, as in ``experience_key``, by content.
     """
-    config = trial.config
-    if config.pretraining.epochs == 0 or not config.regulation.needs_emotional:
+    config, source = trial.config, trial.images_of_pretraining
+    if not trial.needs_pretraining:
         return None
-    source = trial.images_of_pretraining
     parts = {
         "backbone": config.backbone,
         "drop_path": config.drop_path,

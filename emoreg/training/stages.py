@@ -79,7 +79,8 @@ def pretraining_stage(trial: ResolvedTrial, load_images: LoadImages, device: tor
     """
     config, settings = trial.config, trial.config.pretraining
     image_set = load_images(config.stimuli, image_size=config.image_size)
-    source = trial.images_of_pretraining or config.stimuli
+    source = trial.images_of_pretraining
+    assert source is not None  # the trial has an emotional encoder
     if source != config.stimuli:
         num_images = len(parts(image_set, config.stimuli)[0])
         image_set = load_images(source, image_size=config.image_size)

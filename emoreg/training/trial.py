@@ -53,13 +53,13 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
             if config.regulation.needs_emotional:
                 stimuli = pretraining_stage(trial, context.load_images, device)
                 emotional_net = create_emotional_net(config, stimuli.image_set.num_outputs).to(device)
-                if config.pretraining.epochs and trial_checkpointer.latest is None:  # else that holds the weights, and more
+                if trial.needs_pretraining and trial_checkpointer.latest is None:  # else that holds the weights, and more
                     history.report(stimuli.sample())
                     student = EmotionLearner(config, emotional_net, regression=stimuli.image_set.regression)
                     with load_or_pretrain(stimuli, context, history) as checkpointer:
                         fitted = fit(stimuli, student, checkpointer=checkpointer)
                     oom = fitted.oom if history.ends_with_own else oom
-                if config.pretraining.epochs:
+                if trial.needs_pretraining:
                     history.report(Experienced(epochs=config.pretraining.epochs, cost=history.cost))
             network = create_regulation(config, emotional_net, task.image_set.num_outputs).to(device)
             learner = RegulationLearner(config, network)

@@ -25,7 +25,7 @@ from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, scratch
 from emoreg.training.context import TrialContext
-from emoreg.training.devices import pick_device
+from emoreg.training.devices import DeviceChoice, pick_device
 from emoreg.training.events import Event, Reporter
 from emoreg.training.stages import check_images
 from emoreg.training.trial import CHECKPOINT, run_trial
@@ -61,7 +61,7 @@ def resolved_trial(config: TrialConfig, load_images: LoadImages) -> ResolvedTria
     return resolve_trial(config, Fingerprints(prints))
 
 
-def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: str = "auto") -> Outcome:
+def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: DeviceChoice = "auto") -> Outcome:
     """Run one trial in this process, from its last checkpoint in the storage where it has one.
 
     Raises:
@@ -157,7 +157,7 @@ class _ToTune:
 
 
 def objective(
-    trial: TrialConfig, search_space: SearchSpace, *, storage: str = STORAGE, device: str = "auto"
+    trial: TrialConfig, search_space: SearchSpace, *, storage: str = STORAGE, device: DeviceChoice = "auto"
 ) -> Callable[[optuna.Trial], float]:
     """An objective that Optuna maximises: the validation accuracy of a trial with the values that Optuna suggests.
 
@@ -189,7 +189,9 @@ def objective(
     return partial(_evaluate, base=trial, search_space=search_space, storage=storage, device=device)
 
 
-def _evaluate(trial: optuna.Trial, *, base: TrialConfig, search_space: SearchSpace, storage: str, device: str) -> float:
+def _evaluate(
+    trial: optuna.Trial, *, base: TrialConfig, search_space: SearchSpace, storage: str, device: DeviceChoice
+) -> float:
     import optuna
 
     params: Mapping[str, Value] = suggest(search_space, base, trial)

@@ -134,6 +134,7 @@ class PostgresCoordinator(LocalCoordinator):
         self._locks = PostgresLocks(self._url, f"study {self._config.name}", self.patience)
         end.callback(self._locks.close)
         self.copy = end.enter_context(WorkingCopy(self._files, check=self.check))
+        self._turns = Patience(self.patience.seconds, notify=self.patience.notify)  # a stop needs turns too
         self._has_turn = False
         with self.turn():
             pass
@@ -163,7 +164,7 @@ class PostgresCoordinator(LocalCoordinator):
 
         reason = f"another driver of study {self._config.name!r} has its turn"
         try:
-            self.patience.retry(take, when=lambda error: isinstance(error, TimeoutError), reason=reason)
+            self._turns.retry(take, when=lambda error: isinstance(error, TimeoutError), reason=reason)
         except TimeoutError as error:
             raise StorageError(f"look for the driver that does not go on, and end it: {reason}, and does not end it") from error
         self._has_turn = True

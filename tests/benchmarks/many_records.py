@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.many_records [NUM_TRIALS] [ROUNDS]
 
-The study is made up (``tests.helpers.written``): 10,000 trials of a search by default, controls, and a confirmation on ten seeds.
+The study is made up (``tests.helpers.written``): 10,000 trials of a search by default, controls, a confirmation on ten seeds.
 """
 
 from __future__ import annotations

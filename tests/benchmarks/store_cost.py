@@ -15,18 +15,26 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from emoreg.training.pretrain import create_emotional_net
 from torch import nn
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, TrialConfig
+from emoreg.config.resolved import resolve_trial
 from emoreg.data import load
-from emoreg.data.batches import Batches
 from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import State, Writer
-from emoreg.training.experience import ExperienceStore, gain_experience
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import Files
+from emoreg.training.context import TrialContext
+from emoreg.training.experience import load_or_pretrain
+from emoreg.training.history import History
+from emoreg.training.learners import EmotionLearner
+from emoreg.training.loop import fit
+from emoreg.training.model import create_emotional_net
+from emoreg.training.stages import pretraining_stage
 from tests.helpers.trials import CPU
 
 ROUNDS = 15
@@ -70,33 +78,24 @@ def timed(act: Callable[[], object]) -> float:
 
 def hits(folder: Path) -> tuple[list[float], list[float], int]:
     """Seconds of a hit and of a plain load, alternating, and the size of the snapshot."""
-    images = load(CONFIG.stimuli, image_size=CONFIG.image_size, storage=folder)
-    stimuli = Batches(images.train, device=CPU)
+    load_images = partial(load, storage=folder)
+    stage = pretraining_stage(resolve_trial(CONFIG), load_images, CPU)
+    net = create_emotional_net(CONFIG, stage.image_set.num_outputs)
+    learner = EmotionLearner(CONFIG, net, regression=False)
     store = ExperienceStore(str(folder / "experience"), user="benchmark")
-    net = create_emotional_net(CONFIG, images.num_outputs)
+    context = TrialContext(load_images=load_images, store=store, folder=folder / "trial", device=CPU, checkpoint_seconds=1e9)
 
     def gain() -> None:
-        gain_experience(
-            CONFIG,
-            net,
-            stimuli,
-            None,
-            regression=False,
-            source=CONFIG.stimuli,
-            fingerprint=images.fingerprint,
-            store=store,
-            report=lambda row: None,
-            checkpoint_seconds=1e9,
-            interrupted=lambda: False,
-        )
+        with load_or_pretrain(stage, context, History("benchmark", stage.trial.identity, [])) as checkpointer:
+            fit(stage, learner, checkpointer=checkpointer)
 
     gain()
     (snapshot,) = (folder / "experience").glob("*/1.ckpt")
     copy = folder / "plain.pt"
-    torch.save(checkpoint.load(snapshot), copy)
+    torch.save(checkpoint.load(Files(str(snapshot.parent)), snapshot.name), copy)
 
     def load_plainly() -> None:
-        net.load_state_dict(torch.load(copy, map_location="cpu", weights_only=True)["net"])
+        net.load_state_dict(torch.load(copy, map_location="cpu", weights_only=True)["network"])
 
     gain()
     load_plainly()
@@ -126,15 +125,16 @@ def stalls(folder: Path) -> tuple[list[float], list[float], list[float]]:
     def state() -> State:
         return {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
 
+    save = partial(checkpoint.save, Files(str(folder)), "ours.ckpt")
     call, loop, saved = [], [], []
     with Writer() as writer:
         steps()
-        writer.save(folder / "ours.ckpt", state())
+        writer.submit(save, state())
         for _ in range(ROUNDS):
             writer.flush()
             without = timed(steps)
             saved.append(timed(lambda: torch.save(state(), folder / "plain.pt")))
-            call.append(timed(lambda: writer.save(folder / "ours.ckpt", state())))
+            call.append(timed(lambda: writer.submit(save, state())))
             loop.append(call[-1] + timed(steps) - without)
     return call, loop, saved
 

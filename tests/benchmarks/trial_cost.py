@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 
 from emoreg.config import replace_paths
+from emoreg.config.resolved import resolve_trial
 from emoreg.data import load
 from emoreg.results.records import EpochRecord
+from emoreg.storage.experience import ExperienceStore
+from emoreg.training.context import TrialContext
 from emoreg.training.events import Event
-from emoreg.training.experience import ExperienceStore
 from emoreg.training.trial import run_trial
 from studies.quickstart import study
 
@@ -49,16 +51,13 @@ def main() -> None:
             for balance in BALANCES:
                 config = replace_paths(base, {"regulation.balance": balance, "regulation.epochs": 2})
                 seconds = Seconds()
-                folder = storage / f"{number}-{balance}"
-                store = ExperienceStore(str(storage / "experience"))
-                run_trial(
-                    config,
-                    seconds,
+                context = TrialContext(
                     load_images=partial(load, storage=storage),
-                    store=store,
-                    folder=folder,
+                    store=ExperienceStore(str(storage / "experience")),
+                    folder=storage / f"{number}-{balance}",
                     device=torch.device("cpu"),
                 )
+                run_trial(resolve_trial(config), context, seconds)
                 taken[balance].append(min(seconds.seconds))
     print(
         f"{platform.machine()}, torch {torch.__version__}, 1 thread, {base.backbone} at {base.image_size} px, {ROUNDS} rounds"

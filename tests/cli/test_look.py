@@ -6,13 +6,14 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from emoreg.cli.look import print_status, status_json
+from emoreg.cli.look import print_report, print_status, status_json
 from emoreg.results.status import RunningTrial, Status, read_status
-from tests.helpers.written import write_study
+from tests.helpers.written import made_up_config, write_study
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,23 @@ def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path) -> Non
     assert content["trials"] == {"planned": 76, "finished": 68, "pruned": 6, "failed": 2, "ended": 76}
     assert content["seconds_left"] is content["num_waiting"] is content["confirmation"] is None
     assert content["best"]["params"].keys() == {"backbone", "regulation.balance", "pretraining.epochs"}
+
+
+def test_a_report_says_what_it_concludes(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = str(write_study(tmp_path, made_up_config(name="other", num_trials=3, controls=()), num_seeds=0))
+    print_report([str(storage / "made-up")], str(tmp_path / "one"), price_per_hour=None, images=False)
+    text = capsys.readouterr().out
+    assert "test_vit: helps: +" in text
+    assert "2 of 76 trials failed and say nothing of their configuration: its worker died (2).\n" in text
+    assert text.endswith(f"report:  {tmp_path / 'one' / 'index.html'}\n")
+    print_report([str(storage / "made-up"), other], str(tmp_path / "two"), price_per_hour=None, images=False)
+    text = capsys.readouterr().out
+    assert "made-up: test_resnet: helps: +" in text
+    assert "other: nothing can be said: no confirmation yet. " in text
+
+
+def test_why_there_are_no_images_is_said(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for name in ("PATH", "BROWSER_PATH"):
+        monkeypatch.setenv(name, "/nowhere/chrome")
+    print_report([str(storage / "made-up.confirm")], str(tmp_path), price_per_hour=None, images=True)
+    assert "figures: Install Chrome or Chromium for PNG and SVG" in capsys.readouterr().out

@@ -20,10 +20,10 @@ from emoreg.cli.main import main
 from emoreg.config import StudyConfig, leaves
 from emoreg.config.resolved import resolve_trial
 from emoreg.storage.files import Files
-from emoreg.storage.locks import study_lock
 from emoreg.study_file import read_study_file
 from emoreg.tuning.coordinator import coordinate
-from emoreg.tuning.preflight import prepare_image_sets, study_files, write_study_file
+from emoreg.tuning.images import prepare_image_sets
+from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import study_file
 
 ROOT = Path(__file__).parents[2]
@@ -32,11 +32,11 @@ Output = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working directory, a page of 80 columns, and no Ray: what imports ``emoreg.tuning.study`` fails."""
+    """An empty working directory, a page of 80 columns, and no Ray: what starts it fails."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "emoreg.tuning.study", None)
+    monkeypatch.setattr("emoreg.tuning.study.ray_session", None)
 
 
 @pytest.fixture
@@ -123,16 +123,16 @@ def one_class(tmp_path: Path) -> Path:
 
 BAD_OVERRIDES = [
     ("--trial.backbone resnt18", "must be a timm model, .*'resnt18': did you mean .*resnet18"),
-    ("--trial.regulation.balance 1.5", r"regulation\.balance must lie in \[0, 1\], but it is 1\.5: choose a number"),
-    ("--trial.drop-path=1", r"drop_path must lie in \[0, 1\), but it is 1\.0: choose a number"),
-    ("--num-trials -1", "num_trials must be 0 or more, but it is -1: give 0 or a positive number"),
-    ("--trial.image-size 4", r"image_size must lie in \[8, 512\], but it is 4: 32 suits CIFAR"),
-    ("--name a/b", "a study's name must be .* but it is 'a/b': rename it"),
-    ("--trial.regulation.kind learnable --trial.regulation.balance 0", "strictly between 0 and 1.* but it is 0.0: use kind"),
+    ("--trial.regulation.balance 1.5", r"Choose a number .*: regulation\.balance must lie in \[0, 1\], but it is 1\.5"),
+    ("--trial.drop-path=1", r"Choose a number .*: drop_path must lie in \[0, 1\), but it is 1\.0"),
+    ("--num-trials -1", "Give 0 or more: num_trials must be 0 or more, but it is -1"),
+    ("--trial.image-size 4", r"Take 32, which suits CIFAR, .*: image_size must lie in \[8, 512\], but it is 4"),
+    ("--name a/b", "Rename the study: name must be .* but it is 'a/b'"),
+    ("--trial.regulation.kind learnable --trial.regulation.balance 0", "Use kind=.*strictly between 0 and 1.* but it is 0.0"),
     ("--trial.regulation.epohcs 5", r"Unrecognized options: --trial\.regulation\.epohcs, 5 .*--trial\.regulation\.epochs INT"),
     ("--trial.regulation.epochs five", r"--trial\.regulation\.epochs: invalid literal for int.* 'five' .*epochs INT Passes"),
     ("--sampler.name tpx", r"invalid choice 'tpx' for argument '--sampler\.name'\. Expected one of \('tpe'"),
-    ("--control-seeds 0 0", r"control_seeds must differ, but it is \(0, 0\): drop doubles"),
+    ("--control-seeds 0 0", r"Drop doubles: control_seeds must differ, but it is \(0, 0\)"),
     ("--trial.task.name cifra10", "none called 'cifra10': did you mean .*'cifar10'"),
     (
         "--trial.task.name folder --trial.task.path nowhere",
@@ -141,9 +141,12 @@ BAD_OVERRIDES = [
     ("--trial.task.name fer2013", "trial.task: 'fer2013' needs a path, but it is None: give"),
     ("--trial.task.num-images 5000", r"num_images must lie between 10 .*but it is 5000: choose"),
     ("--trial.stimuli.name folder --trial.stimuli.path sad", r"trial\.stimuli: .* must have two classes or more .*\['sad'\]"),
-    ("--storage ftp://host/runs", "must be a folder, or a URI that pyarrow can open .*'ftp://host/runs' cannot be used"),
-    ("--storage file/runs", "name another: it must be writable, but 'file/runs' is not .*Not a directory"),
-    ("--controls neutral", "neutral control needs the image set trial.neutral, but it is None: name one"),
+    (
+        "--storage ftp://host/runs",
+        "[Nn]ame a folder as storage, or a URI that pyarrow can open .*'ftp://host/runs' cannot be used",
+    ),
+    ("--storage file/runs", "[Mm]end the permissions of the storage, or name another: .* 'file/runs' is not .*Not a directory"),
+    ("--controls neutral", "Name one, .*: the neutral control needs the image set `neutral`, but it is None"),
     *(
         [
             ("--resources.gpus-per-trial 1", "asks for 1 GPUs, but torch .* sees none here: set it to 0"),
@@ -170,22 +173,24 @@ def test_a_bad_setting_is_one_message_and_code_2(
 BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
-        "a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, report, "
-        "dashboard, tensorboard, logs, stop, but it is "
-        "'runn': see `emoreg --help`",
+        "See `emoreg --help`: a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, report, "
+        "dashboard, tensorboard, logs, stop, but it is 'runn'",
     ),
     ("run", "Missing from emoreg run: STUDY"),
-    ("run --num-trials 3 tiny_cli_study.py", "STUDY must come right after `emoreg run`, but there is '--num-trials'"),
-    ("run nowhere.py", "no file 'nowhere.py': correct the path"),
+    (
+        "run --num-trials 3 tiny_cli_study.py",
+        "Put the options behind STUDY, .* right after `emoreg run`, but there is '--num-trials'",
+    ),
+    ("run nowhere.py", "Correct the path: .* no file 'nowhere.py'"),
     ("run studies.quikstart", r"no module 'studies\.quikstart'"),
-    ("run syntax.py", r"'syntax\.py' is not valid Python: .* at .*syntax\.py:1"),
+    ("run syntax.py", r"Correct the study 'syntax\.py', which is not valid Python: .* at .*syntax\.py:1"),
     ("show nothing.py", r"Define `study` in 'nothing\.py', an emoreg\.Study or a function that returns one"),
     ("show empty.py", r"[Gg]ive at least one path"),
     ("run tiny_cli_study.py extra", "Unrecognized options: extra"),
-    ("data prepare", "emoreg data prepare needs the NAME of an image set"),
+    ("data prepare", "Name an image set: emoreg data prepare needs the NAME of one"),
     ("data show openmojo", "none called 'openmojo': did you mean .*'openmoji'"),
     ("data shw", "invalid choice 'shw'"),
-    ("data prepare digits --storage file/runs", "it must be writable"),
+    ("data prepare digits --storage file/runs", "[Mm]end the permissions of the storage"),
     ("doctor --storge x", "Unrecognized options: --storge, x"),
     *(
         [("trial tiny_cli_study.py --device cuda", "device must be there, but it is 'cuda'")]
@@ -213,18 +218,17 @@ def stored(tiny: str, storage: Path) -> StudyConfig:
 
 
 def test_a_study_that_another_driver_runs_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
-    with study_lock(study_files(stored(tiny, storage))):
+    with coordinate(stored(tiny, storage)):
         for command in ("run", "trial"):
             code, _, err = emoreg_(capsys, command, tiny, "--storage", str(storage))
             assert code == 2
-            assert "another process is running" in err
             assert "--name" in err
 
 
 def test_a_changed_study_of_the_same_name_is_refused(tiny: str, storage: Path, capsys: Output) -> None:
     study = stored(tiny, storage)
     with coordinate(study) as coordinator:
-        write_study_file(study, coordinator.copy.folder, prepare_image_sets(study))
+        write_manifest(study, coordinator.copy.folder, prepare_image_sets(study))
     code, _, err = emoreg_(capsys, "run", tiny, "--storage", str(storage), "--trial.regulation.epochs", "3")
     assert code == 2
     assert "trial.regulation.epochs: 2 -> 3" in err
@@ -235,7 +239,7 @@ def test_debug_shows_the_traceback(tiny: str, capsys: Output) -> None:
     code, _, err = emoreg_(capsys, "run", tiny, "--num-trials", "-1", "--debug")
     assert code == 2
     assert "Traceback" in err
-    assert "ConfigError: num_trials must be 0 or more" in err
+    assert "ConfigError: Give 0 or more: num_trials" in err
 
 
 def test_an_interrupt_is_no_traceback(tiny: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +268,7 @@ def process(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -336,7 +340,7 @@ def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Pa
     assert {"regulation.balance", "regulation.epochs"}.isdisjoint(space)
     code, _, err = emoreg_(capsys, "show", str(path), *overrides.split())
     assert code == 2
-    assert "regulation.epochs cannot be searched beside it" in err
+    assert "'none' where regulation.epochs is searched" in err
 
 
 def test_a_trial_may_set_everything_that_is_searched(tmp_path: Path, storage: Path, capsys: Output) -> None:
@@ -362,7 +366,7 @@ def test_a_search_of_which_everything_is_set_is_refused(tmp_path: Path, capsys: 
     path.write_text("import emoreg\nstudy = emoreg.Study('one', search_space={'drop_path': emoreg.Float(0.0, 0.5)})\n")
     code, _, err = emoreg_(capsys, "run", str(path), "--trial.drop-path", "0.1")
     assert code == 2
-    assert "the search space must not be empty" in err
+    assert "search_space must not be empty" in err
     assert "`emoreg trial` runs one trial" in err
 
 
@@ -442,4 +446,5 @@ def test_a_storage_that_cannot_be_read_is_named(
         main([command, str(tmp_path)])
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "must let itself be read, but this one does not (no answer from s3://***@bucket of study.json)" in said
+    assert "Check the storage's address" in said
+    assert "(no answer from s3://***@bucket of study.json)" in said

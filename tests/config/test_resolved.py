@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from emoreg.config import ImageSetConfig, RegulationConfig, TrialConfig, Value, leaves, read_path, replace_paths, resolve_trial
 from emoreg.config.paths import changes
 from emoreg.config.resolved import Fingerprints, decisive, source_of
+from emoreg.data.splits import cut_validation
 from emoreg.errors import ConfigError
-from tests.helpers.trials import equal, run, tiny
+from tests.helpers.trials import equal, noise_split, run, tiny
 from tests.helpers.values import OTHER_VALUES, whole
 
 NEVER = {"metrics", "probes", "probe_every", "neutral.num_images"}
@@ -136,24 +137,32 @@ def test_resolving_what_is_resolved_changes_nothing(trial: TrialConfig) -> None:
 
 # Pairs of trials with one identity: by which the trainer must give the same numbers.
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"deterministic": True}, {"precision": "float32", "metrics": (), "regulation__decay_fraction": 0.5}),
-    ({"regulation__kind": "random"}, {"regulation__balance": 0.1}),
+    (
+        {"regulation__kind": "random", "deterministic": True},
+        {"regulation__balance": 0.1, "regulation__decay_fraction": 0.5, "precision": "float32"},
+    ),
     ({"regulation__kind": "random_learnable"}, {"regulation__balance": 0.1}),
-    ({"regulation__balance": 0.0}, {"regulation__form": "conditioned", "pretraining__epochs": 3, "stimuli__num_images": 32}),
-    ({"regulation__balance": 0.0}, {"regulation__form": "loss", "regulation__freeze_emotional": True}),
-    ({"regulation__balance": 0.0}, {"regulation__mix_space": "probabilities"}),
+    (
+        {"regulation__balance": 0.0},
+        {
+            "regulation__form": "conditioned",
+            "regulation__mix_space": "probabilities",
+            "regulation__freeze_emotional": True,
+            "pretraining__epochs": 3,
+            "stimuli__num_images": 32,
+        },
+    ),
+    ({"regulation__balance": 0.0}, {"regulation__form": "loss"}),
     ({"regulation__balance": 1.0}, {"regulation__form": "loss"}),
     ({"regulation__balance": 1.0}, {"regulation__mix_space": "probabilities"}),
-    ({"regulation__balance": 1.0, "regulation__form": "conditioned"}, {"regulation__mix_space": "probabilities"}),
-    ({"regulation__form": "conditioned"}, {"regulation__freeze_emotional": True}),
+    (
+        {"regulation__balance": 1.0, "regulation__form": "conditioned"},
+        {"regulation__mix_space": "probabilities", "regulation__freeze_emotional": True},
+    ),
     ({"pretraining__epochs": 0}, {"stimuli__name": "openmoji", "pretraining__batch_size": 7}),
     (
         {"pretraining__epochs": 0, "regulation__form": "conditioned"},
         {"stimuli__num_images": 32, "pretraining__optimizer__learning_rate": 0.1},
-    ),
-    (
-        {"stimuli__num_images": None, "stimuli__validation_fraction": 0.0, "pretraining__batch_size": 700},
-        {"stimuli__split_seed": 5},
     ),
 ]
 
@@ -169,9 +178,17 @@ def test_trials_of_one_identity_have_the_same_weights(values: dict[str, Any], ot
     one, other = trial(), trial(**others)
     assert identity(one) == identity(other)
     first, second = (
-        run(config, storage, folder=storage / f"{index}-{config.identity}")[2] for index, config in enumerate((one, other))
+        run(config, storage, folder=storage / f"{index}-{identity(config)}")[2] for index, config in enumerate((one, other))
     )
     assert equal(first, second)
+
+
+def test_where_nothing_is_cut_the_split_has_no_seed() -> None:
+    images = noise_split(20)
+    for seed in (0, 1):
+        train, validation = cut_validation(images, 0.0, seed=seed)
+        assert train is images
+        assert len(validation) == 0
 
 
 def test_the_identity_is_of_numbers_and_not_of_how_they_were_written() -> None:

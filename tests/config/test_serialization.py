@@ -37,7 +37,7 @@ def through_json(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_a_study_survives_json(name: str) -> None:
-    study = read_study_file(name)
+    study = read_study_file(name).config
     study = dataclasses.replace(
         study, confirmed=(study.trial,), resources_by_backbone={study.backbones()[0]: TrialResources(gpus=2)}
     )

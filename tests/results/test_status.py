@@ -16,11 +16,12 @@ from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
+from emoreg.results.records import TrialRecord
 from emoreg.results.status import read_status
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.locks import study_lock
-from tests.helpers.written import begin_run, driven, made_up_config, write_study, write_study_json
+from tests.helpers.written import begin_run, driven, made_up_config, write_rows, write_study, write_study_json
 
 HEAVY = {"torch", "ray", "scipy", "pandas", "statsmodels", "optuna", "sklearn", "matplotlib", "sqlalchemy"}
 
@@ -93,9 +94,9 @@ def test_looking_takes_no_lock_away(tmp_path: Path) -> None:
 
 def test_time_left_is_that_of_this_run(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=20), num_seeds=0)
-    records = Records(folder)
-    del records.trials[next(identity for identity, row in records.trials.items() if row.role == "control")]
-    records.write()
+    rows = list(Records(folder).trials.values())
+    lost = next(row for row in rows if row.role == "control")
+    write_rows(folder, "trials", TrialRecord, [row for row in rows if row is not lost])
     Records(folder).add_run(dataclasses.replace(begin_run(folder), num_trials=5))
     with driven(folder):
         status = read_status(str(folder))

@@ -8,7 +8,7 @@ import pytest
 
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Use, entries, prune, record_use, running, write_json
-from emoreg.storage.locks import FileLeases
+from emoreg.storage.locks import FileLocks
 
 MADE = {"description": "resnet18, openmoji, seed 1", "time": 5.0, "settings": {"a": 1}, "versions": {}, "device": "CPU"}
 
@@ -19,8 +19,8 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
 
 
 @pytest.fixture
-def leases(tmp_path: Path) -> FileLeases:
-    return FileLeases(tmp_path / "locks")
+def locks(tmp_path: Path) -> FileLocks:
+    return FileLocks(tmp_path / "locks")
 
 
 def key(letter: str) -> str:
@@ -76,15 +76,15 @@ def test_notes_that_are_not_ours_are_no_notes(files: Files) -> None:
 # Pruning
 
 
-def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, leases: FileLeases) -> None:
+def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, locks: FileLocks) -> None:
     put(files, "a", use("s", 10))
     put(files, "b", use("s", 99), use("t", 30))
     put(files, "c", use("s", 20))
     put(files, "d")  # nobody knows when
     size = sum(entry.size for entry in entries(files))
-    assert prune(files, leases, size).removed == ()
+    assert prune(files, locks, size).removed == ()
     for dry_run in (True, False):
-        pruned = prune(files, leases, 2500, dry_run=dry_run)
+        pruned = prune(files, locks, 2500, dry_run=dry_run)
         assert keys(pruned.removed) == ["d", "b"]
         assert pruned.kept == ()
         assert pruned.size_before == size
@@ -94,69 +94,69 @@ def test_the_least_recently_used_goes_first_and_no_more_than_must(files: Files, 
     assert files.find(key("b")) == []
 
 
-def test_what_a_running_study_needs_is_kept_and_said(files: Files, leases: FileLeases) -> None:
+def test_what_a_running_study_needs_is_kept_and_said(files: Files, locks: FileLocks) -> None:
     put(files, "a", use("over", 90))
     put(files, "b", use("mine", 80), use("over", 85))  # used by a study that runs, long before it began
     put(files, "c", use("over", 70))
     with running(files, "mine"):
         put(files, "d", use("other", -1))  # used by a study that says nothing, since then
-        pruned = prune(files, leases, 0)
+        pruned = prune(files, locks, 0)
         assert keys(pruned.removed) == ["a", "c"]
         assert {entry.key[0]: reason for entry, reason in pruned.kept} == {
             "b": "study 'mine' is running and has used it",
             "d": "it was used since study 'mine' began, which is running",
         }
         assert len(pruned.messages) == 4
-    assert keys(prune(files, leases, 0).removed) == ["b", "d"]
+    assert keys(prune(files, locks, 0).removed) == ["b", "d"]
     assert [found.name for found in files.find()] == []
 
 
-def test_what_is_being_trained_is_kept(files: Files, leases: FileLeases, tmp_path: Path) -> None:
+def test_what_is_being_trained_is_kept(files: Files, locks: FileLocks, tmp_path: Path) -> None:
     put(files, "a", use("s", 10))
-    trainer = FileLeases(tmp_path / "locks")
+    trainer = FileLocks(tmp_path / "locks")
     assert trainer.try_acquire(key("a"))
-    assert [reason for _, reason in prune(files, leases, 0).kept] == ["it is being trained"]
+    assert [reason for _, reason in prune(files, locks, 0).kept] == ["it is being trained"]
     trainer.release(key("a"))
-    assert keys(prune(files, leases, 0).removed) == ["a"]
-    assert trainer.try_acquire(key("a"))  # pruning gave the lease back
+    assert keys(prune(files, locks, 0).removed) == ["a"]
+    assert trainer.try_acquire(key("a"))  # pruning gave the lock back
 
 
-def test_what_is_used_meanwhile_is_kept(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_used_meanwhile_is_kept(files: Files, locks: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("over", 10))
-    acquire = leases.try_acquire
+    acquire = locks.try_acquire
 
-    def used_meanwhile(leased: str) -> bool:
-        record_use(files, leased, use("mine", 0))
-        return acquire(leased)
+    def used_meanwhile(locked: str) -> bool:
+        record_use(files, locked, use("mine", 0))
+        return acquire(locked)
 
-    monkeypatch.setattr(leases, "try_acquire", used_meanwhile)
+    monkeypatch.setattr(locks, "try_acquire", used_meanwhile)
     with running(files, "mine"):
-        assert [reason for _, reason in prune(files, leases, 0).kept] == ["study 'mine' is running and has used it"]
+        assert [reason for _, reason in prune(files, locks, 0).kept] == ["study 'mine' is running and has used it"]
     assert files.exists(f"{key('a')}/4.ckpt")
 
 
-def test_what_cannot_be_removed_is_kept_and_said(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_removed_is_kept_and_said(files: Files, locks: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("over", 10))
 
     def busy(name: str) -> None:
         raise OSError(39, "Directory not empty")
 
     monkeypatch.setattr(files, "remove_folder", busy)
-    pruned = prune(files, leases, 0)
+    pruned = prune(files, locks, 0)
     assert [reason for _, reason in pruned.kept] == ["it could not be removed ([Errno 39] Directory not empty)"]
     assert pruned.size_after == pruned.size_before
-    assert leases.try_acquire(key("a"))
+    assert locks.try_acquire(key("a"))
 
 
-def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, leases: FileLeases) -> None:
+def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, locks: FileLocks) -> None:
     files.write(f"{key('a')}/3+1.partial", b"x" * 100)
     files.write(f"{key('a')}/2.ckpt.bad", b"x" * 100)
-    pruned = prune(files, leases, 150)
+    pruned = prune(files, locks, 150)
     assert (pruned.size_before, pruned.size_after) == (200, 0)
     assert files.find() == []
 
 
-def test_a_study_without_a_heartbeat_runs_no_more(files: Files, leases: FileLeases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_a_heartbeat_runs_no_more(files: Files, locks: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
     put(files, "a", use("mine", 10))
     context = running(files, "mine")
     beat = context.__enter__()
@@ -170,9 +170,9 @@ def test_a_study_without_a_heartbeat_runs_no_more(files: Files, leases: FileLeas
         later(seconds)
         beat()
     later(1500)
-    assert prune(files, leases, 0).removed == ()  # the last beat was 500 seconds ago
+    assert prune(files, locks, 0).removed == ()  # the last beat was 500 seconds ago
     later(1700)
-    assert keys(prune(files, leases, 0, dry_run=True).removed) == ["a"]
+    assert keys(prune(files, locks, 0, dry_run=True).removed) == ["a"]
     with running(files, "other"):  # which forgets those that died
         (note,) = files.find("running")
         assert "other" in note.name
@@ -194,25 +194,12 @@ def test_a_heartbeat_that_cannot_be_written_breaks_nothing(
     assert "study 'mine' runs: [Errno 28]" in caplog.text
 
 
-# Leases
-
-
-def test_a_lease_has_one_holder(tmp_path: Path) -> None:
-    one, other = (FileLeases(tmp_path / "locks") for _ in range(2))
-    assert one.try_acquire("a")
-    assert not one.try_acquire("a")
-    assert not other.try_acquire("a")
-    assert other.try_acquire("b")
-    one.release("a")
-    assert other.try_acquire("a")
-
-
-def test_the_leases_of_a_store_are_shared_by_all_who_open_it(
+def test_the_locks_of_a_store_are_shared_by_all_who_open_it(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where those of an object store are
     for uri in (str(tmp_path / "store"), bucket):
-        one, other = (FileLeases.of(Files(one_way)) for one_way in (uri, uri.replace("key:secret@", "")))
+        one, other = (FileLocks.of(Files(one_way)) for one_way in (uri, uri.replace("key:secret@", "")))
         assert one.try_acquire(key("b"))
         assert not other.try_acquire(key("b"))
         one.release(key("b"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from emoreg.config import OptimizerConfig
+from emoreg.config.code import source_fingerprint
+from emoreg.config.registry import BACKBONES
+from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError
-from emoreg.training.backbones import Encoder, check_backbone, create_encoder
-from tests.helpers.trials import equal
+from emoreg.results.outcome import OomState
+from emoreg.training.backbones import Backbone, Encoder, backbone, check_backbone, code_fingerprint, create_encoder
+from emoreg.training.experience import experience_key
+from emoreg.training.model import EmotionalNet
+from emoreg.training.optim import build_optimizer
+from tests.helpers.trials import CPU, equal, run, tiny
+from tests.training.test_oom import room_for
 
 
 def create(name: str, image_size: int = 32, *, weights: str | None = None, seed: int = 0, drop_path: float = 0.0) -> Encoder:
@@ -99,7 +109,7 @@ def test_drop_path_drops_while_training_alone() -> None:
     assert not torch.equal(encoder(images()), encoder(images()))
     encoder.eval()
     assert torch.equal(encoder(images()), encoder(images()))
-    with pytest.raises(ConfigError, match=r"'vgg11' does not take the options .*drop_path_rate"):
+    with pytest.raises(ConfigError, match=r"what backbone 'vgg11' does not take, .*drop_path_rate"):
         create("vgg11", drop_path=0.5)
 
 
@@ -108,7 +118,7 @@ def test_drop_path_drops_while_training_alone() -> None:
     [
         ("resnet19", 32, "has no 'resnet19': did you mean .*'resnet18'"),
         ("vit_tinny", 32, "did you mean .*'vit_tiny'"),
-        ("vit_tiny", 36, "multiple of 8, but it is 36: choose 32"),
+        ("vit_tiny", 36, "multiple of 8, 32 say: .* but image_size is 36"),
         ("efficientformer_l1", 32, "'efficientformer_l1' must turn images of 32 px into one vector each"),
     ],
 )
@@ -171,13 +181,13 @@ def test_a_file_that_does_not_fit_is_refused_and_never_half_loaded(tmp_path: Pat
         case "half":
             _, state = saved(path, "test_resnet")
             torch.save({key: value for key, value in state.items() if not key.startswith("layer4")}, path)
-    with pytest.raises(ConfigError, match=r"(?s)weights must fit the backbone, but .*weights\.pth.*: give a file"):
+    with pytest.raises(ConfigError, match=r"(?s)Give a file of weights .*weights\.pth' must fit the backbone, but"):
         create("test_resnet", weights=str(path))
     assert not ran.exists()
 
 
 def test_a_file_that_is_not_there_is_refused_without_building(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"but '.*none\.pth' is not there: correct the path"):
+    with pytest.raises(ConfigError, match=r"Correct the path of weights: .*none\.pth' is not there"):
         check_backbone("resnet18", image_size=32, weights=str(tmp_path / "none.pth"))
 
 
@@ -191,11 +201,132 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.Monkey
         monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
         monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
     started = time.monotonic()
-    with pytest.raises(ConfigError, match=r"weights='hub' needs timm's hub, but 'timm/.*: mend the network"):
+    with pytest.raises(ConfigError, match=r"Mend the network, .*: weights='hub' needs timm's hub, but 'timm/"):
         create("test_resnet", weights="hub")
     assert time.monotonic() - started < 10
 
 
 def test_a_model_that_the_hub_has_no_weights_for_is_said_without_a_network() -> None:
-    with pytest.raises(ConfigError, match="'vit_base_patch16_18x2_224' has none there: leave weights out"):
+    with pytest.raises(ConfigError, match=r"Leave weights out, .*which has none for 'vit_base_patch16_18x2_224'"):
         check_backbone("vit_base_patch16_18x2_224", image_size=32, weights="hub")
+
+
+# A user's own
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten."""
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES))
+
+
+def small(*, normed: bool = True, width: int = 6) -> nn.Module:
+    norm = nn.BatchNorm2d(4) if normed else nn.Identity()
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, width))
+
+
+def test_a_registered_factory_gives_both_encoders_of_a_trial(storage: Path) -> None:
+    @backbone("mine")
+    def mine(image_size: int, *, drop_path: float = 0.0) -> nn.Module:
+        asked.append((image_size, drop_path))
+        return small()
+
+    asked: list[tuple[int, float]] = []
+    config = tiny(backbone="mine", drop_path=0.25, regulation__kind="dynamic")
+    outcome, recorder, network = run(config, storage)
+    assert asked == [(16, 0.25)] * 2
+    assert outcome.end.value == "completed"
+    assert len(recorder.epochs("pretraining")) == 1
+    assert network["plain.model.0.weight"].shape == network["emotional.model.0.weight"].shape == (4, 3, 3, 3)
+    again, _, same = run(config, storage, folder=storage / "again")
+    assert equal(network, same)
+    assert again.pretraining.paid_seconds == outcome.pretraining.paid_seconds  # of the very same trial
+
+
+def test_a_registered_class_is_made_with_what_it_takes_and_from_the_seed() -> None:
+    @backbone("mine")
+    class Mine(nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.options = options
+            self.net = small()
+
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = self.net(images)
+            return features
+
+    before = torch.get_rng_state()
+    encoder, same, other = create("mine", seed=3), create("mine", seed=3), create("mine", seed=4, drop_path=0.5)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (encoder.width, other.model.options) == (6, {"image_size": 32, "drop_path": 0.5})
+    assert equal(encoder.state_dict(), same.state_dict())
+    assert not equal(encoder.state_dict(), other.state_dict())
+    backbone("seresnet18")(small)  # goes before timm's
+    assert create("seresnet18").width == 6
+
+
+def test_the_code_of_a_registered_backbone_is_part_of_the_key() -> None:
+    plain = code_fingerprint("resnet18")
+    backbone("mine")(small)
+    assert (plain, code_fingerprint("mine")) == (None, source_fingerprint(small))
+    keys = [key_of("mine")]
+    BACKBONES.add("mine", Backbone(small, "another code"))
+    keys.append(key_of("mine"))
+    assert keys[0] != keys[1]
+
+
+def key_of(name: str) -> str:
+    config = resolve_trial(tiny(backbone=name)).config
+    return experience_key(config, config.stimuli, "f", CPU)
+
+
+def test_norms_and_biases_of_a_registered_backbone_do_not_decay() -> None:
+    backbone("mine")(small)
+    net = EmotionalNet(create("mine"), 3, seed=0)
+    optimizer = build_optimizer(net, OptimizerConfig(weight_decay=0.05))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    decay = {names[id(p)] for group in optimizer.param_groups for p in group["params"] if group["weight_decay"] > 0}
+    assert decay == {"encoder.model.0.weight", "encoder.model.5.weight", "head.weight"}
+
+
+def test_a_registered_backbone_starts_from_a_file_and_knows_no_hub(tmp_path: Path) -> None:
+    backbone("mine")(small)
+    torch.manual_seed(7)
+    state = small().state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    assert equal(create("mine", weights=str(tmp_path / "weights.pth")).model.state_dict(), state)
+    torch.save({"0.weight": state["0.weight"]}, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"(?s)Give a file of weights that 'mine' was saved to, .*Missing key"):
+        create("mine", weights=str(tmp_path / "weights.pth"))
+    with pytest.raises(ConfigError, match=r"Leave weights out, or give a file: .*none for 'mine'"):
+        check_backbone("mine", image_size=32, weights="hub")
+
+
+@pytest.mark.parametrize(
+    ("factory", "drop_path", "rule"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3), 0.0, "'mine' must turn images of 32 px into one vector each, but it does not"),
+        (lambda: "resnet18", 0.0, "Return a torch.nn.Module from backbone 'mine': it returns str"),
+        (small, 0.5, "Set drop_path to 0, or let backbone 'mine' take it: it is 0.5"),
+    ],
+)
+def test_a_factory_that_cannot_serve_is_refused(factory: Any, drop_path: float, rule: str) -> None:
+    BACKBONES.add("mine", Backbone(factory, ""))
+    with pytest.raises(ConfigError, match=rule):
+        create("mine", drop_path=drop_path)
+
+
+def test_a_registered_backbone_that_cannot_recompute_is_refused_kindly_when_memory_is_too_small(storage: Path) -> None:
+    backbone("mine")(small)
+    with room_for(10), pytest.raises(torch.OutOfMemoryError, match="lower batch_size, choose a backbone without BatchNorm"):
+        run(tiny(backbone="mine"), storage)
+    BACKBONES.add("mine", Backbone(partial(small, normed=False), ""))
+    with room_for(10):
+        outcome, _, _ = run(tiny(backbone="mine"), storage)
+    assert outcome.oom == OomState(micro_batch_size=8)
+
+
+def test_a_name_like_a_registered_one_is_pointed_to() -> None:
+    backbone("mynetwork")(small)
+    with pytest.raises(ConfigError, match=r"register yours .*@emoreg.backbone\('mynetwrk'\).*did you mean .*'mynetwork'"):
+        create("mynetwrk")

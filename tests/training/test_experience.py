@@ -25,11 +25,10 @@ from torch import Tensor
 from emoreg.config import TrialConfig, Value, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError, Diverged, Interrupted
-from emoreg.results.analysis import ExperienceLedger
 from emoreg.results.records import EpochRecord
 from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.locks import FileLeases
+from emoreg.storage.locks import FileLocks
 from emoreg.training.experience import experience_key, shared_run
 from tests.helpers.experiences import gain, pretraining_of
 from tests.helpers.trials import (
@@ -286,9 +285,9 @@ def test_what_is_kept_and_who_used_it(storage: Path) -> None:
         ("second", 6, 0),
         ("second", 7, longer.paid_seconds),
     }
-    ledger = ExperienceLedger.of((use.paid_seconds, use.experience_seconds) for use in entry.uses)
-    assert ledger.paid == pytest.approx(longer.experience_seconds)
-    assert ledger.reused == pytest.approx(2 * paid.experience_seconds)
+    assert sum(use.paid_seconds for use in entry.uses) == pytest.approx(longer.experience_seconds)
+    reused = sum(use.experience_seconds - use.paid_seconds for use in entry.uses)
+    assert reused == pytest.approx(2 * paid.experience_seconds)
 
 
 def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,7 +517,7 @@ def test_a_waiter_that_is_asked_to_stop_stops(storage: Path) -> None:
     with pytest.raises(Interrupted):
         gain(config, storage, store, should_stop=lambda: True)
     (entry,) = store.entries()
-    holder = FileLeases.of(store.files)
+    holder = FileLocks.of(store.files)
     assert holder.try_acquire(entry.key)
     assert not holder.try_acquire(entry.key)
     with pytest.raises(Interrupted, match="waited"):
@@ -666,4 +665,4 @@ def test_a_shared_run_that_diverges_does_so_once(storage: Path) -> None:
         )
     assert (second.value.stage, second.value.step) == (first.value.stage, first.value.step)
     assert steps == []
-    assert store.leases.try_acquire(next((storage / "experience").glob("*/diverged.json")).parent.name), "the lease was kept"
+    assert store.locks.try_acquire(next((storage / "experience").glob("*/diverged.json")).parent.name), "the lock was kept"

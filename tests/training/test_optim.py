@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from emoreg.training.pretrain import EmotionalNet
 from torch import nn
 
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.errors import Diverged
 from emoreg.training import optim as optimization
 from emoreg.training.backbones import create_encoder
-from emoreg.training.model import Regulation
+from emoreg.training.model import EmotionalNet, Regulation
 from emoreg.training.optim import (
     EpochTotals,
     autocast,
@@ -100,7 +99,7 @@ def test_pretraining_s_cosine_ends_near_nothing_and_is_found_to_know_the_length(
     assert reason is not None
     assert re.fullmatch(
         r"pretraining\.lr_schedule='cosine' depends on the total length \(its factor at step 11 is 0\.99\d+ of 110 steps and "
-        r"0\.99\d+ of 111 steps\), so lengths cannot share a trunk",
+        r"0\.99\d+ of 111 steps\), so lengths share no pre-training",
         reason,
     )
     assert length_dependence(dataclasses.replace(config, warmup_steps=100_000)) is not None
@@ -186,10 +185,10 @@ def test_totals_weigh_batches_by_their_size() -> None:
 def test_totals_name_the_first_step_that_is_not_finite(bad: float) -> None:
     totals = EpochTotals("pretraining", first_step=100)
     for loss in (1.0, 2.0):
-        totals.add(torch.tensor(loss), torch.tensor([0]), None)
+        totals.add(torch.tensor(loss), torch.tensor([0]), torch.eye(1))
     totals.check_finite()
     for loss in (bad, 1.0, bad):
-        totals.add(torch.tensor(loss), torch.tensor([0]), None)
+        totals.add(torch.tensor(loss), torch.tensor([0]), torch.eye(1))
     with pytest.raises(Diverged) as caught:
         totals.check_finite()
     assert (caught.value.stage, caught.value.step) == ("pretraining", 102)

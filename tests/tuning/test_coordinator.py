@@ -150,6 +150,25 @@ def test_a_turn_that_is_not_ended_is_told_of_and_not_waited_for_without_end(conf
         assert "has its turn; waiting until " in text
 
 
+def test_a_driver_that_is_to_stop_still_has_its_turns(config: StudyConfig, stack: ExitStack) -> None:
+    (first,) = shared(config, stack, 1)
+    second = stack.enter_context(PostgresCoordinator(config, Patience(should_stop=lambda: True)))
+    is_taken, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with first.turn():
+            is_taken.set()
+            may_end.wait(30)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    is_taken.wait(30)
+    threading.Timer(2.0, may_end.set).start()
+    with second.turn():
+        assert may_end.is_set()
+    holding.join()
+
+
 def test_who_stood_still_within_its_turn_stores_nothing_more(
     config: StudyConfig, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
