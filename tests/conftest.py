@@ -78,7 +78,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A Ray cluster with a token: a head with a dashboard and a second node, a CPU each. Tests leave it as it was."""
-    from tests.integration.cluster import cluster_of  # the hook above must come first
+    from tests.integration.cluster import cluster_of  # which imports Ray
 
     with cluster_of(tmp_path_factory.mktemp("r"), "", "", has_dashboard=True) as cluster:
         yield cluster

@@ -23,7 +23,7 @@ from emoreg.tuning import coordinator as module
 from emoreg.tuning import postgres
 from emoreg.tuning.coordinator import Coordinator, LocalCoordinator, PostgresCoordinator, coordinate
 from emoreg.tuning.postgres import PostgresLocks
-from tests.conftest import PostgreSQL
+from tests.helpers.postgres import PostgreSQL
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from emoreg.storage import retry
 from emoreg.storage.retry import Patience
 from emoreg.tuning import postgres as module
 from emoreg.tuning.postgres import PostgresLocks, address_of, create_table, enable_connect_retry, no_answer_error
-from tests.conftest import PostgreSQL
+from tests.helpers.postgres import PostgreSQL
 
 HOLD = """
 import sys, time
