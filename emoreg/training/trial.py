@@ -59,6 +59,7 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
                     with load_or_pretrain(stimuli, context, history) as checkpointer:
                         fitted = fit(stimuli, student, checkpointer=checkpointer)
                     oom = fitted.oom if history.ends_with_own else oom
+                del stimuli  # their images make room on the device
                 if trial.needs_pretraining:
                     history.report(Experienced(epochs=config.pretraining.epochs, cost=history.cost))
             network = create_regulation(config, emotional_net, task.image_set.num_outputs).to(device)
