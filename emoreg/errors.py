@@ -14,7 +14,16 @@ from __future__ import annotations
 
 
 class EmoregError(Exception):
-    """Root of every error that emoreg raises on purpose."""
+    """Root of every error that emoreg raises on purpose.
+
+    Example:
+        >>> import emoreg
+        >>> try:
+        ...     emoreg.RegulationConfig(balance=1.5)
+        ... except emoreg.EmoregError as error:
+        ...     print(error)
+        Choose a number in [0, 1]: regulation.balance must lie in [0, 1], but it is 1.5
+    """
 
 
 class UserError(EmoregError, ValueError):

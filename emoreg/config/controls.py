@@ -49,6 +49,14 @@ def control(
 
     Raises:
         ConfigError: for images that a trial has no setting for.
+
+    Example:
+        >>> import dataclasses, emoreg
+        >>> @emoreg.control("half", description="Regulation at b = 0.5: does the balance matter?")
+        ... def half(trial):
+        ...     return dataclasses.replace(trial, regulation=dataclasses.replace(trial.regulation, balance=0.5))
+        >>> emoreg.TrialConfig(control="half").control
+        'half'
     """
     sets = [role for role, expected in expectations(TrialConfig).items() if ImageSetConfig in expected.types]
     require(images in sets, "a control's images must be an image set of the trial", images, f"name one of {', '.join(sets)}")

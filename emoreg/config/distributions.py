@@ -13,7 +13,13 @@ _Values = Annotated[tuple[Value, ...], not_empty("name at least one")]
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A branch of the search space: the parameter exists only where ``path`` holds one of ``values``."""
+    """A branch of the search space: the parameter exists only where ``path`` holds one of ``values``.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.Float(0.0, 0.2, when=emoreg.When("backbone", ("vit_tiny",))).when.path
+        'backbone'
+    """
 
     path: str
     values: _Values
@@ -35,7 +41,13 @@ _FLOAT_RULES, _INT_RULES = _range_rules(None), _range_rules(1)
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """A real number in [low, high], uniform or uniform in the logarithm, or on a grid of ``step``."""
+    """A real number in [low, high], uniform or uniform in the logarithm, or on a grid of ``step``.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.Float(1e-4, 1e-2, log=True).bounds()
+        (0.0001, 0.01)
+    """
 
     low: float
     high: float
@@ -56,7 +68,13 @@ class Float:
 
 @dataclass(frozen=True, slots=True)
 class Int:
-    """A whole number in [low, high], uniform or uniform in the logarithm, or on a grid of ``step``."""
+    """A whole number in [low, high], uniform or uniform in the logarithm, or on a grid of ``step``.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.Int(5, 80, log=True).bounds()
+        (5, 80)
+    """
 
     low: int
     high: int
@@ -74,7 +92,13 @@ class Int:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few values."""
+    """One of a few values.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.Choice(("resnet18", "vit_tiny")).values
+        ('resnet18', 'vit_tiny')
+    """
 
     values: Annotated[_Values, DISTINCT]
     when: When | None = field(default=None, kw_only=True)

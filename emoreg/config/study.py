@@ -51,7 +51,13 @@ _AcceleratorType = Annotated[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerConfig:
-    """Which Optuna sampler proposes the next trial."""
+    """Which Optuna sampler proposes the next trial.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.SamplerConfig(name="gp", num_startup_trials=5).seed
+        0
+    """
 
     name: Literal["tpe", "gp", "cmaes", "random", "grid", "qmc", "nsga2"] = "tpe"
     """Model-based (tpe, gp, cmaes), evolutionary (nsga2), space-filling (random, qmc), or every combination (grid)."""
@@ -66,7 +72,13 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulerConfig:
-    """Which Tune scheduler stops trials early. It compares regulation epochs with regulation epochs, never pre-training."""
+    """Which Tune scheduler stops trials early. It compares regulation epochs with regulation epochs, never pre-training.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.SchedulerConfig(name="asha", grace_epochs=6).reduction_factor
+        3
+    """
 
     name: Literal["none", "asha", "median"] = "none"
     """Stop none, the worse at each of ASHA's rungs, or those below the median of the others' running means."""
@@ -85,7 +97,13 @@ MEASURED = ("val_accuracy", "val_loss", "device_seconds")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """What a search makes large or small: a column of the trial records, or a metric of theirs."""
+    """What a search makes large or small: a column of the trial records, or a metric of theirs.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.Objective(metric="device_seconds", mode="min").metric
+        'device_seconds'
+    """
 
     metric: str = "val_accuracy"
     """val_accuracy, val_loss (of regulation's last epoch), val_NAME for a metric in trial.metrics, or device_seconds."""
@@ -119,7 +137,13 @@ _OBJECTIVE_RULES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResources:
-    """What one trial takes of a machine. In ``StudyConfig.resources_by_backbone`` None means: as the study says."""
+    """What one trial takes of a machine. In ``StudyConfig.resources_by_backbone`` None means: as the study says.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.TrialResources(gpus=2, accelerator_type="H100").cpus is None
+        True
+    """
 
     cpus: Positive | None = None
     """CPU cores."""
@@ -155,7 +179,13 @@ def _gpu_rules(gpus: str) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:
-    """What one trial takes of a machine, and how many run at once."""
+    """What one trial takes of a machine, and how many run at once.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.ResourcesConfig(cpus_per_trial=4, gpus_per_trial=0.5).max_retries
+        2
+    """
 
     cpus_per_trial: Positive = 1.0
     """CPU cores a trial, which are also its threads on a CPU."""
@@ -184,7 +214,13 @@ class ResourcesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperienceConfig:
-    """Where pre-trained encoders are kept, so that no trial pays for one twice."""
+    """Where pre-trained encoders are kept, so that no trial pays for one twice.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.ExperienceConfig(uri="s3://bucket/experience", budget_gib=200).share
+        True
+    """
 
     uri: str | None = None
     """Folder or URI (file://, s3://, gs://) of the store. None: `experience` in the study's storage."""
@@ -239,7 +275,13 @@ _STUDY_RULES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
-    """A study: a trial, what is searched around it, and the controls beside it."""
+    """A study: a trial, what is searched around it, and the controls beside it.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.StudyConfig(name="mine", search_space={"drop_path": emoreg.Float(0, 0.5)}).num_trials
+        20
+    """
 
     name: Annotated[str, _NAME] = "study"
     """Folder of the study inside the storage: letters, digits, '.', '_' and '-'."""

@@ -35,7 +35,13 @@ _ImageSize = Annotated[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSetConfig:
-    """Which images, and which of their labels."""
+    """Which images, and which of their labels.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.ImageSetConfig(name="fer2013", path="~/data/fer2013", num_images=500).validation_fraction
+        0.1
+    """
 
     name: Annotated[str, not_empty("name a reader that `emoreg data list` lists")] = "openmoji"
     """Reader: openmoji, openmoji-objects, fer2013, oasis, emoji, digits, cifar10, cifar100, parquet, folder."""
@@ -56,7 +62,13 @@ class ImageSetConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationConfig:
-    """Random changes of training images, drawn for each image, made in batch on the device."""
+    """Random changes of training images, drawn for each image, made in batch on the device.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.AugmentationConfig(flip=True, random_erasing=0.25).crop_padding
+        4
+    """
 
     crop_padding: NotNegativeInt = 4
     """Pad by this many pixels on each side (reflected), then crop at random. 0 for none."""
@@ -77,7 +89,13 @@ class AugmentationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW or SGD with Nesterov momentum; norms, biases and tokens are never decayed."""
+    """AdamW or SGD with Nesterov momentum; norms, biases and tokens are never decayed.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.OptimizerConfig(name="sgd", learning_rate=0.1).momentum
+        0.9
+    """
 
     name: Literal["adamw", "sgd"] = "adamw"
     """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov momentum."""
@@ -99,6 +117,11 @@ class PretrainingConfig:
     """Stage 1: the emotional encoder learns the stimuli. Warm-up, then a constant learning rate, or a half cosine.
 
     Under the constant one the rate at step t never depends on ``epochs``, so a longer pre-training continues a shorter one.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.PretrainingConfig(epochs=20, augmentation=emoreg.AugmentationConfig(flip=True)).batch_size
+        128
     """
 
     epochs: NotNegativeInt = 10
@@ -140,7 +163,13 @@ _REGULATION_RULES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegulationConfig:
-    """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
+    """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.RegulationConfig(kind="learnable", epochs=30).balance
+        0.5
+    """
 
     form: Literal["output", "conditioned", "loss"] = "output"
     """Where the two meet: mixed responses, a response conditioned on the emotion, or a mixed loss (method, section 1)."""
@@ -209,7 +238,13 @@ _TRIAL_RULES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
-    """Every setting of a trial. What decides its numbers, seed included, makes its identity: see ``resolve_trial``."""
+    """Every setting of a trial. What decides its numbers, seed included, makes its identity: see ``resolve_trial``.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.TrialConfig(backbone="vit_tiny", task=emoreg.ImageSetConfig(name="cifar10")).image_size
+        32
+    """
 
     backbone: Annotated[str, not_empty("name a timm model")] = "resnet18"
     """Any timm model, fitted to small images; vit_tiny, vit_small, or a registered one. Both encoders have it."""

@@ -48,6 +48,11 @@ class ImageSetContents:
         test: the same. None: a fifth of each class of ``train``, by a hash of the images' names or places.
         regression: whether the targets are real numbers.
         notes: counts of what the reader left out or changed, for `emoreg data prepare`.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.ImageSetContents(class_names=["sad", "glad"], train=[("sad.png", 0), ("glad.png", 1)]).regression
+        False
     """
 
     class_names: Sequence[str]
@@ -66,6 +71,12 @@ class ImageSetRequest:
         target: of the configuration, else the first of the reader's targets, else "label".
         image_size: side in pixels that images will be brought to; a reader that draws its images may draw at any.
         downloads: a folder where a reader may keep what it fetches.
+
+    Example:
+        >>> import emoreg, pathlib
+        >>> request = emoreg.ImageSetRequest(path="~/mine", target="label", image_size=32, downloads=pathlib.Path("/tmp"))
+        >>> request.local == pathlib.Path("~/mine").expanduser()
+        True
     """
 
     path: str | None
@@ -175,6 +186,16 @@ def image_set(
         licence: the terms of the images.
         path: whether ``ImageSetConfig.path`` is "required", "optional" or "none".
         targets: what ``ImageSetConfig.target`` may be, the default first; anything where "*" is among them.
+
+    Example:
+        >>> import emoreg, numpy
+        >>> @emoreg.image_set("grey", path="none")
+        ... def grey(request: emoreg.ImageSetRequest) -> emoreg.ImageSetContents:
+        ...     "Dark and light squares."
+        ...     images = [numpy.full((8, 8), shade, numpy.uint8) for shade in range(0, 250, 5)]
+        ...     return emoreg.ImageSetContents(class_names=["dark", "light"], train=zip(images, [0] * 25 + [1] * 25))
+        >>> emoreg.TrialConfig(task=emoreg.ImageSetConfig(name="grey")).task.name
+        'grey'
     """
 
     def register(read: Read) -> Read:

@@ -33,6 +33,13 @@ class StudyObserver:
 
     The driver calls the observers in order, each in the thread that drives the study. An observer never changes what it is
     given. An error that it raises ends the run: one that wants to go on must handle its own.
+
+    Example:
+        >>> import emoreg
+        >>> class Bell(emoreg.StudyObserver):
+        ...     def on_end(self, trial, record):
+        ...         print("\\a", record.identity)
+        >>> observers = [Bell()]  # study.run(observers=[Bell()]) rings it
     """
 
     def on_run_start(self, status: RunStatus) -> None:

@@ -54,6 +54,15 @@ def backbone(name: str) -> Callable[[Factory], Factory]:
 
     Args:
         name: of the backbone. It goes before a model of timm of the same name.
+
+    Example:
+        >>> import emoreg
+        >>> from torch import nn
+        >>> @emoreg.backbone("tiny_mlp")
+        ... def tiny_mlp(image_size: int) -> nn.Module:
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, 32), nn.ReLU())
+        >>> emoreg.TrialConfig(backbone="tiny_mlp").backbone
+        'tiny_mlp'
     """
 
     def register(factory: Factory) -> Factory:

@@ -21,6 +21,14 @@ def metric(name: str) -> Callable[[Metric], Metric]:
 
     It takes the scores of a split's images (logits, or log-probabilities if probabilities are mixed) and their classes, both on
     the CPU, and returns a number.
+
+    Example:
+        >>> import emoreg
+        >>> @emoreg.metric("top3")
+        ... def top3(scores, targets):
+        ...     return (scores.topk(3).indices == targets[:, None]).any(dim=1).double().mean().item()
+        >>> emoreg.Objective(metric="val_top3").metric, emoreg.TrialConfig(metrics=("top3",)).metrics
+        ('val_top3', ('top3',))
     """
 
     def register(function: Metric) -> Metric:

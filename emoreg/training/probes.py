@@ -28,6 +28,14 @@ def probe(name: str) -> Callable[[Probe], Probe]:
     It takes a ``Learner``, a fixed batch of images and their targets, and returns numbers by name. The network is in evaluation
     mode, gradients are off (``torch.enable_grad`` turns them on), and torch's random streams are copies. The weights must stay
     as they are.
+
+    Example:
+        >>> import emoreg
+        >>> @emoreg.probe("confidence")
+        ... def confidence(learner, images, targets):
+        ...     return {"mean": learner.scores(images).softmax(dim=1).amax(dim=1).mean().item()}
+        >>> emoreg.TrialConfig(probes=("confidence",), probe_every=2).probes
+        ('confidence',)
     """
 
     def register(function: Probe) -> Probe:
