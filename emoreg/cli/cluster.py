@@ -112,7 +112,7 @@ class Submit(StudyCommand):
             return [*options, *(f"{flag}={number}" for flag, number in numbers.items()), *(["--again"] if self.again else [])]
         if (self.top, self.seeds, self.first_seed, self.again) != (Submit.top, Submit.seeds, Submit.first_seed, Submit.again):
             raise ConfigError(
-                "add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
+                "Add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
                 "itself is submitted"
             )
         return options

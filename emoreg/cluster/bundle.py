@@ -21,7 +21,7 @@ _OUTSIDE = "submitted"
 _LITERAL = 8  # a shorter password may stand in code for something else
 
 NO_SECRETS = (
-    "take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
+    "Take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head"
 )
 
@@ -58,7 +58,7 @@ class Bundle:
                 content = file.read_bytes()
                 if any(secret.encode() in content for secret in secrets):
                     raise ConfigError(
-                        f"code that travels to a cluster must hold no password or key, but {str(file)!r} does: {NO_SECRETS}"
+                        f"{NO_SECRETS}: code that travels to a cluster must hold no password or key, but {str(file)!r} does"
                     )
                 _add(archive, name, content)
             if self.commit is not None:
@@ -122,7 +122,7 @@ def _check_size(files: dict[str, Path]) -> None:
     if total > _MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         raise ConfigError(
-            "move data out of the checkout, or name it in .gitignore: code that travels to a cluster may take "
+            "Move data out of the checkout, or name it in .gitignore: code that travels to a cluster may take "
             f"{_MOST_BYTES // _MIB} MiB, but it takes {total / _MIB:.0f}, most of it in "
             f"{', '.join(f'{name} ({sizes[name] / _MIB:.0f} MiB)' for name in largest)}"
         )

@@ -37,10 +37,10 @@ def connect(address: str) -> JobSubmissionClient:
     """
     _check_address(address)
     if importlib.util.find_spec("aiohttp") is None:
-        raise ConfigError('run pip install "emoreg[cluster]": Ray\'s client, which submits to a cluster, lacks aiohttp here')
+        raise ConfigError('Run pip install "emoreg[cluster]": Ray\'s client, which submits to a cluster, lacks aiohttp here')
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     if mode not in ("token", "disabled"):  # Ray would take it for the latter
-        raise ConfigError(f"unset RAY_AUTH_MODE for 'token': it must be 'token' or 'disabled', but it is {mode!r}")
+        raise ConfigError(f"Unset RAY_AUTH_MODE for 'token': it must be 'token' or 'disabled', but it is {mode!r}")
     import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -109,14 +109,14 @@ def _check_address(address: str) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         host = parts.hostname or (address.partition(":")[0] if ":" in address else "HEAD")
         raise ConfigError(
-            f"give http://HOST:PORT, which is http://{host}:8265 unless the cluster was told otherwise (6379 and 10001 are "
+            f"Give http://HOST:PORT, which is http://{host}:8265 unless the cluster was told otherwise (6379 and 10001 are "
             f"other services of Ray): --address must be the URL of a Ray dashboard, but it is {without_secrets(address)!r}"
         )
 
 
 def _token_refused(address: str, error: object) -> ConfigError:
     return ConfigError(
-        "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write ~/.ray/auth_token, and leave RAY_AUTH_MODE unset ('disabled' is "
+        "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write ~/.ray/auth_token, and leave RAY_AUTH_MODE unset ('disabled' is "
         f"for a cluster without a token): {address} wants its own token, but {_first_line(error)}. `ray get-auth-token "
         "--generate` makes one for a cluster that is then started with it"
     )
@@ -124,7 +124,7 @@ def _token_refused(address: str, error: object) -> ConfigError:
 
 def _no_answer(address: str, error: object) -> NoAnswer:
     return NoAnswer(
-        "see that the cluster runs, and that its port is forwarded to this machine, e.g. ssh -L 8265:127.0.0.1:8265 HEAD: "
+        "See that the cluster runs, and that its port is forwarded to this machine, e.g. ssh -L 8265:127.0.0.1:8265 HEAD: "
         f"{address} does not answer as the dashboard of a Ray cluster ({_first_line(error)})"
     )
 

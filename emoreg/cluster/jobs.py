@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of
 from emoreg.cluster.client import connect
 from emoreg.config import CONFIRM, StudyConfig, without_secrets
-from emoreg.errors import ConfigError, EmoregError, ImageSetError
+from emoreg.errors import ConfigError, EmoregError
 from emoreg.results.status import Status, read_status
 from emoreg.storage.working_copy import join
 from emoreg.study_file import read_study_file
@@ -169,7 +169,7 @@ def submit(submission: Submission, client: JobSubmissionClient) -> str:
     for job in list_jobs(client):
         if job.study == submission.study and not job.has_ended:
             raise ConfigError(
-                f"stop it first (`emoreg stop {job.study}`), or follow it (`emoreg logs {job.study} --follow`): a study has "
+                f"Stop it first (`emoreg stop {job.study}`), or follow it (`emoreg logs {job.study} --follow`): a study has "
                 f"one job at a time, but {job.id} of {job.user} has not ended"
             )
     with tempfile.TemporaryDirectory(prefix="emoreg-") as scratch:
@@ -210,7 +210,7 @@ def newest_job(reference: str, client: JobSubmissionClient) -> Job:
             return job
     there = ", ".join(dict.fromkeys(job.study for job in jobs)) or "no study"
     raise ConfigError(
-        f"give the study's name, as --name set it, or submit it: the cluster has no job of {name!r}, but of {there}"
+        f"Give the study's name, as --name set it, or submit it: the cluster has no job of {name!r}, but of {there}"
     )
 
 
@@ -246,24 +246,22 @@ def _check_config(config: StudyConfig, bundle: Bundle) -> None:
     """Refuse what the cluster could not run either; what only its machines can tell, such as paths of theirs, is left to it."""
     from emoreg.data import check
     from emoreg.training.backbones import check_backbone
+    from emoreg.tuning.images import image_sets, naming
 
-    trial = config.trial
     for backbone in config.backbones():
-        check_backbone(backbone, image_size=trial.image_size, weights=None)
-    for role, image_set in (("task", trial.task), ("stimuli", trial.stimuli), ("neutral", trial.neutral)):
-        if image_set is None:
-            continue
-        _check_travels(f"trial.{role}.path", image_set.path, bundle)
-        if image_set.path is None or "://" in image_set.path or Path(image_set.path).expanduser().exists():
-            try:
+        check_backbone(backbone, image_size=config.trial.image_size, weights=None)
+    for role, image_set in image_sets(config):
+        path = image_set.path
+        _check_travels(f"trial.{role}.path", path, bundle)
+        if path is None or "://" in path or Path(path).expanduser().exists():
+            with naming(role):
                 check(image_set)
-            except ImageSetError as error:
-                raise ImageSetError(f"trial.{role}: {error}") from error
-    _check_travels("trial.weights", None if trial.weights == "hub" else trial.weights, bundle)
+    weights = config.trial.weights
+    _check_travels("trial.weights", None if weights == "hub" else weights, bundle)
     url = config.optuna_storage
     if url is not None and re.match(r"sqlite[^/]*:///[^/]", url):
         raise ConfigError(
-            "leave optuna_storage out for the journal in the study's folder, or give a PostgreSQL URL: it must outlive the "
+            "Leave optuna_storage out for the journal in the study's folder, or give a PostgreSQL URL: it must outlive the "
             f"job, but {url!r} is a file in the job's own folder"
         )
 
@@ -275,7 +273,7 @@ def _check_travels(name: str, path: str | None, bundle: Bundle) -> None:
     is_there = Path.cwd().resolve() == bundle.root
     if not is_there or not any(file == inside or file.startswith(f"{inside}/") for file in bundle.files):
         raise ConfigError(
-            f"give an absolute path that each of the cluster's machines has, or a URI: {name} must lead somewhere there, but "
+            f"Give an absolute path that each of the cluster's machines has, or a URI: {name} must lead somewhere there, but "
             f"{path!r} is relative and does not travel"
         )
 

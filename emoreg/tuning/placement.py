@@ -89,7 +89,7 @@ class Placement:
                 continue
             listed = "; ".join(f"{name} ({describe(kind)})" for name, kind in (offers or {}).items())
             raise ConfigError(
-                "ask for less (--resources.cpus-per-trial, --resources.gpus-per-trial, --resources.memory-gib-per-trial, "
+                "Ask for less (--resources.cpus-per-trial, --resources.gpus-per-trial, --resources.memory-gib-per-trial, "
                 "--resources.accelerator-type, or resources_by_backbone in the study file) or add such a machine: a trial must "
                 f"fit on one machine, but {self._misfit(backbone)}" + (f", and may start {listed}" if listed else "")
             )

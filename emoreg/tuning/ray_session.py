@@ -41,7 +41,7 @@ def ray_session(
     """
     if ray.is_initialized():
         raise ConfigError(
-            "call ray.shutdown() first: a study starts or joins a Ray of its own, but this process uses one already"
+            "Call ray.shutdown() first: a study starts or joins a Ray of its own, but this process uses one already"
         )
     if address is not None:
         _check_address(address, from_outside)
@@ -84,7 +84,7 @@ def _join(address: str, settings: Mapping[str, str]) -> None:
         if isinstance(error, AuthenticationError) or AuthenticationError.__name__ in cause:
             raise _refused(address) from error
         raise ConfigError(
-            f"run this on a machine of the cluster, in its environment, or leave --address out: {address!r} cannot be joined "
+            f"Run this on a machine of the cluster, in its environment, or leave --address out: {address!r} cannot be joined "
             f"({' '.join(cause.split())[:500]})"
         ) from error
 
@@ -107,7 +107,7 @@ def _check_address(address: str, from_outside: str) -> None:
     """Refuse an address that is no cluster's, or a cluster that does not take this token: Ray itself would try for minutes."""
     if "://" in address:
         raise ConfigError(
-            f"from outside a cluster, {from_outside}: --address must be HOST:PORT of its head, or 'auto', on one of its "
+            f"From outside a cluster, {from_outside}: --address must be HOST:PORT of its head, or 'auto', on one of its "
             f"machines, but it is {address!r}"
         )
     if address == "auto":
@@ -122,13 +122,13 @@ def _check_address(address: str, from_outside: str) -> None:
         raise _refused(address)
     if answer == "silent":
         raise ConfigError(
-            "start a cluster with `ray start --head`, or leave --address out: it must be HOST:PORT of a running Ray cluster, "
+            "Start a cluster with `ray start --head`, or leave --address out: it must be HOST:PORT of a running Ray cluster, "
             f"or 'auto', but {address!r} does not answer ({why})"
         )
 
 
 def _refused(address: str) -> ConfigError:
     return ConfigError(
-        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head: a client must have the cluster's "
+        "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head: a client must have the cluster's "
         f"token, but {address!r} refuses this one"
     )

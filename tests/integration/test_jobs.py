@@ -151,7 +151,7 @@ def test_the_code_of_a_job_that_fails_is_passed_on_and_another_study_has_no_job(
     assert "study 'tiny': failed with exit code 2, job tiny-" in output
     found = state(emoreg, "tiny")
     assert found["status"] is None, "the study has not begun"
-    assert found["last_line"].startswith("emoreg: ask for less")
+    assert found["last_line"].startswith("emoreg: Ask for less")
     code, output = emoreg("status", "theirs")
     assert code == 2
     assert "the cluster has no job of 'theirs', but of tiny" in output

@@ -130,7 +130,7 @@ def test_slots_are_trials_of_the_smallest_request_and_follow_the_cluster(cluster
 def test_what_never_fits_is_refused_with_what_there_is(cluster: FakeCluster) -> None:
     cluster.has(ONE, CPUS, ONE)
     message = (
-        r"ask for less \(.*--resources.gpus-per-trial.*resources_by_backbone.*\) or add such a machine: .* "
+        r"Ask for less \(.*--resources.gpus-per-trial.*resources_by_backbone.*\) or add such a machine: .* "
         r"a trial of backbone 'test_vit' asks for 1 CPU, 2 GPUs and the cluster has 2 nodes with 8 CPUs, 1 GPU \(T4\), 32 GiB; "
         r"1 node with 4 CPUs$"
     )

@@ -22,8 +22,8 @@ def test_variables_are_set_for_the_block_alone(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://127.0.0.1:8265", r"from outside a cluster, use `emoreg submit`: --address must be HOST:PORT"),
-        ("ray://127.0.0.1:10001", r"from outside a cluster, use `emoreg submit`"),
+        ("http://127.0.0.1:8265", r"From outside a cluster, use `emoreg submit`: --address must be HOST:PORT"),
+        ("ray://127.0.0.1:10001", r"From outside a cluster, use `emoreg submit`"),
         ("127.0.0.1:1", r"or leave --address out: .*'127\.0\.0\.1:1' does not answer \(.*refused\)"),
         ("nonsense", r"'nonsense' does not answer"),
         ("host:99999", r"'host:99999' does not answer"),
@@ -44,7 +44,7 @@ def test_another_server_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_uses_a_ray_already_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    with pytest.raises(ConfigError, match=r"call ray\.shutdown\(\) first"), ray_session(None, {}):
+    with pytest.raises(ConfigError, match=r"Call ray\.shutdown\(\) first"), ray_session(None, {}):
         pass
 
 
