@@ -239,7 +239,7 @@ def look(storage: str | None, mark: str | None) -> dict[str, Any]:
             versions[package] = "none"
     stored = None
     try:
-        versions["emoreg"] = _code("emoreg.tuning.worker")
+        versions["emoreg"] = _code("emoreg.tuning.trainable")
         if storage is not None and mark is not None:
             stored = _try_storage(storage, mark)
     except ImportError as error:
