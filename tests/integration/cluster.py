@@ -69,11 +69,15 @@ class Cluster:
         return node
 
     def join(self, folder: Path, *nodes: str) -> list[subprocess.Popen[bytes]]:
-        """Add nodes with these options; each has joined before the next one starts. Their logs go to ``folder``."""
+        """Add nodes with these options, one after the other, each with a folder of its own in ``folder``.
+
+        In a folder that nodes share, one would remove the working directory of a job that another still runs.
+        """
         joined = []
         for options in nodes:
-            log = folder / f"node{len(self.nodes)}.log"
-            joined.append(self.add_node(f"--address={self.address}", *options.split(), log=log))
+            own = folder / f"n{len(self.nodes)}"
+            log = folder / f"{own.name}.log"
+            joined.append(self.add_node(f"--address={self.address}", f"--temp-dir={own}", *options.split(), log=log))
             wait_for(lambda log=log: JOINED in log.read_text(), joined[-1])  # type: ignore[misc]
         return joined
 
