@@ -26,13 +26,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few c
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """What a test registers, or a study file that it reads, is gone after it."""
-    from emoreg.config.registry import registries  # the hook above must come first
+    from emoreg.config.registry import registries
 
     names = [(registry, set(registry.user_names())) for registry in registries()]
     yield
     for registry, before in names:
         for name in set(registry.user_names()) - before:
-            del registry._entries[name], registry._origins[name]
+            registry._entries.pop(name, None)
+            registry._origins.pop(name, None)
 
 
 @pytest.fixture

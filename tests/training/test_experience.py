@@ -184,7 +184,7 @@ def of_the_stimuli_alone(storage: Path) -> tuple[dict[str, Tensor], str]:
 
 @pytest.mark.parametrize("path", sorted(OTHER_VALUES.keys() - NOT_COMPARED - BITES.keys()))
 def test_what_comes_after_changes_neither_weights_nor_key(path: str, prepared: Path) -> None:
-    assert path.startswith(("regulation.", "task.", "neutral."))
+    assert path.startswith(("regulation.", "task.", "neutral.", "metrics", "probe"))
     weights, its_key = weights_and_key(replace_paths(BASE, {path: OTHER_VALUES[path]}), prepared)
     expected, expected_key = of_the_stimuli_alone(prepared)
     assert equal(weights, expected)
