@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -29,7 +29,6 @@ _MAGIC = b"emoreg checkpoint"
 _VERSION = 1
 _TRAILER = struct.Struct(f"<{len(_MAGIC)}sIQ16s")  # magic, version, bytes of the body, checksum of the body
 _CHUNK = 1 << 20
-_ANYTHING: Mapping[str, Any] = MappingProxyType({})
 
 State = dict[str, Any]
 """What a file holds: tensors, numbers, strings, and lists and dicts of them."""
@@ -37,8 +36,8 @@ State = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-class Untrusted(Exception):
-    """A file that is torn, foreign or of another version. The message says which; the file is not used."""
+class _Untrusted(Exception):
+    """A file that is torn, foreign or of another version. The message says which."""
 
 
 def save(files: Files, name: str, state: State) -> None:
@@ -47,60 +46,41 @@ def save(files: Files, name: str, state: State) -> None:
     Raises:
         OSError: it cannot be written; the file is then as it was.
     """
-    if files.folder is None:
-        files.write(name, encode(state))
-        return
-    with replacing(files.folder / name) as stream:
-        _write(stream, state)
+    if files.folder is not None:
+        with replacing(files.folder / name) as stream:
+            _write(stream, state)
+    else:
+        buffer = io.BytesIO()
+        _write(buffer, state)
+        files.write(name, buffer.getbuffer())
 
 
-def load(files: Files, name: str, *, expected: Mapping[str, Any] = _ANYTHING, in_place: bool = False) -> State | None:
+def load(files: Files, name: str, *, expected: Mapping[str, Any] | None = None, in_place: bool = False) -> State | None:
     """Read a state, on the CPU; None if there is none.
 
-    A file that is torn, foreign, of another version or of another place is set aside as ``NAME.bad`` with a warning and counts
-    as absent: the work that it held is done again rather than trusted.
+    A file that is torn, foreign, of another version or without the ``expected`` values is set aside as ``NAME.bad`` with a
+    warning and counts as absent: the work that it held is done again rather than trusted.
 
-    Args:
-        files: where it lies.
-        name: of the file.
-        expected: values that the state must have.
-        in_place: leave the tensors in a local file, mapped into memory, for a reader that copies a few of them and drops the
-            rest. The file may be removed or replaced meanwhile, but not changed.
+    ``in_place`` leaves the tensors in a local file, mapped into memory, for a reader that copies a few of them and drops the
+    rest. The file may be removed or replaced meanwhile, but not changed.
     """
+    path = None if files.folder is None else files.folder / name
     try:
-        folder = files.folder
-        state = decode(files.read(name).to_pybytes()) if folder is None else _read(folder / name, in_place=in_place)
-        if any(state.get(key) != value for key, value in expected.items()):
-            raise Untrusted("it is the state of something else")
+        with open(path, "rb", buffering=0) if path is not None else io.BytesIO(files.read(name).to_pybytes()) as stream:
+            _verify(stream)
+            stream.seek(0)
+            state = _load(path or stream, mmap=in_place and path is not None)
+        if any(state.get(key) != value for key, value in (expected or {}).items()):
+            raise _Untrusted("it is the state of something else")
     except FileNotFoundError:
         return None
-    except Untrusted as fault:
-        aside = f"{name}.bad"
-        files.move(name, aside)
+    except _Untrusted as fault:
+        files.move(name, f"{name}.bad")
         log.warning(
-            "%s/%s cannot be trusted: %s; it was set aside as %s and its work is done again", files.uri, name, fault, aside
+            "%s/%s cannot be trusted: %s; it was set aside as %s.bad and its work is done again", files.uri, name, fault, name
         )
         return None
     return state
-
-
-def encode(state: State) -> bytes:
-    """Make the bytes that ``save`` writes."""
-    buffer = io.BytesIO()
-    _write(buffer, state)
-    return buffer.getvalue()
-
-
-def decode(content: bytes) -> State:
-    """Make the state of the bytes of a file.
-
-    Raises:
-        Untrusted: they cannot be relied on.
-    """
-    stream = io.BytesIO(content)
-    _verify(stream)
-    stream.seek(0)
-    return _load(stream)
 
 
 class Writer:
@@ -193,39 +173,33 @@ def _write(stream: BinaryIO, state: State) -> None:
     stream.write(_TRAILER.pack(_MAGIC, _VERSION, checked.size, checked.digest.digest()))
 
 
-def _read(path: Path, *, in_place: bool) -> State:
-    with open(path, "rb", buffering=0) as stream:
-        _verify(stream)
-    return _load(path, mmap=in_place)
-
-
 def _verify(stream: io.FileIO | io.BytesIO) -> None:
-    """Raise Untrusted unless the stream holds a whole and undamaged file of this version."""
+    """Raise _Untrusted unless the stream holds a whole and undamaged file of this version."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     if stream.read(len(_ZIP)) != _ZIP:
-        raise Untrusted("it is another program's file, or its beginning is lost")
+        raise _Untrusted("it is another program's file, or its beginning is lost")
     stream.seek(max(0, size - _TRAILER.size))
     trailer = stream.read(_TRAILER.size)
     magic, version, length, checksum = _TRAILER.unpack(trailer) if len(trailer) == _TRAILER.size else (b"", 0, 0, b"")
     if magic != _MAGIC:
-        raise Untrusted("it is torn, or another program's file: its end is not ours")
+        raise _Untrusted("it is torn, or another program's file: its end is not ours")
     if version != _VERSION:
-        raise Untrusted(f"it has version {version}, this is version {_VERSION}")
+        raise _Untrusted(f"it has version {version}, this is version {_VERSION}")
     if length != size - _TRAILER.size:
-        raise Untrusted(f"it is torn: {size - _TRAILER.size} bytes of {length}")
+        raise _Untrusted(f"it is torn: {size - _TRAILER.size} bytes of {length}")
     stream.seek(0)
     digest, left, chunk = xxhash.xxh3_128(), length, memoryview(bytearray(_CHUNK))
     while left and (count := stream.readinto(chunk[:left])):
         digest.update(chunk[:count])
         left -= count
     if digest.digest() != checksum:
-        raise Untrusted("its checksum does not match")
+        raise _Untrusted("its checksum does not match")
 
 
-def _load(source: Path | io.BytesIO, *, mmap: bool = False) -> State:
+def _load(source: Path | BinaryIO, *, mmap: bool) -> State:
     try:
         state: State = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise Untrusted(f"its body does not load ({error})") from error
+        raise _Untrusted(f"its body does not load ({error})") from error
     return state

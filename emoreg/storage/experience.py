@@ -33,17 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """What a trial gets of a shared run.
+    """What a trial gets of a shared run, and how long it waited for it.
 
-    Attributes:
-        state: the snapshot that it asked for or, for the holder of the lock, the farthest state on the way there, if any.
-        is_holder: whether it has the lock: only then it may train, and write.
-        waiting_seconds: that it waited for another trial.
+    The state is the snapshot that the trial asked for or, for the holder of the lock, who alone may train and write, the
+    farthest state on the way there, if any.
     """
 
     state: State | None
     is_holder: bool
-    waiting_seconds: float
+    waiting_seconds: float = 0.0
 
 
 class ExperienceStore:
@@ -51,7 +49,6 @@ class ExperienceStore:
 
     Attributes:
         files: where they lie.
-        locks: who may train what.
         user: the study on whose behalf the store is used.
     """
 
@@ -92,10 +89,7 @@ class ExperienceStore:
     def acquire(self, key: str, use: Use, should_stop: Callable[[], bool]) -> Iterator[Acquired]:
         """Get the snapshot after ``use.epochs`` epochs or, within, the lock to train it: whichever comes first.
 
-        Args:
-            key: of the shared run.
-            use: by whom and how far, which is written down first, so that nobody prunes what is about to be used.
-            should_stop: asked while another trial trains.
+        The use is written down first, so that nobody prunes what is about to be used.
 
         Raises:
             Interrupted: the trial was asked to stop while it waited.
@@ -104,7 +98,7 @@ class ExperienceStore:
         """
         state = self._snapshot(key, use.epochs)
         if state is not None:
-            yield Acquired(state, is_holder=False, waiting_seconds=0.0)
+            yield Acquired(state, is_holder=False)
             return
         housekeeping.record_use(self.files, key, use)
         started, is_waiting = time.monotonic(), False

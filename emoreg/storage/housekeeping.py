@@ -79,14 +79,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pruned:
-    """What a pruning did.
-
-    Attributes:
-        removed: the entries that went.
-        kept: what would have gone next but must stay, with the reason.
-        size_before: of the store, in bytes.
-        size_after: the same.
-    """
+    """What a pruning did: the entries that went, those that would have but must stay, with the reason, and sizes in bytes."""
 
     removed: tuple[Entry, ...]
     kept: tuple[tuple[Entry, str], ...]
@@ -205,13 +198,8 @@ def _running(files: Files, *, forget: bool = False) -> dict[str, float]:
 def prune(files: Files, locks: Locks, budget: int, *, dry_run: bool = False) -> Pruned:
     """Remove the least recently used until the store takes at most ``budget`` bytes, but nothing that is needed.
 
-    Needed is what a study that runs now has ever used, what was used since the first of these began, and what is being trained.
-
-    Args:
-        files: of the store.
-        locks: that the store's trainers go by.
-        budget: in bytes.
-        dry_run: remove nothing; tell what would go.
+    Needed is what a study that runs now has ever used, what was used since the first of these began, and what is being trained
+    by ``locks``. A ``dry_run`` removes nothing and tells what would go.
     """
     size = sum(item.size for item in files.find())
     if size <= budget:  # without reading each file

@@ -12,70 +12,90 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from emoreg.errors import Interrupted
+from emoreg.errors import Diverged, Interrupted
 from emoreg.results.outcome import OomState
+from emoreg.results.records import Stage
 from emoreg.storage.checkpoint import State, Writer
 from emoreg.training.history import History
 from emoreg.training.oom import MicroBatches
-from emoreg.training.optim import EpochTotals, rng_state, set_rng_state
+from emoreg.training.optim import rng_state, set_rng_state
 
 
 @dataclass(kw_only=True, slots=True)
 class LoopState:
     """Where a stage's loop stands: with what is in here, it goes on as if it had never stopped.
 
-    Attributes:
-        network: that is trained, on ``device``.
-        optimizer: of its parameters.
-        batches: the random stream of the batches.
-        micro_batches: knows what fits in memory.
-        totals: sums over the epoch in progress.
-        epoch: whole epochs done.
-        step: optimizer updates of the stage done.
-        step_in_epoch: those of the epoch in progress.
-        seconds: that the epoch in progress took so far.
+    ``epoch`` and ``step`` count what is done of the stage; losses, sizes and hits are of the steps of the epoch in progress,
+    kept on the device so that a step never waits for it, and ``seconds`` is what these took.
     """
 
+    stage: Stage
     network: nn.Module
+    device: torch.device
     optimizer: Optimizer
     batches: torch.Generator
     micro_batches: MicroBatches
-    totals: EpochTotals
-    device: torch.device
     epoch: int = 0
     step: int = 0
-    step_in_epoch: int = 0
     seconds: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
     _epoch_batches: Tensor = field(init=False)  # all that the epoch in progress draws of its batches follows from this
 
     def __post_init__(self) -> None:
         self._epoch_batches = self.batches.get_state()
 
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps done of the epoch in progress."""
+        return len(self.losses)
+
+    @property
+    def train_loss(self) -> float:
+        """Mean loss over the images of the epoch so far."""
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)
+        return float((torch.stack(self.losses).double().cpu() * sizes).sum() / sizes.sum())
+
+    @property
+    def train_accuracy(self) -> float | None:
+        """Share of images classified correctly; None for real-valued or mixed targets."""
+        return float(torch.stack(self.hits).sum()) / sum(self.sizes) if len(self.hits) == len(self.losses) else None
+
     def add_step(self, loss: Tensor, targets: Tensor, scores: Tensor) -> None:
-        """Count a step."""
-        self.totals.add(loss, targets, scores)
+        """Count a step with its mean loss; accuracy is counted if targets are class indices."""
         self.step += 1
-        self.step_in_epoch += 1
+        self.losses.append(loss.detach())
+        self.sizes.append(len(targets))
+        if targets.dim() == 1:
+            self.hits.append((scores.argmax(dim=1) == targets).sum())
+
+    def check_finite(self) -> None:
+        """Raise Diverged, naming the step, if a loss is not finite. Waits for the device: call it now and then."""
+        finite = torch.isfinite(torch.stack(self.losses))
+        if not bool(finite.all()):
+            raise Diverged(self.stage, self.step - self.step_in_epoch + int((~finite).nonzero()[0, 0]))
 
     def end_epoch(self) -> None:
         """Begin the next epoch."""
-        self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
-        self.totals = EpochTotals(self.totals.stage, first_step=self.step)
+        self.epoch, self.seconds, self.losses, self.sizes, self.hits = self.epoch + 1, 0.0, [], [], []
         self._epoch_batches = self.batches.get_state()
 
     def to_dict(self) -> State:
-        """What a file holds of it. The tensors are the living ones."""
+        """What a file holds of it. Waits for the device; the network's and the optimizer's tensors are the living ones."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self._epoch_batches,
             "rng": rng_state(self.device),
-            "totals": self.totals.to_dict(),
             "oom": asdict(self.micro_batches.state),
             "epoch": self.epoch,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
             "seconds": self.seconds,
+            "losses": torch.stack(self.losses).tolist() if self.losses else [],
+            "sizes": list(self.sizes),
+            "hits": torch.stack(self.hits).tolist() if self.hits else [],
         }
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
@@ -86,24 +106,24 @@ class LoopState:
         self.batches.set_state(self._epoch_batches)
         set_rng_state(saved["rng"], self.device)
         self.micro_batches = MicroBatches(self.network, OomState(**saved["oom"]))
-        self.epoch, self.step, self.step_in_epoch = saved["epoch"], saved["step"], saved["step_in_epoch"]
-        self.seconds = saved["seconds"]
-        self.totals = EpochTotals(self.totals.stage, first_step=self.step - self.step_in_epoch)
-        self.totals.load_dict(saved["totals"], self.device)
+        self.epoch, self.step, self.seconds = saved["epoch"], saved["step"], saved["seconds"]
+        self.losses = list(torch.tensor(saved["losses"], device=self.device).unbind())
+        self.sizes = list(saved["sizes"])
+        self.hits = list(torch.tensor(saved["hits"], dtype=torch.int64, device=self.device).unbind())
 
 
 @dataclass(kw_only=True)
 class Checkpointer:
-    """Saves the state of a loop in the background: after the epochs that count, as often as asked, and before a stop.
+    """Saves the state of a loop in the background: after epochs that count, as often as asked, and before a stop.
 
     As a context it waits for the last write when it ends.
 
     Attributes:
         latest: the state to go on from; None to begin.
         history: is saved with each state.
-        keeps: whether the state after so many whole epochs is saved whatever the time.
-        write: writes a state, in the background; with whether ``keeps`` asked for it.
-        seconds: least time between two other states.
+        keeps: whether the state after so many whole epochs counts, and is saved whatever the time.
+        write: writes a state, in the background; with whether it counts.
+        seconds: least time between two others.
         should_stop: whether the trial is to stop.
         last_epoch: after which it has nothing left to stop.
     """

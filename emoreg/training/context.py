@@ -51,13 +51,9 @@ class TrialContext:
         study_name: str = "trials",
         device: torch.device | None = None,
     ) -> TrialContext:
-        """What a trial runs in alone, in this process: all that it keeps lies in a folder, as that of a study does.
+        """What a trial runs in alone: all that it keeps lies in the folder ``storage``, as if of the study ``study_name``.
 
-        Args:
-            trial: that is to be run.
-            storage: folder of studies, prepared image sets and experiences.
-            study_name: folder in ``storage``.
-            device: where to compute; None for the GPU if there is one.
+        ``device`` None is the GPU if there is one.
         """
         root = Path(storage).expanduser().resolve()
         return cls(

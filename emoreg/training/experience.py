@@ -42,14 +42,10 @@ log = logging.getLogger(__name__)
 def experience_key(
     config: TrialConfig, source: ImageSetConfig, fingerprint: str, device: torch.device, *, salt: str = ""
 ) -> str:
-    """Sixteen hexadecimal digits that differ whenever the weights would.
+    """Sixteen hexadecimal digits that differ whenever the weights would, and with the salt.
 
-    Args:
-        config: the resolved trial's.
-        source: which images of the set are trained on: the stimuli, or another set cut to their number.
-        fingerprint: of the whole set, which stands for its name, path and target.
-        device: a CPU and a GPU round differently; it also decides what precision "auto" means.
-        salt: makes the key the caller's own.
+    ``source`` says which images of the set are trained on; the set's fingerprint stands for its name, path and target. A CPU
+    and a GPU round differently, and the device decides what precision "auto" means.
     """
     return _hash(_decisive(config, source, fingerprint, device), salt)
 
@@ -83,15 +79,11 @@ def load_or_pretrain(stage: Stage, context: TrialContext, history: History) -> I
     """Within, ``fit`` brings a network to the state after pre-training: loaded, continued, or trained from the start.
 
     If another trial is training the shared run, this one waits for the snapshot that it needs, or for its turn to train.
-
-    Args:
-        stage: pre-training.
-        context: its store holds the experiences.
-        history: takes over the epochs of the state that pre-training goes on from, whoever trained them.
+    ``history`` takes over the epochs of the state that pre-training goes on from, whoever trained them.
 
     Raises:
         Diverged: the run is known to diverge.
-        Interrupted: asked to stop while it waited.
+        Interrupted: the trial was asked to stop while it waited.
         OSError: the store cannot be read or written.
     """
     trial, store, epochs = stage.trial, context.store, stage.settings.epochs

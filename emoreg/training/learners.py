@@ -25,12 +25,7 @@ Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 @runtime_checkable  # tests check it in signatures
 class Learner(Protocol):
-    """A network with its loss.
-
-    Attributes:
-        network: whose trainable parameters are trained.
-        balance_by_image: whether the balance depends on the image.
-    """
+    """A network with its loss, and whether its balance depends on the image."""
 
     network: nn.Module
     balance_by_image: bool = False
@@ -148,10 +143,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | None = None) -> Evaluation:
-    """Run a network over a split on its device, in evaluation mode and without augmentation.
-
-    ``micro_batches`` knows from an earlier evaluation what fits in memory.
-    """
+    """Run a network over a split, in evaluation mode and without augmentation; ``micro_batches`` knows what fits in memory."""
 
     def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         response = learner.respond(images)

@@ -21,9 +21,12 @@ from emoreg.training.events import BalanceSample
 from emoreg.training.learners import Evaluation, Learner, evaluate
 from emoreg.training.metrics import measure
 from emoreg.training.oom import MicroBatches
-from emoreg.training.optim import CHECK_EVERY, EpochTotals, build_optimizer, set_learning_rate
+from emoreg.training.optim import build_optimizer
 from emoreg.training.probes import run_probes
 from emoreg.training.stages import Stage
+
+_CHECK_EVERY = 50
+"""Steps between two checks of the losses, each of which waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
         oom: what an earlier stage took to fit in memory, to begin with; a saved state knows better.
 
     Raises:
-        Diverged: a loss is not finite; at most ``CHECK_EVERY`` steps later.
+        Diverged: a loss is not finite; at most ``_CHECK_EVERY`` steps later.
         Interrupted: by the checkpointer.
         torch.OutOfMemoryError: nothing helped.
     """
@@ -60,20 +63,21 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
         started = time.perf_counter() - state.seconds
         network.train()
         for images, targets in stage.batches(state.batches, first=state.step_in_epoch):
-            set_learning_rate(state.optimizer, stage.learning_rate(state.step))
+            for group in state.optimizer.param_groups:
+                group["lr"] = stage.learning_rate(state.step)
             learner.begin_batch()
             loss, scores = state.micro_batches.backward(learner.loss, state.optimizer, images, targets)
             if settings.optimizer.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.optimizer.gradient_clip)
             state.optimizer.step()
             state.add_step(loss, targets, scores)
-            if state.step % CHECK_EVERY == 0:
-                state.totals.check_finite()
+            if state.step % _CHECK_EVERY == 0:
+                state.check_finite()
             if checkpointer.should_save():
-                state.totals.check_finite()
+                state.check_finite()
                 state.seconds = time.perf_counter() - started
                 checkpointer.save(state)
-        state.totals.check_finite()
+        state.check_finite()
         state.seconds = time.perf_counter() - started
         if stage.validation is not None:
             evaluation = evaluate(learner, stage.validation, evaluation_batches)
@@ -93,12 +97,12 @@ def _begin(stage: Stage, network: nn.Module, saved: State | None, oom: OomState 
     seed = stage.trial.config.seed
     torch.manual_seed(derive_seed(seed, stage.name))  # dropout and stochastic depth
     state = LoopState(
+        stage=stage.name,
         network=network,
+        device=stage.train.device,
         optimizer=build_optimizer(network, stage.settings.optimizer),
         batches=generator(seed, stage.batch_stream),
         micro_batches=MicroBatches(network, oom),
-        totals=EpochTotals(stage.name, first_step=0),
-        device=stage.train.device,
     )
     if saved is not None:
         state.load_dict(saved)
@@ -114,12 +118,12 @@ def _record(stage: Stage, state: LoopState, evaluation: Evaluation | None, *, se
         stage=stage.name,
         epoch=state.epoch + 1,
         step=state.step,
-        train_loss=state.totals.loss,
-        train_accuracy=state.totals.accuracy,
+        train_loss=state.train_loss,
+        train_accuracy=state.train_accuracy,
         val_loss=evaluation.loss if evaluation is not None else None,
         val_accuracy=evaluation.accuracy if evaluation is not None else None,
         learning_rate=state.optimizer.param_groups[0]["lr"],
-        images_per_second=state.totals.num_images / state.seconds,
+        images_per_second=sum(state.sizes) / state.seconds,
         seconds=seconds,
         measured_balance=float(balance.mean()) if balance is not None else None,
         measured_balance_std=float(balance.std(correction=0)) if balance is not None else None,

@@ -6,6 +6,7 @@ Legend: N images, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,28 +22,11 @@ def metric(name: str) -> Callable[[Metric], Metric]:
 
     It takes the scores of a split's images (logits, or log-probabilities if probabilities are mixed) and their classes, both on
     the CPU, and returns a number.
-
-    Example:
-        >>> import emoreg
-        >>> @emoreg.metric("top3")
-        ... def top3(scores, targets):
-        ...     return (scores.topk(3).indices == targets[:, None]).any(dim=1).double().mean().item()
-        >>> emoreg.Objective(metric="val_top3").metric, emoreg.TrialConfig(metrics=("top3",)).metrics
-        ('val_top3', ('top3',))
     """
-
-    def register(function: Metric) -> Metric:
-        METRICS.add(name, function)
-        return function
-
-    return register
+    return partial(METRICS.add, name)
 
 
 def measure(names: Iterable[str], evaluation: Evaluation, *, split: str) -> dict[str, float]:
-    """Measure registered metrics on ``split``, "val" or "test", which ``evaluation`` is of; by column.
-
-    Raises:
-        ConfigError: for a metric that is not registered.
-    """
+    """Measure registered metrics on ``split``, "val" or "test", which ``evaluation`` is of; by column."""
     functions = {f"{split}_{name}": METRICS.require(name, of="metrics") for name in names}
     return {column: float(function(evaluation.scores, evaluation.targets)) for column, function in functions.items()}

@@ -204,13 +204,7 @@ class Regulation(nn.Module):
 
 
 def create_regulation(config: TrialConfig, emotional: EmotionalNet | None, num_classes: int) -> Regulation:
-    """The regulated network before stage 2.
-
-    Args:
-        config: the resolved trial's.
-        emotional: with its experience; None exactly where ``needs_emotional`` is false.
-        num_classes: C.
-    """
+    """The regulated network of a resolved trial before stage 2; ``emotional`` is None if the trial needs none."""
     return Regulation(
         config.regulation,
         plain=_create(config, "plain encoder") if config.regulation.needs_plain else None,

@@ -33,14 +33,11 @@ class MicroBatches:
     draw, which is another sample. BatchNorm in training normalises by the whole batch, so parts would change its result: there
     activations are computed again in the backward pass instead of kept, which changes nothing. If that is not enough, nothing
     else is tried.
-
-    Attributes:
-        state: what was done so far.
     """
 
     def __init__(self, network: nn.Module, state: OomState | None = None) -> None:
-        """Begin with ``state``, if an earlier attempt found out that it is needed."""
-        self.state = state if state is not None else OomState()
+        """Begin with ``state``, if an earlier attempt found out that it is needed; it is kept up to date."""
+        self.state = state or OomState()
         self._network = network
         if self.state.recomputed:
             recompute_activations(network)
@@ -53,13 +50,9 @@ class MicroBatches:
         images: Float[Tensor, "B 3 S S"],
         targets: Tensor,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
-        """Leave the gradient of a batch's mean loss in the parameters; return that loss and the scores, detached.
+        """Leave the gradient of a batch's mean loss in the optimizer's parameters; return that loss and the scores, detached.
 
-        Args:
-            forward: from images and targets to the mean loss over the images and their scores.
-            optimizer: of the parameters, whose earlier gradients are dropped.
-            images: the batch.
-            targets: of the images, image by image.
+        ``forward`` takes images and targets to the mean loss over the images and their scores.
 
         Raises:
             torch.OutOfMemoryError: nothing helped. The message says what would.

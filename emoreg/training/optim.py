@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
-from emoreg.errors import Diverged
-from emoreg.results.records import Stage
 from emoreg.training.backbones import decay_groups
 
-CHECK_EVERY = 50
-"""Steps between two checks of the losses, each of which waits for the device."""
 _ADAM_BETA2 = 0.999
 
 
@@ -79,12 +73,6 @@ def _half_cosine(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / max(1, num_steps)))
 
 
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Give every group the same learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
 def autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision, if ``uses_bf16``."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(config, device) else nullcontext()
@@ -127,63 +115,3 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-@dataclass(slots=True)
-class EpochTotals:
-    """Sums over an epoch, kept on the device so that a step never waits for it."""
-
-    stage: Stage
-    first_step: int
-    losses: list[Tensor] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
-
-    def add(self, loss: Tensor, targets: Tensor, scores: Tensor) -> None:
-        """Count one step.
-
-        Args:
-            loss: mean loss of the batch.
-            targets: class indices, or anything of two dimensions, for which no accuracy is counted.
-            scores: by class.
-        """
-        self.losses.append(loss.detach())
-        self.sizes.append(len(targets))
-        if targets.dim() == 1:
-            self.correct.append((scores.argmax(dim=1) == targets).sum())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sums so far, for a checkpoint in mid-epoch. Waits for the device."""
-        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
-        correct = torch.stack(self.correct).cpu() if self.correct else torch.empty(0, dtype=torch.int64)
-        return {"losses": losses, "sizes": list(self.sizes), "correct": correct}
-
-    def load_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Take the sums up where ``to_dict`` left them."""
-        self.losses = list(saved["losses"].to(device).unbind())
-        self.sizes = list(saved["sizes"])
-        self.correct = list(saved["correct"].to(device).unbind())
-
-    def check_finite(self) -> None:
-        """Raise Diverged, naming the step, if a loss is not finite. Waits for the device: call it now and then."""
-        finite = torch.isfinite(torch.stack(self.losses))
-        if not bool(finite.all()):
-            raise Diverged(self.stage, self.first_step + int((~finite).nonzero()[0, 0]))
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the images of the epoch."""
-        sizes = torch.tensor(self.sizes, dtype=torch.float64)
-        return float((torch.stack(self.losses).double().cpu() * sizes).sum() / sizes.sum())
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of images classified correctly, or None if that was not counted for all of them."""
-        if len(self.correct) < len(self.losses):
-            return None
-        return float(torch.stack(self.correct).sum()) / self.num_images
-
-    @property
-    def num_images(self) -> int:
-        """Images seen."""
-        return sum(self.sizes)

@@ -37,12 +37,7 @@ def probe(name: str) -> Callable[[Probe], Probe]:
         >>> emoreg.TrialConfig(probes=("confidence",), probe_every=2).probes
         ('confidence',)
     """
-
-    def register(function: Probe) -> Probe:
-        PROBES.add(name, function)
-        return function
-
-    return register
+    return partial(PROBES.add, name)
 
 
 @torch.no_grad()
@@ -50,9 +45,6 @@ def run_probes(stage: Stage, learner: Learner, epoch: int) -> list[ProbeRecord]:
     """Run the trial's probes after an epoch, if it is one of those chosen: every ``probe_every``-th, and the stage's last.
 
     They see the first validation images or, if there are none, training images without augmentation.
-
-    Raises:
-        ConfigError: for a probe that is not registered.
     """
     config = stage.trial.config
     if not config.probes or (epoch % config.probe_every and epoch != stage.settings.epochs):

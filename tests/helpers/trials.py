@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -125,6 +126,13 @@ def run(
 def load_state(path: Path) -> State | None:
     """The state in a file, or None where there is none."""
     return checkpoint.load(Files(str(path.parent)), path.name)
+
+
+def bytes_of(state: State) -> bytes:
+    """What a file holds of a state."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Files(folder), "a.ckpt", state)
+        return (Path(folder) / "a.ckpt").read_bytes()
 
 
 def identity_of(config: TrialConfig) -> str:

@@ -218,6 +218,7 @@ def test_a_model_that_the_hub_has_no_weights_for_is_said_without_a_network() -> 
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten."""
     monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES))
+    monkeypatch.setattr(BACKBONES, "_origins", dict(BACKBONES._origins))
 
 
 def small(*, normed: bool = True, width: int = 6) -> nn.Module:

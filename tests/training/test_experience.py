@@ -37,6 +37,7 @@ from tests.helpers.trials import (
     TINY,
     Recorder,
     Stop,
+    bytes_of,
     equal,
     experience_folders,
     load_state,
@@ -437,18 +438,18 @@ def test_a_killed_trial_reports_what_it_paid_for_and_no_other_trial_does(storage
 # What cannot be trusted
 
 
-def torn(content: bytes) -> bytes:
-    return content[: len(content) // 2]
+def torn(path: Path) -> bytes:
+    return path.read_bytes()[: path.stat().st_size // 2]
 
 
-def foreign(content: bytes) -> bytes:
+def foreign(path: Path) -> bytes:
     """Whole, ours, and of another run."""
-    return checkpoint.encode({**checkpoint.decode(content), "key": "f" * 16})
+    return bytes_of({**(load_state(path) or {}), "key": "f" * 16})
 
 
-def another_place(content: bytes) -> bytes:
+def another_place(path: Path) -> bytes:
     """Whole, ours, and of another length."""
-    return checkpoint.encode({**checkpoint.decode(content), "epoch": 1})
+    return bytes_of({**(load_state(path) or {}), "epoch": 1})
 
 
 class Evil:
@@ -458,7 +459,7 @@ class Evil:
         return (Path.touch, (self.ran,))
 
 
-def evil(content: bytes) -> bytes:
+def evil(path: Path) -> bytes:
     buffer = io.BytesIO()
     torch.save(Evil(), buffer)
     body = buffer.getvalue()
@@ -468,7 +469,7 @@ def evil(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [torn, foreign, another_place, evil])
 def test_what_cannot_be_trusted_is_set_aside_and_built_again(
-    damage: Callable[[bytes], bytes], storage: Path, caplog: pytest.LogCaptureFixture
+    damage: Callable[[Path], bytes], storage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Evil.ran = storage / "ran"
     store = ExperienceStore(str(storage / "experience"))
@@ -476,7 +477,7 @@ def test_what_cannot_be_trusted_is_set_aside_and_built_again(
     _, _, net = obtain(config, storage, store)
     (entry,) = store.entries()
     path = storage / "experience" / entry.key / "2.ckpt"
-    content = damage(path.read_bytes())
+    content = damage(path)
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         _, epochs, again = obtain(tiny(pretraining__epochs=2, regulation__balance=0.1), storage, store)
@@ -495,7 +496,7 @@ def test_a_torn_partial_state_is_set_aside_too(storage: Path) -> None:
     (name,) = partials(store)
     (entry,) = store.entries()
     path = storage / "experience" / entry.key / name
-    path.write_bytes(torn(path.read_bytes()))
+    path.write_bytes(torn(path))
     _, epochs, net = obtain(tiny(pretraining__epochs=3, regulation__balance=0.1), storage, store)
     assert epochs == [2, 3]
     assert path.with_name(f"{name}.bad").exists()

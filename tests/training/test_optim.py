@@ -10,19 +10,16 @@ import torch
 from torch import nn
 
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
-from emoreg.errors import Diverged
 from emoreg.training import optim as optimization
 from emoreg.training.backbones import create_encoder
 from emoreg.training.model import EmotionalNet, Regulation
 from emoreg.training.optim import (
-    EpochTotals,
     autocast,
     build_optimizer,
     length_dependence,
     pretraining_schedule,
     regulation_schedule,
     reproducible,
-    set_learning_rate,
     uses_bf16,
 )
 from tests.helpers.trials import CPU
@@ -75,8 +72,6 @@ def test_optimizers_are_what_they_are_called() -> None:
         torch.testing.assert_close(linear.weight.detach(), before - 0.1 * factor)
     plain = build_optimizer(linear, OptimizerConfig(name="sgd", momentum=0.0))
     assert not plain.defaults["nesterov"]
-    set_learning_rate(adamw, 0.5)
-    assert {group["lr"] for group in adamw.param_groups} == {0.5}
 
 
 def test_pretraining_warms_up_and_stays_without_knowing_the_end() -> None:
@@ -168,27 +163,3 @@ def test_reproducible_sets_and_gives_back() -> None:
             assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.set_num_threads(threads)
-
-
-def test_totals_weigh_batches_by_their_size() -> None:
-    totals = EpochTotals("regulation", first_step=0)
-    totals.add(torch.tensor(1.0), torch.tensor([0, 1, 1]), torch.eye(2)[[0, 1, 0]])
-    totals.add(torch.tensor(5.0), torch.tensor([1]), torch.eye(2)[[1]])
-    assert totals.loss == pytest.approx(2.0)
-    assert totals.accuracy == 0.75
-    assert totals.num_images == 4
-    totals.add(torch.tensor(5.0), torch.eye(2), torch.eye(2))
-    assert totals.accuracy is None
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_totals_name_the_first_step_that_is_not_finite(bad: float) -> None:
-    totals = EpochTotals("pretraining", first_step=100)
-    for loss in (1.0, 2.0):
-        totals.add(torch.tensor(loss), torch.tensor([0]), torch.eye(1))
-    totals.check_finite()
-    for loss in (bad, 1.0, bad):
-        totals.add(torch.tensor(loss), torch.tensor([0]), torch.eye(1))
-    with pytest.raises(Diverged) as caught:
-        totals.check_finite()
-    assert (caught.value.stage, caught.value.step) == ("pretraining", 102)

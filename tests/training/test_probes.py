@@ -24,6 +24,7 @@ from tests.helpers.trials import RANDOM, Recorder, Stop, equal, linear_encoder, 
 def _probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten."""
     monkeypatch.setattr(PROBES, "_entries", dict(PROBES))
+    monkeypatch.setattr(PROBES, "_origins", dict(PROBES._origins))
     return
 
 
