@@ -26,13 +26,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few c
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """What a test registers, or a study file that it reads, is gone after it."""
-    from emoreg.config.registry import registries  # the hook above must come first
+    from emoreg.config.registry import registries
 
     names = [(registry, set(registry.user_names())) for registry in registries()]
     yield
     for registry, before in names:
         for name in set(registry.user_names()) - before:
-            del registry._entries[name], registry._origins[name]
+            registry._entries.pop(name, None)
+            registry._origins.pop(name, None)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A Ray cluster with a token: a head with a dashboard and a second node, a CPU each. Tests leave it as it was."""
-    from tests.integration.cluster import cluster_of  # the hook above must come first
+    from tests.integration.cluster import cluster_of  # which imports Ray
 
     with cluster_of(tmp_path_factory.mktemp("r"), "", "", has_dashboard=True) as cluster:
         yield cluster

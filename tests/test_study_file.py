@@ -98,8 +98,8 @@ def test_a_file_of_a_library_s_name_beside_a_study_hides_no_library(tmp_path: Pa
     write(tmp_path / "sqlalchemy.py", f"{GOOD}import torch\n")
     write(tmp_path / "mine.py", GOOD)
     script = (
-        "import sys\\nfrom emoreg.study_file import read_study_file\\nread_study_file(sys.argv[1])\\n"
-        "import numpy, sqlalchemy, torch\\nprint(numpy.pi, sqlalchemy.__version__)"
+        "import sys\nfrom emoreg.study_file import read_study_file\nread_study_file(sys.argv[1])\n"
+        "import numpy, sqlalchemy, torch\nprint(numpy.pi, sqlalchemy.__version__)"
     )
     for name in ("mine.py", "sqlalchemy.py"):
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], capture_output=True, text=True, check=False)

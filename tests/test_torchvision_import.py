@@ -12,10 +12,10 @@ import timm
 import torchvision
 from torchvision.transforms import v2
 
-from emoreg.config import Float, StudyConfig
+import emoreg
 
 def study():
-    return StudyConfig(name=v2.Identity.__name__, search_space={"drop_path": Float(0, 0.5)})
+    return emoreg.Study(v2.Identity.__name__, search_space={"drop_path": emoreg.Float(0, 0.5)})
 """
 READ_STUDY = """\
 import sys

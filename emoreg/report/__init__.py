@@ -52,15 +52,12 @@ def write_report(
     with report_extra():
         from emoreg.report.figures import compare_studies, draw_figures
         from emoreg.report.images import ImagesNotDrawn, draw_images
-        from emoreg.report.page import Part, render
+        from emoreg.report.page import Part, names_of, render
         from emoreg.report.style import labels
 
     tell = on_progress or (lambda what, done, total: None)
     studies = read_studies(places)
-    folder = Path(output).expanduser() if output is not None else _default_folder(studies[0])
-    with _writing_to(folder):  # before the figures, which take their time
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+    folder = _open_folder(output, studies[0])  # before the figures, which take their time
     parts = []
     for index, (label, study) in enumerate(zip(labels(studies), studies, strict=True)):
         tell("Making figures", index, len(studies))
@@ -71,10 +68,7 @@ def write_report(
     with _writing_to(folder), replacing(folder / "index.html") as stream:
         stream.write(render(parts, compared, price_per_hour).encode())
     if images:
-        named = {figure.name: figure for figure in compared}
-        for index, part in enumerate(parts, 1):
-            prefix = "" if len(parts) == 1 else f"{index}-{part.study.name}-"
-            named |= {f"{prefix}{figure.name}": figure for figure in part.figures}
+        named = names_of(parts, compared)
         tell("Drawing images", 0, len(named))
         try:
             with _writing_to(folder):
@@ -110,5 +104,11 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _default_folder(study: StudyResults) -> Path:
-    return Path("report") / study.name if study.folder is None else study.folder / "report"
+def _open_folder(output: str | Path | None, study: StudyResults) -> Path:
+    """The folder to write to, made, and found to let itself be written to."""
+    default = Path("report") / study.name if study.folder is None else study.folder / "report"
+    folder = default if output is None else Path(output).expanduser()
+    with _writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    return folder

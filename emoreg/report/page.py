@@ -85,6 +85,15 @@ class Part:
         return [("figure", figure) for figure in self.figures if figure.section == section]
 
 
+def names_of(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Figure]:
+    """Every figure by the name of its images: of several studies, each study's begin with its number."""
+    named = {figure.name: figure for figure in compared}
+    for index, part in enumerate(parts, 1):
+        prefix = "" if len(parts) == 1 else f"{index}-{part.study.name}-"
+        named |= {f"{prefix}{figure.name}": figure for figure in part.figures}
+    return named
+
+
 def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
     """The page.
 

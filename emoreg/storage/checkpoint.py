@@ -1,7 +1,7 @@
 """State on disk that is whole or not there: written atomically, versioned, checked when it is read, and never running code.
 
 A file is what ``torch.save`` writes, followed by a trailer: version, length and XXH3-128 checksum. The checksum finds torn and
-damaged files; ``weights_only=True`` guards against code from strangers. PyTorch looks for its archive's end from behind, so the
+damaged files; ``weights_only=True`` guards against code from strangers. PyTorch searches its archive's end from behind, so the
 trailer does not disturb it, and a file is loaded by its path, without a copy of it in memory.
 """
 

@@ -73,7 +73,7 @@ class Patience:
         outage = self._outages.get(reason)
         if outage is not None and outage.is_spent and time.monotonic() - outage.last_failure < _SPENT_SECONDS:
             raise outage.error
-        first_failure = None
+        began = first_failure = None
         pause, longest = _PAUSE_SECONDS
         while True:
             attempted = time.monotonic()
@@ -83,24 +83,23 @@ class Patience:
                 if not when(error):
                     self._outages.pop(reason, None)
                     raise
-                now = time.monotonic()
-                first_failure = first_failure or now
-                if self._is_over(reason, error, first_failure, now - attempted) or not self._sleep(pause, first_failure):
+                began, first_failure = began or attempted, first_failure or time.monotonic()
+                if self._is_over(reason, error, began, first_failure) or not self._sleep(pause, began):
                     raise
             else:
                 self._outages.pop(reason, None)
                 return answer
             pause = min(2 * pause, longest)
 
-    def _is_over(self, reason: str, error: Exception, first_failure: float, seconds: float) -> bool:
-        """Note an attempt that took so many seconds to fail, and tell of it where it is time; whether it was the last one."""
+    def _is_over(self, reason: str, error: Exception, began: float, first_failure: float) -> bool:
+        """Note that an attempt has failed, and tell of it where it is time; whether it was the last one."""
         now = time.monotonic()
         with self._lock:
             outage = self._outages.setdefault(reason, _Outage(first_failure, error, now))
             outage.since = min(outage.since, first_failure)  # where others were answered meanwhile, this call was not
             outage.error, outage.last_failure = error, now
             outage.is_spent = now - outage.since >= self.seconds
-            is_hiccup = max(now - outage.since, seconds) < _HICCUP_SECONDS
+            is_hiccup = now - min(outage.since, began) < _HICCUP_SECONDS
             if outage.is_spent or (self.should_stop() and not is_hiccup):
                 return True
             is_news = not outage.is_told and not is_hiccup
@@ -110,11 +109,11 @@ class Patience:
             self.notify(f"{reason}; waiting until {time.strftime('%H:%M', end)}")
         return False
 
-    def _sleep(self, seconds: float, first_failure: float) -> bool:
+    def _sleep(self, seconds: float, began: float) -> bool:
         """Wait; False as soon as the process is to stop, and this is no hiccup."""
         end = time.monotonic() + seconds
         while (now := time.monotonic()) < end:
-            if now - first_failure >= _HICCUP_SECONDS and self.should_stop():
+            if now - began >= _HICCUP_SECONDS and self.should_stop():
                 return False
             time.sleep(min(end - now, 0.1))
         return True

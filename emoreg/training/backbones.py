@@ -241,7 +241,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def batch_statistics(module: nn.Module) -> list[Tensor]:
-    """The running statistics that a forward pass updates now: of every BatchNorm in training, which looks at a whole batch."""
+    """The running statistics that a forward pass updates now: of every BatchNorm in training."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
 
@@ -262,7 +262,7 @@ def recompute_activations(module: nn.Module) -> bool:
 
 @contextmanager
 def hold_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm in training still looks at the batch, but leaves its running statistics as they are."""
+    """Within, BatchNorm in training still normalises by the batch, but leaves its running statistics as they are."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:

@@ -18,14 +18,6 @@ from emoreg.training.devices import pick_device
 EvaluatedSplit = Literal["validation", "test"]
 
 
-def _never() -> bool:
-    return False
-
-
-def _nothing() -> None:
-    return None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialContext:
     """What a trial runs in.
@@ -47,8 +39,8 @@ class TrialContext:
     device: torch.device
     evaluate_on: EvaluatedSplit = "validation"
     checkpoint_seconds: float = 30.0
-    should_stop: Callable[[], bool] = _never
-    on_checkpoint: Callable[[], None] = _nothing
+    should_stop: Callable[[], bool] = lambda: False
+    on_checkpoint: Callable[[], None] = lambda: None
 
     @classmethod
     def local(

@@ -26,7 +26,7 @@ class ImagesSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BalanceSample:
-    """The balance of each validation image after an epoch, where it depends on the image (kind=dynamic)."""
+    """The balance of each validation image after an epoch, if it depends on the image (kind=dynamic)."""
 
     epoch: int
     balance: Float[Tensor, " N"]

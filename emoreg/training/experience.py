@@ -95,8 +95,8 @@ def load_or_pretrain(stage: Stage, context: TrialContext, history: History) -> I
         OSError: the store cannot be read or written.
     """
     trial, store, epochs = stage.trial, context.store, stage.settings.epochs
-    decisive = _decisive(trial.config, stage.source, stage.image_set.fingerprint, context.device)
-    key = _hash(decisive, store.salt(trial.identity))
+    fingerprint, salt = stage.image_set.fingerprint, store.salt(trial.identity)
+    key = experience_key(trial.config, stage.source, fingerprint, context.device, salt=salt)
     use = Use(study=store.user, identity=trial.identity, epochs=epochs, time=time.time())
     with store.acquire(key, use, context.should_stop) as acquired:
         history.waiting_seconds = acquired.waiting_seconds
@@ -106,7 +106,7 @@ def load_or_pretrain(stage: Stage, context: TrialContext, history: History) -> I
         if acquired.is_holder:
             if reason is not None:
                 log.warning("%s", reason)
-            store.describe(key, *_description(stage, decisive, context.device))
+            store.describe(key, *_description(stage, context.device))
         with Checkpointer(
             latest=acquired.state,
             history=history,
@@ -120,8 +120,7 @@ def load_or_pretrain(stage: Stage, context: TrialContext, history: History) -> I
             except Diverged as diverged:
                 store.note_diverged(key, len(history), diverged.step)
                 raise
-    cost = asdict(history.cost)
-    store.record_use(key, replace(use, **cost, time=time.time()))
+    store.record_use(key, replace(use, **asdict(history.cost), time=time.time()))
 
 
 def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, device: torch.device) -> dict[str, Any]:
@@ -171,10 +170,11 @@ def _weights_digest(weights: str | None) -> str | None:
         ) from error
 
 
-def _description(stage: Stage, decisive: Mapping[str, Any], device: torch.device) -> tuple[str, dict[str, Any]]:
+def _description(stage: Stage, device: torch.device) -> tuple[str, dict[str, Any]]:
     """What makes an experience: in a line, and in full."""
     config = stage.trial.config
     shuffled = " shuffled" if config.pretraining.shuffle_labels else ""
     versions = {"emoreg": emoreg.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    details = {"settings": decisive, "versions": versions, "device": device_name(device)}
+    settings = _decisive(config, stage.source, stage.image_set.fingerprint, device)
+    details = {"settings": settings, "versions": versions, "device": device_name(device)}
     return f"{config.backbone}, {stage.source.name}{shuffled}, seed {config.seed}", details

@@ -54,7 +54,8 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
         network.load_state_dict(saved["network"])
         return Fitted(OomState(**saved["oom"]), evaluation=None)
     state = _begin(stage, network, saved, oom)
-    evaluation, evaluation_batches = None, MicroBatches(network)
+    evaluation: Evaluation | None = None
+    evaluation_batches = MicroBatches(network)
     while state.epoch < settings.epochs:
         started = time.perf_counter() - state.seconds
         network.train()

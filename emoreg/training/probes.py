@@ -1,4 +1,4 @@
-"""Probes: what looks at a network after chosen epochs, returns named numbers, and changes none of the trial's.
+"""Probes: functions that measure a network after chosen epochs, and change no number of the trial.
 
 Legend: B images of the fixed batch, S their side.
 """

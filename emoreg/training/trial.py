@@ -20,7 +20,7 @@ from emoreg.training.history import History, seconds_of
 from emoreg.training.learners import EmotionLearner, Evaluation, RegulationLearner, evaluate
 from emoreg.training.loop import fit
 from emoreg.training.metrics import measure
-from emoreg.training.model import create_emotional_net, create_regulation
+from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
 from emoreg.training.optim import reproducible
 from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
 
@@ -48,7 +48,8 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
     with reproducible(config.deterministic):
         task = regulation_stage(trial, context.load_images, device)
         trial_checkpointer = _checkpointer(trial, context, history)
-        emotional_net, oom = None, OomState()
+        emotional_net: EmotionalNet | None = None
+        oom = OomState()
         try:
             if config.regulation.needs_emotional:
                 stimuli = pretraining_stage(trial, context.load_images, device)
@@ -59,6 +60,7 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
                     with load_or_pretrain(stimuli, context, history) as checkpointer:
                         fitted = fit(stimuli, student, checkpointer=checkpointer)
                     oom = fitted.oom if history.ends_with_own else oom
+                del stimuli  # their images make room on the device
                 if trial.needs_pretraining:
                     history.report(Experienced(epochs=config.pretraining.epochs, cost=history.cost))
             network = create_regulation(config, emotional_net, task.image_set.num_outputs).to(device)
@@ -69,8 +71,9 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
         except Diverged as diverged:
             return _diverged(diverged, history)
         assert task.validation is not None
-        validation, test = fitted.evaluation or evaluate(learner, task.validation), None
+        validation = fitted.evaluation or evaluate(learner, task.validation)
         history.report(_confusion("validation", validation, task))
+        test: Evaluation | None = None
         if context.evaluate_on == "test":
             test = evaluate(learner, Batches(task.image_set.test, device=device))
             history.report(_confusion("test", test, task))

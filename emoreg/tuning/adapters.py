@@ -176,7 +176,7 @@ def objective(
         >>> trial = emoreg.TrialConfig(
         ...     backbone="test_resnet",
         ...     image_size=8,
-        ...     stimuli=emoreg.ImageSetConfig(name="digits", num_images=40, validation_fraction=0),
+        ...     stimuli=emoreg.ImageSetConfig(name="digits", num_images=40, validation_fraction=0.0),
         ...     task=emoreg.ImageSetConfig(name="digits", num_images=40),
         ...     pretraining=emoreg.PretrainingConfig(epochs=1),
         ...     regulation=emoreg.RegulationConfig(epochs=1),

@@ -33,7 +33,7 @@ from emoreg.config import (
     SamplerConfig,
     TrialConfig,
 )
-from emoreg.results.analysis import experience_ledger, waiting_share
+from emoreg.results.analysis import device_time, waiting_share
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 
@@ -98,7 +98,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for share in (False, True):
             runs[share].append(measure(trunks=4, slots=2, share=share))
-    paid = {share: [experience_ledger(run.trials.values()).paid for run in of] for share, of in runs.items()}
+    paid = {share: [device_time(run.trials.values()).paid for run in of] for share, of in runs.items()}
     walls = {share: [wall(run) for run in of] for share, of in runs.items()}
     for share in (False, True):
         rows = [row for run in runs[share] for row in run.trials.values()]

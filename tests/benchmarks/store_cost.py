@@ -85,11 +85,11 @@ def hits(folder: Path) -> tuple[list[float], list[float], int]:
     store = ExperienceStore(str(folder / "experience"), user="benchmark")
     context = TrialContext(load_images=load_images, store=store, folder=folder / "trial", device=CPU, checkpoint_seconds=1e9)
 
-    def gain() -> None:
+    def obtain() -> None:
         with load_or_pretrain(stage, context, History("benchmark", stage.trial.identity, [])) as checkpointer:
             fit(stage, learner, checkpointer=checkpointer)
 
-    gain()
+    obtain()
     (snapshot,) = (folder / "experience").glob("*/1.ckpt")
     copy = folder / "plain.pt"
     torch.save(checkpoint.load(Files(str(snapshot.parent)), snapshot.name), copy)
@@ -97,12 +97,12 @@ def hits(folder: Path) -> tuple[list[float], list[float], int]:
     def load_plainly() -> None:
         net.load_state_dict(torch.load(copy, map_location="cpu", weights_only=True)["network"])
 
-    gain()
+    obtain()
     load_plainly()
     hit, plain = [], []
     for _ in range(ROUNDS):
         plain.append(timed(load_plainly))
-        hit.append(timed(gain))
+        hit.append(timed(obtain))
     return hit, plain, snapshot.stat().st_size
 
 

@@ -18,9 +18,9 @@ import emoreg
 from emoreg.cli.commands import Show
 from emoreg.cli.main import main
 from emoreg.config import StudyConfig, leaves
-from emoreg.config.resolved import resolve_trial
 from emoreg.storage.files import Files
 from emoreg.study_file import read_study_file
+from emoreg.tuning.adapters import image_loader, resolved_trial
 from emoreg.tuning.coordinator import coordinate
 from emoreg.tuning.images import prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
@@ -133,14 +133,14 @@ BAD_OVERRIDES = [
     ("--trial.regulation.epochs five", r"--trial\.regulation\.epochs: invalid literal for int.* 'five' .*epochs INT Passes"),
     ("--sampler.name tpx", r"invalid choice 'tpx' for argument '--sampler\.name'\. Expected one of \('tpe'"),
     ("--control-seeds 0 0", r"Drop doubles: control_seeds must differ, but it is \(0, 0\)"),
-    ("--trial.task.name cifra10", "none called 'cifra10': did you mean .*'cifar10'"),
+    ("--trial.task.name cifra10", "image set 'cifra10' .* the nearest are .*cifar10"),
     (
         "--trial.task.name folder --trial.task.path nowhere",
-        "path of 'folder' must exist, but 'nowhere' does not: give a folder",
+        "trial.task: Correct the path of 'folder': 'nowhere' does not exist",
     ),
-    ("--trial.task.name fer2013", "trial.task: 'fer2013' needs a path, but it is None: give"),
-    ("--trial.task.num-images 5000", r"num_images must lie between 10 .*but it is 5000: choose"),
-    ("--trial.stimuli.name folder --trial.stimuli.path sad", r"trial\.stimuli: .* must have two classes or more .*\['sad'\]"),
+    ("--trial.task.name fer2013", "trial.task: Give 'fer2013' a path to a folder with fer2013.csv"),
+    ("--trial.task.num-images 5000", r"Choose another num_images.* must lie between 10 .*but it is 5000"),
+    ("--trial.stimuli.name folder --trial.stimuli.path sad", r"trial\.stimuli: .* two classes or more .*\['sad'\]"),
     (
         "--storage ftp://host/runs",
         "[Nn]ame a folder as storage, or a URI that pyarrow can open .*'ftp://host/runs' cannot be used",
@@ -173,8 +173,8 @@ def test_a_bad_setting_is_one_message_and_code_2(
 BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
-        "See `emoreg --help`: a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, report, "
-        "dashboard, tensorboard, logs, stop, but it is 'runn'",
+        "See `emoreg --help`: a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, "
+        "report, dashboard, tensorboard, logs, stop, but it is 'runn'",
     ),
     ("run", "Missing from emoreg run: STUDY"),
     (
@@ -188,7 +188,7 @@ BAD_COMMANDS = [
     ("show empty.py", r"[Gg]ive at least one path"),
     ("run tiny_cli_study.py extra", "Unrecognized options: extra"),
     ("data prepare", "Name an image set: emoreg data prepare needs the NAME of one"),
-    ("data show openmojo", "none called 'openmojo': did you mean .*'openmoji'"),
+    ("data show openmojo", "image set 'openmojo' .* the nearest are openmoji"),
     ("data shw", "invalid choice 'shw'"),
     ("data prepare digits --storage file/runs", "[Mm]end the permissions of the storage"),
     ("doctor --storge x", "Unrecognized options: --storge, x"),
@@ -390,7 +390,7 @@ def test_a_trial_and_then_the_study(tiny: str, storage: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 trials: 3 finished, 2 of them now, in " in done.stdout
     rows = {row["identity"]: row for row in pq.read_table(storage / "both" / "records" / "trials.parquet").to_pylist()}
-    as_configured = resolve_trial(read_study_file(tiny).config.trial).identity
+    as_configured = resolved_trial(read_study_file(tiny).config.trial, image_loader(str(storage))).identity
     assert rows[as_configured]["role"] == "control"
     assert rows[as_configured]["test_accuracy"] is not None, "it was not run again"
     lines = done.stdout.splitlines()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from emoreg.config import AugmentationConfig
@@ -18,6 +19,11 @@ from emoreg.data.augmentation import (
 )
 
 _BRIGHTNESS = slice(3, 6)
+
+
+def test_shapes_are_checked_in_tests() -> None:
+    with pytest.raises(TypeCheckError):
+        normalize(torch.zeros(2, 4, 8, 8))
 
 
 def draws(num_images: int, seed: int = 0) -> Tensor:

@@ -32,7 +32,7 @@ def pretraining_of(config: TrialConfig, storage: Path) -> tuple[Stage, EmotionLe
     return replace(stage, validation=None), EmotionLearner(stage.trial.config, net, regression=False)
 
 
-def gain(
+def obtain(
     config: TrialConfig,
     storage: Path,
     store: ExperienceStore,

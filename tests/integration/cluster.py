@@ -69,15 +69,17 @@ class Cluster:
         return node
 
     def join(self, folder: Path, *nodes: str) -> list[subprocess.Popen[bytes]]:
-        """Add nodes with these options, side by side, and wait until they have joined. Their logs go to ``folder``."""
-        logs = [folder / f"node{len(self.nodes) + number}.log" for number in range(len(nodes))]
-        joining = [
-            self.add_node(f"--address={self.address}", *options.split(), log=log)
-            for options, log in zip(nodes, logs, strict=True)
-        ]
-        for node, log in zip(joining, logs, strict=True):
-            wait_for(lambda log=log: JOINED in log.read_text(), node)  # type: ignore[misc]
-        return joining
+        """Add nodes with these options, one after the other, each with a folder of its own in ``folder``.
+
+        In a folder that nodes share, one would remove the working directory of a job that another still runs.
+        """
+        joined = []
+        for options in nodes:
+            own = folder / f"n{len(self.nodes)}"
+            log = folder / f"{own.name}.log"
+            joined.append(self.add_node(f"--address={self.address}", f"--temp-dir={own}", *options.split(), log=log))
+            wait_for(lambda log=log: JOINED in log.read_text(), joined[-1])  # type: ignore[misc]
+        return joined
 
     def run(self, storage: Path, *overrides: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage), "--address", self.address]

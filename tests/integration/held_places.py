@@ -44,7 +44,7 @@ if __name__ == "__main__":
     from tests.integration.held_places import hold as imported  # so that workers find it by its name
 
     address, study, folder, number = sys.argv[1:]
-    config = read_study_file(study)
+    config = read_study_file(study).config
     with ray_session(address, {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}):
         placement = Placement(config, print)
         placement.check()

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.cluster import BIN, STUDY, Cluster, trials, wait_for
+from tests.integration.cluster import STUDY, Cluster, trials, wait_for
 from tests.integration.gate import Gate
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def start(shared_cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
 
     def emoreg(*arguments: str, address: str = shared_cluster.dashboard, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [BIN / "emoreg", *arguments, "--address", address],
+            [sys.executable, "-m", "emoreg", *arguments, "--address", address],
             env={**shared_cluster.environment, "COLUMNS": "100", **environment},
             cwd=tmp_path / "elsewhere",
             stdout=subprocess.PIPE,
@@ -97,7 +98,7 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
         "from tiny import study as tiny\n"
         "def study():\n"
         "    print('emoreg is from', emoreg.__file__)\n"
-        "    return dataclasses.replace(tiny(), name=my_helper.NAME, controls=('regulated',))\n"
+        "    return emoreg.Study.from_config(dataclasses.replace(tiny.config, name=my_helper.NAME, controls=('regulated',)))\n"
     )
     storage = tmp_path / "a folder"
     submit = ("submit", str(tmp_path / "my_study.py"), "--num-trials", "2", "--storage", str(storage))
@@ -105,7 +106,7 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
         follower = start(*submit, address=f"http://{gate.address}")
         text = read_until(follower, "preparing image sets")
         gate.close()
-        text += read_until(follower, "asked again for 5 min: .* does not answer")
+        text += read_until(follower, "the dashboard does not answer; waiting until")
         gate.open()
         rest, _ = follower.communicate(timeout=200)
     text += rest
@@ -126,7 +127,7 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
     assert (job["state"], job["exit_code"], job["place"]) == ("SUCCEEDED", 0, str(storage / "mine"))
     assert (job["status"]["state"], job["status"]["trials"]["finished"]) == ("ended", 3)
     code, output = emoreg("status", "mine")
-    assert output.splitlines()[-1] == "  3 of 3 trials: 3 finished"
+    assert "\n  trials    3/3: 3 finished\n" in output
     assert emoreg("stop", "mine") == (0, f"study 'mine': job {job['id']} is done already\n")
 
     code, output = emoreg(*submit, "--confirm", "--seeds", "1")

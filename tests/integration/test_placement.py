@@ -16,10 +16,9 @@ from tests.integration.cluster import Cluster, lose, wait_for
 pytestmark = pytest.mark.slow
 
 STUDY = """\
-from emoreg.config import Choice, ResourcesConfig, StudyConfig, TrialResources
+from emoreg import Choice, ResourcesConfig, Study, TrialResources
 
-def study():
-    return StudyConfig(name="placed", search_space={{"backbone": Choice(("test_resnet", "test_efficientnet"))}}, {settings})
+study = Study("placed", search_space={{"backbone": Choice(("test_resnet", "test_efficientnet"))}}, {settings})
 """
 SMALL, BIG = "test_resnet", "test_efficientnet"
 
@@ -28,7 +27,7 @@ SMALL, BIG = "test_resnet", "test_efficientnet"
 def unlike_nodes(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster with two more nodes: one GPU of one kind, four of another."""
     kind = """--num-cpus=%d --num-gpus=%d --resources={"accelerator_type:%s":1}"""
-    added = shared_cluster.join(tmp_path_factory.mktemp("logs"), kind % (2, 1, "T4"), kind % (8, 4, "H100"))
+    added = shared_cluster.join(tmp_path_factory.mktemp("n"), kind % (2, 1, "T4"), kind % (8, 4, "H100"))
     yield shared_cluster
     for node in added:
         lose(node)
@@ -42,7 +41,7 @@ def held(cluster: Cluster, folder: Path, settings: str, number: int) -> tuple[li
     module = [sys.executable, "-m", "tests.integration.held_places"]
     process = cluster.start(*module, cluster.address, str(study), str(places), str(number))
     try:
-        wait_for(lambda: len([*places.glob("*.json")]) == 2 * number, process, 240)
+        wait_for(lambda: process.poll() is not None or len([*places.glob("*.json")]) == 2 * number, cluster.nodes[0], 240)
     finally:
         (places / "go").touch()
         output, _ = process.communicate(timeout=120)

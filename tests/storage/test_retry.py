@@ -71,11 +71,11 @@ def test_a_slow_failure_is_told_at_once() -> None:
     said: list[str] = []
 
     def hang() -> None:
-        time.sleep(1.6)  # a server that accepts, and never answers
+        time.sleep(2.0)  # a server that accepts, and never answers
         raise ConnectionError
 
     patience = Patience(60, notify=said.append, should_stop=lambda: bool(said))
-    assert seconds_of(lambda: patience.retry(hang, when=is_away, reason=REASON)) < 2.5
+    assert seconds_of(lambda: patience.retry(hang, when=is_away, reason=REASON)) < 3.9
     assert len(said) == 1
 
 
@@ -101,7 +101,7 @@ def test_a_server_that_answers_again_is_waited_for_anew(monkeypatch: pytest.Monk
 def test_a_stop_ends_a_wait_at_once() -> None:
     end = time.monotonic() + 2.0
     patience = Patience(60, should_stop=lambda: time.monotonic() >= end)
-    assert seconds_of(lambda: patience.retry(Server(float("inf")), when=is_away, reason=REASON)) < 2.5
+    assert seconds_of(lambda: patience.retry(Server(float("inf")), when=is_away, reason=REASON)) < 4
 
 
 def test_what_is_saved_at_a_stop_is_not_lost_by_a_hiccup() -> None:

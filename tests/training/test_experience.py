@@ -30,7 +30,7 @@ from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.locks import FileLocks
 from emoreg.training.experience import experience_key, shared_run
-from tests.helpers.experiences import gain, pretraining_of
+from tests.helpers.experiences import obtain, pretraining_of
 from tests.helpers.trials import (
     CPU,
     RANDOM,
@@ -184,7 +184,7 @@ def of_the_stimuli_alone(storage: Path) -> tuple[dict[str, Tensor], str]:
 
 @pytest.mark.parametrize("path", sorted(OTHER_VALUES.keys() - NOT_COMPARED - BITES.keys()))
 def test_what_comes_after_changes_neither_weights_nor_key(path: str, prepared: Path) -> None:
-    assert path.startswith(("regulation.", "task.", "neutral."))
+    assert path.startswith(("regulation.", "task.", "neutral.", "metrics", "probe"))
     weights, its_key = weights_and_key(replace_paths(BASE, {path: OTHER_VALUES[path]}), prepared)
     expected, expected_key = of_the_stimuli_alone(prepared)
     assert equal(weights, expected)
@@ -240,7 +240,7 @@ def test_trials_that_differ_in_regulation_alone_pay_once(storage: Path) -> None:
 
 def test_without_sharing_each_trial_pays_and_the_numbers_are_the_same(storage: Path) -> None:
     store = ExperienceStore(str(storage / "experience"), user="study", share=False)
-    taken = [gain(tiny(regulation__balance=balance, pretraining__epochs=3), storage, store) for balance in (0.2, 0.3, 0.3)]
+    taken = [obtain(tiny(regulation__balance=balance, pretraining__epochs=3), storage, store) for balance in (0.2, 0.3, 0.3)]
     assert [epochs for _, epochs, _ in taken] == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
     assert taken[2][0].paid_seconds == taken[1][0].paid_seconds  # the last is the second again: told, not trained
     assert equal(taken[0][2].state_dict(), taken[1][2].state_dict())
@@ -248,7 +248,7 @@ def test_without_sharing_each_trial_pays_and_the_numbers_are_the_same(storage: P
     assert [entry.lengths for entry in entries] == [(3,), (3,)]  # what only others would look for is not kept
     assert all(use.paid_seconds == use.experience_seconds for entry in entries for use in entry.uses)
     other = ExperienceStore(str(storage / "experience"), user="other", share=False)
-    assert gain(tiny(regulation__balance=0.2, pretraining__epochs=3), storage, other)[1] == [1, 2, 3]
+    assert obtain(tiny(regulation__balance=0.2, pretraining__epochs=3), storage, other)[1] == [1, 2, 3]
 
 
 def test_nothing_is_continued_where_the_schedule_knows_the_length(storage: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -256,8 +256,8 @@ def test_nothing_is_continued_where_the_schedule_knows_the_length(storage: Path,
     cosine = tiny(pretraining__lr_schedule="cosine")
     for epochs in (2, 4):
         config = replace_paths(cosine, {"pretraining.epochs": epochs})
-        assert gain(config, storage, store)[1] == list(range(1, epochs + 1))
-        assert gain(replace_paths(config, {"regulation.balance": 0.1}), storage, store)[1] == []  # its own length is shared
+        assert obtain(config, storage, store)[1] == list(range(1, epochs + 1))
+        assert obtain(replace_paths(config, {"regulation.balance": 0.1}), storage, store)[1] == []  # its own length is shared
     assert "depends on the total length" in caplog.text
     assert sorted(entry.lengths for entry in store.entries()) == [(2,), (4,)]
 
@@ -265,7 +265,7 @@ def test_nothing_is_continued_where_the_schedule_knows_the_length(storage: Path,
 def test_what_is_kept_and_who_used_it(storage: Path) -> None:
     first = ExperienceStore(str(storage / "experience"), user="first", keep=(3, 99))
     config = tiny(pretraining__epochs=6)
-    paid, _, _ = gain(config, storage, first)
+    paid, _, _ = obtain(config, storage, first)
     (entry,) = first.entries()
     assert entry.lengths == (1, 2, 3, 4, 6)
     assert entry.description == "test_resnet, digits, seed 0"
@@ -273,10 +273,10 @@ def test_what_is_kept_and_who_used_it(storage: Path) -> None:
     assert made["versions"]["torch"] == torch.__version__
     assert made["settings"]["seed"] == 0
     second = ExperienceStore(str(storage / "experience"), user="second")
-    reused, epochs, _ = gain(config, storage, second)  # the very same trial, in another study
+    reused, epochs, _ = obtain(config, storage, second)  # the very same trial, in another study
     assert epochs == []
     assert (reused.paid_seconds, reused.experience_seconds) == (0, paid.experience_seconds)
-    longer, epochs, _ = gain(replace_paths(config, {"pretraining.epochs": 7}), storage, second)
+    longer, epochs, _ = obtain(replace_paths(config, {"pretraining.epochs": 7}), storage, second)
     assert epochs == [7]
     assert longer.experience_seconds == pytest.approx(paid.experience_seconds + longer.paid_seconds)
     (entry,) = second.entries()
@@ -293,24 +293,24 @@ def test_what_is_kept_and_who_used_it(storage: Path) -> None:
 def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(storage))  # where the locks are
     first, second = (ExperienceStore(bucket, user=user) for user in ("first", "second"))
-    _, epochs, net = gain(tiny(pretraining__epochs=3), storage, first)
+    _, epochs, net = obtain(tiny(pretraining__epochs=3), storage, first)
     assert epochs == [1, 2, 3]
-    _, epochs, other = gain(tiny(pretraining__epochs=3, regulation__balance=0.1), storage, second)
+    _, epochs, other = obtain(tiny(pretraining__epochs=3, regulation__balance=0.1), storage, second)
     assert epochs == []
     assert equal(net.state_dict(), other.state_dict())
-    assert gain(tiny(pretraining__epochs=4), storage, second)[1] == [4]
+    assert obtain(tiny(pretraining__epochs=4), storage, second)[1] == [4]
     (entry,) = first.entries()
     assert entry.lengths == (1, 2, 3, 4)
     assert {use.study for use in entry.uses} == {"first", "second"}
 
     with pytest.raises(Interrupted):
-        gain(tiny(pretraining__epochs=6), storage, second, should_stop=stopped_after(1))
+        obtain(tiny(pretraining__epochs=6), storage, second, should_stop=stopped_after(1))
     (partial,) = [found.name for found in second.files.find() if found.name.endswith(".partial")]
-    assert gain(tiny(pretraining__epochs=6), storage, first)[1] == [5, 6]
+    assert obtain(tiny(pretraining__epochs=6), storage, first)[1] == [5, 6]
     assert not second.files.exists(partial)  # overtaken
 
     second.files.write(f"{entry.key}/6.ckpt", b"torn")
-    assert gain(tiny(pretraining__epochs=6), storage, second)[1] == [5, 6]
+    assert obtain(tiny(pretraining__epochs=6), storage, second)[1] == [5, 6]
     assert second.files.exists(f"{entry.key}/6.ckpt.bad")
     pruned = first.prune(0)
     assert [entry.key for entry in pruned.removed] == [entry.key]
@@ -323,7 +323,7 @@ def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.
 def straight(config: TrialConfig, storage: Path, folder: Path) -> tuple[ExperienceStore, dict[str, Tensor]]:
     """The store and the net of a training that never stopped."""
     store = ExperienceStore(str(folder))
-    _, epochs, net = gain(config, storage, store)
+    _, epochs, net = obtain(config, storage, store)
     assert epochs == list(range(1, config.pretraining.epochs + 1))
     return store, net.state_dict()
 
@@ -338,7 +338,7 @@ def final_state(store: ExperienceStore, epochs: int) -> checkpoint.State:
 
 def _continue(storage: Path, folder: Path, configs: list[TrialConfig]) -> None:
     for config in configs:
-        gain(config, storage, ExperienceStore(str(folder)))
+        obtain(config, storage, ExperienceStore(str(folder)))
 
 
 def servers() -> ForkServerContext:
@@ -368,7 +368,7 @@ def test_a_longer_experience_continues_a_shorter_one_to_the_bit_in_two_processes
     assert child.exitcode == 0
     for name, configs in lengths.items():
         store = ExperienceStore(str(tmp_path / name))
-        _, epochs, net = gain(configs[2], storage, store)
+        _, epochs, net = obtain(configs[2], storage, store)
         assert epochs == [5, 6], name
         other, expected = straight(configs[2], storage, tmp_path / "straight" / name)
         assert equal(net.state_dict(), expected), name
@@ -387,10 +387,10 @@ def _continue_all(storage: Path, folder: Path, configs: dict[str, list[TrialConf
 
 def test_a_shorter_one_starts_from_the_longest_that_is_not_too_long(storage: Path) -> None:
     store = ExperienceStore(str(storage / "experience"))
-    assert gain(tiny(pretraining__epochs=6), storage, store)[1] == [1, 2, 3, 4, 5, 6]
-    assert gain(tiny(pretraining__epochs=5), storage, store)[1] == [5]
-    assert gain(tiny(pretraining__epochs=3), storage, store)[1] == [3]
-    assert gain(tiny(pretraining__epochs=4), storage, store)[1] == []
+    assert obtain(tiny(pretraining__epochs=6), storage, store)[1] == [1, 2, 3, 4, 5, 6]
+    assert obtain(tiny(pretraining__epochs=5), storage, store)[1] == [5]
+    assert obtain(tiny(pretraining__epochs=3), storage, store)[1] == [3]
+    assert obtain(tiny(pretraining__epochs=4), storage, store)[1] == []
 
 
 def test_one_that_is_asked_to_stop_loses_nothing_not_even_in_mid_epoch(storage: Path, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_one_that_is_asked_to_stop_loses_nothing_not_even_in_mid_epoch(storage: 
     for _ in range(20):
         asked = iter([False] * 3)
         try:
-            _, epochs, net = gain(config, storage, store, should_stop=lambda: next(asked, True))  # noqa: B023
+            _, epochs, net = obtain(config, storage, store, should_stop=lambda: next(asked, True))  # noqa: B023
         except Interrupted:
             assert len(partials(store)) <= 1
             trained.append(len(partials(store)))
@@ -473,13 +473,13 @@ def test_what_cannot_be_trusted_is_set_aside_and_built_again(
     Evil.ran = storage / "ran"
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=2)
-    _, _, net = gain(config, storage, store)
+    _, _, net = obtain(config, storage, store)
     (entry,) = store.entries()
     path = storage / "experience" / entry.key / "2.ckpt"
     content = damage(path.read_bytes())
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        _, epochs, again = gain(tiny(pretraining__epochs=2, regulation__balance=0.1), storage, store)
+        _, epochs, again = obtain(tiny(pretraining__epochs=2, regulation__balance=0.1), storage, store)
     assert epochs == [2]  # from the snapshot of the first
     assert equal(net.state_dict(), again.state_dict())
     assert f"{entry.key}/2.ckpt cannot be trusted" in caplog.text
@@ -491,12 +491,12 @@ def test_a_torn_partial_state_is_set_aside_too(storage: Path) -> None:
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=3)
     with pytest.raises(Interrupted):
-        gain(config, storage, store, should_stop=stopped_after(4))
+        obtain(config, storage, store, should_stop=stopped_after(4))
     (name,) = partials(store)
     (entry,) = store.entries()
     path = storage / "experience" / entry.key / name
     path.write_bytes(torn(path.read_bytes()))
-    _, epochs, net = gain(tiny(pretraining__epochs=3, regulation__balance=0.1), storage, store)
+    _, epochs, net = obtain(tiny(pretraining__epochs=3, regulation__balance=0.1), storage, store)
     assert epochs == [2, 3]
     assert path.with_name(f"{name}.bad").exists()
     assert partials(store) == []
@@ -515,17 +515,17 @@ def test_a_waiter_that_is_asked_to_stop_stops(storage: Path) -> None:
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=3)
     with pytest.raises(Interrupted):
-        gain(config, storage, store, should_stop=lambda: True)
+        obtain(config, storage, store, should_stop=lambda: True)
     (entry,) = store.entries()
     holder = FileLocks.of(store.files)
     assert holder.try_acquire(entry.key)
     assert not holder.try_acquire(entry.key)
     with pytest.raises(Interrupted, match="waited"):
-        gain(config, storage, store, should_stop=stopped_after(2))
+        obtain(config, storage, store, should_stop=stopped_after(2))
     assert store.files.exists(f"{entry.key}/3.wanted")
     holder.release(entry.key)
-    gained, _, _ = gain(config, storage, store)
-    assert gained.waiting_seconds == 0
+    cost, _, _ = obtain(config, storage, store)
+    assert cost.waiting_seconds == 0
     assert not store.files.exists(f"{entry.key}/3.wanted")
 
 
@@ -540,8 +540,8 @@ def _wait_for(storage: Path, epochs: int, waits: Signal, has_it: Signal, trained
         return False
 
     store = ExperienceStore(str(storage / "experience"), user="waiter")
-    gained, paid, _ = gain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store, should_stop=asked)
-    assert gained.waiting_seconds > 0
+    cost, paid, _ = obtain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store, should_stop=asked)
+    assert cost.waiting_seconds > 0
     trained.put((epochs, paid))
     has_it.set()
 
@@ -563,7 +563,7 @@ def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_
             assert signals[2 if row.epoch == 4 else 5][1].wait(60)
 
     store = ExperienceStore(str(storage / "experience"), user="holder")
-    _, epochs, _ = gain(tiny(pretraining__epochs=8), storage, store, report=at_epoch)
+    _, epochs, _ = obtain(tiny(pretraining__epochs=8), storage, store, report=at_epoch)
     assert epochs == [1, 2, 3, 4, 5, 6, 7, 8]
     assert sorted(trained.get(timeout=60) for _ in wanted) == [(2, []), (5, [])]
     for waiter in waiters:
@@ -576,7 +576,7 @@ def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_
 def _at_once(storage: Path, user: str, epochs: int, barrier: Barrier, trained: Any) -> None:
     barrier.wait(60)
     store = ExperienceStore(str(storage / "experience"), user=user)
-    trained.put(gain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store)[1])
+    trained.put(obtain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store)[1])
 
 
 def test_of_many_at_once_one_trains_each_epoch(storage: Path) -> None:
@@ -614,7 +614,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
         return False
 
     config = tiny(pretraining__epochs=4, pretraining__batch_size=8)
-    gain(config, storage, store, report=count, checkpoint_seconds=0, should_stop=asked)
+    obtain(config, storage, store, report=count, checkpoint_seconds=0, should_stop=asked)
 
 
 def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(storage: Path) -> None:
@@ -634,11 +634,11 @@ def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(sto
             steps.append(len(steps))
         return False
 
-    gained, epochs, net = gain(config, storage, store, should_stop=asked)
+    cost, epochs, net = obtain(config, storage, store, should_stop=asked)
     holder.join(60)
     assert holder.exitcode == -signal.SIGKILL
     assert epochs == [3, 4]
-    assert gained.waiting_seconds < 5
+    assert cost.waiting_seconds < 5
     assert len(steps) < 3 + 2 * 8 + 3  # less than two whole epochs: steps, epochs, and a few times while it waited
     assert equal(net.state_dict(), straight(config, storage, storage / "straight")[1])
     store.sweep()
@@ -654,10 +654,10 @@ def test_a_shared_run_that_diverges_does_so_once(storage: Path) -> None:
     config = replace_paths(TINY, {**wild, "pretraining.optimizer.gradient_clip": 1e30, "pretraining.epochs": 3})
     store = ExperienceStore(str(storage / "experience"))
     with pytest.raises(Diverged) as first:
-        gain(config, storage, store)
+        obtain(config, storage, store)
     steps: list[int] = []
     with pytest.raises(Diverged) as second:
-        gain(
+        obtain(
             replace_paths(config, {"pretraining.epochs": 4}),
             storage,
             store,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from emoreg.config import CONTROLS, ImageSetConfig, TrialConfig, replace_paths
+from emoreg.config.resolved import resolve_trial
 from emoreg.data import cut_validation, load
 from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError, ImageSetError, Interrupted
@@ -20,6 +23,7 @@ from emoreg.seeding import derive_seed, generator
 from emoreg.storage.checkpoint import State
 from emoreg.training import trial
 from emoreg.training.backbones import Encoder, create_encoder
+from emoreg.training.context import TrialContext
 from emoreg.training.events import BalanceSample, Confusion, Experienced, ImagesSample
 from emoreg.training.learners import Learner
 from emoreg.training.optim import reproducible
@@ -235,6 +239,31 @@ def test_a_finished_trial_is_not_trained_again(storage: Path) -> None:
     assert second.epochs("regulation") == recorder.epochs("regulation")  # clock included: read, not run
     assert dataclasses.replace(again, test_accuracy=None) == first
     assert again.test_accuracy is not None
+
+
+def test_a_trial_alone_keeps_its_things_as_one_of_a_study_does(storage: Path) -> None:
+    trial_ = resolve_trial(tiny(pretraining__epochs=1, regulation__epochs=1))
+    context = TrialContext.local(trial_, storage=str(storage), study_name="mine", device=CPU)
+    outcome = trial.run_trial(trial_, context)  # without a reporter
+    assert outcome.end == EndReason.COMPLETED
+    assert (storage / "mine" / "trials" / trial_.identity / CHECKPOINT).is_file()
+    (entry,) = context.store.entries()
+    assert [(use.study, use.identity) for use in entry.uses] == [("mine", trial_.identity)]
+
+
+def test_two_frames_lie_between_a_trial_s_caller_and_an_optimizer_s_step(storage: Path) -> None:
+    ways = set()
+
+    def note(*_: Any) -> None:
+        frames = traceback.extract_stack()
+        ways.add(tuple(frame.name for frame in frames if "/emoreg/" in frame.filename and "/tests/" not in frame.filename))
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        run(tiny(regulation__epochs=1), storage)
+    finally:
+        handle.remove()
+    assert ways == {("run_trial", "fit")}  # of both stages
 
 
 def test_events_come_in_order_and_the_test_split_stays_shut(storage: Path) -> None:

@@ -501,7 +501,7 @@ def test_invalid_proposals_fail_with_the_rule_and_do_not_count(tmp_path: Path) -
     assert numbers == [1, 2, 3]
     assert search.next("more") is None
     assert search.study.trials[0].state == FAIL
-    assert "mixed precision" in search.study.trials[0].user_attrs["invalid"]
+    assert "precision must not be mixed" in search.study.trials[0].user_attrs["invalid"]
 
 
 def test_trials_that_would_wait_for_pretraining_are_held_back_and_others_go_first(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from emoreg.config import Choice, ResourcesConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
-from emoreg.errors import ConfigError, ImageSetError, StorageError
+from emoreg.errors import ConfigError, StorageError
 from emoreg.results.tables import Records
 from emoreg.storage.working_copy import node_cache
 from emoreg.tuning.images import image_storage
@@ -42,7 +42,7 @@ def test_a_storage_is_named_alike_from_every_folder(tmp_path: Path, monkeypatch:
 
 def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"must be writable, but .*file.* mend its permissions, or name another"):
+    with pytest.raises(StorageError, match=r"mend the permissions of the storage, .*must be writable, but .*file"):
         check_storage(str(tmp_path / "file" / "runs"))
     check_storage(str(tmp_path / "new" / "runs"))
     assert list((tmp_path / "new" / "runs").iterdir()) == []
@@ -66,7 +66,7 @@ def test_the_gpus_of_a_cluster_are_not_looked_for_here(study: StudyConfig, monke
     ("changes", "error", "message"),
     [
         ({"search_space": {"backbone": Choice(("test_resnet", "test_vti"))}}, ConfigError, "no 'test_vti': did you mean"),
-        ({"search_space": {"stimuli.name": Choice(("openmoji", "emojo"))}}, ImageSetError, "none called 'emojo'"),
+        ({"search_space": {"stimuli.name": Choice(("openmoji", "emojo"))}}, ConfigError, "image set 'emojo'"),
         ({"storage": "ftp://host/runs"}, StorageError, "ftp://host/runs"),
         pytest.param(
             {"resources": ResourcesConfig(gpus_per_trial=1)},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.config.registry import CONTROLS, Registry
+from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError
 from emoreg.study_file import read_study_file
@@ -69,14 +69,9 @@ def test_code_counts_by_what_it_says_and_the_study_around_it_does_not(folder: Pa
     assert fingerprints() != first
 
 
-def test_what_cannot_travel_is_refused_by_name() -> None:
-    registry: Registry[object] = Registry("control")
-    del registry
-    lock = __import__("threading").Lock()
-    CONTROLS.add("locked", CONTROLS["plain"], origin=lambda trial: (lock, trial))
-    try:
-        CONTROLS._entries["locked"] = lambda trial: (lock, trial)  # type: ignore[assignment]
-        with pytest.raises(ConfigError, match=r"modules that register control 'locked'"):
-            UserCode.collect()
-    finally:
-        del CONTROLS._entries["locked"], CONTROLS._origins["locked"]
+def test_what_cannot_travel_is_refused_by_name(folder: Path) -> None:
+    text = STUDY.replace("NUM_TRIALS", "1") + "\nimport threading\nLOCK = threading.Lock()\n"
+    (folder / "mine.py").write_text(text)
+    read_study_file(str(folder / "mine.py"))
+    with pytest.raises(ConfigError, match=r"Keep what cannot be pickled .* that register control 'seeded twice'"):
+        UserCode.collect()
