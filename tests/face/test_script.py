@@ -1,0 +1,79 @@
+"""The same study file as a program and under ``emoreg run``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emoreg
+
+ROOT = Path(__file__).parents[2]
+MINE = """\
+import dataclasses
+
+import emoreg
+from my_helper import HALF
+
+
+@emoreg.control("halved")
+def halved(trial):
+    return dataclasses.replace(trial, regulation=dataclasses.replace(trial.regulation, balance=HALF))
+
+
+digits = {"name": "digits", "num_images": 60}
+study = emoreg.Study(
+    "mine",
+    trial=emoreg.TrialConfig(
+        backbone="test_resnet",
+        image_size=8,
+        stimuli=emoreg.ImageSetConfig(**digits, validation_fraction=0.0),
+        task=emoreg.ImageSetConfig(**digits, split_seed=1),
+        pretraining=emoreg.PretrainingConfig(epochs=1, batch_size=16),
+        regulation=emoreg.RegulationConfig(epochs=1, batch_size=16),
+        deterministic=True,
+    ),
+    search_space={"regulation.balance": emoreg.Float(0.05, 0.95)},
+    num_trials=1,
+    controls=("regulated", "halved"),
+)
+
+if __name__ == "__main__":
+    study.run()
+    print("best", study.best["test_resnet"].identity)
+    print(repr(study))
+"""
+
+
+@pytest.mark.slow
+def test_a_study_file_runs_as_a_program_and_under_emoreg_run(storage: Path, tmp_path: Path) -> None:
+    """With a control of its own, which needs a module beside it: what the program has run, the command finds."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "my_helper.py").write_text("HALF = 0.25\n")
+    storage.rename(tmp_path / "runs")
+    program = run(tmp_path, "mine.py")
+    assert "3 trials: 3 finished, in " in program
+    assert "\nbest " in program
+    assert "Study('mine', 1 trial over regulation.balance, in runs/mine: ended, 3 finished; best val_accuracy " in program
+    study = emoreg.load_study(tmp_path / "runs" / "mine")
+    assert {row.control: row.balance for row in study.trials if row.role == "control"} == {"regulated": 0.5, "halved": 0.25}
+    command = run(tmp_path, "-m", "emoreg", "run", "mine.py")
+    assert "3 trials: 3 finished, none was missing." in command
+    assert "halved" in command
+
+
+def run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
