@@ -52,8 +52,8 @@ def examine(storage: str) -> Iterator[Finding]:
     Args:
         storage: the folder, or URI, that studies will write to.
     """
-    fits = (3, 11) <= sys.version_info[:2] < (3, 13)
-    yield _unless(fits, "bad", "Python", platform.python_version(), "use Python 3.11 or 3.12")
+    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
+    yield _unless(fits, "bad", "Python", platform.python_version(), "use Python 3.11, 3.12 or 3.13")
     yield from _device()
     for name in ("timm", "ray", "optuna", "pyarrow", "tensorboard"):
         try:
