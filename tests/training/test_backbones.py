@@ -214,13 +214,6 @@ def test_a_model_that_the_hub_has_no_weights_for_is_said_without_a_network() -> 
 # A user's own
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten."""
-    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES))
-    monkeypatch.setattr(BACKBONES, "_origins", dict(BACKBONES._origins))
-
-
 def small(*, normed: bool = True, width: int = 6) -> nn.Module:
     norm = nn.BatchNorm2d(4) if normed else nn.Identity()
     return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, width))

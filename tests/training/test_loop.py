@@ -22,6 +22,7 @@ from emoreg.storage.checkpoint import State
 from emoreg.training.backbones import create_encoder
 from emoreg.training.events import BalanceSample
 from emoreg.training.learners import EmotionLearner, Learner, RegulationLearner
+from emoreg.training.metrics import metric
 from emoreg.training.model import EmotionalNet, Regulation, create_emotional_net
 from emoreg.training.stages import pretraining_stage
 from tests.helpers.trials import (
@@ -344,27 +345,18 @@ def without_history(states: list[State]) -> list[State]:
 # Metrics
 
 
-def test_metrics_are_measured_on_the_task_after_every_epoch(metrics: dict[str, Any]) -> None:
-    metrics["top2"] = lambda scores, targets: float((scores.topk(2).indices == targets[:, None]).any(1).double().mean())
+def test_metrics_are_measured_on_the_task_after_every_epoch() -> None:
+    @metric("top2")
+    def top2(scores: Tensor, targets: Tensor) -> float:
+        return float((scores.topk(2).indices == targets[:, None]).any(1).double().mean())
+
     config = replace_paths(CONFIG, {"regulation.label_smoothing": 0.1})
     config = dataclasses.replace(config, metrics=("top2",))
     validation = noise_batches(9, seed=1)
-    stage = stage_of("regulation", config, noise_batches(22), validation)
-    learner = learner_of("regulation", config)
-    fitted, _, recorder = train(stage, learner)
+    fitted, _, recorder = train(stage_of("regulation", config, noise_batches(22), validation), learner_of("regulation", config))
     assert fitted.evaluation is not None
     first, second = (json.loads(row.metrics) for row in recorder.epochs("regulation"))
     assert first.keys() == {"val_top2"}
-    assert second == {"val_top2": metrics["top2"](fitted.evaluation.scores, fitted.evaluation.targets)}
+    assert second == {"val_top2": top2(fitted.evaluation.scores, fitted.evaluation.targets)}
     _, _, recorder = train(stage_of("pretraining", config, noise_batches(22), validation), learner_of("pretraining", config))
     assert [row.metrics for row in recorder.epochs("pretraining")] == ["{}", "{}"]
-
-
-@pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The registered metrics, none at first."""
-    from emoreg.config.registry import METRICS
-
-    entries: dict[str, Any] = {}
-    monkeypatch.setattr(METRICS, "_entries", entries)
-    return entries

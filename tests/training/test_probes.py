@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from emoreg.training.learners import EmotionLearner, Learner
 from emoreg.training.model import EmotionalNet
 from emoreg.training.probes import probe
 from tests.helpers.trials import RANDOM, Recorder, Stop, equal, linear_encoder, run, tiny
-
-
-@pytest.fixture(autouse=True)
-def _probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten."""
-    monkeypatch.setattr(PROBES, "_entries", dict(PROBES))
-    monkeypatch.setattr(PROBES, "_origins", dict(PROBES._origins))
-    return
 
 
 def probed(recorder: Recorder) -> list[tuple[str, int, str, str]]:
