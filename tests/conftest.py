@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few c
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    """What a test registers, or a study file that it reads, is gone after it."""
+    """What a test registers, or a study file that it reads, is gone after it, and so is its module, to run anew."""
     from emoreg.config.registry import registries
 
     names = [(registry, set(registry.user_names())) for registry in registries()]
@@ -33,7 +33,9 @@ def registered() -> Iterator[None]:
     for registry, before in names:
         for name in set(registry.user_names()) - before:
             registry._entries.pop(name, None)
-            registry._origins.pop(name, None)
+            origin = registry._origins.pop(name, None)
+            if getattr(origin, "__module__", "").startswith("studies."):
+                sys.modules.pop(origin.__module__, None)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_the_study_in_the_readme_is_one(tmp_path: Path) -> None:
     texts = [block for block in blocks if re.search(r"^(def study|study = emoreg.Study\()", block, re.MULTILINE)]
     assert texts
     for text in texts:
-        assert read_study_file(str(write(tmp_path / "mine_of_the_readme.py", text))).name == "mine"
+        assert read_study_file(str(write(tmp_path / "mine_of_the_readme.py", text))).name == "faces"
 
 
 def test_every_study_says_how_it_is_run() -> None:

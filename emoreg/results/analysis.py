@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from emoreg.config import Objective, StudyConfig, in_order, resolve_trial
+from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, in_order, resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.results.outcome import Status
 from emoreg.results.records import Role, RunRecord, TrialRecord
@@ -105,7 +105,14 @@ def _cost(record: TrialRecord | TrialSummary, objective: Objective) -> float:
 def num_planned(config: StudyConfig) -> int:
     """Trials of a study, at most: a sampler may propose one again."""
     beside = (*config.control_trials(), *config.confirmed)
-    return num_searched(config) + len({resolve_trial(trial).identity for trial in beside})
+    return num_searched(config) + len({_told_apart(trial) for trial in beside})
+
+
+def _told_apart(trial: TrialConfig) -> object:
+    """What two trials have in common that are one; a control that is not registered here is taken to be like no other."""
+    if trial.control in CONTROLS:
+        return resolve_trial(trial).identity
+    return trial.control, trial.backbone, trial.seed
 
 
 class Tally(Generic[Trial]):

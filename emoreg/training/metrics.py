@@ -22,6 +22,15 @@ def metric(name: str) -> Callable[[Metric], Metric]:
 
     It takes the scores of a split's images (logits, or log-probabilities if probabilities are mixed) and their classes, both on
     the CPU, and returns a number.
+
+    Example:
+        >>> import emoreg
+        >>> @emoreg.metric("worst_recall")
+        ... def worst_recall(scores, targets):
+        ...     hits = scores.argmax(dim=1) == targets
+        ...     return min(hits[targets == label].double().mean().item() for label in targets.unique())
+        >>> emoreg.Objective(metric="val_worst_recall").mode
+        'max'
     """
     return partial(METRICS.add, name)
 

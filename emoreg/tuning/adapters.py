@@ -67,7 +67,8 @@ def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, 
     Raises:
         UserError: for a trial that cannot run here, or a storage that is no folder.
     """
-    folder = Files(storage).folder
+    is_here = "://" not in storage or storage.startswith("file://")
+    folder = Files(storage).folder if is_here else None
     if folder is None:
         raise ConfigError(
             f"Give a folder of this machine: a trial outside of a study keeps its checkpoint there, not in {storage!r}"

@@ -51,8 +51,8 @@ class UserCode:
             except Exception as error:
                 names = ", ".join(f"{kind} {name!r}" for kind, name, *_ in entries)
                 raise ConfigError(
-                    f"Keep what cannot be pickled (open files, locks, connections) out of the modules that register {names}: "
-                    f"their code must travel to the workers, but it does not ({type(error).__name__}: {error})"
+                    f"Make what cannot be pickled (open files, locks, connections) inside the functions that need it: the code "
+                    f"of {names} must travel to the workers, but it does not ({type(error).__name__}: {error})"
                 ) from error
 
     def register(self) -> None:

@@ -29,7 +29,7 @@ from tests.helpers.studies import study_file, tiny_study
 from tests.helpers.trials import CPU, TINY, tiny
 from tests.helpers.written import write_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 pytestmark = pytest.mark.usefixtures("torch_threads")

@@ -66,7 +66,7 @@ OTHER_VALUES: dict[str, Any] = {
     **_below("regulation.augmentation", _AUGMENTATION),
     "control": "shuffled",
     "metrics": ("macro_f1",),
-    "probes": ("linear",),
+    "probes": ("agreement",),
     "probe_every": 2,
     "seed": 3,
     "deterministic": True,

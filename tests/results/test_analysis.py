@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emoreg.config import Objective, TrialConfig
+import emoreg
+from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, from_json, to_json
 from emoreg.results.analysis import (
     Tally,
     best_by_backbone,
@@ -104,6 +106,18 @@ def test_controls_that_are_one_trial_are_planned_once() -> None:
     study = tiny_study(trial=replace(TINY, pretraining=replace(TINY.pretraining, epochs=0)), num_trials=7)
     assert num_planned(replace(study, controls=("regulated", "plain", "untrained"))) == 7 + 3
     assert num_planned(replace(study, controls=("regulated",), control_seeds=(0, 1))) == 7 + 2
+
+
+def test_a_study_is_counted_where_its_control_is_not_registered() -> None:
+    @emoreg.control("of a study file", description="a seed of its own")
+    def own(trial: TrialConfig) -> TrialConfig:
+        return replace(trial, seed=7)
+
+    study = tiny_study(num_trials=7, controls=("plain", "of a study file"), control_seeds=(0, 1))
+    written = json.dumps(to_json(study))
+    assert num_planned(study) == 7 + 2 + 1, "its seeds are one trial"
+    CONTROLS._entries.pop("of a study file")
+    assert num_planned(from_json(StudyConfig, json.loads(written))) == 7 + 2 + 2, "which cannot be known here"
 
 
 def test_device_time_is_what_was_paid_and_what_was_not_paid_again() -> None:

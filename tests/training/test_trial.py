@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import emoreg
 from emoreg.config import CONTROLS, ImageSetConfig, TrialConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.data import cut_validation, load
@@ -43,6 +44,8 @@ from tests.helpers.trials import (
     same,
     tiny,
 )
+
+PACKAGE = str(Path(emoreg.__file__).parent)
 
 
 def task_batches(config: TrialConfig, storage: Path) -> Batches:
@@ -256,7 +259,7 @@ def test_two_frames_lie_between_a_trial_s_caller_and_an_optimizer_s_step(storage
 
     def note(*_: Any) -> None:
         frames = traceback.extract_stack()
-        ways.add(tuple(frame.name for frame in frames if "/emoreg/" in frame.filename and "/tests/" not in frame.filename))
+        ways.add(tuple(frame.name for frame in frames if frame.filename.startswith(PACKAGE)))
 
     handle = register_optimizer_step_pre_hook(note)
     try:

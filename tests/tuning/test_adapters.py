@@ -111,6 +111,7 @@ def test_tune_trains_reports_restores_and_hears_of_divergence(
     """Under the user's own tuner; the second trial's machine fails once, after its first epoch."""
     from ray import tune
 
+    monkeypatch.delenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")  # a user's Tune keeps its own log
     monkeypatch.chdir(storage.parent)
     trial = tiny(regulation__epochs=3)
     train = emoreg.trainable(trial, storage=storage.name)

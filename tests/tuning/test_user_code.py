@@ -70,8 +70,10 @@ def test_code_counts_by_what_it_says_and_the_study_around_it_does_not(folder: Pa
 
 
 def test_what_cannot_travel_is_refused_by_name(folder: Path) -> None:
-    text = STUDY.replace("NUM_TRIALS", "1") + "\nimport threading\nLOCK = threading.Lock()\n"
-    (folder / "mine.py").write_text(text)
+    text = "import threading\nLOCK = threading.Lock()\n" + STUDY.replace(
+        "    return dataclasses", "    with LOCK:\n        return dataclasses"
+    )
+    (folder / "mine.py").write_text(text.replace("NUM_TRIALS", "1"))
     read_study_file(str(folder / "mine.py"))
-    with pytest.raises(ConfigError, match=r"Keep what cannot be pickled .* that register control 'seeded twice'"):
+    with pytest.raises(ConfigError, match=r"Make what cannot be pickled .* the code of control 'seeded twice' must travel"):
         UserCode.collect()
