@@ -1,6 +1,6 @@
 """What a study is: frozen, typed, validated once. Every default of emoreg lives here and only here."""
 
-from emoreg.config.controls import Control, comparison_names, control, control_named, in_order
+from emoreg.config.controls import Control, control, control_named, in_order
 from emoreg.config.distributions import Choice, Distribution, Float, Int, When
 from emoreg.config.paths import Value, leaves, read_path, replace_paths
 from emoreg.config.registry import BACKBONES, CONTROLS, IMAGE_SETS, METRICS, PROBES, Registry, registries
@@ -34,6 +34,6 @@ __all__ = [
     "AugmentationConfig", "Choice", "Control", "Distribution", "ExperienceConfig", "Fingerprints", "Float",
     "ImageSetConfig", "Int", "Objective", "OptimizerConfig", "PretrainingConfig", "Registry", "RegulationConfig",
     "ResolvedTrial", "ResourcesConfig", "SamplerConfig", "SchedulerConfig", "StudyConfig", "TrialConfig", "TrialResources",
-    "Value", "When", "comparison_names", "control", "control_named", "from_json", "in_order", "leaves", "read_path",
+    "Value", "When", "control", "control_named", "from_json", "in_order", "leaves", "read_path",
     "registries", "replace_paths", "require", "resolve_trial", "to_json", "without_secrets",
 ]  # fmt: skip

@@ -86,11 +86,6 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return (*(name for name in CONTROLS if name in found), *(name for name in found if name not in CONTROLS))
 
 
-def comparison_names() -> tuple[str, ...]:
-    """The registered controls that regulation is compared with."""
-    return tuple(name for name in CONTROLS if name != "regulated")
-
-
 @control("regulated", label="regulation", dash="solid")
 def _regulated(trial: TrialConfig) -> TrialConfig:
     """Regulation as configured: what the controls are compared with."""

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.tensorboard import SummaryWriter
 
@@ -147,7 +148,7 @@ def _control_curves(
     curves: dict[str, dict[tuple[str, int], list[float]]] = {}
     if not path.exists():
         return curves
-    wanted = (pc.field("stage") == "regulation") & pc.field("identity").isin(list(finished))
+    wanted = (pc.field("stage") == "regulation") & pc.field("identity").isin(pa.array(finished, pa.string()))
     by_identity: dict[str, list[tuple[int, float]]] = {}
     for row in read_table(path, str(path), ["identity", "stage", "epoch", "val_accuracy"]).filter(wanted).to_pylist():
         by_identity.setdefault(row["identity"], []).append((row["epoch"], row["val_accuracy"]))

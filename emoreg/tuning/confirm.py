@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emoreg.config import FIRST_SEED, StudyConfig
-from emoreg.config.controls import comparison_names
+from emoreg.config import CONTROLS, FIRST_SEED, StudyConfig
 from emoreg.results.plan import (
     Plan,
     choose,
@@ -76,8 +75,8 @@ def plan_confirmation(
         copy.pull("records", "study.json")
         searched = dict(Records(copy.folder).trials)
         seeds = fresh_seeds(config, searched.values(), num_seeds, first_seed)
-        beside = dataclasses.replace(config, controls=available_controls(config.trial, ("regulated", *comparison_names())))
-        fingerprints = prepare_image_sets(beside)
+        controls = [name for name in available_controls(config.trial, CONTROLS) if name != "compute_matched"]  # it has no set
+        fingerprints = prepare_image_sets(dataclasses.replace(config, controls=tuple(controls)))
         chosen = choose(config, searched.values(), top, fingerprints)
         refuse_changes(config, copy.folder, fingerprints)
     trials = plan_trials(config, chosen, seeds, images=count_images(config), fingerprints=fingerprints)

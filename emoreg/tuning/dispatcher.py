@@ -86,6 +86,7 @@ class Dispatcher:
         self._retry = retry
         self._queue = JobQueue(clock=clock, share=config.experience.share)
         self._runs: dict[str, _Run] = {}
+        self._num_saved = 0
         for job in (*jobs, *source.take_up()):
             self._enqueue(job)
 
@@ -128,7 +129,7 @@ class Dispatcher:
     @property
     def is_done(self) -> bool:
         """Whether every trial was handed out and has ended."""
-        return not self._runs and not self.has_work
+        return not self._runs and not self._num_saved and not self.has_work
 
     @property
     def num_running(self) -> int:
@@ -174,6 +175,7 @@ class Dispatcher:
         job = self._queue.end(self._runs.pop(trial_id).job.identity)
         self._source.forget(job.identity)
         self._coordinator.release(job.identity)
+        self._num_saved += 1
 
     def broke(self, trial_id: str) -> bool:
         """Whether a trial that the machine broke will be begun again; if not, it still counts as running until its ``end``."""

@@ -14,7 +14,6 @@ from emoreg.config import (
     RegulationConfig,
     StudyConfig,
     TrialConfig,
-    comparison_names,
     control,
     control_named,
     from_json,
@@ -51,7 +50,6 @@ def _forget(name: str) -> None:
 
 def test_the_controls_of_the_package_in_the_order_of_tables() -> None:
     assert (*CONTROLS,) == ("regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral")
-    assert comparison_names() == (*CONTROLS,)[1:]
     assert CONTROLS["plain"].dash == "dash"
     assert {name: entry.images for name, entry in CONTROLS.items() if entry.images != "stimuli"} == {"neutral": "neutral"}
     assert all(entry.description and entry.name == name for name, entry in CONTROLS.items())

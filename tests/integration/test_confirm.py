@@ -70,7 +70,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     rows = trials(searched, "tiny.confirm")
     assert {identity: rows[identity] for identity in killed} == killed, "a finished trial opened the test split again"
     assert {(row["role"], row["status"]) for row in rows.values()} == {("confirm", "finished")}
-    controls = ["emotional", "compute_matched", "neutral", "regulated", "plain", "shuffled", "untrained"]
+    controls = ["compute_matched", "emotional", "neutral", "plain", "regulated", "shuffled", "untrained"]
     assert sorted((row["control"], row["seed"]) for row in rows.values()) == [
         (name, seed) for name in controls for seed in (1000, 1001)
     ]
@@ -91,12 +91,12 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     refused = confirm(searched, "--seeds", "3", code=2)
     assert (searched / "tiny.confirm" / "study.json").read_text() == written, "what is refused leaves no trace"
     assert (
-        "emoreg: what a confirmation runs is fixed before the test split is opened, but it was opened for test_resnet"
+        "what a confirmation runs is fixed before the test set is opened, but it was opened for test_resnet"
         in refused
     )
     assert "Traceback" not in refused
     again = confirm(searched, "--seeds", "3", "--again")
-    assert "The test split was looked at 2 times" in again
+    assert "The test set was opened 2 times" in again
     openings = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["openings"]
     assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [
         [1000, 1001],
@@ -118,13 +118,13 @@ def test_other_images_than_those_of_the_search_are_refused(searched: Path, tmp_p
 
 def test_what_was_searched_cannot_be_set(searched: Path) -> None:
     refused = confirm(searched, *TWO, "--trial.regulation.balance", "0.5", code=2)
-    assert "regulation.balance was searched, and is set now: leave it out" in refused
+    assert "Leave out regulation.balance, which was searched and is set now" in refused
 
 
 def test_the_test_split_opened_before_is_told(searched: Path, tmp_path: Path) -> None:
     shutil.copytree(searched / "tiny", tmp_path / "tiny")
     emoreg("trial", tmp_path, "--evaluate", "test")
-    assert "The test split has been opened by 1 trial of the study already" in confirm(tmp_path, *TWO, "--dry-run")
+    assert "The test set has been opened by 1 trial of the study already" in confirm(tmp_path, *TWO, "--dry-run")
 
 
 def test_seeds_of_the_search_are_refused_before_anything_runs(searched: Path) -> None:
@@ -132,5 +132,5 @@ def test_seeds_of_the_search_are_refused_before_anything_runs(searched: Path) ->
 
 
 def test_a_study_that_has_not_run_has_nothing_to_confirm(tmp_path: Path) -> None:
-    assert "no trial of the search of 'tiny' has finished: run the study first" in confirm(tmp_path, code=2)
+    assert "Run the study first: 'tiny' has no finished trial of the search" in confirm(tmp_path, code=2)
     assert not list(tmp_path.iterdir())

@@ -83,8 +83,8 @@ def test_what_is_left_on_disk(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {"experience", "imagesets", "tiny"}
     rows = trials(finished)
     assert sorted((row["role"], row["control"], row["status"]) for row in rows.values()) == [
-        ("control", "regulated", "finished"),
         ("control", "plain", "finished"),
+        ("control", "regulated", "finished"),
         *[("search", "regulated", "finished")] * 3,
     ]
     epochs = pq.read_table(folder / "records" / "epochs.parquet").to_pylist()

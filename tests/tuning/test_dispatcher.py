@@ -639,6 +639,14 @@ def test_a_trial_that_was_saved_unfinished_goes_on_the_next_time(tmp_path: Path)
     assert [after.given(name).number for name in "yz"] == [1, 2]
 
 
+def test_a_study_whose_last_trial_was_saved_is_not_done(tmp_path: Path) -> None:
+    search = Search(study_config(num_trials=1), tmp_path)
+    search.given("a")
+    search.dispatcher.saved("a")
+    assert not search.dispatcher.has_work, "the next run takes it up"
+    assert not search.is_done
+
+
 def test_what_optuna_knows_and_the_records_do_not_is_run_again_and_not_told_again(tmp_path: Path) -> None:
     config = study_config(num_trials=1)
     before = Search(config, tmp_path / "a")
