@@ -105,19 +105,16 @@ Plan = Sequence[tuple[Chosen, ResolvedTrial]]
 """Trials of a confirmation, each with the configuration that it belongs to."""
 
 
-def choose(
-    config: StudyConfig, records: Iterable[TrialRecord], top: int, fingerprints: Fingerprints = UNKNOWN
-) -> tuple[Chosen, ...]:
+def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tuple[Chosen, ...]:
     """The best configurations of the search, by backbone and task, by its first objective on validation.
 
     Args:
         config: the study.
         records: its trials.
         top: how many of each backbone, on each task that was searched.
-        fingerprints: of the study's image sets.
 
     Raises:
-        ConfigError: where no trial of the search has finished, or one was run by a configuration that is not the study's now.
+        ConfigError: where no trial of the search has finished.
     """
     by_task: dict[str, list[TrialRecord]] = {}
     for row in records:
@@ -133,7 +130,6 @@ def choose(
     chosen = []
     for (backbone, task), found in sorted(ranked.items(), key=lambda item: item[0]):
         for rank, record in enumerate(found, 1):
-            _check_unchanged(config, record, fingerprints)
             chosen.append(
                 Chosen(
                     identity=record.identity,
@@ -147,14 +143,25 @@ def choose(
     return tuple(chosen)
 
 
-def _check_unchanged(config: StudyConfig, record: TrialRecord, fingerprints: Fingerprints) -> None:
-    for path in record.sampled.keys() - config.search_space.keys():
-        raise ConfigError(f"Leave out {path}, which was searched and is set now: a confirmation runs what the search ran")
-    if resolve_trial(resolve(config.trial, record.sampled), fingerprints).identity != record.identity:
-        raise ConfigError(
-            "Undo the change of the study, or search anew under another name: a confirmation runs what the search ran, but "
-            f"trial {record.identity} had other settings than the study gives it now"
-        )
+def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints: Fingerprints = UNKNOWN) -> None:
+    """Refuse to confirm what the study, as it is now, would not have run.
+
+    Args:
+        config: the study.
+        chosen: what its search found.
+        fingerprints: of its image sets.
+
+    Raises:
+        ConfigError: naming what has changed.
+    """
+    for found in chosen:
+        for path in found.params.keys() - config.search_space.keys():
+            raise ConfigError(f"Leave out {path}, which was searched and is set now: a confirmation runs what the search ran")
+        if resolve_trial(resolve(config.trial, found.params), fingerprints).identity != found.identity:
+            raise ConfigError(
+                "Undo the change of the study, or search anew under another name: a confirmation runs what the search ran, but "
+                f"trial {found.identity} had other settings than the study gives it now"
+            )
 
 
 def fresh_seeds(config: StudyConfig, records: Iterable[TrialRecord], num_seeds: int, first: int) -> tuple[int, ...]:

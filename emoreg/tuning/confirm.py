@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from emoreg.config import CONTROLS, FIRST_SEED, StudyConfig
 from emoreg.results.plan import (
     Plan,
+    check_unchanged,
     choose,
     confirming,
     expected_seconds,
@@ -75,9 +76,10 @@ def plan_confirmation(
         copy.pull("records", "study.json")
         searched = dict(Records(copy.folder).trials)
         seeds = fresh_seeds(config, searched.values(), num_seeds, first_seed)
+        chosen = choose(config, searched.values(), top)
         controls = [name for name in available_controls(config.trial, CONTROLS) if name != "compute_matched"]  # it has no set
         fingerprints = prepare_image_sets(dataclasses.replace(config, controls=tuple(controls)))
-        chosen = choose(config, searched.values(), top, fingerprints)
+        check_unchanged(config, chosen, fingerprints)
         refuse_changes(config, copy.folder, fingerprints)
     trials = plan_trials(config, chosen, seeds, images=count_images(config), fingerprints=fingerprints)
     return ConfirmationPlan(config=confirming(config, trials), trials=trials, searched=searched)

@@ -90,10 +90,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     written = (searched / "tiny.confirm" / "study.json").read_text()
     refused = confirm(searched, "--seeds", "3", code=2)
     assert (searched / "tiny.confirm" / "study.json").read_text() == written, "what is refused leaves no trace"
-    assert (
-        "what a confirmation runs is fixed before the test set is opened, but it was opened for test_resnet"
-        in refused
-    )
+    assert "what a confirmation runs is fixed before the test set is opened, but it was opened for test_resnet" in refused
     assert "Traceback" not in refused
     again = confirm(searched, "--seeds", "3", "--again")
     assert "The test set was opened 2 times" in again

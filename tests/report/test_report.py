@@ -221,7 +221,7 @@ def test_studies_of_one_name_are_told_apart(study: Path, tmp_path: Path) -> None
 
 
 def test_a_study_is_named_once(study: Path) -> None:
-    with pytest.raises(ConfigError, match=f"Name each study once in a report: 'local:{study}' is named 2 times"):
+    with pytest.raises(ConfigError, match=f"Name each study once in a report: '{study}' is named 2 times"):
         report(study, f"{study}/")
 
 

@@ -16,6 +16,7 @@ from emoreg.results.confirmation import confirmed_rows, verdicts
 from emoreg.results.plan import (
     PLAN,
     Plan,
+    check_unchanged,
     choose,
     confirming,
     expected_seconds,
@@ -81,14 +82,14 @@ def test_a_configuration_that_was_changed_after_the_search_is_refused() -> None:
     longer = dataclasses.replace(STUDY.trial.regulation, epochs=STUDY.trial.regulation.epochs + 1)
     changed = dataclasses.replace(STUDY, trial=dataclasses.replace(STUDY.trial, regulation=longer))
     with pytest.raises(ConfigError, match=r"a confirmation runs what the search ran, but trial \w{12} had other settings"):
-        choose(changed, SEARCHED.values(), 1)
+        check_unchanged(changed, choose(changed, SEARCHED.values(), 1))
 
 
 def test_what_was_searched_cannot_be_set_for_a_confirmation() -> None:
     space = {path: found for path, found in STUDY.search_space.items() if path != "backbone"}
     pinned = dataclasses.replace(STUDY, search_space=space, trial=dataclasses.replace(STUDY.trial, backbone="test_vit"))
     with pytest.raises(ConfigError, match="Leave out backbone, which was searched and is set now"):
-        choose(pinned, SEARCHED.values(), 1)
+        check_unchanged(pinned, choose(pinned, SEARCHED.values(), 1))
 
 
 def test_each_task_that_was_searched_has_its_own_best() -> None:

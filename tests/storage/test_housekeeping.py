@@ -119,6 +119,7 @@ def test_what_is_being_trained_is_kept(files: Files, locks: FileLocks, tmp_path:
     trainer.release(key("a"))
     assert keys(prune(files, locks, 0).removed) == ["a"]
     assert trainer.try_acquire(key("a"))  # pruning gave the lock back
+    trainer.release(key("a"))
 
 
 def test_what_is_used_meanwhile_is_kept(files: Files, locks: FileLocks, monkeypatch: pytest.MonkeyPatch) -> None:
