@@ -147,6 +147,7 @@ def test_what_cannot_be_removed_is_kept_and_said(files: Files, locks: FileLocks,
     assert [reason for _, reason in pruned.kept] == ["it could not be removed ([Errno 39] Directory not empty)"]
     assert pruned.size_after == pruned.size_before
     assert locks.try_acquire(key("a"))
+    locks.release(key("a"))
 
 
 def test_partial_results_and_what_was_set_aside_count_and_go(files: Files, locks: FileLocks) -> None:

@@ -666,4 +666,6 @@ def test_a_shared_run_that_diverges_does_so_once(storage: Path) -> None:
         )
     assert (second.value.stage, second.value.step) == (first.value.stage, first.value.step)
     assert steps == []
-    assert store.locks.try_acquire(next((storage / "experience").glob("*/diverged.json")).parent.name), "the lock was kept"
+    key = next((storage / "experience").glob("*/diverged.json")).parent.name
+    assert store.locks.try_acquire(key), "the lock was kept"
+    store.locks.release(key)

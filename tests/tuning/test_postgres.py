@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> float:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, "it never came to hold"
+        time.sleep(0.01)
     return time.monotonic() - started
 
 
@@ -167,13 +168,17 @@ def frozen(postgresql: PostgreSQL) -> Iterator[None]:
         postmaster,
         *(int(child) for child in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()),
     ]
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
+
+    def send(number: signal.Signals) -> None:
+        for process in processes:
+            with suppress(ProcessLookupError):  # a connection that was closed just now
+                os.kill(process, number)
+
+    send(signal.SIGSTOP)
     try:
         yield
     finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
+        send(signal.SIGCONT)
 
 
 def test_a_server_that_stands_still_is_told_of_waited_for_and_given_up(database: str, postgresql: PostgreSQL) -> None:
