@@ -373,6 +373,7 @@ def test_a_search_of_which_everything_is_set_is_refused(tmp_path: Path, capsys: 
 # The commands
 
 
+@pytest.mark.slow
 def test_a_trial_and_then_the_study(tiny: str, storage: Path) -> None:
     """In processes of their own: the trial never imports Ray; the study adopts it, is quiet, and ends with right counts."""
     overrides = (tiny, "--storage", str(storage), "--name", "both")

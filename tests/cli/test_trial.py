@@ -121,6 +121,7 @@ def in_a_process(storage: str) -> int:
     return run_one(slow_study(storage), "validation", CPU, Console(width=80, highlight=False, markup=False, soft_wrap=True))
 
 
+@pytest.mark.slow
 def test_a_signal_in_mid_epoch_saves_and_the_same_command_goes_on_to_the_bit(storage: Path) -> None:
     whole, _ = single(slow_study(str(storage), name="whole"))
     program = "import sys; from tests.cli.test_trial import in_a_process; sys.exit(in_a_process(sys.argv[1]))"

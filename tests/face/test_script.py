@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 
 import emoreg
@@ -63,6 +65,23 @@ def test_a_study_file_runs_as_a_program_and_under_emoreg_run(storage: Path, tmp_
     command = run(tmp_path, "-m", "emoreg", "run", "mine.py")
     assert "3 trials: 3 finished, none was missing." in command
     assert "halved" in command
+
+
+@pytest.mark.slow
+def test_one_of_each_thing_that_a_study_s_file_may_bring(tmp_path: Path) -> None:
+    """The worked examples of studies/README.md, in workers; then confirmed, in a process that reads the file anew."""
+    run(tmp_path, "-m", "emoreg", "run", "studies.own_code", "--num-trials", "1")
+    study = emoreg.load_study(tmp_path / "runs" / "own-code")
+    rows = study.trials_frame().set_index("control")
+    assert set(rows.index) == {"regulated", "plain", "short_pretraining"}
+    assert (rows.task == "stripes").all()
+    assert (rows.backbone == "two_layers").all()
+    assert rows.metrics.map(json.loads).map(lambda found: 0 <= found["val_worst_recall"] <= 1).all()
+    probes = pandas.read_parquet(tmp_path / "runs" / "own-code" / "records" / "probes.parquet")
+    assert set(probes.probe) == {"confidence"}
+    assert ((probes.value > 0.5) & (probes.value <= 1)).all()
+    plan = run(tmp_path, "-m", "emoreg", "confirm", "studies.own_code", "--seeds", "2", "--dry-run")
+    assert "short_pretraining" in plan
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -102,32 +102,8 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
 
 
-def test_other_images_than_those_of_the_search_are_refused(searched: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "tiny"
-    shutil.copytree(searched / "tiny", folder)
-    content = json.loads((folder / "study.json").read_text())
-    for row in content["fingerprints"]:
-        row[-1] = "ab" * 32 if row[0] == "digits" else row[-1]
-    (folder / "study.json").write_text(json.dumps(content))
-    assert f'fingerprints.digits 8: "{"ab" * 32}" -> ' in confirm(tmp_path, *TWO, code=2)
-    assert not (tmp_path / "tiny.confirm").exists()
-
-
-def test_what_was_searched_cannot_be_set(searched: Path) -> None:
-    refused = confirm(searched, *TWO, "--trial.regulation.balance", "0.5", code=2)
-    assert "Leave out regulation.balance, which was searched and is set now" in refused
-
-
+@pytest.mark.slow
 def test_the_test_split_opened_before_is_told(searched: Path, tmp_path: Path) -> None:
     shutil.copytree(searched / "tiny", tmp_path / "tiny")
     emoreg("trial", tmp_path, "--evaluate", "test")
     assert "The test set has been opened by 1 trial of the study already" in confirm(tmp_path, *TWO, "--dry-run")
-
-
-def test_seeds_of_the_search_are_refused_before_anything_runs(searched: Path) -> None:
-    assert "needs fresh seeds, but the search has used 0" in confirm(searched, "--first-seed", "0", code=2)
-
-
-def test_a_study_that_has_not_run_has_nothing_to_confirm(tmp_path: Path) -> None:
-    assert "Run the study first: 'tiny' has no finished trial of the search" in confirm(tmp_path, code=2)
-    assert not list(tmp_path.iterdir())

@@ -130,6 +130,7 @@ def test_tensorboard_draws_regulation_and_its_controls_in_one_chart(study: Path)
         assert others(server, found.requests) == []
 
 
+@pytest.mark.slow
 def test_they_follow_a_study_in_an_object_store(study: Path, bucket: str) -> None:
     files = Files(bucket)
 

@@ -31,6 +31,7 @@ def attempts(storage: Path) -> dict[str, int]:
     return {path.parent.name: path.read_text().count(" attempt ") for path in storage.glob("tiny/trials/*/log.txt")}
 
 
+@pytest.mark.slow
 def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
     drivers = [start(tmp_path, "--optuna-storage", database, *MORE) for _ in range(2)]
     outputs = [driver.communicate(timeout=240)[0] for driver in drivers]

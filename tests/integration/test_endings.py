@@ -51,7 +51,8 @@ def freeze_workers(storage: Path) -> None:
             os.kill(int(worker), signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail
     assert trials(tmp_path)[broken]["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_faults_in_code_stop_the_study_with_the_traceback(tmp_path: Path) -> None:
     for identity in identities(tmp_path):
         checkpoint.save(Files(str(tmp_path)), f"tiny/trials/{identity}/trial.ckpt", {"history": [{"no": "epoch"}]})

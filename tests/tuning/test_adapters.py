@@ -104,6 +104,7 @@ def test_what_optuna_prunes_stops_and_what_fails_by_itself_is_pruned(storage: Pa
     assert study.trials[-1].state == optuna.trial.TrialState.COMPLETE, "to stop after the last epoch would save nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_tune_trains_reports_restores_and_hears_of_divergence(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -142,6 +142,7 @@ def asha() -> Any:
     return ASHAScheduler(time_attr=REGULATION_EPOCH, metric=metric_key("val_accuracy"), mode="max", max_t=3, reduction_factor=2)
 
 
+@pytest.mark.slow
 def test_in_tune_where_ray_s_own_bridge_is_wrong(ray_local: None, tmp_path: Path) -> None:
     from ray.tune.search.optuna import OptunaSearch
 
@@ -191,6 +192,7 @@ def test_in_tune_where_ray_s_own_bridge_is_wrong(ray_local: None, tmp_path: Path
     assert len(again.study.trials) == 5
 
 
+@pytest.mark.slow
 def test_in_tune_controls_orphans_and_several_objectives(ray_local: None, tmp_path: Path) -> None:
     values = (0.1, 0.2, 0.3, 0.6)
     config = study_config(
@@ -214,6 +216,7 @@ def test_in_tune_controls_orphans_and_several_objectives(ray_local: None, tmp_pa
     assert len(controls) + len(values) <= num_run <= len(controls) + 12
 
 
+@pytest.mark.slow
 def test_in_tune_the_median_rule_bears_controls_and_diverged_trials(ray_local: None, tmp_path: Path) -> None:
     from ray.tune.schedulers import MedianStoppingRule
 

@@ -181,6 +181,7 @@ def frozen(postgresql: PostgreSQL) -> Iterator[None]:
         send(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_server_that_stands_still_is_told_of_waited_for_and_given_up(database: str, postgresql: PostgreSQL) -> None:
     said: list[tuple[float, str]] = []
     patience = Patience(6.0, notify=lambda text: said.append((time.monotonic(), text)))
