@@ -52,7 +52,7 @@ def test_a_notebook_runs_a_study_with_a_control_of_its_own(storage: Path, tmp_pa
     )
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     *_, ran, shown = notebook.cells
-    text = "".join(output.get("text", "") for output in ran.outputs if output.output_type == "stream")
+    text = "".join(output.data["text/plain"] for output in ran.outputs if output.output_type == "display_data")
     assert "3 trials: 3 finished" in text
     (picture,) = [output.data for output in shown.outputs if output.output_type == "execute_result"]
     assert picture["text/html"].startswith("<b>Study notebook</b>: 1 trial over regulation.balance")
