@@ -88,6 +88,7 @@ def test_a_restart_of_postgresql_is_waited_for(database: str, postgresql: Any, t
     assert attempts(tmp_path) == dict.fromkeys(trials(tmp_path), 1), "a trial was run twice"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_database_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     database: str, postgresql: Any, tmp_path: Path

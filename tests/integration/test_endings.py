@@ -193,6 +193,7 @@ def finished_size(tmp_path_factory: pytest.TempPathFactory) -> float:
     return sum(path.stat().st_size for path in storage.rglob("*") if path.is_file()) / 2**20
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_storage_that_becomes_read_only_is_said_and_tears_nothing(tmp_path: Path) -> None:
     records = tmp_path / "tiny" / "records"

@@ -281,7 +281,13 @@ def fall_silent(node: Node) -> None:
     signal_machine(node, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize(("name", "fail"), [("killed -9", lose), ("falls silent", fall_silent)], ids=["killed", "silent"])
+@pytest.mark.parametrize(
+    ("name", "fail"),
+    [
+        pytest.param("killed -9", lose, id="killed"),
+        pytest.param("falls silent", fall_silent, id="silent", marks=pytest.mark.soak),
+    ],
+)
 def test_a_worker_node_lost_in_mid_trial(
     name: str, fail: Callable[[Node], None], field: Field, undisturbed: Path, note: Note
 ) -> None:
@@ -298,6 +304,7 @@ def test_a_worker_node_lost_in_mid_trial(
     assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(), field.add_node()
     study = field.run(*KEEP_ALL)
@@ -311,6 +318,7 @@ def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undistu
     assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_a_drained_node_s_trials_go_on_elsewhere(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(), field.add_node()
     study = field.run(*KEEP_ALL)
@@ -337,6 +345,7 @@ def test_a_drained_node_s_trials_go_on_elsewhere(field: Field, undisturbed: Path
     assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_the_driver_killed_and_run_again(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node()
     study = field.run(*KEEP_ALL)
@@ -351,6 +360,7 @@ def test_the_driver_killed_and_run_again(field: Field, undisturbed: Path, note: 
     assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_a_node_that_joins_late_takes_work(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(cpus=1)
     study = field.run(*KEEP_ALL)
@@ -371,6 +381,7 @@ def test_a_node_that_joins_late_takes_work(field: Field, undisturbed: Path, note
     assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_storage_that_errors_for_twenty_seconds(
     field: Field, undisturbed: Path, note: Note, s3_server: str, bucket: str
 ) -> None:
@@ -388,6 +399,7 @@ def test_storage_that_errors_for_twenty_seconds(
         assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_a_restart_of_postgresql(field: Field, undisturbed: Path, note: Note, database: str, postgresql: Any) -> None:
     field.add_node()
     study = field.run(*KEEP_ALL, "--optuna-storage", database)
@@ -401,6 +413,7 @@ def test_a_restart_of_postgresql(field: Field, undisturbed: Path, note: Note, da
     assert seconds < MOST_SECONDS
 
 
+@pytest.mark.soak
 def test_a_lease_stands_on_its_holder_s_node(field: Field) -> None:
     field.add_node(), field.add_node()
     module = (sys.executable, "-m", "tests.integration.lease_places", field.head.address, "3")

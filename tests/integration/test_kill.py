@@ -108,6 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return study.folder
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(undisturbed: Path, tmp_path: Path) -> None:

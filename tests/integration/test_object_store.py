@@ -55,6 +55,7 @@ def test_killed_and_run_again_it_equals_a_study_in_a_folder(bucket: str, tmp_pat
     assert b"secret" not in Files(join(bucket, "tiny")).read("study.json").to_pybytes()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_storage_that_stays_away_ends_the_run_and_the_next_one_goes_on(bucket: str, s3_server: str) -> None:
     with Gate(s3_server) as gate:

@@ -212,19 +212,6 @@ def test_a_killed_driver_run_again_ends_as_if_undisturbed(finished: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
-    records = tmp_path / "tiny" / "records" / "trials.parquet"
-    process = start(tmp_path)
-    wait_for(records.exists, process)
-    os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "run the same command again" in output
-    assert "Traceback" not in output
-    assert all(row["status"] == "finished" for row in trials(tmp_path).values())
-
-
-@pytest.mark.slow
 def test_a_diverged_trial_is_pruned_with_its_step_and_not_run_again(tmp_path: Path) -> None:
     wild = ("--trial.regulation.optimizer.name", "sgd", "--trial.regulation.optimizer.learning-rate", "1e30")
     wild = (*wild, "--trial.regulation.optimizer.gradient-clip", "None", "--num-trials", "1", "--controls", "plain")

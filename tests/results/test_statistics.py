@@ -173,6 +173,7 @@ def confirm(random: np.random.Generator, effect: float, n: int) -> list[str]:
     ]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.usefixtures("_little_garbage")
 def test_the_false_claims_of_a_thousand_confirmations_are_few() -> None:
@@ -181,6 +182,7 @@ def test_the_false_claims_of_a_thousand_confirmations_are_few() -> None:
     assert sum(verdicts != ["no difference seen"] * 2 for verdicts in said) / 1000 <= 0.05
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.usefixtures("_little_garbage")
 def test_an_effect_is_seen_as_often_as_computed() -> None:
