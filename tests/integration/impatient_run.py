@@ -13,6 +13,6 @@ SECONDS = 3.0
 
 if __name__ == "__main__":
     retry.PATIENCE_SECONDS = SECONDS
-    from emoreg import cli
+    from emoreg.cli.main import main
 
-    cli.main(["run", *sys.argv[1:]])
+    sys.exit(main(["run", *sys.argv[1:]]))
