@@ -70,8 +70,8 @@ def grid(space: SearchSpace, base: TrialConfig) -> list[dict[str, Value]]:
     for path, distribution in space.items():
         if _values(distribution) is None:
             raise ConfigError(
-                f"a grid needs finitely many values, but {path} is {_as_text(distribution)!r}: give it a step, as in "
-                "Float(0.0, 1.0, step=0.25), make it a Choice, or take another sampler"
+                f"Give {path} a step, as in Float(0.0, 1.0, step=0.25), make it a Choice, or take another sampler: a grid "
+                f"needs finitely many values, but it is {_as_text(distribution)!r}"
             )
     return list(_combinations(list(space.items()), base, {}))
 

@@ -116,7 +116,7 @@ def storage_full_error(number: int | None, reason: object) -> StorageError | Non
     if number not in _UNUSABLE:
         return None
     return StorageError(
-        f"mend the storage and run the same command again, for {_UNUSABLE[number]}: {reason}. What was recorded is whole"
+        f"Mend the storage and run the same command again, for {_UNUSABLE[number]}: {reason}. What was recorded is whole"
     )
 
 
@@ -155,12 +155,12 @@ class Files:
             self._filesystem, root = _open(uri, num_attempts=3 if patience is None else 1)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
-                "name a folder as storage, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path): "
+                "Name a folder as storage, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path): "
                 f"{self.uri!r} cannot be used ({without_credentials(str(error)).partition(chr(10))[0]})"
             ) from error
         self._root = root.rstrip("/")
         if not self._root:
-            raise StorageError(f"name a bucket or a folder in the storage's URI: {self.uri!r} names none")
+            raise StorageError(f"Name a bucket or a folder in the storage's URI: {self.uri!r} names none")
         self.folder = Path(self._root) if isinstance(self._filesystem, pafs.LocalFileSystem) else None
         self.location = f"{self._filesystem.type_name}:{self._root}"
         self.name = self._root.rpartition("/")[2]
@@ -186,10 +186,10 @@ class Files:
             self.remove(name)
         except OSError as error:
             raise storage_full_error(error.errno, error) or StorageError(
-                f"mend the permissions of the storage, or name another: it must be writable, but {self.uri!r} is not ({error})"
+                f"Mend the permissions of the storage, or name another: it must be writable, but {self.uri!r} is not ({error})"
             ) from error
         if not is_whole:
-            raise StorageError(f"name another storage: it must give back what was written, but {self.uri!r} does not")
+            raise StorageError(f"Name another storage: it must give back what was written, but {self.uri!r} does not")
 
     def read(self, name: str) -> pa.Buffer:
         """The content of a file.

@@ -130,7 +130,7 @@ class Fence:
         """Know from now on that the study is lost, and how; and raise StorageError."""
         self._loss = self._loss or loss
         raise StorageError(
-            f"let the other driver of {self._files.uri!r} end, then run the same command again: this one stood still for a "
+            f"Let the other driver of {self._files.uri!r} end, then run the same command again: this one stood still for a "
             f"while, and {self._loss}. It stores nothing more"
         )
 
@@ -238,7 +238,7 @@ def _beat(files: Files, own: _Holder, fence: Fence, has_ended: threading.Event) 
 
 def _refusal(files: Files, who: str) -> StorageError:
     return StorageError(
-        "wait for the other driver to end, or give this study another --name: a study has one driver at a time, but another "
+        "Wait for the other driver to end, or give this study another --name: a study has one driver at a time, but another "
         f"process is running {files.uri!r}{who and f' on {who}'}"
     )
 

@@ -21,8 +21,8 @@ def pick_device(choice: DeviceChoice) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if choice == "cuda" and not has_gpu:
         raise ConfigError(
-            f"device must be there, but it is 'cuda' and torch {torch.__version__} sees no GPU: use --device cpu, or see "
-            "`emoreg doctor`"
+            f"Use --device cpu, or see `emoreg doctor`: device must be there, but it is 'cuda' and torch "
+            f"{torch.__version__} sees no GPU"
         )
     return torch.device("cuda" if choice == "cuda" or (choice == "auto" and has_gpu) else "cpu")
 

@@ -166,7 +166,7 @@ class PostgresCoordinator(LocalCoordinator):
         try:
             self._turns.retry(take, when=lambda error: isinstance(error, TimeoutError), reason=reason)
         except TimeoutError as error:
-            raise StorageError(f"look for the driver that does not go on, and end it: {reason}, and does not end it") from error
+            raise StorageError(f"Look for the driver that does not go on, and end it: {reason}, and does not end it") from error
         self._has_turn = True
 
     def claim(self, identity: str) -> bool:
@@ -191,7 +191,7 @@ class PostgresCoordinator(LocalCoordinator):
             self._locks.renew()
             if not self._locks.has(_TURN):
                 raise StorageError(
-                    f"run the same command again: this driver of study {self._config.name!r} stood still within its turn, and "
+                    f"Run the same command again: this driver of study {self._config.name!r} stood still within its turn, and "
                     "another one has had it since; it stores nothing more"
                 )
 

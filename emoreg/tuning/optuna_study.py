@@ -118,13 +118,13 @@ def _drop_torn_line(path: Path) -> None:
 
 def _open_database(config: StudyConfig, directions: list[Any], url: str, patience: Patience) -> optuna.Study:
     def refuse(reason: object, cure: str) -> StorageError:
-        return StorageError(f"optuna_storage must be a database that can be used, but {shown} is not ({reason}): {cure}")
+        return StorageError(f"{cure}: optuna_storage must be a database that can be used, but {shown} is not ({reason})")
 
     try:
         address = address_of(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         shown = f"{url.partition('://')[0][:20]!r}..."
-        raise refuse("it is no database URL", "write it like sqlite:///study.db or postgresql://user@host/name") from error
+        raise refuse("it is no database URL", "Write it like sqlite:///study.db or postgresql://user@host/name") from error
     shown = address.render_as_string(hide_password=True)
     is_sqlite = address.get_backend_name() == "sqlite"
     # A file that another process writes to is waited for; a connection that the server closed in between is made again.
@@ -135,14 +135,14 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str, patienc
         study = _create(config, directions, storage)
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise refuse(
-            "its driver is not installed", "install the driver: pip install -e '.[cluster]' has PostgreSQL's"
+            "its driver is not installed", "Install the driver: pip install -e '.[cluster]' has PostgreSQL's"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise refuse(
-            reason_of(error, address), "check that the server runs and the folder exists, and user, password and name"
+            reason_of(error, address), "Check that the server runs and the folder exists, and user, password and name"
         ) from error
     except RuntimeError as error:  # another version's tables
-        raise refuse(error, "run `optuna storage upgrade`, or begin another database") from error
+        raise refuse(error, "Run `optuna storage upgrade`, or begin another database") from error
     enable_connect_retry(storage.engine, patience)
     return study
 
@@ -187,8 +187,8 @@ for _name, _method in vars(optuna.storages.RDBStorage).items():
 def _check_same_search(study: optuna.Study, config: StudyConfig) -> None:
     def refuse(what: str, kept: object, given: object) -> StorageError:
         return StorageError(
-            f"a study keeps its {what}, but the storage of {config.name!r} has {kept} and the configuration {given}: give the "
-            "study another name, or restore them"
+            f"Give the study another name, or restore its {what}: it keeps them, but the storage of {config.name!r} has {kept} "
+            f"and the configuration {given}"
         )
 
     kept = [

@@ -73,7 +73,7 @@ def no_answer_error(url: str, error: OperationalError) -> StorageError:
     """The error shown when a database has been away for longer than the patience."""
     address = address_of(url)
     return StorageError(
-        "run the same command again when optuna_storage answers; the study goes on from what is recorded: "
+        "Run the same command again when optuna_storage answers; the study goes on from what is recorded: "
         f"{no_answer(address)} ({reason_of(error, address)})"
     )
 
@@ -151,7 +151,7 @@ def create_table(url: str) -> None:
             connection.exec_driver_sql(_TABLE)
     except (SQLAlchemyError, ImportError) as error:
         raise StorageError(
-            "check that the server of optuna_storage runs, and user, password and name: "
+            "Check that the server of optuna_storage runs, and user, password and name: "
             f"{address.render_as_string(hide_password=True)} cannot be used ({reason_of(error, address)})"
         ) from error
 

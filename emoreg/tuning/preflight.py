@@ -71,8 +71,8 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     gpus = max(config.trial_resources(backbone).gpus or 0.0 for backbone in config.backbones())
     if gpus and address is None and not torch.cuda.is_available():
         raise ConfigError(
-            f"resources.gpus_per_trial asks for {gpus:g} GPUs, but torch {torch.__version__} sees none here: set it to 0 for "
-            "CPU, leave it out to take what there is, or see `emoreg doctor`"
+            f"Set resources.gpus_per_trial to 0 for CPU, leave it out to take what there is, or see `emoreg doctor`: it asks "
+            f"for {gpus:g} GPUs, but torch {torch.__version__} sees none here"
         )
 
 

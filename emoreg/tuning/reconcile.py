@@ -213,9 +213,9 @@ def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Files]) -> 
 def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Files], resolved: Resolve) -> list[str]:
     """Give the sampler what the studies of ``warm_start_from`` found, each of their trials once, and say so in sentences.
 
-    Their searched trials and controls ``none`` enter Optuna's history as if run here: COMPLETE with the objectives that their
-    records have, or PRUNED. A trial counts by its configuration, whatever was searched there: it is taken where this search
-    space holds it. They are no trials of this study: they do not count, and have no records here.
+    Their searched trials and controls ``regulated`` enter Optuna's history as if run here: COMPLETE with the objectives that
+    their records have, or PRUNED. A trial counts by its configuration, whatever was searched there: it is taken where this
+    search space holds it. They are no trials of this study: they do not count, and have no records here.
 
     Args:
         study: from ``open_study``.
@@ -268,16 +268,16 @@ def _sources(config: StudyConfig, folder_of: Callable[[str], Files]) -> list[tup
         files = folder_of(entry)
         if files.location == folder_of(config.name).location:
             raise ConfigError(
-                f"warm_start_from must name other studies, but {entry!r} is this one: leave it out (a study that is run again "
-                "knows its own trials), or give this one another --name"
+                f"Leave {entry!r} out (a study that is run again knows its own trials), or give this one another --name: "
+                f"warm_start_from must name other studies, but {entry!r} is this one"
             )
         with WorkingCopy(files) as copy:
             copy.pull("records")
             records = list(Records(copy.folder).trials.values())
         if not records:
             raise ConfigError(
-                f"warm_start_from must name studies that have records, but {entry!r} has none in {files.uri!r}: name one of "
-                f"{_others(files)}, or a folder as ./old"
+                f"Name one of {_others(files)}, or a folder as ./old: warm_start_from must name studies that have records, but "
+                f"{entry!r} has none in {files.uri!r}"
             )
         sources.append((files, records))
     return sources
@@ -308,7 +308,7 @@ def _study_differences(there: Files, here: Files) -> _Differences:
 
 
 def _compare(path: str, there: Mapping[str, Any], here: Mapping[str, Any], differences: _Differences) -> None:
-    if there.get(path) != here.get(path) and "neutral" not in path:  # which the control `none` does not look at
+    if there.get(path) != here.get(path) and "neutral" not in path:  # which the control ``regulated`` does not look at
         old, new = (json.dumps(values[path]) if path in values else "absent" for values in (there, here))
         differences.setdefault(path, (set(), new))[0].add(old)
 

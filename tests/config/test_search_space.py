@@ -88,7 +88,9 @@ def test_grid_steps_are_decimal() -> None:
 def test_grid_over_a_real_range_names_the_cure() -> None:
     space: dict[str, Distribution] = {"regulation.balance": Float(0.0, 1.0)}
     assert size(space, BASE) is None
-    with pytest.raises(ConfigError, match=r"regulation.balance is 'real in \[0, 1\]': give it a step"):
+    with pytest.raises(
+        ConfigError, match=r"Give regulation.balance a step, .* finitely many values, but it is 'real in \[0, 1\]'"
+    ):
         grid(space, BASE)
 
 

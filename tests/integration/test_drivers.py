@@ -104,7 +104,7 @@ def test_a_database_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     assert driver.returncode == 2, output
     assert "postgresql+psycopg://postgres:***@127.0.0.1" in output
     assert "does not answer; waiting until" in output
-    assert "emoreg: run the same command again when optuna_storage answers" in output
+    assert "emoreg: Run the same command again when optuna_storage answers" in output
     assert "Traceback" not in output
     before = trials(tmp_path)
     run(tmp_path, "--optuna-storage", database, *MORE)

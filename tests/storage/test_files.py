@@ -53,7 +53,7 @@ def test_a_store_is_tried_out(files: Files) -> None:
 
 def test_what_cannot_be_written_is_said(tmp_path: Path, bucket: str) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StorageError, match=r"mend the permissions .* must be writable, but '.*file/store' is not"):
+    with pytest.raises(StorageError, match=r"Mend the permissions .* must be writable, but '.*file/store' is not"):
         Files(str(tmp_path / "file" / "store")).check()
     with pytest.raises(StorageError, match=r"must be writable, but 's3://\*\*\*@nowhere/x.*' is not .*bucket does not exist"):
         Files(bucket.replace("@emoreg", "@nowhere").replace("/store", "/x")).check()
@@ -79,7 +79,7 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
     ("uri", "said"),
     [
         ("s4://bucket/x", "Unrecognized filesystem"),
-        ("s3://", "name a bucket or a folder"),
+        ("s3://", "Name a bucket or a folder"),
         ("s3://name:secret@bucket/x?colour=red", "Unexpected query parameter"),
         ("file://host/x", "Unsupported hostname"),
     ],

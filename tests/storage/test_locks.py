@@ -128,7 +128,7 @@ def test_a_driver_that_was_suspended_has_lost_its_study_and_says_to_whom(bucket:
         assert f"was last run on {platform.node()}, process {driver.process.pid}: waiting up to 2 seconds to see" in text
         driver.process.send_signal(signal.SIGCONT)
         answer = driver.ask()
-        assert answer.startswith("StorageError let the other driver of 's3://")
+        assert answer.startswith("StorageError Let the other driver of 's3://")
         assert f"another driver has it now, on {platform.node()}, process {os.getpid()}" in answer
         assert "secret" not in answer
         fence.check()

@@ -143,7 +143,7 @@ def test_a_turn_that_is_not_ended_is_told_of_and_not_waited_for_without_end(conf
     (first,) = shared(config, stack, 1)
     said: list[str] = []
     with PostgresCoordinator(config, Patience(4.0, notify=said.append)) as second, first.turn():
-        with pytest.raises(StorageError, match=r"look for the driver that does not go on, .* another driver of study 'tiny"):
+        with pytest.raises(StorageError, match=r"Look for the driver that does not go on, .* another driver of study 'tiny"):
             second.turn().__enter__()
         (text,) = said
         assert "has its turn; waiting until " in text
@@ -181,7 +181,7 @@ def test_who_stood_still_within_its_turn_stores_nothing_more(
                 pass
             first.check()
 
-    with pytest.raises(StorageError, match=r"run the same command again: this driver .* stood still within its turn"):
+    with pytest.raises(StorageError, match=r"Run the same command again: this driver .* stood still within its turn"):
         stand_still()
     with second.turn():
         pass

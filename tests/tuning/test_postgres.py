@@ -155,7 +155,7 @@ def test_a_restart_of_the_server_takes_no_lock(
 
 
 def test_an_unusable_database_is_named_without_its_password(database: str) -> None:
-    with pytest.raises(StorageError, match=r"check that the server .* runs.*postgres:\*\*\*@127.0.0.1.*nowhere") as refused:
+    with pytest.raises(StorageError, match=r"Check that the server .* runs.*postgres:\*\*\*@127.0.0.1.*nowhere") as refused:
         create_table(database.rpartition("/")[0] + "/nowhere")
     assert "secret" not in str(refused.value)
 

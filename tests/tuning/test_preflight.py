@@ -42,7 +42,7 @@ def test_a_storage_is_named_alike_from_every_folder(tmp_path: Path, monkeypatch:
 
 def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"mend the permissions of the storage, .*must be writable, but .*file"):
+    with pytest.raises(StorageError, match=r"Mend the permissions of the storage, .*must be writable, but .*file"):
         check_storage(str(tmp_path / "file" / "runs"))
     check_storage(str(tmp_path / "new" / "runs"))
     assert list((tmp_path / "new" / "runs").iterdir()) == []
@@ -71,7 +71,7 @@ def test_the_gpus_of_a_cluster_are_not_looked_for_here(study: StudyConfig, monke
         pytest.param(
             {"resources": ResourcesConfig(gpus_per_trial=1)},
             ConfigError,
-            "asks for 1 GPUs.* sees none here: set it to 0",
+            "Set resources.gpus_per_trial to 0 .* asks for 1 GPUs.* sees none here",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],
