@@ -27,7 +27,7 @@ from tests.integration.gate import Gate
 from tests.integration.test_kill import losses, rows, settled
 from tests.integration.test_study import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
 STUDY = Path(__file__).with_name("fault_study.py")
 MOST_SECONDS = 30.0
@@ -281,13 +281,7 @@ def fall_silent(node: Node) -> None:
     signal_machine(node, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize(
-    ("name", "fail"),
-    [
-        pytest.param("killed -9", lose, id="killed"),
-        pytest.param("falls silent", fall_silent, id="silent", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize(("name", "fail"), [("killed -9", lose), ("falls silent", fall_silent)], ids=["killed", "silent"])
 def test_a_worker_node_lost_in_mid_trial(
     name: str, fail: Callable[[Node], None], field: Field, undisturbed: Path, note: Note
 ) -> None:
@@ -304,7 +298,6 @@ def test_a_worker_node_lost_in_mid_trial(
     assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(), field.add_node()
     study = field.run(*KEEP_ALL)
@@ -318,7 +311,6 @@ def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undistu
     assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_a_drained_node_s_trials_go_on_elsewhere(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(), field.add_node()
     study = field.run(*KEEP_ALL)
@@ -345,7 +337,6 @@ def test_a_drained_node_s_trials_go_on_elsewhere(field: Field, undisturbed: Path
     assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_the_driver_killed_and_run_again(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node()
     study = field.run(*KEEP_ALL)
@@ -360,7 +351,6 @@ def test_the_driver_killed_and_run_again(field: Field, undisturbed: Path, note: 
     assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_a_node_that_joins_late_takes_work(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(cpus=1)
     study = field.run(*KEEP_ALL)
@@ -381,7 +371,6 @@ def test_a_node_that_joins_late_takes_work(field: Field, undisturbed: Path, note
     assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_storage_that_errors_for_twenty_seconds(
     field: Field, undisturbed: Path, note: Note, s3_server: str, bucket: str
 ) -> None:
@@ -399,7 +388,6 @@ def test_storage_that_errors_for_twenty_seconds(
         assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_a_restart_of_postgresql(field: Field, undisturbed: Path, note: Note, database: str, postgresql: Any) -> None:
     field.add_node()
     study = field.run(*KEEP_ALL, "--optuna-storage", database)
@@ -413,7 +401,6 @@ def test_a_restart_of_postgresql(field: Field, undisturbed: Path, note: Note, da
     assert seconds < MOST_SECONDS
 
 
-@pytest.mark.soak
 def test_a_lease_stands_on_its_holder_s_node(field: Field) -> None:
     field.add_node(), field.add_node()
     module = (sys.executable, "-m", "tests.integration.lease_places", field.head.address, "3")
