@@ -90,15 +90,19 @@ def read_until(process: subprocess.Popen[str], pattern: str, seconds: float = 12
 def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
     shared_cluster: Cluster, start: Start, emoreg: Run, tmp_path: Path
 ) -> None:
-    """The study lies outside the checkout; the tunnel to the cluster breaks; two nodes pay once for an experience."""
-    (tmp_path / "my_helper.py").write_text("NAME = 'mine'\n")
+    """Study and control lie outside the checkout; the tunnel to the cluster breaks; two nodes pay once for an experience."""
+    (tmp_path / "my_helper.py").write_text("NAME, HALF = 'mine', 0.25\n")
     shutil.copy(STUDY, tmp_path / "tiny.py")
     (tmp_path / "my_study.py").write_text(
         "import dataclasses, emoreg, my_helper\n"
         "from tiny import study as tiny\n"
+        "@emoreg.control('halved')\n"
+        "def halved(trial):\n"
+        "    regulation = dataclasses.replace(trial.regulation, balance=my_helper.HALF)\n"
+        "    return dataclasses.replace(trial, regulation=regulation)\n"
         "def study():\n"
         "    print('emoreg is from', emoreg.__file__)\n"
-        "    return emoreg.Study.from_config(dataclasses.replace(tiny.config, name=my_helper.NAME, controls=('regulated',)))\n"
+        "    return emoreg.Study.from_config(dataclasses.replace(tiny.config, name=my_helper.NAME, controls=('halved',)))\n"
     )
     storage = tmp_path / "a folder"
     submit = ("submit", str(tmp_path / "my_study.py"), "--num-trials", "2", "--storage", str(storage))
@@ -115,6 +119,7 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
     assert re.search(r"emoreg is from .*/working_dir_files/\S*/emoreg/__init__\.py", text)
     assert text.splitlines()[-1].startswith("study 'mine': done, job mine-")
     assert [row["status"] for row in trials(storage, "mine").values()] == ["finished"] * 3
+    assert [row["balance"] for row in trials(storage, "mine").values() if row["control"] == "halved"] == [0.25]
     epochs = pq.read_table(storage / "mine" / "records" / "epochs.parquet").to_pylist()
     lengths = [epoch["epoch"] for epoch in epochs if epoch["stage"] == "pretraining"]
     assert sorted(lengths) == [*range(1, len(lengths) + 1)], "no epoch of pre-training was paid for twice"
@@ -135,6 +140,7 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
     assert output.splitlines()[-1].startswith("study 'mine.confirm': done, job mine.confirm-")
     confirmed = trials(storage, "mine.confirm").values()
     assert {(row["status"], row["seed"], row["test_accuracy"] is None) for row in confirmed} == {("finished", 1000, False)}
+    assert "halved" in {row["control"] for row in confirmed}
     assert state(emoreg, "mine")["id"] == job["id"], "the newest job of the study itself"
     assert state(emoreg, "mine.confirm")["command"].endswith(f" --confirm --seeds 1 --address {shared_cluster.dashboard}")
 
