@@ -1,87 +1,68 @@
 """How many trials a cluster of 1, 2, 4 and 8 machines does, against the ideal: 64 trials that take as long as each other.
 
-    python -m tests.benchmarks.cluster_scaling
+    python -m tests.benchmarks.cluster_scaling [--nodes 1 2 4 8] [--num-trials 64] [--seconds 5]
 
 The machines are Ray nodes on this one, of one trial each. Trials sleep on the device's behalf, so that this machine's cores do
-not become the limit; all else is done as in every study: searcher, leases, logs, events, records. Measured from when each
-machine has begun a trial until the last trial begins: while there is work for all of them.
+not become the limit, and train for some milliseconds; all else is done as in every study. The first trial of each machine waits
+until all have one: how long workers take to start is left out. Measured from then until the last trial begins: while there is
+work for all of them.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import tempfile
-import time
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import ray
+import tyro
 
-from emoreg.config import TrialConfig
-from emoreg.results.records import TrialResult
-from emoreg.results.tables import Records
-from tests.benchmarks.idle_trials import epoch_of, result_of
+import emoreg
+from emoreg.formatting import counted
+from tests.benchmarks.common import idle_study, machine, seconds_between
 from tests.integration.cluster import cluster_of
-from tests.integration.test_study import STUDY
-
-NODES = (1, 2, 4, 8)
-NUM_TRIALS = 64
-SECONDS = 5.0
 
 
-def sleeping_trial(config: TrialConfig, reporter: Any, **unused: object) -> TrialResult:
-    """Stands for ``run_trial``."""
-    time.sleep(SECONDS)
-    reporter.report(epoch_of(config, 1, SECONDS))
-    return result_of(config, SECONDS)
+def study(storage: str, *, num_nodes: int, num_trials: int, seconds: float) -> emoreg.Study:
+    """The study whose trials sleep."""
+    return idle_study(storage, num_trials=num_trials, at_once=num_nodes, seconds=seconds, cpus=1)
 
 
-def train(assignment: dict[str, Any], *, workplace: Any) -> None:
-    """Stands for ``worker.train``: all of it but the training."""
-    from emoreg.tuning import worker
-
-    worker.run_trial = sleeping_trial  # type: ignore[assignment]
-    worker.train(assignment, workplace=workplace)
-
-
-def drive(address: str, storage: str) -> None:
-    """What `emoreg run` does, with trials that sleep."""
-    from emoreg.cli import main as cli
-    from emoreg.tuning import study
-
-    study.train = train
-    settings = {"--num-trials": NUM_TRIALS, "--sampler.name": "random", "--trial.regulation.epochs": 1}
-    overrides = [str(word) for pair in settings.items() for word in pair]
-    share = ["--experience.no-share", "--controls"]
-    cli.main(["run", str(STUDY), "--storage", storage, "--address", address, *overrides, *share])
-
-
-def measure(num_nodes: int) -> None:
+def measure(**settings: float) -> emoreg.Study:
+    """The study after its run on so many nodes, its results read."""
+    nodes = ["--num-cpus=1"] * int(settings["num_nodes"])
     with tempfile.TemporaryDirectory(prefix="r") as temporary, tempfile.TemporaryDirectory() as storage:
-        with cluster_of(Path(temporary), "--num-cpus=0", *["--num-cpus=1"] * num_nodes) as cluster:
-            command = [sys.executable, "-m", "tests.benchmarks.cluster_scaling", cluster.address, storage]
-            driver = cluster.start(*command)
+        with cluster_of(Path(temporary), "--num-cpus=0", *nodes) as cluster:
+            run = f"study({storage!r}, **{settings!r}).run(address={cluster.address!r})"
+            driver = cluster.start(sys.executable, "-c", f"from {__spec__.name} import study; {run}")
             output, _ = driver.communicate()
             assert driver.returncode == 0, output
-        starts = sorted(datetime.fromisoformat(row.started) for row in Records(Path(storage) / "tiny").trials.values())
-    assert len(starts) == NUM_TRIALS
-    window = (starts[-1] - starts[num_nodes - 1]).total_seconds()
-    rate, ideal = (NUM_TRIALS - num_nodes) / window, num_nodes / SECONDS
-    print(f"{num_nodes} nodes: {rate:.3f} trials/s of {ideal:.3f}, {rate / ideal:.2f} of the ideal", flush=True)
+        ran = emoreg.load_study(Path(storage) / "idle")
+        assert len(ran.trials) == settings["num_trials"], output
+    return ran
 
 
-def main() -> None:
-    if len(sys.argv) == 3:
-        drive(sys.argv[1], sys.argv[2])
-        return
-    cores = len(os.sched_getaffinity(0))
-    print(f"{platform.machine()}, {cores} cores, Ray {ray.__version__}; {NUM_TRIALS} trials that sleep {SECONDS:g} s")
-    for num_nodes in NODES:
-        measure(num_nodes)
+def row(ran: emoreg.Study, num_nodes: int, seconds: float) -> str:
+    """The table's row of a study that ran."""
+    starts = sorted(trial.started for trial in ran.trials)
+    rate = (len(starts) - num_nodes) / seconds_between(starts[num_nodes - 1], starts[-1])
+    ideal = num_nodes / seconds
+    return f"| {num_nodes} | {rate:.3f} | {ideal:.3f} | {rate / ideal:.2f} |"
+
+
+def main(nodes: tuple[int, ...] = (1, 2, 4, 8), num_trials: int = 64, seconds: float = 5.0) -> None:
+    """Measure how a cluster scales, and print the table.
+
+    Args:
+        nodes: numbers of machines, one after the other.
+        num_trials: of each study, more than there are machines.
+        seconds: that a trial takes.
+    """
+    print(f"{machine()}; {counted(num_trials, 'trial')} that sleep {seconds:g} s\n")
+    print("| nodes | trials a second | ideal | reached of it |\n|---|---|---|---|")
+    for num_nodes in nodes:
+        ran = measure(num_nodes=num_nodes, num_trials=num_trials, seconds=seconds)
+        print(row(ran, num_nodes, seconds), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

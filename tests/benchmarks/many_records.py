@@ -1,44 +1,48 @@
 """How long the report and the status of a large study take, and the memory: with a browser's, where figures become images.
 
-    python -m tests.benchmarks.many_records [NUM_TRIALS] [ROUNDS]
+    python -m tests.benchmarks.many_records [--num-trials 10000] [--rounds 3] [--commands status report]
 
 The study is made up (``tests.helpers.written``): 10,000 trials of a search by default, controls, a confirmation on ten seeds.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import tyro
+
+from emoreg.formatting import counted
+from tests.benchmarks.common import machine, spread
 from tests.helpers.written import made_up_config, write_study
 
 LOOK_SECONDS = 0.05
+COMMANDS = ("status", "status --json", "report --no-images", "report")
 
 
-def main() -> None:
-    num_trials = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores; {num_trials} trials, median of {rounds} (all)")
+def main(num_trials: int = 10_000, rounds: int = 3, commands: tuple[str, ...] = COMMANDS) -> None:
+    """Measure the status and the report of a large study, and print the table.
+
+    Args:
+        num_trials: of its search.
+        rounds: runs of each command.
+        commands: of emoreg, with their options.
+    """
+    print(f"{machine()}; {counted(num_trials, 'trial')}, {counted(rounds, 'round')}: median (lowest to highest)\n")
+    print("| command | seconds | MiB at most |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as storage:
-        study = str(write_study(Path(storage), made_up_config(num_trials=num_trials)))
-        for what, command in {
-            "status": ["status", study],
-            "status --json": ["status", study, "--json"],
-            "report --no-images": ["report", study, "--no-images"],
-            "report": ["report", study],
-        }.items():
-            runs = [measure([sys.executable, "-m", "emoreg", *command]) for _ in range(rounds)]
-            seconds, mib = [run[0] for run in runs], max(run[1] for run in runs)
-            every = ", ".join(f"{value:.2f}" for value in seconds)
-            print(f"{what}: {statistics.median(seconds):.2f} s ({every}), {mib:.0f} MiB at most", flush=True)
-        page = Path(study) / "report" / "index.html"
-        print(f"index.html: {page.stat().st_size / 2**20:.1f} MiB")
+        study = write_study(Path(storage), made_up_config(num_trials=num_trials))
+        for command in commands:
+            name, *options = command.split()
+            runs = [measure([sys.executable, "-m", "emoreg", name, str(study), *options]) for _ in range(rounds)]
+            seconds, mib = zip(*runs, strict=True)
+            print(f"| `emoreg {command}` | {spread(seconds, 2)} | {max(mib):.0f} |", flush=True)
+        page = study / "report" / "index.html"
+        if page.exists():
+            print(f"\nindex.html: {page.stat().st_size / 2**20:.1f} MiB")
 
 
 def measure(command: list[str]) -> tuple[float, float]:
@@ -79,4 +83,4 @@ def _read(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

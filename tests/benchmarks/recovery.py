@@ -1,59 +1,70 @@
 """How long a study takes to get over each fault of a cluster.
 
-    python -m tests.benchmarks.recovery [ROUNDS]
+    python -m tests.benchmarks.recovery [--rounds 3] [--only WORDS]
 
 Runs ``tests/integration/test_faults.py``, which says what is measured, and prints a table of all rounds.
 """
 
 from __future__ import annotations
 
-import platform
-import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+import tyro
 
+from emoreg.formatting import counted
+from tests.benchmarks.common import machine, spread
 from tests.integration.fault_study import NUM_TRIALS
 
 FAULTS = Path(__file__).parents[1] / "integration" / "test_faults.py"
+Recovery = dict[str, Any]
+"""A ``Recovery`` of ``test_faults``, as pytest carries it."""
 
 
 class Collected:
     """A plugin of pytest's that keeps what the tests recorded."""
 
     def __init__(self) -> None:
-        self.recoveries: dict[str, list[dict[str, float]]] = {}
+        self.recoveries: dict[str, list[Recovery]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
-            for name, value in report.user_properties:
-                if name == "recovery":
-                    self.recoveries.setdefault(value["fault"], []).append(value)
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "recovery":
+                self.recoveries.setdefault(value["fault"], []).append(value)
 
 
-def _shown(values: Sequence[float]) -> str:
-    middle = f"{statistics.median(values):.1f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.1f} to {max(values):.1f})"
+def row(fault: str, recoveries: Iterable[Recovery]) -> str:
+    """The table's row of a fault, from all rounds."""
+    rounds = [*recoveries]
+    detected = spread([recovery["detected"] for recovery in rounds])
+    dead = [recovery["declared"] for recovery in rounds if recovery["declared"] is not None]
+    beyond = spread([recovery["recovered"] - recovery["detected"] for recovery in rounds])
+    exact = sum(recovery["trials"] == NUM_TRIALS for recovery in rounds)
+    return f"| {fault} | {detected} | {spread(dead) if dead else ''} | {beyond} | exact in {exact} of {len(rounds)} |"
 
 
-def main(rounds: int) -> int:
+def main(rounds: int = 1, only: str = "") -> int:
+    """Run the tests of faults, and print the table.
+
+    Args:
+        rounds: of all of them.
+        only: words that choose tests, as pytest's -k takes them.
+
+    Returns:
+        The exit code: 0 where every test passed.
+    """
     collected = Collected()
-    codes = [pytest.main(["-m", "slow", str(FAULTS)], plugins=[collected]) for _ in range(rounds)]
-    print(f"{platform.machine()}, torch {torch.__version__}, {rounds} rounds: median (lowest to highest)\n")
-    print("| fault | Ray's own detection, s | until Ray shows the node dead, s | recovery beyond detection, s | trials |")
+    codes = [pytest.main(["-m", "slow", "-n0", "-k", only, str(FAULTS)], plugins=[collected]) for _ in range(rounds)]
+    print(f"{machine()}, {counted(rounds, 'round')}: median (lowest to highest)\n")
+    print("| fault | Ray's first sign, s | Ray shows the node dead, s | recovery beyond Ray's sign, s | trials |")
     print("|---|---|---|---|---|")
-    for fault, values in collected.recoveries.items():
-        declared = [value["declared"] for value in values if value["declared"] is not None]
-        detected = [value["detected"] for value in values]
-        beyond = [value["recovered"] - value["detected"] for value in values]
-        exact = sum(value["trials"] == NUM_TRIALS for value in values)
-        shown = " | ".join(_shown(seconds) if seconds else "" for seconds in (detected, declared, beyond))
-        print(f"| {fault} | {shown} | exact in {exact} of {rounds} |")
+    for fault, recoveries in collected.recoveries.items():
+        print(row(fault, recoveries))
     return max(codes)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1))
+    sys.exit(tyro.cli(main))

@@ -1,6 +1,6 @@
 """What the balance costs: seconds of regulation at b = 0, b = 0.5 and b = 1, alternating in one process.
 
-    python -m tests.benchmarks.trial_cost
+    python -m tests.benchmarks.trial_cost [--rounds 5] [--epochs 2]
 
 b = 0 and b = 1 must skip an encoder, and so cost half of b = 0.5.
 """
@@ -8,65 +8,43 @@ b = 0 and b = 1 must skip an encoder, and so cost half of b = 0.5.
 from __future__ import annotations
 
 import dataclasses
-import platform
 import statistics
 import tempfile
-from functools import partial
-from pathlib import Path
 
 import torch
+import tyro
 
-from emoreg.config import replace_paths
-from emoreg.config.resolved import resolve_trial
-from emoreg.data import load
-from emoreg.results.records import EpochRecord
-from emoreg.storage.experience import ExperienceStore
-from emoreg.training.context import TrialContext
-from emoreg.training.events import Event
-from emoreg.training.trial import run_trial
+import emoreg
+from emoreg.formatting import counted
 from studies.quickstart import study
+from tests.benchmarks.common import machine, spread
 
-ROUNDS = 5
 BALANCES = (0.0, 0.5, 1.0)
 
 
-class Seconds:
-    """A reporter that keeps the seconds of regulation's epochs."""
+def main(rounds: int = 5, epochs: int = 2) -> None:
+    """Measure what the balance costs, and print the table.
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def report(self, event: Event) -> None:
-        if isinstance(event, EpochRecord) and event.stage == "regulation":
-            self.seconds.append(event.seconds)
-
-
-def main() -> None:
+    Args:
+        rounds: trials of each balance.
+        epochs: of each trial.
+    """
     torch.set_num_threads(1)
-    base = dataclasses.replace(study().trial, control="untrained")
+    base = dataclasses.replace(study.config.trial, control="untrained")
     taken: dict[float, list[float]] = {balance: [] for balance in BALANCES}
-    with tempfile.TemporaryDirectory() as scratch:
-        storage = Path(scratch)
-        for number in range(ROUNDS):
+    with tempfile.TemporaryDirectory() as storage:
+        for seed in range(rounds):
             for balance in BALANCES:
-                config = replace_paths(base, {"regulation.balance": balance, "regulation.epochs": 2})
-                seconds = Seconds()
-                context = TrialContext(
-                    load_images=partial(load, storage=storage),
-                    store=ExperienceStore(str(storage / "experience")),
-                    folder=storage / f"{number}-{balance}",
-                    device=torch.device("cpu"),
-                )
-                run_trial(resolve_trial(config), context, seconds)
-                taken[balance].append(min(seconds.seconds))
-    print(
-        f"{platform.machine()}, torch {torch.__version__}, 1 thread, {base.backbone} at {base.image_size} px, {ROUNDS} rounds"
-    )
-    reference = statistics.median(taken[0.5])
-    for balance, seconds_each in taken.items():
-        low, middle, high = min(seconds_each), statistics.median(seconds_each), max(seconds_each)
-        print(f"b = {balance}: {middle:.3f} s an epoch ({low:.3f} to {high:.3f}), {middle / reference:.2f} of b = 0.5")
+                regulation = dataclasses.replace(base.regulation, balance=balance, epochs=epochs)
+                trial = dataclasses.replace(base, seed=seed, regulation=regulation)
+                outcome = emoreg.run_trial(trial, storage=storage, device="cpu")
+                taken[balance].append(outcome.regulation_seconds / epochs)
+    print(f"{machine()}, 1 thread, {base.backbone} at {base.image_size} px, {counted(rounds, 'round')}\n")
+    print("| balance | seconds an epoch | of b = 0.5 |\n|---|---|---|")
+    for balance, seconds in taken.items():
+        ratio = statistics.median(seconds) / statistics.median(taken[0.5])
+        print(f"| {balance:g} | {spread(seconds, 3)} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)
