@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from emoreg.cli.options import Debug, StudyCommand, Switch
+from emoreg.cli.options import ConfirmationOptions, Debug, StudyCommand, Switch
 from emoreg.cli.terminal import new_table, terminal
-from emoreg.config import FIRST_SEED
 from emoreg.errors import ConfigError
 from emoreg.formatting import duration
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from emoreg.cluster.doctor import Finding
     from emoreg.cluster.jobs import Job
 
-_Submitted = Annotated[
-    Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
-]
 _DASHBOARD = "http://127.0.0.1:8265"
 """Ray's own default, and the near end of a forwarded port."""
 _STATES = {"PENDING": "waiting to start", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
@@ -43,7 +39,7 @@ def _dashboard() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submit(StudyCommand):
+class Submit(ConfirmationOptions, StudyCommand):
     """Run a study on a Ray cluster, as a job of its head, and follow its log.
 
     With --confirm its confirmation: a job of its own, named NAME.confirm.
@@ -57,14 +53,6 @@ class Submit(StudyCommand):
     """The URL of the cluster's dashboard."""
     confirm: Switch = False
     """Confirm the best of the study's search, like `emoreg confirm`, in place of running the study."""
-    top: int = 1
-    """With --confirm: how many configurations of each backbone."""
-    seeds: int = 10
-    """With --confirm: how many seeds."""
-    first_seed: int = FIRST_SEED
-    """With --confirm: the first of them."""
-    again: Switch = False
-    """With --confirm: open the test split a further time."""
     follow: bool = True
     """Print the log until the job ends; `--no-follow` leaves as soon as it is submitted."""
     dry_run: Switch = False
@@ -119,15 +107,24 @@ class Submit(StudyCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logs:
-    """Print what the newest job of a study has printed."""
+class _JobCommand:
+    """A command on the newest job of a study."""
 
-    study: _Submitted
+    study: Annotated[
+        Positional[str],
+        arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as."),
+    ]
     address: str = field(default_factory=_dashboard)
     """The URL of the cluster's dashboard."""
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs(_JobCommand):
+    """Print what the newest job of a study has printed."""
+
     follow: Switch = False
     """Go on until the job ends; Ctrl-C detaches."""
-    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code: the job's if it was followed to its end."""
@@ -143,13 +140,8 @@ class Logs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
+class Stop(_JobCommand):
     """Stop the newest job of a study: its trials save, and submitting it again goes on."""
-
-    study: _Submitted
-    address: str = field(default_factory=_dashboard)
-    """The URL of the cluster's dashboard."""
-    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code."""
@@ -178,20 +170,24 @@ class Stop:
 def print_job_status(reference: str, address: str, *, as_json: bool) -> int:
     """Print how the newest job of a study stands: `emoreg status --address`; the exit code."""
     from emoreg.cli.look import print_status
-    from emoreg.cluster.jobs import job_status
+    from emoreg.cluster.client import connect
+    from emoreg.cluster.jobs import newest_job, study_status
 
-    found = job_status(reference, address)
-    job, status = found.job, found.status
+    client = connect(address)
+    job = newest_job(reference, client)
+    status = study_status(job)
+    lines = [line for line in client.get_job_logs(job.id).splitlines() if line.strip()]
+    last_line = lines[-1] if lines else ""
     if as_json:
         told = None if status is None else dataclasses.asdict(status)
-        print(json.dumps(dataclasses.asdict(job) | {"status": told, "last_line": found.last_line}, indent=2))
+        print(json.dumps(dataclasses.asdict(job) | {"status": told, "last_line": last_line}, indent=2))
         return 0
     taken = duration((job.ended or time.time()) - job.submitted)
     since = f"submitted {datetime.fromtimestamp(job.submitted, UTC):%Y-%m-%d %H:%M} UTC by {job.user}"
     print(f"study {job.study!r}: {_ending(job)}; {since}, {taken}{'' if job.ended is None else ' in all'}")
     print(f"  job {job.id}{'' if job.node is None else f', driver on {job.node}'}")
     if status is None:
-        print(f"  {found.last_line}")
+        print(f"  {last_line}")
     else:
         print_status(status, terminal())
     return 0
