@@ -63,12 +63,7 @@ class Progress(StudyObserver):
     """
 
     def __init__(self, place: str, console: Console | None = None) -> None:
-        """Begin for the study in a folder or at a URI, which need not be there yet.
-
-        Args:
-            place: the study's.
-            console: to print on; None for the terminal's, or the notebook's.
-        """
+        """Begin for the study in a folder or at a URI, which need not be there yet; None: the terminal, or the notebook."""
         self._files = Files(place)
         self._console = terminal() if console is None else console
         self._config: StudyConfig | None = None

@@ -15,13 +15,7 @@ def terminal() -> Console:
 
 
 def new_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table.
-
-    Args:
-        title: above it.
-        columns: their headings.
-        right: those of numbers.
-    """
+    """An empty table; ``right`` are the columns of numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")

@@ -18,15 +18,9 @@ _SHAPES = ("circle", "square", "diamond", "triangle-up", "star")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Dot:
-    """An estimate with its interval, in a row of a forest plot.
+    """An estimate with its interval, in a row of a forest plot: shares. Without an interval its ends are the mean.
 
-    Attributes:
-        row: title of the row.
-        mean: a share, as its ends are.
-        low: lower end of the interval; the mean itself where there is none.
-        high: upper end.
-        rank: of the configuration, which the shape tells.
-        is_filled: whether it is shown, or confirmed.
+    The shape tells the rank of the configuration; filled is what is shown, or confirmed.
     """
 
     row: str
@@ -39,14 +33,7 @@ class _Dot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Gains:
-    """What regulation gains over its controls in a study.
-
-    Attributes:
-        is_confirmed: whether by a confirmation, and not on validation.
-        by_configuration: a dot a control, by the name of the configuration.
-        backbones: of the configurations.
-        seeds: how many each gain is of.
-    """
+    """What regulation gains over its controls in a study: a dot a control by the name of the configuration, each of n seeds."""
 
     is_confirmed: bool
     by_configuration: Mapping[str, Sequence[_Dot]]

@@ -69,14 +69,7 @@ def _add_response(
 ) -> tuple[Optimum, Response] | None:
     """Add trials, and what a surrogate makes of them, to a figure; the curve's optimum, where there is a curve.
 
-    Args:
-        figure: to add to.
-        records: the trials that are drawn.
-        fitted: the surrogate; None where there are too few trials.
-        parameter: what accuracy is drawn against.
-        color: of all of it.
-        is_named: whether the legend tells of it.
-        trace: name, and row and column of a panel.
+    ``trace`` has the name for the legend, and the row and column of a panel.
     """
     has_curve = fitted is not None and fitted.has(parameter.path)
     x = [value_of(record, parameter.path) for record in records]

@@ -116,22 +116,13 @@ def _told_apart(trial: TrialConfig) -> object:
 
 
 class Tally(Generic[Trial]):
-    """The trials of one study that have ended, counted while it goes on.
+    """The trials of one study that have ended, counted while it goes on. What `emoreg trial` left there is not counted.
 
-    What `emoreg trial` left in the same records is not counted.
-
-    Attributes:
-        best: the best finished trial of the search by the objective; None before there is one.
+    ``best`` is the best finished trial of the search by the objective; None before there is one.
     """
 
     def __init__(self, objective: Objective, beside: Set[str], trials: Iterable[Trial] = ()) -> None:
-        """Begin with the trials that have ended.
-
-        Args:
-            objective: the study's first.
-            beside: identities of the trials beside the search: controls, or those of a confirmation.
-            trials: that have ended.
-        """
+        """Begin with trials that have ended; ``beside`` are the identities of controls, or of a confirmation's trials."""
         self._objective, self._beside = objective, beside
         self._trials: dict[str, Trial] = {}
         self.best: Trial | None = None

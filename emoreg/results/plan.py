@@ -106,12 +106,7 @@ Plan = Sequence[tuple[Chosen, ResolvedTrial]]
 
 
 def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tuple[Chosen, ...]:
-    """The best configurations of the search, by backbone and task, by its first objective on validation.
-
-    Args:
-        config: the study.
-        records: its trials.
-        top: how many of each backbone, on each task that was searched.
+    """The ``top`` configurations of the search, by backbone and task, by its first objective on validation.
 
     Raises:
         ConfigError: where no trial of the search has finished.
@@ -145,11 +140,6 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
 
 def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints: Fingerprints = UNKNOWN) -> None:
     """Refuse to confirm what the study, as it is now, would not have run.
-
-    Args:
-        config: the study.
-        chosen: what its search found.
-        fingerprints: of its image sets.
 
     Raises:
         ConfigError: naming what has changed.
@@ -189,14 +179,8 @@ def plan_trials(
 ) -> Plan:
     """Every trial of an opening, with what it belongs to; seeds outermost, so that one seed is whole before the next.
 
-    The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli.
-
-    Args:
-        config: the study.
-        chosen: configurations.
-        seeds: the same for all.
-        images: counts those in an epoch of a set.
-        fingerprints: of the study's image sets.
+    The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli; ``images``
+    counts those in an epoch of a set.
 
     Raises:
         ConfigError: where an installation lacks what the statistics need in the end.
@@ -231,12 +215,7 @@ def confirming(config: StudyConfig, plan: Plan) -> StudyConfig:
 
 
 def expected_seconds(plan: Plan, searched: Mapping[str, TrialRecord]) -> float:
-    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once.
-
-    Args:
-        plan: the trials.
-        searched: the trials of the search, by identity.
-    """
+    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once."""
     chosen = {found.identity for found, _ in plan}
     ran = {identity: from_json(TrialConfig, json.loads(searched[identity].config)) for identity in chosen}
     regulation: dict[str, float] = {}
@@ -295,14 +274,8 @@ def write_openings(files: Files, openings: Iterable[Opening]) -> None:
 def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, again: bool) -> list[Opening]:
     """All openings, the one that is asked for last: it is the last one, takes its place or comes after it.
 
-    Args:
-        openings: so far.
-        asked: what is asked for.
-        is_open: whether what the last one fixed has begun to open the test set.
-        again: whether a further opening is wanted.
-
     Raises:
-        ConfigError: for something else than was fixed, unless a further opening is wanted.
+        ConfigError: for something else than was fixed, where that ``is_open``, unless a further opening is wanted.
     """
     if openings and openings[-1].trials == asked.trials:
         return [*openings]

@@ -234,16 +234,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """Where a run's numbers come from.
-
-    Attributes:
-        study: name of the study.
-        storage: that holds it, without passwords.
-        command: what was typed, without passwords.
-        versions: by package, with ``python`` and ``emoreg``.
-        git_commit: of emoreg's checkout, with ``+`` where it was changed.
-        host: the driver's machine, and its platform.
-    """
+    """Where a run's numbers come from, without passwords: what was typed, versions by package, emoreg's commit, the machine."""
 
     study: str
     storage: str
@@ -275,13 +266,9 @@ def schema(row_type: AnyRow) -> pa.Schema:
 def unfinished_outcome(
     epochs: Sequence[EpochRecord], end: EndReason, message: str, *, pretraining: PretrainingCost | None = None
 ) -> Outcome:
-    """The outcome of a trial that ended before it could tell its own, from the epochs that it came to.
+    """The outcome of a trial that ended before it could tell its own, from the epochs that it came to, in order.
 
-    Args:
-        epochs: of the trial, in order.
-        end: why it ended.
-        message: the same in words.
-        pretraining: what its experience took; None where it did not get it.
+    ``pretraining`` is what its experience took; None where it did not get it.
     """
     regulation = [row for row in epochs if row.stage == "regulation"]
     paid_seconds = sum(row.seconds for row in epochs if row.stage == "pretraining")

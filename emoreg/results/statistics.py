@@ -87,14 +87,9 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What may be said of one regulated configuration, and why.
+    """What may be said of one regulated configuration (with an empty name: of a whole study), and why, in words that follow it.
 
-    Attributes:
-        name: of the configuration; empty for a whole study.
-        decision: what may be said.
-        beaten: controls that it beats nevertheless, where it does not help.
-        reasons: words that follow the decision.
-        caveats: what a reader must know beside it.
+    ``beaten`` are controls that it beats nevertheless, where it does not help; caveats are what a reader must know beside it.
     """
 
     name: str
@@ -120,12 +115,7 @@ class Verdict:
 
 
 def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resamples: int = 9999) -> dict[Key, Comparison]:
-    """Compare within a family: all comparisons that a reader will look at together.
-
-    Args:
-        family: by what is compared, the differences, one for each seed.
-        seed: of the bootstrap, and of the permutations where there are too many to try all.
-        num_resamples: of the bootstrap.
+    """Compare within a family: all comparisons that a reader will look at together, as differences, one for each seed.
 
     Raises:
         ConfigError: for a comparison without seeds.
@@ -167,10 +157,7 @@ def fewest_seeds(num_comparisons: int) -> int:
 def visible_effect(deviation: float, n: int, num_comparisons: int) -> float:
     """The smallest true difference that ``n`` seeds show with the chance ``POWER``, at Holm's strictest level.
 
-    Args:
-        deviation: standard deviation of the differences.
-        n: seeds.
-        num_comparisons: of the family.
+    ``deviation`` is the standard deviation of the differences.
     """
     return deviation * _visible_size(n, num_comparisons) if n >= fewest_seeds(num_comparisons) else math.inf
 

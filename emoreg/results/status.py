@@ -46,14 +46,7 @@ class RunningTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Live:
-    """What runs in a driver, as it leaves it for others.
-
-    Attributes:
-        time: of writing, ISO 8601 UTC.
-        slots: trials that can run at once.
-        waiting: trials that wait for an experience which another is training.
-        running: trials that have a worker.
-    """
+    """What runs in a driver, as it leaves it for others at ``time``: how many can, which do, how many wait for others."""
 
     time: str
     slots: int

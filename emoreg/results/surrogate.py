@@ -151,12 +151,7 @@ class Surrogate:
     """A Gaussian process fitted to the finished trials of one backbone."""
 
     def __init__(self, records: Sequence[TrialRecord], space: Mapping[str, Distribution]) -> None:
-        """Take the trials; they are fitted when a response is asked for.
-
-        Args:
-            records: finished trials of one backbone, ``FEWEST`` or more, each with an accuracy.
-            space: what was searched.
-        """
+        """Take finished trials of one backbone, each with an accuracy; they are fitted when a response is asked for."""
         assert len(records) >= FEWEST
         self.num_trials = len(records)
         chosen = np.random.default_rng(0).permutation(len(records))[:MOST]

@@ -66,26 +66,16 @@ class _Table(Generic[Row]):
 
 
 class Records:
-    """The tables of one study, in memory.
+    """The tables of one study, in memory: rows by what tells them apart. A later row replaces an earlier one.
 
-    Rows are keyed, trials by identity and epochs by (identity, stage, epoch); a later row replaces an earlier one, so that a
-    trial taken up again from its checkpoint never doubles an epoch. If a study has several drivers, each takes in what the
+    A trial taken up again from its checkpoint never doubles an epoch. If a study has several drivers, each takes in what the
     others wrote before it writes.
-
-    Attributes:
-        trials: by identity.
-        epochs: by identity, stage and number.
-        probes: by identity, stage, epoch, probe and name.
-        runs: by number.
     """
 
     def __init__(self, folder: Path, turn: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Open the records of the study in ``folder``, which may have none yet.
 
-        Args:
-            folder: the study's.
-            turn: begins with what is stored in ``folder``, and ends with what is in ``folder`` stored, while no other driver
-                does the same.
+        ``turn`` begins with what is stored in ``folder``, and ends with what is there stored, while no other driver does so.
         """
         folder = folder / "records"
         self._turn = turn
@@ -176,12 +166,7 @@ class Records:
 
 
 def read_rows(path: Path, row_type: type[Row], *, name: str = "") -> list[Row]:
-    """The rows of a table, none where there is no file.
-
-    Args:
-        path: of the table.
-        row_type: of its rows.
-        name: what a message calls it, where that is not its path.
+    """The rows of a table, none where there is no file; ``name`` is for messages.
 
     Raises:
         StorageError: for a file that is damaged, or of another emoreg.
@@ -190,12 +175,7 @@ def read_rows(path: Path, row_type: type[Row], *, name: str = "") -> list[Row]:
 
 
 def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A table of the records.
-
-    Args:
-        source: where it is.
-        name: what a message calls it.
-        columns: those wanted; None for all.
+    """A table of the records, or some of its columns; ``name`` is for messages.
 
     Raises:
         StorageError: for a file that is damaged, or of another emoreg.
