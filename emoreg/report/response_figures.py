@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from emoreg.formatting import counted
 from emoreg.report import style
-from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
+from emoreg.report.style import BALANCE, LENGTH, FigureContext, NotDrawn
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
 
-BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 _NAMES = {BALANCE: "balance", LENGTH: "pre-training length"}
 _LACK = {BALANCE: "curve of accuracy against it", LENGTH: "critical-period curve"}
 _VAGUE = 0.5  # of a parameter's axis: an interval as wide as this tells nothing of where the optimum lies
@@ -32,10 +29,6 @@ def _check(context: FigureContext, paths: Sequence[str], what: str) -> None:
         raise NotDrawn(f"The {' and the '.join(absent)} {'was' if len(absent) == 1 else 'were'} not searched: no {what}.")
     if not context.finished:
         raise NotDrawn(f"No trial of the search has finished: no {what}.")
-
-
-def _parameter(study: StudyResults, path: str) -> Parameter:
-    return Parameter(path=path, distribution=study.search_space[path])
 
 
 def _trials(surrogate: Surrogate) -> str:
@@ -98,14 +91,15 @@ def _add_response(
     return found, response
 
 
-def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
+def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
+    """Accuracy against one parameter: trials, and a curve for each backbone that has enough of them."""
     study = context.study
     _check(context, [path], _LACK[path])
-    parameter = _parameter(study, path)
+    parameter, num_finished = context.parameter(path), sum(map(len, context.finished.values()))
     plain = {row.backbone: row.accuracy for row in study.controls if row.control == "plain"}
     figure = go.Figure()
     optima, without = [], []
-    share = min(1.0, style.MOST_POINTS / context.num_finished)
+    share = min(1.0, style.MOST_POINTS / num_finished)
     for backbone, records in context.finished.items():
         color, fitted = style.color_of(backbone, study.backbones), context.surrogates.get(backbone)
         drawn = style.some_of(records, max(1, round(share * len(records))))
@@ -124,7 +118,7 @@ def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
                 hovertemplate=f"plain: {plain[backbone]} %<extra></extra>",
             )
     subset = f", {share:.0%} of them drawn, at random" if share < 1 else ""
-    caption = [f"{counted(context.num_finished, 'finished trial')} of the search{subset}."]
+    caption = [f"{counted(num_finished, 'finished trial')} of the search{subset}."]
     if optima:
         caption.append(f"{_LINES} Where accuracy is highest: {'; '.join(optima)}.")
     if without:
@@ -137,14 +131,14 @@ def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
     return style.styled(figure, showlegend=True), " ".join(caption)
 
 
-def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
-    study, what = context.study, "map of accuracy against both"
+def draw_both(context: FigureContext) -> tuple[go.Figure, str]:
+    """A map of accuracy against balance and pre-training length, a panel a backbone."""
+    what = "map of accuracy against both"
     _check(context, [BALANCE, LENGTH], what)
     fitted = {name: found for name, found in context.surrogates.items() if found.has(BALANCE) and found.has(LENGTH)}
     if not fitted:
         raise NotDrawn(f"No backbone has {FEWEST} finished trials that differ in balance and pre-training length: no {what}.")
-    gap = 0.2 / len(fitted)
-    figure = make_subplots(len(fitted), 1, shared_xaxes=True, subplot_titles=list(fitted), vertical_spacing=gap)
+    figure = style.panels(list(fitted))
     places = []
     for row, (backbone, surrogate) in enumerate(fitted.items(), 1):
         balance, length = _add_map(figure, surrogate, context.finished[backbone], row)
@@ -152,8 +146,8 @@ def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
             f"{backbone} ({_trials(surrogate)}): b {balance.value:.2g} ({balance.low:.2g} to {balance.high:.2g}), "
             f"{length.value:.0f} epochs ({length.low:.0f} to {length.high:.0f})"
         )
-        style.set_axis(figure, _parameter(study, BALANCE), "x", row=row, col=1)
-        style.set_axis(figure, _parameter(study, LENGTH), "y", row=row, col=1)
+        style.set_axis(figure, context.parameter(BALANCE), "x", row=row, col=1)
+        style.set_axis(figure, context.parameter(LENGTH), "y", row=row, col=1)
         if row < len(fitted):
             figure.update_xaxes(title_text=None, row=row, col=1)
     without = [backbone for backbone in context.finished if backbone not in fitted]
@@ -162,9 +156,7 @@ def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
         "Mean of a Gaussian process on validation accuracy, averaged over the trials' other parameters. White: the trials. "
         f"Diamond: where it is highest, with 90 % intervals. {'; '.join(places)}.{few}"
     )
-    return style.styled(
-        figure, showlegend=False, height=max(420, 60 + style.PANEL * len(fitted)), margin=style.UNDER_TITLES
-    ), caption
+    return style.styled(figure, showlegend=False), caption
 
 
 def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRecord], row: int) -> tuple[Optimum, Optimum]:
@@ -207,17 +199,16 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.
     contexts = {
         name: FigureContext(study=study)
         for name, study in studies.items()
-        if path in study.search_space and _parameter(study, path).is_number
+        if path in study.search_space and Parameter(path=path, distribution=study.search_space[path]).is_number
     }
     backbones = list(dict.fromkeys(backbone for context in contexts.values() for backbone in context.finished))
     if not backbones:
         return None
-    gap = 0.16 / len(backbones)
-    figure = make_subplots(len(backbones), 1, shared_xaxes=True, subplot_titles=backbones, vertical_spacing=gap)
+    figure = style.panels(backbones)
     optima: list[str] = []
     named: set[str] = set()
     for name, context in contexts.items():
-        parameter, color = _parameter(context.study, path), style.color_of(name, [*studies])
+        parameter, color = context.parameter(path), style.color_of(name, [*studies])
         for backbone, records in context.finished.items():
             where = {"row": backbones.index(backbone) + 1, "col": 1}
             fitted, drawn = context.surrogates.get(backbone), style.some_of(records, _MOST_IN_PANEL)
@@ -234,14 +225,5 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.
         section="response",
         caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} "
         f"Where accuracy is highest: {'; '.join(optima) or 'too few trials'}.",
-        figure=style.styled(
-            figure, height=max(420, 90 + style.PANEL * len(backbones)), margin=style.UNDER_TITLES, showlegend=True
-        ),
+        figure=style.styled(figure, showlegend=True),
     )
-
-
-BY_BALANCE = FigureSpec("accuracy-by-balance", "Accuracy against balance", "response", partial(_draw_response, path=BALANCE))
-BY_LENGTH = FigureSpec(
-    "accuracy-by-pretraining", "Accuracy against pre-training length", "response", partial(_draw_response, path=LENGTH)
-)
-BY_BOTH = FigureSpec("accuracy-by-both", "Accuracy against balance and pre-training length", "response", _draw_both)
