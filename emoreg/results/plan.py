@@ -76,15 +76,15 @@ class PlannedTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opening:
-    """One opening of the test set: configurations and trials that were fixed before it.
-
-    Attributes:
-        opened: when it was begun, UTC.
-    """
+    """One opening of the test set: configurations and trials that were fixed before it, and when it was begun, UTC."""
 
     opened: str
     chosen: tuple[Chosen, ...]
     trials: tuple[PlannedTrial, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{found.backbone} {found.identity}" for found in self.chosen)
+        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -122,20 +122,18 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
     if not ranked:
         raise ConfigError(f"Run the study first: {config.name!r} has no finished trial of the search that could be confirmed")
     has_tasks = len({task for _, task in ranked}) > 1
-    chosen = []
-    for (backbone, task), found in sorted(ranked.items(), key=lambda item: item[0]):
-        for rank, record in enumerate(found, 1):
-            chosen.append(
-                Chosen(
-                    identity=record.identity,
-                    backbone=backbone,
-                    rank=rank,
-                    val_accuracy=record.val_accuracy,
-                    params=record.sampled,
-                    task=task if has_tasks else None,
-                )
-            )
-    return tuple(chosen)
+    return tuple(
+        Chosen(
+            identity=record.identity,
+            backbone=backbone,
+            rank=rank,
+            val_accuracy=record.val_accuracy,
+            params=record.sampled,
+            task=task if has_tasks else None,
+        )
+        for backbone, task in sorted(ranked)
+        for rank, record in enumerate(ranked[backbone, task], 1)
+    )
 
 
 def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints: Fingerprints = UNKNOWN) -> None:
@@ -285,17 +283,6 @@ def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, 
         raise ConfigError(
             "Give the former --top, --seeds and study, or --again to open the test set once more, which the report will tell: "
             "what a confirmation runs is fixed before the test set is opened, but it was opened for "
-            f"{_describe(openings[-1])}, and now it is to be {_describe(asked)}"
+            f"{openings[-1]}, and now it is to be {asked}"
         )
     return [*openings, asked]
-
-
-def _describe(opening: Opening) -> str:
-    names = ", ".join(f"{found.backbone} {found.identity}" for found in opening.chosen)
-    return f"{names} on seeds {opening.seeds[0]} to {opening.seeds[-1]}"
-
-
-def unplanned_openings(openings: Iterable[Opening], records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Trials that have opened the test set though no plan has them: `emoreg trial --evaluate test` does so."""
-    planned = {trial.identity for opening in openings for trial in opening.trials}
-    return [row for row in records if row.test_accuracy is not None and row.identity not in planned]

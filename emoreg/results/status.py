@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -134,6 +135,7 @@ def read_status(place: str) -> Status:
     runs = sorted(stored_rows(files, "runs", RunRecord) or [], key=lambda run: run.run)
     beside = trials_beside(files, config, rows)
     tally = Tally(config.objectives[0], beside.keys(), rows)
+    counts = tally.statuses
     live = {run.run: _read_live(files, run.run) for run in runs if run.ended is None}
     driven = _driven(files, config, live)
     current = [run for run in runs if run.run in driven] if driven is not None else runs[-1:]
@@ -150,7 +152,13 @@ def read_status(place: str) -> Status:
         num_runs=len(runs),
         started=min((run.started for run in current), default=None),
         last_ended=max((trial.ended for trial in tally.trials), default=None),
-        trials=Trials(planned=planned, ended=len(tally.trials), **_by_status(tally)),
+        trials=Trials(
+            planned=planned,
+            finished=counts["finished"],
+            pruned=counts["pruned"],
+            failed=counts["failed"],
+            ended=len(tally.trials),
+        ),
         running=None if state == "running" and not told else tuple(trial for found in told for trial in found.running),
         num_waiting=sum(found.waiting for found in told) if told else None,
         best=_best(config, tally),
@@ -161,33 +169,20 @@ def read_status(place: str) -> Status:
     )
 
 
-def _by_status(tally: Tally[TrialSummary]) -> dict[Literal["finished", "pruned", "failed"], int]:
-    counts = tally.statuses
-    return {"finished": counts["finished"], "pruned": counts["pruned"], "failed": counts["failed"]}
-
-
 def trials_beside(files: Files, config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:
-    """Backbone and control of the trials beside a study's search, by identity: controls that ended, all of a confirmation."""
-    return _planned_confirmation(files) if config.confirmed else _controls(config, rows)
+    """Backbone and control of the trials beside a study's search, by identity.
 
-
-def _controls(config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:
-    """Backbone and control of the controls that have ended, by identity."""
-    planned = {(trial.backbone, trial.control, trial.seed) for trial in config.control_trials()}
-    return {
-        row.identity: (row.backbone, row.control)
-        for row in rows
-        if row.role == "control" and (row.backbone, row.control, row.seed) in planned
-    }
-
-
-def _planned_confirmation(files: Files) -> dict[str, Beside]:
-    """Backbone and control of the trials that a confirmation is to run, by identity: not what a former opening ran."""
-    openings = read_openings(files)
-    if not openings:
-        return {}
-    backbones = {found.identity: found.backbone for found in openings[-1].chosen}
-    return {trial.identity: (backbones[trial.chosen], trial.control) for trial in openings[-1].trials}
+    They are the controls that have ended or, of a confirmation, all that its last opening is to run.
+    """
+    if not config.confirmed:
+        planned = {(trial.backbone, trial.control, trial.seed) for trial in config.control_trials()}
+        controls = [row for row in rows if row.role == "control" and (row.backbone, row.control, row.seed) in planned]
+        return {row.identity: (row.backbone, row.control) for row in controls}
+    found: dict[str, Beside] = {}
+    for opening in read_openings(files)[-1:]:
+        backbones = {chosen.identity: chosen.backbone for chosen in opening.chosen}
+        found |= {trial.identity: (backbones[trial.chosen], trial.control) for trial in opening.trials}
+    return found
 
 
 def live_name(run: int | str) -> str:
@@ -204,10 +199,9 @@ def parse_live(content: bytes) -> Live | None:
 
 
 def _read_live(files: Files, run: int) -> Live | None:
-    try:
+    with suppress(FileNotFoundError):
         return parse_live(files.read(live_name(run)).to_pybytes())
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _driven(files: Files, config: StudyConfig, live: Mapping[int, Live | None]) -> list[int] | None:
