@@ -114,7 +114,7 @@ class Verdict:
         return f"{self.subject}{self.decision}{self.explanation}"
 
 
-def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resamples: int = 9999) -> dict[Key, Comparison]:
+def compare(family: Mapping[Key, Sequence[float]], *, num_resamples: int = 9999) -> dict[Key, Comparison]:
     """Compare within a family: all comparisons that a reader will look at together, as differences, one for each seed.
 
     Raises:
@@ -129,13 +129,13 @@ def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resampl
         from statsmodels.stats.multitest import multipletests
 
     arrays = {key: np.asarray(differences) for key, differences in family.items()}
-    p_values = [_p_value(array, seed, len(family)) for array in arrays.values()]
+    p_values = [_p_value(array, len(family)) for array in arrays.values()]
     adjusted = multipletests(p_values, alpha=ALPHA, method="holm")[1]
     found = {}
     for (key, array), p_value, holm in zip(arrays.items(), p_values, adjusted, strict=True):
         n, mean = len(array), float(array.mean())
         deviation = math.nan if n == 1 else 0.0 if _is_constant(array) else float(array.std(ddof=1))
-        low, high = _interval(array, seed, num_resamples)
+        low, high = _interval(array, num_resamples)
         found[key] = Comparison(
             n=n,
             difference=mean,
@@ -213,7 +213,6 @@ def judge(name: str, comparisons: Mapping[str, Comparison], caveats: Sequence[st
 
 
 def _seen(comparisons: Collection[Comparison]) -> str:
-    """What would have been seen."""
     n, largest = min(found.n for found in comparisons), max(found.visible for found in comparisons)
     if largest == 0:
         return f"n = {n}; no seed differs from another"
@@ -222,13 +221,13 @@ def _seen(comparisons: Collection[Comparison]) -> str:
     return f"n = {n}; effects above {100 * largest:.1f} points would have been, four times in five"
 
 
-def _interval(differences: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float] | tuple[None, None]:
+def _interval(differences: np.ndarray, num_resamples: int) -> tuple[float, float] | tuple[None, None]:
     if len(differences) < 2:
         return None, None
     if _is_constant(differences):
         return float(differences[0]), float(differences[0])
-    random = np.random.default_rng(seed)
-    found = stats.bootstrap((differences,), np.mean, n_resamples=num_resamples, rng=random, method="BCa").confidence_interval
+    rng = np.random.default_rng(0)
+    found = stats.bootstrap((differences,), np.mean, n_resamples=num_resamples, rng=rng, method="BCa").confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -237,7 +236,7 @@ def _is_constant(differences: np.ndarray) -> bool:
     return bool(np.ptp(differences) < _ROUNDING)
 
 
-def _p_value(differences: np.ndarray, seed: int, num_comparisons: int) -> float:
+def _p_value(differences: np.ndarray, num_comparisons: int) -> float:
     """Of the permutation test, fine enough for Holm's strictest level."""
     if len(differences) < 2 or not differences.any():
         return 1.0
@@ -247,7 +246,7 @@ def _p_value(differences: np.ndarray, seed: int, num_comparisons: int) -> float:
         permutation_type="samples",
         n_resamples=max(_MOST_PERMUTATIONS, math.ceil(_PERMUTATIONS_A_LEVEL * num_comparisons / ALPHA)),
         batch=_BATCH,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
         vectorized=True,
         axis=-1,
     )

@@ -10,14 +10,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from emoreg.config import StudyConfig, Value, from_json
+from emoreg.config import ResolvedTrial, StudyConfig, Value, from_json
+from emoreg.formatting import control_name
 from emoreg.results.analysis import Tally, TrialSummary, num_planned, objective_value, waiting_share
 from emoreg.results.plan import read_openings
-from emoreg.results.records import Role, RunRecord, TrialRecord
+from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.storage.locks import is_held
@@ -43,6 +44,31 @@ class RunningTrial:
     epoch: int = 0
     epochs: int | None = None
     accuracy: float | None = None
+
+    @classmethod
+    def of(cls, trial: ResolvedTrial, role: Role, row: EpochRecord | None = None) -> RunningTrial:
+        """A trial that has begun, or whose newest epoch has this row."""
+        config = trial.config
+        running = cls(identity=trial.identity, role=role, control=config.control, backbone=config.backbone)
+        if row is None:
+            return running
+        stage = config.pretraining if row.stage == "pretraining" else config.regulation
+        return replace(running, stage=row.stage, epoch=row.epoch, epochs=stage.epochs, accuracy=row.val_accuracy)
+
+    @property
+    def what(self) -> str:
+        """What a reader calls it."""
+        return "search" if self.role == "search" else control_name(self.control)
+
+    @property
+    def progress(self) -> str:
+        """How much of its stage is done, in words."""
+        return "" if self.stage is None else f"{self.epoch}/{self.epochs}"
+
+    @property
+    def score(self) -> str:
+        """The accuracy, in words."""
+        return "" if self.accuracy is None else f"{self.accuracy:.3f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,11 +244,9 @@ def age(moment: str) -> float:
 
 def _best(config: StudyConfig, tally: Tally[TrialSummary]) -> Best | None:
     best, objective = tally.best, config.objectives[0]
-    if best is None:
+    value = None if best is None else objective_value(best, objective)
+    if best is None or best.number is None or value is None:
         return None
-    value = objective_value(best, objective)
-    assert value is not None
-    assert best.number is not None
     return Best(
         identity=best.identity,
         number=best.number,
