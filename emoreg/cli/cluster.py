@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.text import Text
 from tyro.conf import Positional, arg
 
@@ -39,15 +40,8 @@ def _dashboard() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submit(ConfirmationOptions, StudyCommand):
-    """Run a study on a Ray cluster, as a job of its head, and follow its log.
-
-    With --confirm its confirmation: a job of its own, named NAME.confirm.
-
-    Ctrl-C detaches: the job goes on. Submitted again, a study goes on.
-
-    Code travels: emoreg's checkout but what git ignores, and the study.
-    """
+class _SubmitOptions(ConfirmationOptions):
+    """The options that are no settings of the study."""
 
     address: str = field(default_factory=_dashboard)
     """The URL of the cluster's dashboard."""
@@ -57,6 +51,19 @@ class Submit(ConfirmationOptions, StudyCommand):
     """Print the log until the job ends; `--no-follow` leaves as soon as it is submitted."""
     dry_run: Switch = False
     """Only say what would travel and run."""
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit(_SubmitOptions, StudyCommand):
+    """Run a study on a Ray cluster, as a job of its head, and follow its log.
+
+    With --confirm its confirmation: a job of its own, named NAME.confirm.
+
+    Ctrl-C detaches: the job goes on. Submitted again, a study goes on.
+
+    Code travels: emoreg's checkout but what git ignores, and the study.
+    """
 
     def __call__(self) -> int:
         """The exit code: the job's if it was followed to its end; 0 after Ctrl-C."""
@@ -84,21 +91,11 @@ class Submit(ConfirmationOptions, StudyCommand):
         Raises:
             ConfigError: for what only a confirmation takes, without --confirm.
         """
-        own = {f"--{item.name.replace('_', '-')}": isinstance(item.default, bool) for item in dataclasses.fields(self)}
-        switches = own.keys() | {f"--no-{flag.removeprefix('--')}" for flag, is_switch in own.items() if is_switch}
-        options = []
-        typed = iter(self.typed[2:])
-        for argument in typed:
-            flag, equals, _ = argument.partition("=")
-            flag = flag.replace("_", "-")
-            if flag not in switches:
-                options.append(argument)
-            elif not own.get(flag, True) and not equals:
-                next(typed, None)
+        _, options = tyro.cli(_SubmitOptions, args=self.typed[2:], return_unknown_args=True)
         if self.confirm:
-            numbers = {"--top": self.top, "--seeds": self.seeds, "--first-seed": self.first_seed}
-            return [*options, *(f"{flag}={number}" for flag, number in numbers.items()), *(["--again"] if self.again else [])]
-        if (self.top, self.seeds, self.first_seed, self.again) != (Submit.top, Submit.seeds, Submit.first_seed, Submit.again):
+            numbers = [f"--top={self.top}", f"--seeds={self.seeds}", f"--first-seed={self.first_seed}"]
+            return [*options, *numbers, *(["--again"] if self.again else [])]
+        if any(getattr(self, item.name) != item.default for item in dataclasses.fields(ConfirmationOptions)):
             raise ConfigError(
                 "Add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
                 "itself is submitted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -147,19 +148,15 @@ def costs(study: StudyResults) -> dict[str, dict[str, float]]:
     """Seconds by what they went into, then by backbone; the empty backbone is a slot without a trial."""
     paid, waiting, saved = "pre-training, paid", "waiting", "pre-training, saved"
     order = (paid, *(f"regulation, {status}" for status in ("finished", "pruned", "failed")), waiting, saved)
-    spent: dict[str, dict[str, float]] = {what: {} for what in order}
-
-    def add(what: str, backbone: str, seconds: float) -> None:
-        spent[what][backbone] = spent[what].get(backbone, 0.0) + seconds
-
+    spent: dict[str, dict[str, float]] = {what: defaultdict(float) for what in order}
     for record in study.trials:
-        add(paid, record.backbone, record.pretraining_seconds)
-        add(f"regulation, {record.status}", record.backbone, record.regulation_seconds)
-        add(waiting, record.backbone, record.waiting_seconds)
-        add(saved, record.backbone, device_time([record]).reused)
+        spent[paid][record.backbone] += record.pretraining_seconds
+        spent[f"regulation, {record.status}"][record.backbone] += record.regulation_seconds
+        spent[waiting][record.backbone] += record.waiting_seconds
+        spent[saved][record.backbone] += device_time([record]).reused
     by_empty = sum(run.waiting_slot_seconds for run in study.runs) - sum(spent[waiting].values())
     if by_empty > 0:
-        add(waiting, "", by_empty)
+        spent[waiting][""] = by_empty
     return {what: found for what, found in spent.items() if sum(found.values()) > 0}
 
 

@@ -30,6 +30,13 @@ Stage = Literal["pretraining", "regulation"]
 Role = Literal["search", "control", "trial", "confirm"]
 
 
+_OF_OUTCOME = (
+    *("message", "val_accuracy", "val_loss", "measured_balance", "test_accuracy"),
+    *("regulation_epochs", "regulation_seconds", "num_parameters"),
+)
+"""What is called alike in an ``Outcome`` and in the columns of its trial."""
+
+
 def _column(doc: str, default: Any = dataclasses.MISSING) -> Any:
     return field(metadata={"doc": doc}, default=default)
 
@@ -131,7 +138,6 @@ class TrialRecord:
             control=config.control,
             status=outcome.status,
             end_reason=outcome.end.value,
-            message=outcome.message,
             seed=config.seed,
             backbone=config.backbone,
             stimuli=(trial.images_of_pretraining or config.stimuli).name,
@@ -142,16 +148,9 @@ class TrialRecord:
             pretraining_epochs=config.pretraining.epochs,
             params=json.dumps(dict(params)),
             config=json.dumps(dataclasses.asdict(config)),
-            val_accuracy=outcome.val_accuracy,
-            val_loss=outcome.val_loss,
-            measured_balance=outcome.measured_balance,
-            test_accuracy=outcome.test_accuracy,
             metrics=json.dumps(dict(outcome.metrics)),
-            regulation_epochs=outcome.regulation_epochs,
-            num_parameters=outcome.num_parameters,
             pretraining_seconds=pretraining.paid_seconds,
             experience_seconds=pretraining.experience_seconds,
-            regulation_seconds=outcome.regulation_seconds,
             waiting_seconds=pretraining.waiting_seconds,
             device_seconds=outcome.device_seconds,
             micro_batch_size=outcome.oom.micro_batch_size,
@@ -161,6 +160,7 @@ class TrialRecord:
             device=device,
             started=started,
             ended=utc_now(),
+            **{name: getattr(outcome, name) for name in _OF_OUTCOME},
         )
 
     @property
@@ -168,21 +168,14 @@ class TrialRecord:
         """The outcome that the row was made of; where the trial diverged is in its message alone."""
         return Outcome(
             end=EndReason(self.end_reason),
-            message=self.message,
-            val_accuracy=self.val_accuracy,
-            val_loss=self.val_loss,
-            measured_balance=self.measured_balance,
-            test_accuracy=self.test_accuracy,
             metrics=json.loads(self.metrics),
-            regulation_epochs=self.regulation_epochs,
-            regulation_seconds=self.regulation_seconds,
-            num_parameters=self.num_parameters,
             pretraining=PretrainingCost(
                 paid_seconds=self.pretraining_seconds,
                 experience_seconds=self.experience_seconds,
                 waiting_seconds=self.waiting_seconds,
             ),
             oom=OomState(micro_batch_size=self.micro_batch_size, recomputed=self.recomputed),
+            **{name: getattr(self, name) for name in _OF_OUTCOME},
         )
 
     @property
