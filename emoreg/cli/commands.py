@@ -6,7 +6,7 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -44,22 +44,14 @@ class Confirm(ConfirmationOptions, StudyCommand):
         require(self.seeds > 0, "--seeds must be above 0", self.seeds, hint)
         require(self.first_seed >= 0, "--first-seed must be 0 or more", self.first_seed, "give a natural number")
         study, console = Study.from_config(self.config), terminal()
-        plan = plan_confirmation(
-            self.config, top=self.top, num_seeds=self.seeds, first_seed=self.first_seed, address=self.address
-        )
+        asked: dict[str, Any] = {"top": self.top, "num_seeds": self.seeds, "first_seed": self.first_seed}
+        plan = plan_confirmation(self.config, **asked, address=self.address)
         print_confirmation_plan(study.name, plan, console)
         if self.dry_run:
             return 0
         ended: Interrupted | StudyAborted | None = None
         try:
-            study.confirm(
-                num_seeds=self.seeds,
-                top=self.top,
-                first_seed=self.first_seed,
-                again=self.again,
-                address=self.address,
-                command=self.command,
-            )
+            study.confirm(**asked, again=self.again, address=self.address, command=self.command)
         except (Interrupted, StudyAborted) as error:
             ended = error
         results = Study.from_config(plan.config).results

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from emoreg.cli.options import reading
 from emoreg.cli.terminal import new_table
 from emoreg.config import ImageSetConfig
-from emoreg.errors import StorageError
 from emoreg.formatting import counted, duration
 from emoreg.results.analysis import DeviceTime
 from emoreg.storage.files import Files
@@ -21,6 +20,10 @@ from emoreg.storage.locks import FileLocks
 from emoreg.storage.working_copy import join
 
 _TEXTS = ("experience", "epochs", "used by", "study")
+_REFUSAL = (
+    "Correct the store's place, or mend its permissions: an experience store must be a folder or bucket that can be read and "
+    "written, but {!r} is not"
+)
 
 
 def print_inventory(uri: str, console: Console) -> None:
@@ -30,7 +33,7 @@ def print_inventory(uri: str, console: Console) -> None:
         StorageError: for a store that cannot be read.
     """
     files = Files(uri)
-    with _readable(files):
+    with reading(_REFUSAL.format(files.uri)):
         everything = entries(files)
     if not everything:
         console.print(f"There is no experience in {files.uri}.")
@@ -71,7 +74,7 @@ def print_pruning(uri: str, budget_gib: float, console: Console, *, dry_run: boo
         StorageError: for a store that cannot be read or written.
     """
     files = Files(uri)
-    with _readable(files):
+    with reading(_REFUSAL.format(files.uri)):
         pruned = prune(files, FileLocks.of(files), round(budget_gib * 2**30), dry_run=dry_run)
     verb, would = ("would remove", "would free") if dry_run else ("removed", "freed")
     for entry in pruned.removed:
@@ -83,17 +86,6 @@ def print_pruning(uri: str, budget_gib: float, console: Console, *, dry_run: boo
     if pruned.size_after > budget_gib * 2**30:
         left = f": {size_text(pruned.size_after)} is left, because it is needed"
     console.print(f"{would} {freed} of {size_text(pruned.size_before)} in {files.uri}; budget {budget_gib:g} GiB{left}")
-
-
-@contextmanager
-def _readable(files: Files) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"Correct the store's place, or mend its permissions: an experience store must be a folder or bucket that can be "
-            f"read and written, but {files.uri!r} is not ({error})"
-        ) from error
 
 
 def _spent(uses: Iterable[Use]) -> DeviceTime:

@@ -109,14 +109,13 @@ class WrittenCommand:
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Read a storage within, which may not answer, or not let it."""
+def reading(
+    refusal: str = "Check the storage's address, its permissions and that it answers: it cannot be read",
+) -> Iterator[None]:
+    """Read a storage within, which may not answer, or not let it: then the user is told so."""
     try:
         yield
     except BrokenPipeError:  # the reader of our output has enough of it
         raise
     except OSError as error:
-        raise StorageError(
-            f"Check the storage's address, its permissions and that it answers: it cannot be read "
-            f"({without_credentials(str(error))})"
-        ) from error
+        raise StorageError(f"{refusal} ({without_credentials(str(error))})") from error
