@@ -13,7 +13,7 @@ from emoreg.report import style
 from emoreg.report.style import BALANCE, LENGTH, FigureContext, NotDrawn
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
-from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
+from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Surrogate, value_of
 
 _NAMES = {BALANCE: "balance", LENGTH: "pre-training length"}
 _LACK = {BALANCE: "curve of accuracy against it", LENGTH: "critical-period curve"}
@@ -37,17 +37,15 @@ def _trials(surrogate: Surrogate) -> str:
     return f"n = {surrogate.num_trials:,}{fitted}"
 
 
-def _located(name: str, parameter: Parameter, found: Optimum, response: Response) -> str:
-    """What is known of where the optimum lies, in words."""
-    x = response.points[:, 0]
-    mean, half = (100 * float(np.interp(found.value, x, values)) for values in (response.mean, response.half_width))
+def _located(parameter: Parameter, found: Optimum, mean: float, half: float) -> str:
+    """What is known of where the optimum lies, in words, with the accuracy there."""
     ends = parameter.encoded(np.array([found.low, found.high])).ravel()
     interval = f"90 % interval {found.low:.3g} to {found.high:.3g}"
     if ends[1] - ends[0] > _VAGUE:
-        return f"{name}: the trials do not tell where ({interval})"
+        return f"the trials do not tell where ({interval})"
     is_bound = parameter.path == BALANCE and found.value in (0.0, 1.0)
     edge = ", an end of what was searched: it may lie beyond" if found.value in parameter.range and not is_bound else ""
-    return f"{name}: at {found.value:.3g} ({interval}{edge}), with {mean:.1f} ± {half:.1f} %"
+    return f"at {found.value:.3g} ({interval}{edge}), with {mean:.1f} ± {half:.1f} %"
 
 
 def _add_response(
@@ -59,8 +57,8 @@ def _add_response(
     *,
     is_named: bool = True,
     **trace: Any,
-) -> tuple[Optimum, Response] | None:
-    """Add trials, and what a surrogate makes of them, to a figure; the curve's optimum, where there is a curve.
+) -> str | None:
+    """Add trials, and what a surrogate makes of them, to a figure; in words the optimum of its curve, if there is one.
 
     ``trace`` has the name for the legend, and the row and column of a panel.
     """
@@ -75,12 +73,13 @@ def _add_response(
     response = fitted.response(parameter.path)
     (found,) = response.optimum()
     along, mean, half = response.points[:, 0], 100 * response.mean, 100 * response.half_width
+    mean_there, half_there = (float(np.interp(found.value, along, values)) for values in (mean, half))
     style.add_band(figure, along, mean - half, mean + half, style.faded(color, 0.18), **group)
     line, curve = {"color": color, "width": 2.5}, "%{x:.3g}: %{y:.1f} %<extra>mean</extra>"
     figure.add_scatter(x=along, y=mean, mode="lines", showlegend=is_named, line=line, hovertemplate=curve, **group)
     figure.add_scatter(
         x=[found.value],
-        y=[float(np.interp(found.value, along, mean))],
+        y=[mean_there],
         mode="markers",
         marker={"symbol": "diamond", "size": 12, "color": color, "line": {"color": "white", "width": 1.5}},
         error_x=style.bars([found.value], [found.low], [found.high], color, 6),
@@ -88,7 +87,7 @@ def _add_response(
         hovertemplate="optimum %{x:.3g}<extra></extra>",
         **group,
     )
-    return found, response
+    return f"({_trials(fitted)}): {_located(parameter, found, mean_there, half_there)}"
 
 
 def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
@@ -103,11 +102,11 @@ def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
     for backbone, records in context.finished.items():
         color, fitted = style.color_of(backbone, study.backbones), context.surrogates.get(backbone)
         drawn = style.some_of(records, max(1, round(share * len(records))))
-        curve = _add_response(figure, drawn, fitted, parameter, color, name=backbone)
-        if fitted is not None and curve is not None:
-            optima.append(_located(f"{backbone} ({_trials(fitted)})", parameter, *curve))
-        else:
+        optimum = _add_response(figure, drawn, fitted, parameter, color, name=backbone)
+        if optimum is None:
             without.append(backbone)
+        else:
+            optima.append(f"{backbone} {optimum}")
         if backbone in plain and parameter.is_number:
             figure.add_scatter(
                 x=parameter.range,
@@ -212,9 +211,9 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.
         for backbone, records in context.finished.items():
             where = {"row": backbones.index(backbone) + 1, "col": 1}
             fitted, drawn = context.surrogates.get(backbone), style.some_of(records, _MOST_IN_PANEL)
-            curve = _add_response(figure, drawn, fitted, parameter, color, is_named=name not in named, name=name, **where)
-            if fitted is not None and curve is not None:
-                optima.append(_located(f"{name}, {backbone} ({_trials(fitted)})", parameter, *curve))
+            optimum = _add_response(figure, drawn, fitted, parameter, color, is_named=name not in named, name=name, **where)
+            if optimum is not None:
+                optima.append(f"{name}, {backbone} {optimum}")
             named.add(name)
             style.set_axis(figure, parameter, "x", **where)
             figure.update_xaxes(title_text=style.axis_title(path) if where["row"] == len(backbones) else None, **where)

@@ -44,8 +44,8 @@ def history_of(study: StudyResults, records: Sequence[TrialRecord]) -> optuna.St
     distributions = _distributions(study, [record.sampled for record in records])
     trials = []
     for record in _by_number(records):
-        params = {path: value for path, value in record.sampled.items() if path in distributions}
-        own = {path: distributions[path] for path in params}
+        own = {path: distributions[path] for path in record.sampled if path in distributions}
+        params = {path: record.sampled[path] for path in own}
         trials.append(create_trial(value=style.axis_value(record, objective), params=params, distributions=own))
     with _quiet():
         history = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
@@ -59,12 +59,10 @@ def _distributions(study: StudyResults, params: Sequence[dict[str, Value]]) -> d
         values = list(dict.fromkeys([*distribution.bounds(), *(values[path] for values in params if path in values)]))
         if isinstance(distribution, Choice):
             found[path] = CategoricalDistribution(values)
-            continue
-        low, high = min(map(float, values)), max(map(float, values))
-        if isinstance(distribution, Float):
-            found[path] = FloatDistribution(low, high, log=distribution.log)
+        elif isinstance(distribution, Float):
+            found[path] = FloatDistribution(min(map(float, values)), max(map(float, values)), log=distribution.log)
         else:
-            found[path] = IntDistribution(int(low), int(high), log=distribution.log)
+            found[path] = IntDistribution(min(map(int, values)), max(map(int, values)), log=distribution.log)
     return found
 
 
