@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,10 +122,7 @@ def replay(config: StudyConfig, identity: str, device: torch.device, console: Co
         also = f", although {excuses}" if excuses else ""
         console.print(f"Equal to the bit in all {len(differences)} numbers{also}.", style="bold")
         return 0
-    apart = [abs(difference) for difference in differences.values() if difference]
-    by = f", by {max(apart):.1e} at most" if apart and max(apart) < math.inf else ""
-    excused = f" It need not be equal to the bit: {excuses}." if excuses else ""
-    console.print(f"{len(apart)} of {len(differences)} numbers differ{by}.{excused}", style="bold")
+    console.print(_apart([*differences.values()], excuses), style="bold")
     if excuses:
         return 0
     console.print(_defect(recorded, config), style="red")
@@ -273,6 +270,14 @@ def _excuses(
     if sizes[0] != sizes[1]:
         then, now = ("whole batches" if size is None else f"{size} images at a time" for size in sizes)
         yield f"memory let it take {then}, and now {now}"
+
+
+def _apart(differences: Sequence[float], excuses: str) -> str:
+    """How many numbers differ, by how much, and whether they may."""
+    apart = [abs(difference) for difference in differences if difference]
+    by = f", by {max(apart):.1e} at most" if apart and max(apart) < math.inf else ""
+    excused = f" It need not be equal to the bit: {excuses}." if excuses else ""
+    return f"{len(apart)} of {len(differences)} numbers differ{by}.{excused}"
 
 
 def _defect(recorded: _Recorded, config: StudyConfig) -> str:
