@@ -58,7 +58,9 @@ class EpochRecord:
     seconds: float = _column("wall time of the epoch, validation included, in seconds")
     measured_balance: float | None = _column("mean balance b on the validation split; null in pretraining")
     measured_balance_std: float | None = _column("standard deviation of b over validation images; 0 unless kind=dynamic")
-    gpu_utilisation: float | None = _column("how busy the GPU was at the epoch's end (NVML), in [0, 1]; null on a CPU", None)
+    gpu_utilisation: float | None = _column(
+        "share of the epoch's last second that the GPU was busy (NVML); null on a CPU", None
+    )
     metrics: str = _column("JSON object of registered metrics on the validation split, by val_NAME", "{}")
 
 
@@ -107,7 +109,7 @@ class TrialRecord:
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
     waiting_seconds: float = _column("seconds that its last attempt waited for another trial's pre-training", 0.0)
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
-    micro_batch_size: int | None = _column("images in a forward pass where a whole batch did not fit in memory", None)
+    micro_batch_size: int | None = _column("images in a forward pass where whole batches did not fit; else null", None)
     recomputed: bool = _column("activations were computed again in the backward pass, for want of memory", False)
     attempts: int = _column("times that it was begun or taken up again in its last run", 1)
     log_tail: str | None = _column("last lines of its log where it failed; null otherwise", None)
@@ -194,7 +196,7 @@ class RunRecord:
     storage: str = _column("folder or URI that holds the study, without passwords")
     started: str = _column("start, ISO 8601 UTC")
     ended: str | None = _column("end, ISO 8601 UTC; null while it runs, and for ever if it was killed", None)
-    ending: str | None = _column("completed (every trial ended), interrupted or aborted (faults in code)", None)
+    ending: str | None = _column("completed (all trials ended), interrupted or aborted (by faults); null without an end", None)
     slots: int = _column("trials that could run at once", 0)
     num_trials: int = _column("trials that ended in this run", 0)
     slot_seconds: float = _column("seconds of all slots that ran a trial, or had one waiting for pre-training", 0.0)
