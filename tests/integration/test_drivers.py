@@ -74,6 +74,7 @@ def test_a_driver_takes_over_what_a_killed_one_was_running(database: str, tmp_pa
     assert states(database) == [TrialState.COMPLETE] * 6
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_restart_of_postgresql_is_waited_for(database: str, postgresql: Any, tmp_path: Path) -> None:
     driver = start(tmp_path, "--optuna-storage", database, *MORE)

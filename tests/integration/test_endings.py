@@ -52,7 +52,7 @@ def freeze_workers(storage: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +96,7 @@ def test_told_twice_it_leaves_at_once(tmp_path: Path) -> None:
     assert "run the same command again" in rest
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_grace_period_after_sigterm_ends(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, *ONE, "--resources.grace-seconds", "0.5")
