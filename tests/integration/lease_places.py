@@ -1,5 +1,7 @@
-"""Where the leases of trunks stand: beside their holders. For a cluster whose address and number of nodes are the arguments;
-prints its counts. It waits until Ray knows of so many nodes and no other: one that a test has lost is alive to Ray for seconds.
+"""Where the leases of shared runs stand: beside their holders. Run with the address and the number of nodes of a cluster.
+
+It prints its counts. It waits until Ray knows of so many nodes and no other: one that a test has lost is alive to Ray for
+seconds.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def test_a_worker_node_lost_in_mid_trial(
     assert seconds < MOST_SECONDS
 
 
-def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undisturbed: Path, note: Note) -> None:
+def test_the_node_that_pretrains_lost_in_mid_training(field: Field, undisturbed: Path, note: Note) -> None:
     field.add_node(), field.add_node()
     study = field.run(*KEEP_ALL)
     trial = study.wait_for("epoch", stage="pretraining", epoch=1)["identity"]
@@ -306,7 +306,7 @@ def test_the_node_that_trains_a_trunk_lost_in_mid_training(field: Field, undistu
     fault = time.time()
     lose(study.machine(node))
     study.finish()
-    fault_name = "the node that holds a trunk's lease killed -9 in mid-pre-training"
+    fault_name = "the node that holds the lock of a shared run killed -9 in mid-pre-training"
     seconds = note(fault_name, study, fault, dead_node=node, disturbed={trial}, undisturbed=undisturbed)
     assert seconds < MOST_SECONDS
 
