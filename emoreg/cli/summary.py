@@ -102,7 +102,7 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
 
 def print_confirmation(study: StudyResults, console: Console) -> None:
     """The answer of a confirmation: each configuration beside its controls on the test set, and what may be said."""
-    columns = ("backbone", "trial", "test\naccuracy, %", _GAIN, "95 % interval", "p", "seeds")
+    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval", "p", "seeds")
     table = new_table("Regulation beside its controls, on the test set", *columns, right=columns[2:])
     for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
         for row in rows:
