@@ -26,7 +26,7 @@ OVERRIDES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_patient", [True, False])
+@pytest.mark.parametrize("is_patient", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_trial_that_gets_the_worker_of_a_stopped_one_is_not_lost(
     is_patient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -199,7 +199,7 @@ def test_a_server_that_stands_still_is_told_of_waited_for_and_given_up(database:
             engine.connect()
         assert time.monotonic() - again < 1, "what cleans up waited another time"
         shown = str(no_answer_error(database, error.value))
-        assert "run the same command again" in shown
+        assert "Run the same command again" in shown
         assert "secret" not in shown
     engine.dispose()
 
