@@ -35,6 +35,7 @@ from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
+from emoreg.storage.sealed import seal, unseal
 from emoreg.tuning.optuna_study import (
     GRID,
     INVALID,
@@ -46,6 +47,7 @@ from emoreg.tuning.optuna_study import (
     open_study,
 )
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
+from tests.helpers.written import write_study_json
 
 COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
     TrialState.COMPLETE,
@@ -498,10 +500,10 @@ def test_warm_start_says_that_images_or_trainer_are_others(tmp_path: Path, folde
     config = study_config(name="new", warm_start_from=("old",))
     write_study(tmp_path / "old", balance_record(config, 0.1), balance_record(config, 0.2, number=1))
     for name, task, version in (("old", "abc", 1), ("new", "xyz", 2)):
-        (tmp_path / name).mkdir(exist_ok=True)
+        path = write_study_json(tmp_path / name, config) / "study.json"
         rows = [["digits", None, None, 16, task], ["openmoji", None, None, 16, "def"]]
-        content = {"fingerprints": rows, "trainer": {"pretraining": 1, "regulation": version}}
-        (tmp_path / name / "study.json").write_text(json.dumps(content))
+        changed = {"fingerprints": rows, "trainer": {"pretraining": 1, "regulation": version}}
+        path.write_bytes(seal(unseal(path.read_bytes()) | changed))
     said = warm_start(open_study(config, tmp_path / "new"), config, folder_of, resolve_trial)
     assert said[1:] == [
         'they are only a hint: in \'old\' fingerprint of digits was "abc" (here "xyz"), trainer of regulation was 1 (here 2)',
