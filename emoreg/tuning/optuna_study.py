@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+import xxhash
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
@@ -98,12 +100,43 @@ def _journal(path: Path) -> optuna.storages.BaseStorage:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    except (OSError, ValueError, KeyError) as error:
+        backend = _Journal(str(path))
+        backend.check()
+        return optuna.storages.JournalStorage(backend)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"Optuna's journal must be readable and writable, but {path} is not ({error}): mend its permissions, or move it "
-            "away to begin the search anew; recorded trials are not run again"
+            "Mend the permissions of Optuna's journal, or move it away (recorded trials are not run again, the sampler learns "
+            f"from them): it must be readable, writable and whole, but {path} is not ({error})"
         ) from error
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal, whose lines carry digests of what they say; those of other programs, as optuna-dashboard, do not."""
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        for number, log in enumerate(super().read_logs(log_number_from), log_number_from + 1):
+            if log.pop("digest", None) not in (None, _digest(log)):
+                raise ValueError(f"line {number} does not match its digest")
+            yield log
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        stored = json.loads(json.dumps(logs))  # whose keys are texts
+        super().append_logs([{**log, "digest": _digest(log)} for log in stored])
+
+    def check(self) -> None:
+        """Read every line, the last one too, which Optuna passes over where it cannot be read.
+
+        Raises:
+            ValueError: for a line that is not as it was written.
+        """
+        with open(self._file_path, "rb") as stream:
+            num_lines = sum(1 for _ in stream)
+        if sum(1 for _ in self.read_logs(0)) != num_lines:
+            raise ValueError("its last line cannot be read")
+
+
+def _digest(log: Mapping[str, Any]) -> str:
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(log, sort_keys=True).encode()))
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -112,8 +145,18 @@ def _drop_torn_line(path: Path) -> None:
         return
     with open(path, "rb+") as stream:
         text = stream.read()
-        if not text.endswith(b"\n"):
-            stream.truncate(text.rfind(b"\n") + 1)
+        end = text.rfind(b"\n") + 1
+        if _is_json(text[end:-1]):  # whole but for its end, which no kill has changed
+            raise ValueError("its last line does not end as it was written")
+        stream.truncate(end)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _open_database(config: StudyConfig, directions: list[Any], url: str, patience: Patience) -> optuna.Study:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
@@ -208,8 +210,40 @@ def test_an_unusable_database_is_named_without_its_password(url: str, message: s
 
 def test_an_unreadable_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "optuna.journal").write_text("not\njson\n")
-    with pytest.raises(StorageError, match=r"journal must be readable and writable, but .*optuna.journal is not"):
+    with pytest.raises(
+        StorageError,
+        match=r"or move it away .* must be readable, writable and whole, but .*optuna.journal is not",
+    ):
         open_study(study_config(), tmp_path)
+
+
+def test_no_flipped_bit_of_the_journal_is_believed(tmp_path: Path) -> None:
+    """Each bit of a line: the last one's too, which Optuna passes over where it cannot be read."""
+    config = study_config(num_trials=2)
+    study = open_study(config, tmp_path)
+    for value in (0.25, 0.5):
+        trial = study.ask({"regulation.balance": optuna.distributions.FloatDistribution(0.1, 0.9)})
+        trial.report(value, 1)
+        study.tell(trial, value)
+    path = tmp_path / "optuna.journal"
+    whole, expected = path.read_bytes(), study.get_trials()
+    random = np.random.default_rng(0)
+    refused = 0
+    for position in sorted({*range(0, len(whole), 7), len(whole) - 1}):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = open_study(config, tmp_path).get_trials()
+        except StorageError:
+            refused += 1
+        else:
+            assert found == expected
+        assert path.read_bytes().startswith(damaged), "nothing is cut off"
+    assert refused > len(whole) / 7 / 2
+    path.write_bytes(whole)
+    theirs = optuna.load_study(study_name=config.name, storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))))
+    assert theirs.get_trials() == expected, "other programs read it"
 
 
 def test_opening_leaves_optuna_s_verbosity_alone_and_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
