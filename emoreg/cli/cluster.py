@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from emoreg.cli.options import Debug, StudyCommand, Switch
+from emoreg.cli.options import ConfirmationOptions, Debug, StudyCommand, Switch
 from emoreg.cli.terminal import new_table, terminal
-from emoreg.config import FIRST_SEED
 from emoreg.errors import ConfigError
 from emoreg.formatting import duration
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from emoreg.cluster.doctor import Finding
     from emoreg.cluster.jobs import Job
 
-_Submitted = Annotated[
-    Positional[str], arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as.")
-]
 _DASHBOARD = "http://127.0.0.1:8265"
 """Ray's own default, and the near end of a forwarded port."""
 _STATES = {"PENDING": "waiting to start", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
@@ -43,7 +40,22 @@ def _dashboard() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submit(StudyCommand):
+class _SubmitOptions(ConfirmationOptions):
+    """The options that are no settings of the study."""
+
+    address: str = field(default_factory=_dashboard)
+    """The URL of the cluster's dashboard."""
+    confirm: Switch = False
+    """Confirm the best of the study's search, like `emoreg confirm`, in place of running the study."""
+    follow: bool = True
+    """Print the log until the job ends; `--no-follow` leaves as soon as it is submitted."""
+    dry_run: Switch = False
+    """Only say what would travel and run."""
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit(_SubmitOptions, StudyCommand):
     """Run a study on a Ray cluster, as a job of its head, and follow its log.
 
     With --confirm its confirmation: a job of its own, named NAME.confirm.
@@ -52,23 +64,6 @@ class Submit(StudyCommand):
 
     Code travels: emoreg's checkout but what git ignores, and the study.
     """
-
-    address: str = field(default_factory=_dashboard)
-    """The URL of the cluster's dashboard."""
-    confirm: Switch = False
-    """Confirm the best of the study's search, like `emoreg confirm`, in place of running the study."""
-    top: int = 1
-    """With --confirm: how many configurations of each backbone."""
-    seeds: int = 10
-    """With --confirm: how many seeds."""
-    first_seed: int = FIRST_SEED
-    """With --confirm: the first of them."""
-    again: Switch = False
-    """With --confirm: open the test split a further time."""
-    follow: bool = True
-    """Print the log until the job ends; `--no-follow` leaves as soon as it is submitted."""
-    dry_run: Switch = False
-    """Only say what would travel and run."""
 
     def __call__(self) -> int:
         """The exit code: the job's if it was followed to its end; 0 after Ctrl-C."""
@@ -96,21 +91,11 @@ class Submit(StudyCommand):
         Raises:
             ConfigError: for what only a confirmation takes, without --confirm.
         """
-        own = {f"--{item.name.replace('_', '-')}": isinstance(item.default, bool) for item in dataclasses.fields(self)}
-        switches = own.keys() | {f"--no-{flag.removeprefix('--')}" for flag, is_switch in own.items() if is_switch}
-        options = []
-        typed = iter(self.typed[2:])
-        for argument in typed:
-            flag, equals, _ = argument.partition("=")
-            flag = flag.replace("_", "-")
-            if flag not in switches:
-                options.append(argument)
-            elif not own.get(flag, True) and not equals:
-                next(typed, None)
+        _, options = tyro.cli(_SubmitOptions, args=self.typed[2:], return_unknown_args=True)
         if self.confirm:
-            numbers = {"--top": self.top, "--seeds": self.seeds, "--first-seed": self.first_seed}
-            return [*options, *(f"{flag}={number}" for flag, number in numbers.items()), *(["--again"] if self.again else [])]
-        if (self.top, self.seeds, self.first_seed, self.again) != (Submit.top, Submit.seeds, Submit.first_seed, Submit.again):
+            numbers = [f"--top={self.top}", f"--seeds={self.seeds}", f"--first-seed={self.first_seed}"]
+            return [*options, *numbers, *(["--again"] if self.again else [])]
+        if any(getattr(self, item.name) != item.default for item in dataclasses.fields(ConfirmationOptions)):
             raise ConfigError(
                 "Add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
                 "itself is submitted"
@@ -119,15 +104,24 @@ class Submit(StudyCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logs:
-    """Print what the newest job of a study has printed."""
+class _JobCommand:
+    """A command on the newest job of a study."""
 
-    study: _Submitted
+    study: Annotated[
+        Positional[str],
+        arg(metavar="STUDY", help="The name of a submitted study, or the module or file that it was submitted as."),
+    ]
     address: str = field(default_factory=_dashboard)
     """The URL of the cluster's dashboard."""
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs(_JobCommand):
+    """Print what the newest job of a study has printed."""
+
     follow: Switch = False
     """Go on until the job ends; Ctrl-C detaches."""
-    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code: the job's if it was followed to its end."""
@@ -143,13 +137,8 @@ class Logs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
+class Stop(_JobCommand):
     """Stop the newest job of a study: its trials save, and submitting it again goes on."""
-
-    study: _Submitted
-    address: str = field(default_factory=_dashboard)
-    """The URL of the cluster's dashboard."""
-    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code."""
@@ -178,20 +167,24 @@ class Stop:
 def print_job_status(reference: str, address: str, *, as_json: bool) -> int:
     """Print how the newest job of a study stands: `emoreg status --address`; the exit code."""
     from emoreg.cli.look import print_status
-    from emoreg.cluster.jobs import job_status
+    from emoreg.cluster.client import connect
+    from emoreg.cluster.jobs import newest_job, study_status
 
-    found = job_status(reference, address)
-    job, status = found.job, found.status
+    client = connect(address)
+    job = newest_job(reference, client)
+    status = study_status(job)
+    lines = [line for line in client.get_job_logs(job.id).splitlines() if line.strip()]
+    last_line = lines[-1] if lines else ""
     if as_json:
         told = None if status is None else dataclasses.asdict(status)
-        print(json.dumps(dataclasses.asdict(job) | {"status": told, "last_line": found.last_line}, indent=2))
+        print(json.dumps(dataclasses.asdict(job) | {"status": told, "last_line": last_line}, indent=2))
         return 0
     taken = duration((job.ended or time.time()) - job.submitted)
     since = f"submitted {datetime.fromtimestamp(job.submitted, UTC):%Y-%m-%d %H:%M} UTC by {job.user}"
     print(f"study {job.study!r}: {_ending(job)}; {since}, {taken}{'' if job.ended is None else ' in all'}")
     print(f"  job {job.id}{'' if job.node is None else f', driver on {job.node}'}")
     if status is None:
-        print(f"  {found.last_line}")
+        print(f"  {last_line}")
     else:
         print_status(status, terminal())
     return 0

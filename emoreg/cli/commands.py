@@ -6,27 +6,20 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from emoreg.cli.options import WRITTEN, Debug, Device, StudyCommand, Switch, Written, reading
+from emoreg.cli.options import WRITTEN, ConfirmationOptions, Debug, Device, StudyCommand, Switch, WrittenCommand, reading
 from emoreg.cli.terminal import terminal
-from emoreg.config import FIRST_SEED, STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
+from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.study import Study
 from emoreg.study_file import find_study
 
 
-def check_confirmation(top: int, seeds: int, first_seed: int) -> None:
-    """Refuse what no confirmation can be asked for."""
-    require(top > 0, "--top must be above 0", top, "give 1 to confirm the best of each backbone")
-    require(seeds > 0, "--seeds must be above 0", seeds, "give 10 to show differences of about 1.5 standard deviations")
-    require(first_seed >= 0, "--first-seed must be 0 or more", first_seed, "give a natural number")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Confirm(StudyCommand):
+class Confirm(ConfirmationOptions, StudyCommand):
     """Confirm the best of a study's search, on fresh seeds and on the test split.
 
     The best configurations of each backbone are fixed, on validation.
@@ -36,14 +29,6 @@ class Confirm(StudyCommand):
     Interrupted, it goes on like a study.
     """
 
-    top: int = 1
-    """How many configurations of each backbone."""
-    seeds: int = 10
-    """How many seeds."""
-    first_seed: int = FIRST_SEED
-    """The first of them: none may have been used in the search."""
-    again: Switch = False
-    """Open the test split a further time, for other configurations or seeds. It is recorded."""
     dry_run: Switch = False
     """Only say what would run, and what it would cost."""
     address: str | None = None
@@ -54,24 +39,19 @@ class Confirm(StudyCommand):
         from emoreg.cli.summary import exit_code, print_confirmation, print_confirmation_plan
         from emoreg.tuning.confirm import plan_confirmation
 
-        check_confirmation(self.top, self.seeds, self.first_seed)
+        require(self.top > 0, "--top must be above 0", self.top, "give 1 to confirm the best of each backbone")
+        hint = "give 10 to show differences of about 1.5 standard deviations"
+        require(self.seeds > 0, "--seeds must be above 0", self.seeds, hint)
+        require(self.first_seed >= 0, "--first-seed must be 0 or more", self.first_seed, "give a natural number")
         study, console = Study.from_config(self.config), terminal()
-        plan = plan_confirmation(
-            self.config, top=self.top, num_seeds=self.seeds, first_seed=self.first_seed, address=self.address
-        )
+        asked: dict[str, Any] = {"top": self.top, "num_seeds": self.seeds, "first_seed": self.first_seed}
+        plan = plan_confirmation(self.config, **asked, address=self.address)
         print_confirmation_plan(study.name, plan, console)
         if self.dry_run:
             return 0
         ended: Interrupted | StudyAborted | None = None
         try:
-            study.confirm(
-                num_seeds=self.seeds,
-                top=self.top,
-                first_seed=self.first_seed,
-                again=self.again,
-                address=self.address,
-                command=self.command,
-            )
+            study.confirm(**asked, again=self.again, address=self.address, command=self.command)
         except (Interrupted, StudyAborted) as error:
             ended = error
         results = Study.from_config(plan.config).results
@@ -137,17 +117,13 @@ class Trial(StudyCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class Status(WrittenCommand):
     """Show how a study stands: trials done and running, the best so far, the time left."""
 
-    study: Written
-    storage: str | None = None
-    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
     address: str | None = None
     """The URL of a cluster's dashboard: how the newest job of the study stands there."""
     json: Switch = False
     """Print it for programs."""
-    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code."""

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from emoreg.cli.options import reading
 from emoreg.cli.terminal import new_table
 from emoreg.config import ImageSetConfig
-from emoreg.errors import StorageError
 from emoreg.formatting import counted, duration
 from emoreg.results.analysis import DeviceTime
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import Entry, Use, day_text, entries, prune, size_text
+from emoreg.storage.housekeeping import Use, day_text, entries, prune, size_text
 from emoreg.storage.locks import FileLocks
 from emoreg.storage.working_copy import join
 
 _TEXTS = ("experience", "epochs", "used by", "study")
+_REFUSAL = (
+    "Correct the store's place, or mend its permissions: an experience store must be a folder or bucket that can be read and "
+    "written, but {!r} is not"
+)
 
 
 def print_inventory(uri: str, console: Console) -> None:
@@ -30,7 +33,7 @@ def print_inventory(uri: str, console: Console) -> None:
         StorageError: for a store that cannot be read.
     """
     files = Files(uri)
-    with _readable(files):
+    with reading(_REFUSAL.format(files.uri)):
         everything = entries(files)
     if not everything:
         console.print(f"There is no experience in {files.uri}.")
@@ -39,11 +42,12 @@ def print_inventory(uri: str, console: Console) -> None:
     table = _table(title, "experience", "epochs", "size", "used by", "last used", "paid,\nhours", "saved,\nhours")
     for entry in sorted(everything, key=lambda entry: entry.last_used, reverse=True):
         spent = _spent(entry.uses)
+        trials, studies = {use.identity for use in entry.uses}, sorted({use.study for use in entry.uses})
         table.add_row(
-            entry.key + "\n" + _made_by(entry).replace(", ", "\n", 1),
+            entry.key + "\n" + (entry.description or "unknown").replace(", ", "\n", 1),
             " ".join(map(str, entry.lengths)),
             size_text(entry.size),
-            _used_by(entry),
+            f"{counted(len(trials), 'trial')} of {', '.join(studies)}" if studies else "nobody",
             day_text(entry.last_used),
             f"{spent.paid / 3600:.2f}",
             f"{spent.reused / 3600:.2f}",
@@ -70,29 +74,18 @@ def print_pruning(uri: str, budget_gib: float, console: Console, *, dry_run: boo
         StorageError: for a store that cannot be read or written.
     """
     files = Files(uri)
-    with _readable(files):
+    with reading(_REFUSAL.format(files.uri)):
         pruned = prune(files, FileLocks.of(files), round(budget_gib * 2**30), dry_run=dry_run)
     verb, would = ("would remove", "would free") if dry_run else ("removed", "freed")
     for entry in pruned.removed:
         size, day = size_text(entry.size), day_text(entry.last_used)
-        console.print(f"{verb} {entry.key}: {_made_by(entry)}, {size}, last used {day}")
+        console.print(f"{verb} {entry.key}: {entry.description or 'unknown'}, {size}, last used {day}")
     for entry, reason in pruned.kept:
         console.print(f"kept {entry.key}: {size_text(entry.size)}, {reason}")
     freed, left = size_text(pruned.size_before - pruned.size_after), ""
     if pruned.size_after > budget_gib * 2**30:
         left = f": {size_text(pruned.size_after)} is left, because it is needed"
     console.print(f"{would} {freed} of {size_text(pruned.size_before)} in {files.uri}; budget {budget_gib:g} GiB{left}")
-
-
-@contextmanager
-def _readable(files: Files) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"Correct the store's place, or mend its permissions: an experience store must be a folder or bucket that can be "
-            f"read and written, but {files.uri!r} is not ({error})"
-        ) from error
 
 
 def _spent(uses: Iterable[Use]) -> DeviceTime:
@@ -102,16 +95,6 @@ def _spent(uses: Iterable[Use]) -> DeviceTime:
         reused=math.fsum(max(0.0, use.experience_seconds - use.paid_seconds) for use in rows),
         regulation=0.0,
     )
-
-
-def _made_by(entry: Entry) -> str:
-    return "unknown" if entry.description is None else entry.description
-
-
-def _used_by(entry: Entry) -> str:
-    studies = sorted({use.study for use in entry.uses})
-    num_trials = len({use.identity for use in entry.uses})
-    return f"{counted(num_trials, 'trial')} of {', '.join(studies)}" if studies else "nobody"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
-from emoreg.cli.terminal import terminal
+from emoreg.cli.terminal import plain_table, terminal
 from emoreg.formatting import control_name, duration, format_params
 from emoreg.results.status import Status, age
 
@@ -25,11 +25,9 @@ def status_json(status: Status) -> str:
 def print_status(status: Status, console: Console) -> None:
     """How a study stands, for a person."""
 
-    def line(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, soft_wrap=True)
-
+    line = partial(console.print, markup=False, soft_wrap=True)
     trials, best = status.trials, status.best
-    line(f"{status.name}: {_state(status)}", "bold")
+    line(f"{status.name}: {_state(status)}", style="bold")
     counts = {"pruned": trials.pruned, "failed": trials.failed, "running": len(status.running or ())}
     counts["waiting for pre-training"] = status.num_waiting or 0
     some = [f"{count} {what}" for what, count in counts.items() if count]
@@ -42,24 +40,20 @@ def print_status(status: Status, console: Console) -> None:
         line(f"  slots     {status.slots}{waiting}")
     if best is not None:
         found = ", ".join([best.backbone, *format_params(best.params)])
-        line(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", "green")
+        line(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", style="green")
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")
     if status.confirmation is not None:
-        table = _table("  seeds done", "backbone", right=("finished",))
+        table = plain_table("  seeds done", "backbone", "finished", right=("finished",))
         for row in status.confirmation:
             table.add_row(f"  {control_name(row.control)}", row.backbone, f"{row.finished}/{row.planned}")
         console.print(table)
     if status.running:
-        table = _table("  running now", "trial", "backbone", "stage", right=("epoch", "accuracy"))
+        numbers = ("epoch", "accuracy")
+        table = plain_table("  running now", "trial", "backbone", "stage", *numbers, right=numbers)
         for trial in status.running:
             table.add_row(
-                "  search" if trial.role == "search" else f"  {control_name(trial.control)}",
-                trial.identity,
-                Text(trial.backbone),
-                trial.stage or "starting",
-                "" if trial.stage is None else f"{trial.epoch}/{trial.epochs}",
-                "" if trial.accuracy is None else f"{trial.accuracy:.3f}",
+                f"  {trial.what}", trial.identity, Text(trial.backbone), trial.stage or "starting", trial.progress, trial.score
             )
         console.print(table)
 
@@ -97,25 +91,17 @@ def print_report(places: Sequence[str], output: str | None, *, price_per_hour: f
         console.print(f"figures: {path.parent / 'figures'} (as PNG and SVG)")
 
 
-def _table(*left: str, right: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in (*left, *right):
-        table.add_column(column, justify="right" if column in right else "left")
-    return table
-
-
 def _state(status: Status) -> str:
     when = "" if status.last_ended is None else f"; its last trial ended {duration(age(status.last_ended))} ago"
-    match status.state, status.ending:
-        case "running", _:
-            return "starting" if status.started is None else f"running for {duration(age(status.started))}"
-        case "ended", "completed":
-            return f"done, every trial has ended{when}"
-        case "ended", "interrupted":
-            return f"interrupted{when}; run it again to go on"
-        case "ended", _:
-            return f"stopped by faults in code{when}; run it again to go on"
-        case "killed", _:
-            return f"killed, for its last run has no end and no driver lives{when}; run it again to go on"
-        case _:
-            return f"not run yet{when}"
+    if status.state == "running":
+        return "starting" if status.started is None else f"running for {duration(age(status.started))}"
+    if status.state == "not run":
+        return f"not run yet{when}"
+    if status.ending == "completed":
+        return f"done, every trial has ended{when}"
+    stopped = {
+        None: "killed, for its last run has no end and no driver lives",
+        "interrupted": "interrupted",
+        "aborted": "stopped by faults in code",
+    }
+    return f"{stopped[status.ending]}{when}; run it again to go on"

@@ -11,13 +11,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from emoreg.config import Distribution, StudyConfig, TrialConfig, TrialResources, leaves
+from emoreg.config import FIRST_SEED, Distribution, StudyConfig, TrialConfig, TrialResources, leaves
 from emoreg.config.search_space import pin
 from emoreg.errors import StorageError
 from emoreg.storage.files import without_credentials
 
 WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
-Written = Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
 Switch = FlagCreatePairsOff[bool]
 Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
 Device = Literal["auto", "cpu", "cuda"]
@@ -85,15 +84,38 @@ class StudyCommand:
         return StudyConfig(**settings | changes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConfirmationOptions:
+    """What a confirmation takes beside its study."""
+
+    top: int = 1
+    """Of a confirmation: how many configurations of each backbone."""
+    seeds: int = 10
+    """Of a confirmation: how many seeds."""
+    first_seed: int = FIRST_SEED
+    """Of a confirmation: the first of the seeds, of which none may have been used in the search."""
+    again: Switch = False
+    """Of a confirmation: open the test split a further time, for other configurations or seeds. It is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenCommand:
+    """A command on a study that was run."""
+
+    study: Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
+    storage: str | None = None
+    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
+    debug: Debug = False
+
+
 @contextmanager
-def reading() -> Iterator[None]:
-    """Read a storage within, which may not answer, or not let it."""
+def reading(
+    refusal: str = "Check the storage's address, its permissions and that it answers: it cannot be read",
+) -> Iterator[None]:
+    """Read a storage within, which may not answer, or not let it: then the user is told so."""
     try:
         yield
     except BrokenPipeError:  # the reader of our output has enough of it
         raise
     except OSError as error:
-        raise StorageError(
-            f"Check the storage's address, its permissions and that it answers: it cannot be read "
-            f"({without_credentials(str(error))})"
-        ) from error
+        raise StorageError(f"{refusal} ({without_credentials(str(error))})") from error

@@ -4,54 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from emoreg.cli.terminal import terminal
+from emoreg.cli.terminal import plain_table, terminal
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.formatting import control_name, counted, duration, format_params
+from emoreg.formatting import counted, duration, format_params
 from emoreg.results.analysis import Tally, device_time, objective_value
 from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, TrialRecord
-from emoreg.results.status import trials_beside
+from emoreg.results.status import RunningTrial, trials_beside
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.tracking.observer import RunStatus, StudyObserver
 
 _LINE_SECONDS = 20.0
-
-
-@dataclass(slots=True)
-class _Running:
-    trial: ResolvedTrial
-    role: Role
-    newest: EpochRecord | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.trial.config.backbone} {self.stage} {self.epoch}".rstrip()
-
-    @property
-    def name(self) -> str:
-        return "search" if self.role == "search" else control_name(self.trial.config.control)
-
-    @property
-    def stage(self) -> str:
-        return "starting" if self.newest is None else self.newest.stage
-
-    @property
-    def epoch(self) -> str:
-        if self.newest is None:
-            return ""
-        config = self.trial.config
-        total = config.pretraining.epochs if self.newest.stage == "pretraining" else config.regulation.epochs
-        return f"{self.newest.epoch}/{total}"
 
 
 class Progress(StudyObserver):
@@ -63,16 +35,11 @@ class Progress(StudyObserver):
     """
 
     def __init__(self, place: str, console: Console | None = None) -> None:
-        """Begin for the study in a folder or at a URI, which need not be there yet.
-
-        Args:
-            place: the study's.
-            console: to print on; None for the terminal's, or the notebook's.
-        """
+        """Begin for the study in a folder or at a URI, which need not be there yet; None: the terminal, or the notebook."""
         self._files = Files(place)
         self._console = terminal() if console is None else console
         self._config: StudyConfig | None = None
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, tuple[ResolvedTrial, RunningTrial]] = {}
         self._num_waiting = 0
         can_rewrite = self._console.is_terminal and not self._console.is_dumb_terminal
         can_rewrite |= self._console.is_jupyter and find_spec("ipywidgets") is not None
@@ -104,13 +71,14 @@ class Progress(StudyObserver):
 
     def on_start(self, trial: ResolvedTrial, role: Role) -> None:
         """Show a trial that runs."""
-        self._running[trial.identity] = _Running(trial, role)
+        self._running[trial.identity] = trial, RunningTrial.of(trial, role)
         if role != "search":
             self._beside.add(trial.identity)
 
     def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
         """Show how far a trial is."""
-        self._running[trial.identity].newest = row
+        _, running = self._running[trial.identity]
+        self._running[trial.identity] = trial, RunningTrial.of(trial, running.role, row)
 
     def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
         """Count a trial that ended, and tell one that failed or is the best so far."""
@@ -160,9 +128,11 @@ class Progress(StudyObserver):
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        running = "; ".join(map(str, self._running.values()))
-        text = f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}"
-        self._console.print(text)
+        running = "; ".join(
+            f"{trial.what} {trial.backbone} {trial.stage or 'starting'} {trial.progress}".rstrip()
+            for _, trial in self._running.values()
+        )
+        self._console.print(f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}")
 
     def _counts(self) -> str:
         waiting = f"{self._num_waiting} waiting for pre-training, " if self._num_waiting else ""
@@ -194,19 +164,9 @@ class Progress(StudyObserver):
     def _table(self) -> RenderableType:
         if self._config is None:
             return Text("Preparing image sets, starting Ray")
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy"):
-            table.add_column(column, justify="right" if column in ("balance", "epoch", "accuracy") else "left")
-        for identity, running in list(self._running.items()):
-            config, newest = running.trial.config, running.newest
-            accuracy = None if newest is None else newest.val_accuracy
-            table.add_row(
-                identity,
-                running.name,
-                config.backbone,
-                f"{config.regulation.balance:.3f}",
-                running.stage,
-                running.epoch,
-                "" if accuracy is None else f"{accuracy:.3f}",
-            )
+        numbers = ("balance", "epoch", "accuracy")
+        table = plain_table("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy", right=numbers)
+        for identity, (trial, running) in list(self._running.items()):
+            balance, stage = f"{trial.config.regulation.balance:.3f}", running.stage or "starting"
+            table.add_row(identity, running.what, running.backbone, balance, stage, running.progress, running.score)
         return Group(Text(self._counts(), style="bold"), Text(self._best_text(), style="green"), table)

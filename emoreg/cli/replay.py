@@ -41,21 +41,17 @@ _LEAST_DIGITS = 4
 _OF_TRIAL = ("val_accuracy", "val_loss", "measured_balance", "test_accuracy", "num_parameters")
 _NOT_COMPARED = ("identity", "stage", "epoch", "metrics", "seconds", "images_per_second", "gpu_utilisation")
 _OF_EPOCH = [item.name for item in dataclasses.fields(EpochRecord) if item.name not in _NOT_COMPARED]
-_ALWAYS_SHOWN = {"pretraining": ("train_loss",), "regulation": ("val_accuracy", "val_loss")}
-"""Of an epoch by stage, even where they are equal; the other numbers are compared too, and shown where they differ."""
+_ALWAYS_SHOWN = re.compile(r"[^,]+|pretraining epoch \d+, train_loss|regulation epoch \d+, val_(accuracy|loss)")
+"""Even where they are equal; the other numbers are compared too, and shown where they differ."""
 
 Place = tuple[Stage, int]
+Numbers = dict[str, float | None]
+"""Numbers by what a reader calls them; None: an epoch has no such number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Recorded:
-    """A trial as its study holds it.
-
-    Attributes:
-        study: name of the study, or of its confirmation.
-        epochs: of the trial, by stage and number.
-        run: of the study, in which the trial ran; None where it ran outside of one, under `emoreg trial`.
-    """
+    """A trial as its study, or a confirmation, holds it; ``run`` is None where it ran outside of one, under `emoreg trial`."""
 
     study: str
     record: TrialRecord
@@ -66,23 +62,6 @@ class _Recorded:
     def versions(self) -> Mapping[str, str]:
         """What it ran with, by package; empty where that is not recorded."""
         return {} if self.run is None else json.loads(self.run.versions)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """One quantity, as recorded and as replayed; None: not there."""
-
-    quantity: str
-    recorded: float | None
-    replayed: float | None
-    is_shown: bool = True
-
-    @property
-    def difference(self) -> float:
-        """Replayed less recorded: 0 where they are equal to the bit, infinite where one is not there."""
-        if self.recorded is None or self.replayed is None:
-            return 0.0 if self.recorded is self.replayed else math.inf
-        return self.replayed - self.recorded
 
 
 class _FarEnough(Exception):
@@ -103,11 +82,7 @@ class _Until:
 def replay(config: StudyConfig, identity: str, device: torch.device, console: Console) -> int:
     """Run a recorded trial again, and print how far it is equal. Where the record has a test accuracy, it opens the test set.
 
-    Args:
-        config: the study, which says where its records are, and how many threads a trial has.
-        identity: of a trial of the study or its confirmation; its first digits will do.
-        device: where to compute.
-        console: to print on.
+    ``identity``, of which the first digits will do, is that of a trial of the study or its confirmation.
 
     Returns:
         The exit code: 1 where a trial differs that must be equal, 130 where it was interrupted, else 0.
@@ -132,14 +107,26 @@ def replay(config: StudyConfig, identity: str, device: torch.device, console: Co
     except Interrupted:
         console.print("interrupted: nothing is kept of a replay")
         return 130
-    rows = list(_rows(recorded, outcome, {(row.stage, row.epoch): row for row in lines.epochs}))
-    _print_rows(rows, console)
-    differs = any(row.difference for row in rows)
+    before = _numbers(record.outcome, recorded.epochs)
+    now = _numbers(outcome, {(row.stage, row.epoch): row for row in lines.epochs})
+    differences = {quantity: _difference(value, now.get(quantity)) for quantity, value in before.items()}
+    _print_numbers(before, now, differences, console)
+    differs = any(differences.values())
     if EndReason.DIVERGED in (record.end_reason, outcome.end):
         said = [text or "it did not diverge" for text in (record.message, outcome.message)]
         console.print(f"recorded: {said[0]}; replayed: {said[1]}")
         differs |= said[0] != said[1]
-    return _judge(differs, rows, list(_excuses(recorded, trial, outcome, device, config)), recorded, config, console)
+    console.print()
+    excuses = "; ".join(_excuses(recorded, trial, outcome, device, config))
+    if not differs:
+        also = f", although {excuses}" if excuses else ""
+        console.print(f"Equal to the bit in all {len(differences)} numbers{also}.", style="bold")
+        return 0
+    console.print(_apart([*differences.values()], excuses), style="bold")
+    if excuses:
+        return 0
+    console.print(_defect(recorded, config), style="red")
+    return 1
 
 
 def _run(recorded: _Recorded, trial: ResolvedTrial, storage: str, device: torch.device, lines: EpochLines) -> Outcome:
@@ -230,38 +217,33 @@ def _trial_of(recorded: _Recorded, storage: str) -> ResolvedTrial:
     return trial
 
 
-def _rows(recorded: _Recorded, outcome: Outcome, epochs: Mapping[Place, EpochRecord]) -> Iterator[_Row]:
-    """What the record has, beside what the replay has of it."""
-    of_trial: Mapping[str, float | None] = {name: getattr(outcome, name) for name in _OF_TRIAL} | dict(outcome.metrics)
-    in_record = {name: getattr(recorded.record, name) for name in _OF_TRIAL} | json.loads(recorded.record.metrics)
-    for name, value in in_record.items():
-        if value is not None:
-            yield _Row(quantity=name, recorded=value, replayed=of_trial.get(name))
-    for place, row in recorded.epochs.items():
-        stage, epoch = place
-        mine, its = _numbers(row), {} if place not in epochs else _numbers(epochs[place])
-        for name, value in mine.items():
-            quantity = f"{stage} epoch {epoch}, {name}"
-            yield _Row(quantity=quantity, recorded=value, replayed=its.get(name), is_shown=name in _ALWAYS_SHOWN[stage])
-
-
-def _numbers(row: EpochRecord) -> dict[str, float | None]:
-    numbers: dict[str, float | None] = {name: getattr(row, name) for name in _OF_EPOCH}
-    numbers.update(json.loads(row.metrics))
+def _numbers(outcome: Outcome, epochs: Mapping[Place, EpochRecord]) -> Numbers:
+    """What there is of a trial, then of each of its epochs."""
+    of_trial: Numbers = {name: getattr(outcome, name) for name in _OF_TRIAL} | dict(outcome.metrics)
+    numbers: Numbers = {name: value for name, value in of_trial.items() if value is not None}
+    for (stage, epoch), row in epochs.items():
+        of_epoch = {name: getattr(row, name) for name in _OF_EPOCH} | json.loads(row.metrics)
+        numbers |= {f"{stage} epoch {epoch}, {name}": value for name, value in of_epoch.items()}
     return numbers
 
 
-def _print_rows(rows: Sequence[_Row], console: Console) -> None:
-    numbers = ("recorded", "replayed", "difference")
-    table = new_table(None, "quantity", *numbers, right=numbers)
-    for row in rows:
-        if row.is_shown or row.difference:
+def _difference(recorded: float | None, replayed: float | None) -> float:
+    """Replayed less recorded: 0 where they are equal to the bit, infinite where one is not there."""
+    if recorded is None or replayed is None:
+        return 0.0 if recorded is replayed else math.inf
+    return replayed - recorded
+
+
+def _print_numbers(before: Numbers, now: Numbers, differences: Mapping[str, float], console: Console) -> None:
+    titles = ("recorded", "replayed", "difference")
+    table = new_table(None, "quantity", *titles, right=titles)
+    for quantity, difference in differences.items():
+        if difference or _ALWAYS_SHOWN.fullmatch(quantity):
             shown = [
                 "" if number is None else str(number) if isinstance(number, int) else f"{number:.6f}"
-                for number in (row.recorded, row.replayed)
+                for number in (before[quantity], now.get(quantity))
             ]
-            difference = f"{row.difference:+.1e}" if row.difference else "0"
-            table.add_row(row.quantity, *shown, difference, style="red" if row.difference else None)
+            table.add_row(quantity, *shown, f"{difference:+.1e}" if difference else "0", style="red" if difference else None)
     console.print()
     console.print(table)
 
@@ -290,28 +272,20 @@ def _excuses(
         yield f"memory let it take {then}, and now {now}"
 
 
-def _judge(
-    differs: bool, rows: Sequence[_Row], excuses: Sequence[str], recorded: _Recorded, config: StudyConfig, console: Console
-) -> int:
-    """Say what the comparison means; the exit code."""
-    console.print()
-    if not differs:
-        also = f", although {'; '.join(excuses)}" if excuses else ""
-        console.print(f"Equal to the bit in all {len(rows)} numbers{also}.", style="bold")
-        return 0
-    apart = [row for row in rows if row.difference]
-    largest = max((abs(row.difference) for row in apart), default=math.inf)
-    by = "" if math.isinf(largest) else f", by {largest:.1e} at most"
-    excused = f" It need not be equal to the bit: {'; '.join(excuses)}." if excuses else ""
-    console.print(f"{len(apart)} of {len(rows)} numbers differ{by}.{excused}", style="bold")
-    if excuses:
-        return 0
+def _apart(differences: Sequence[float], excuses: str) -> str:
+    """How many numbers differ, by how much, and whether they may."""
+    apart = [abs(difference) for difference in differences if difference]
+    by = f", by {max(apart):.1e} at most" if apart and max(apart) < math.inf else ""
+    excused = f" It need not be equal to the bit: {excuses}." if excuses else ""
+    return f"{len(apart)} of {len(differences)} numbers differ{by}.{excused}"
+
+
+def _defect(recorded: _Recorded, config: StudyConfig) -> str:
+    """What is said of a trial that differs without an excuse."""
     known = "" if recorded.versions else ", as far as is known (a study's runs note theirs, `emoreg trial` does not)"
     before, now = recorded.run.git_commit if recorded.run is not None else None, provenance(config, None).git_commit
     code = "" if before in (None, now) else f", or of what changed in the code from commit {before} to {now}"
-    console.print(
+    return (
         f"A deterministic trial on a CPU must be equal to the bit with the same versions{known}: this is a defect of emoreg or "
-        f"the machine{code}. Please report it with this table.",
-        style="red",
+        f"the machine{code}. Please report it with this table."
     )
-    return 1

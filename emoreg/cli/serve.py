@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from emoreg.cli.options import Debug, Written, reading
+from emoreg.cli.options import WrittenCommand, reading
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.written import read_written
@@ -29,17 +29,13 @@ FOLLOW_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Viewer:
+class _Viewer(WrittenCommand):
     """A program that shows a study."""
 
-    study: Written
-    storage: str | None = None
-    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
     host: str = "127.0.0.1"
     """Address to listen on: this machine alone, unless you say otherwise."""
     port: int
     """Port to listen on; 0 takes a free one."""
-    debug: Debug = False
 
     def _serve(self, shown: str, command: Callable[[StudyConfig, Path], list[str]], note: str) -> int:
         """Run a command on a file or folder of the study until Ctrl-C; the exit code."""

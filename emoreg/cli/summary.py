@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -103,13 +104,11 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
     """The answer of a confirmation: each configuration beside its controls on the test set, and what may be said."""
     columns = ("backbone", "trial", "test\naccuracy, %", _GAIN, "95 % interval", "p", "seeds")
     table = new_table("Regulation beside its controls, on the test set", *columns, right=columns[2:])
-    rows = study.confirmed
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        table.add_row(
-            row.chosen.name, control_name(row.control), str(row.accuracy), *_compared(row.comparison), str(row.accuracy.n)
-        )
-        if following is None or following.chosen != row.chosen:
-            table.add_section()
+    for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
+        for row in rows:
+            accuracy = row.accuracy
+            table.add_row(chosen.name, control_name(row.control), str(accuracy), *_compared(row.comparison), str(accuracy.n))
+        table.add_section()
     console.print()
     console.print(table)
     console.print(

@@ -14,14 +14,16 @@ def terminal() -> Console:
     return Console(highlight=False, markup=False, soft_wrap=True)
 
 
-def new_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table.
+def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table without lines, for what goes on; ``right`` are the columns of numbers."""
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left")
+    return made
 
-    Args:
-        title: above it.
-        columns: their headings.
-        right: those of numbers.
-    """
+
+def new_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table; ``right`` are the columns of numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")

@@ -71,13 +71,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def follow(client: JobSubmissionClient, job_id: str, *, seen: int = 0, notify: Callable[[str], None]) -> Iterator[str]:
-    """A job's log from character ``seen`` on, as it comes, until the job has ended.
-
-    Args:
-        client: of the cluster.
-        job_id: of the job.
-        seen: characters of the log to leave out.
-        notify: told of an outage.
+    """A job's log from character ``seen`` on, as it comes, until the job has ended; an outage is told to ``notify``.
 
     Raises:
         NoAnswer: for an outage of five minutes.

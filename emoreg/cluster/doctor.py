@@ -23,7 +23,6 @@ from emoreg.errors import UserError
 from emoreg.formatting import counted
 from emoreg.storage.files import Files, without_credentials
 
-_PACKAGES = ("ray", "torch", "timm", "pyarrow", "optuna")
 _GIB = 2**30
 _LEAST_GIB = 5.0
 _REPORT_SECONDS = 120.0  # torch and Ray Tune, from a slow disk
@@ -47,11 +46,7 @@ def _unless(is_good: bool, verdict: Verdict, what: str, found: str, cure: str) -
 
 
 def examine(storage: str) -> Iterator[Finding]:
-    """Look at this machine: Python, torch, the device, packages, storage and image sets.
-
-    Args:
-        storage: the folder, or URI, that studies will write to.
-    """
+    """Look at this machine: Python, torch, the device, packages, image sets, and the folder or URI that studies write to."""
     fits = (3, 11) <= sys.version_info[:2] < (3, 14)
     yield _unless(fits, "bad", "Python", platform.python_version(), "use Python 3.11, 3.12 or 3.13")
     yield from _device()
@@ -61,7 +56,12 @@ def examine(storage: str) -> Iterator[Finding]:
         except ImportError as error:
             yield Finding("bad", name, f"cannot be imported: {error}", "pip install -e . again")
     yield Finding("ok", "CPU", f"{len(os.sched_getaffinity(0))} cores for this process of {os.cpu_count()}")
-    yield from _room(storage)
+    try:
+        files = Files(storage)
+        files.check()
+        yield from _room(files)
+    except UserError as error:
+        yield Finding("bad", "storage", storage, str(error))
     yield from _image_sets(storage)
 
 
@@ -87,13 +87,7 @@ def _device() -> Iterator[Finding]:
     yield _unless(operators == "compiled", "ok", "torchvision", found, cure)
 
 
-def _room(storage: str) -> Iterator[Finding]:
-    try:
-        files = Files(storage)
-        files.check()
-    except UserError as error:
-        yield Finding("bad", "storage", storage, str(error))
-        return
+def _room(files: Files) -> Iterator[Finding]:
     for what, place, least, use in (
         ("storage", files.folder or Path(tempfile.gettempdir()), _LEAST_GIB, "checkpoints and image sets go there"),
         ("shared memory", Path("/dev/shm"), 1.0, "what is missing Ray takes from the disk"),
@@ -152,30 +146,22 @@ def examine_cluster(address: str, storage: str) -> Iterator[Finding]:
 
     from emoreg.tuning.ray_session import knock, ray_session
 
-    files = Files(storage)
+    Files(storage)  # before the cluster is joined, which takes its time
     outside = "run `ray job submit --address http://HEAD:8265 -- python -m emoreg doctor --address auto`"
     keep_gpus_visible = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # else Ray hides them from what asks for none
     with ray_session(address, keep_gpus_visible, from_outside=outside):
-        yield from examine_nodes([node for node in ray.nodes() if node["Alive"]], files, storage)
+        yield from examine_nodes([node for node in ray.nodes() if node["Alive"]], storage)
         head = ray.get_runtime_context().gcs_address
         yield judge_access(head, knock(head, RAY_AUTH_MODE="disabled"))
 
 
-def examine_nodes(
-    nodes: Sequence[Mapping[str, Any]], files: Files, storage: str, *, seconds: float = _REPORT_SECONDS
-) -> Iterator[Finding]:
-    """Ask nodes of the joined cluster, all at once.
-
-    Args:
-        nodes: rows of ``ray.nodes()``; some may have died since.
-        files: the storage, as this machine sees it.
-        storage: its URI or path, with credentials.
-        seconds: how long a node may take.
-    """
+def examine_nodes(nodes: Sequence[Mapping[str, Any]], storage: str, *, seconds: float = _REPORT_SECONDS) -> Iterator[Finding]:
+    """Ask nodes of the joined cluster, all at once: rows of ``ray.nodes()``, of which some may have died since."""
     cpus, gpus = ([node["Resources"].get(name, 0.0) for node in nodes] for name in ("CPU", "GPU"))
     yield Finding("ok", "cluster", f"{counted(len(nodes), 'node')} with {sum(cpus):g} CPU, {sum(gpus):g} GPU")
-    here = Report(**look(None, None))
+    here = Report(**look(None, ""))
     yield Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in here.versions.items()))
+    files = Files(storage)
     uri: str | None = files.uri.partition("?")[0]
     mark = f".doctor.{secrets.token_hex(4)}"
     is_new = files.folder is not None and not files.folder.exists()
@@ -185,7 +171,7 @@ def examine_nodes(
     except OSError as error:
         cure = f"mend its permissions or credentials here, or name another with --storage ({without_credentials(str(error))})"
         yield Finding("bad", "storage", f"this machine cannot write to {uri}", cure)
-        reports, uri = _ask(nodes, None, None, seconds), None
+        reports, uri = _ask(nodes, None, "", seconds), None
     finally:
         with suppress(OSError):
             files.remove(mark)
@@ -201,7 +187,7 @@ def examine_nodes(
         yield replace(finding, found=f"{where}: {finding.found}")
 
 
-def _ask(nodes: Sequence[Mapping[str, Any]], storage: str | None, mark: str | None, seconds: float) -> list[Report | str]:
+def _ask(nodes: Sequence[Mapping[str, Any]], storage: str | None, mark: str, seconds: float) -> list[Report | str]:
     """The report of each node, or why there is none."""
     import ray
     from ray import cloudpickle
@@ -224,23 +210,21 @@ def _ask(nodes: Sequence[Mapping[str, Any]], storage: str | None, mark: str | No
     return reports
 
 
-def look(storage: str | None, mark: str | None) -> dict[str, Any]:
+def look(storage: str | None, mark: str) -> dict[str, Any]:
     """The fields of a ``Report``. It runs on nodes by value: of this module it uses what needs no emoreg.
 
-    Args:
-        storage: where ``mark`` was written.
-        mark: a file's name, which is what the file holds; None tries no storage.
+    ``storage`` holds a file ``mark``, whose content is its name; None tries no storage.
     """
     versions = {"Python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in ("ray", "torch", "timm", "pyarrow", "optuna"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "none"
     stored = None
     try:
-        versions["emoreg"] = _code("emoreg.tuning.trainable")
-        if storage is not None and mark is not None:
+        versions["emoreg"] = _code()
+        if storage is not None:
             stored = _try_storage(storage, mark)
     except ImportError as error:
         versions["emoreg"] = f"cannot be imported ({type(error).__name__}: {error})"
@@ -256,16 +240,14 @@ def _gpus() -> tuple[str, ...]:
     return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
-def _code(entry: str) -> str:
-    """The version of emoreg and a digest of its code, where its module ``entry`` can be imported."""
-    importlib.import_module(entry)
+def _code() -> str:
+    """The version of emoreg and a digest of its code, where what a worker runs can be imported."""
+    importlib.import_module("emoreg.tuning.trainable")
     import emoreg
 
-    digest = hashlib.sha256()
     folder = Path(emoreg.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{emoreg.__version__} (code {digest.hexdigest()[:8]})"
+    content = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*.py"))]
+    return f"{emoreg.__version__} (code {hashlib.sha256(repr(content).encode()).hexdigest()[:8]})"
 
 
 def _try_storage(storage: str, mark: str) -> str | None:
@@ -283,13 +265,9 @@ def _try_storage(storage: str, mark: str) -> str | None:
 
 
 def judge(report: Report | str, here: Report, declared: float, uri: str | None) -> Iterator[Finding]:
-    """What a node's report means.
+    """What a node's report, or why there is none, means beside that of this machine.
 
-    Args:
-        report: of the node, or why there is none.
-        here: of this machine.
-        declared: the GPUs that Ray gives away there.
-        uri: of the storage; None if it was not tried.
+    Ray gives away ``declared`` GPUs there; ``uri`` is that of the storage, None if it was not tried.
     """
     if isinstance(report, str):
         yield Finding("bad", "node", report, "end Ray there and start it again, or wait until the cluster counts it as lost")

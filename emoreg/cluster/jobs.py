@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of
-from emoreg.cluster.client import connect
 from emoreg.config import CONFIRM, StudyConfig, without_secrets
 from emoreg.errors import ConfigError, EmoregError
 from emoreg.results.status import Status, read_status
@@ -79,21 +78,6 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobStatus:
-    """How a study's newest job stands.
-
-    Attributes:
-        job: as Ray knows it.
-        status: the study's own, if this machine can read its storage and the job has begun to drive it.
-        last_line: that the job has printed.
-    """
-
-    job: Job
-    status: Status | None
-    last_line: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
     """A job that is ready to be submitted.
 
@@ -119,12 +103,7 @@ class Submission:
 def prepare(reference: str, config: StudyConfig, options: Sequence[str], *, confirm: bool, command: str) -> Submission:
     """Make a study, or its confirmation, ready to be submitted, and refuse what the cluster could not run either.
 
-    Args:
-        reference: to the study: a module or a file.
-        config: the study with its overrides.
-        options: for `emoreg run` or `emoreg confirm` on the cluster: the overrides, as they were typed.
-        confirm: run the confirmation, in a job of its own.
-        command: what was typed.
+    ``options`` are for `emoreg run` or `emoreg confirm` on the cluster: the overrides, as they were typed in ``command``.
 
     Raises:
         ConfigError: for a password among the options, code that cannot travel, an unknown backbone, or a path that would lead
@@ -197,37 +176,22 @@ def newest_job(reference: str, client: JobSubmissionClient) -> Job:
     Raises:
         ConfigError: if there is none.
     """
-    jobs = list_jobs(client)
+    newest: dict[str, Job] = {}
+    for job in list_jobs(client):
+        newest.setdefault(job.study, job)
     name = reference
-    if all(job.study != reference for job in jobs):
+    if name not in newest:
         try:
             name = read_study_file(reference).name
         except ConfigError:
             if reference.endswith(".py") or "/" in reference:
                 raise
-    for job in jobs:
-        if job.study == name:
-            return job
-    there = ", ".join(dict.fromkeys(job.study for job in jobs)) or "no study"
-    raise ConfigError(
-        f"Give the study's name, as --name set it, or submit it: the cluster has no job of {name!r}, but of {there}"
-    )
-
-
-def job_status(reference: str, address: str) -> JobStatus:
-    """How the newest job of a study stands.
-
-    Args:
-        reference: the study's name, module or file.
-        address: of the cluster's dashboard.
-
-    Raises:
-        ConfigError: for a cluster that does not answer, or has no job of the study.
-    """
-    client = connect(address)
-    job = newest_job(reference, client)
-    lines = [line for line in client.get_job_logs(job.id).splitlines() if line.strip()]
-    return JobStatus(job=job, status=study_status(job), last_line=lines[-1] if lines else "")
+    if name not in newest:
+        there = ", ".join(newest) or "no study"
+        raise ConfigError(
+            f"Give the study's name, as --name set it, or submit it: the cluster has no job of {name!r}, but of {there}"
+        )
+    return newest[name]
 
 
 def study_status(job: Job) -> Status | None:

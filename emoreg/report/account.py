@@ -32,24 +32,14 @@ def best_table(study: StudyResults) -> Table | None:
         return None
     metrics = listed([item.metric for item in study.objectives])
     what = "Best of the search by backbone, selected on" if len(study.objectives) == 1 else "Pareto front of the search in"
-    rows = [
-        (
-            row.backbone,
-            Cell(percent(row.val_accuracy), n=1),
-            Cell(seconds_text(row.device_seconds), n=1),
-            ", ".join(format_params(row.sampled)),
-            row.identity,
-        )
-        for row in study.leading
-    ]
+    values = numbers("validation accuracy, %", "device seconds")
+    rows: list[Row] = []
+    for row in study.leading:
+        accuracy, seconds = Cell(percent(row.val_accuracy), n=1), Cell(seconds_text(row.device_seconds), n=1)
+        rows.append((row.backbone, accuracy, seconds, ", ".join(format_params(row.sampled)), row.identity))
     return Table(
         caption=f"{what} {metrics}",
-        columns=(
-            *texts("backbone"),
-            *numbers("validation accuracy, %", "device seconds"),
-            *texts("parameters"),
-            ("trial", "code"),
-        ),
+        columns=(*texts("backbone"), *values, *texts("parameters"), ("trial", "code")),
         groups=[("", rows)],
         note="Selected on validation, so these accuracies flatter; one seed each.",
         folds=True,
@@ -168,30 +158,17 @@ def _each(values: Iterable[str | None]) -> str:
 
 def runs_table(study: StudyResults) -> Table | None:
     """Every time that the study or its confirmation was run."""
-    rows = [
-        (
-            f"{name} {run.run}",
-            moment(run.started),
-            "running, or killed" if run.ended is None else f"{run.ending}, {moment(run.ended)}",
-            str(run.num_trials),
-            str(run.slots),
-            run.command or "run from Python",
-            (run.git_commit or "")[:12],
-            run.host or "",
-        )
-        for name, run in _runs(study)
-    ]
+    rows: list[Row] = []
+    for name, run in _runs(study):
+        ended = "running, or killed" if run.ended is None else f"{run.ending}, {moment(run.ended)}"
+        origin = (run.command or "run from Python", (run.git_commit or "")[:12], run.host or "")
+        rows.append((f"{name} {run.run}", moment(run.started), ended, str(run.num_trials), str(run.slots), *origin))
     if not rows:
         return None
+    titles, counts = texts("run", "started, UTC", "ended"), numbers("trials", "slots")
     return Table(
         caption="Runs",
-        columns=(
-            *texts("run", "started, UTC", "ended"),
-            *numbers("trials", "slots"),
-            ("command", "command"),
-            ("commit", "code"),
-            *texts("host"),
-        ),
+        columns=(*titles, *counts, ("command", "command"), ("commit", "code"), *texts("host")),
         groups=[("", rows)],
         folds=True,
     )

@@ -208,20 +208,15 @@ def verdicts_table(studies: Named) -> Table:
         by_chosen = {(row.chosen.identity, row.control): row for row in study.confirmed}
         for found in study.opening.chosen if study.opening is not None else ():
             regulated, decision = by_chosen.get((found.identity, "regulated")), study.verdicts[found.identity].decision
-            rows.append(
-                (
-                    f"{found.name}, {_task(study, found)}",
-                    Cell(decision, decision=decision),
-                    _accuracy(None if regulated is None else regulated.accuracy, math.inf),
-                    *(_points(by_chosen.get((found.identity, control))) for control in REQUIRED),
-                )
-            )
+            accuracy = _accuracy(None if regulated is None else regulated.accuracy, math.inf)
+            gains = (_points(by_chosen.get((found.identity, control))) for control in REQUIRED)
+            rows.append((f"{found.name}, {_task(study, found)}", Cell(decision, decision=decision), accuracy, *gains))
         nothing: Row = ("no confirmation", Cell(Decision.NOTHING, decision=Decision.NOTHING), *[""] * (1 + len(REQUIRED)))
         groups.append((label, rows or [nothing]))
-    gains = numbers(*(f"gain over {control}, points" for control in REQUIRED))
+    titles = ("test accuracy, %", *(f"gain over {control}, points" for control in REQUIRED))
     return Table(
         caption="Verdicts by study",
-        columns=(*texts("configuration", "regulation"), *numbers("test accuracy, %"), *gains),
+        columns=(*texts("configuration", "regulation"), *numbers(*titles)),
         groups=groups,
         note="Each study’s comparisons are a family of their own. Studies are set side by side, not tested against each other.",
     )

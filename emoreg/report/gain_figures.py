@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import plotly.graph_objects as go
 
-from emoreg.report.style import GREY, Figure, FigureContext, FigureSpec, NotDrawn, bars, color_of, styled, wrapped
+from emoreg.report.style import GREY, Figure, FigureContext, NotDrawn, bars, color_of, styled, wrapped
 from emoreg.results.analysis import Estimate, estimate
 from emoreg.results.study import StudyResults
 
@@ -18,18 +17,15 @@ _SHAPES = ("circle", "square", "diamond", "triangle-up", "star")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Dot:
-    """An estimate with its interval, in a row of a forest plot.
+    """An estimate over n seeds with its interval, in a row of a forest plot: shares. Without an interval its ends are the mean.
 
-    Attributes:
-        row: title of the row.
-        mean: a share, as its ends are.
-        low: lower end of the interval; the mean itself where there is none.
-        high: upper end.
-        rank: of the configuration, which the shape tells.
-        is_filled: whether it is shown, or confirmed.
+    The shape tells the rank of the configuration; filled is what is shown, or confirmed.
     """
 
+    series: str
+    color: str
     row: str
+    n: int
     mean: float
     low: float
     high: float
@@ -37,85 +33,73 @@ class _Dot:
     is_filled: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Gains:
-    """What regulation gains over its controls in a study.
+def _estimated(found: Estimate, *, series: str, color: str, row: str, is_filled: bool = False) -> _Dot:
+    mean, half = found.mean, found.half_width or 0.0
+    ends = (mean - half, mean + half)
+    return _Dot(series=series, color=color, row=row, n=found.n, mean=mean, low=ends[0], high=ends[1], is_filled=is_filled)
 
-    Attributes:
-        is_confirmed: whether by a confirmation, and not on validation.
-        by_configuration: a dot a control, by the name of the configuration.
-        backbones: of the configurations.
-        seeds: how many each gain is of.
-    """
 
-    is_confirmed: bool
-    by_configuration: Mapping[str, Sequence[_Dot]]
-    backbones: Mapping[str, str]
-    seeds: tuple[int, ...]
-
-    @property
-    def caption(self) -> str:
-        """What they are."""
-        fewest, most = min(self.seeds), max(self.seeds)
-        n = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        if self.is_confirmed:
-            return (
-                f"Regulation minus each control, paired over {n} fresh seeds on the test set, with the bootstrap's 95 % "
-                "interval. Filled: shown by the permutation test, by Holm's method over all comparisons."
-            )
-        interval = "95 % confidence by Student's t" if most > 1 else "One seed tells nothing about chance"
-        return (
-            f"Regulation as configured minus each control, paired over {n} seed{'' if n == '1' else 's'} on validation: there "
-            f"is no complete confirmation, so nothing is claimed. {interval}."
+def _confirmed_gains(study: StudyResults) -> list[_Dot]:
+    """The gains on the test set, which there are once a confirmation is complete."""
+    return [
+        _Dot(
+            series=row.chosen.name,
+            color=color_of(row.chosen.backbone, study.backbones),
+            row=f"over {row.control}",
+            n=found.n,
+            mean=found.difference,
+            low=found.difference if found.low is None else found.low,
+            high=found.difference if found.high is None else found.high,
+            rank=row.chosen.rank,
+            is_filled=found.is_better or found.is_worse,
         )
+        for row in study.confirmed
+        if (found := row.comparison) is not None
+    ]
 
 
-def _gains(study: StudyResults) -> _Gains | None:
-    """The gains on the test set or, before a confirmation is complete, on validation; None where there are none."""
-    dots: dict[str, list[_Dot]] = {}
-    backbones: dict[str, str] = {}
-    seeds = []
-    for row in study.confirmed:
-        if (found := row.comparison) is not None:
-            mean, over = found.difference, f"over {row.control}"
-            low, high = (mean if end is None else end for end in (found.low, found.high))
-            is_shown = found.is_better or found.is_worse
-            dot = _Dot(row=over, mean=mean, low=low, high=high, rank=row.chosen.rank, is_filled=is_shown)
-            dots.setdefault(row.chosen.name, []).append(dot)
-            backbones[row.chosen.name] = row.chosen.backbone
-            seeds.append(found.n)
-    is_confirmed = bool(dots)
-    for control in () if is_confirmed else study.controls:
-        if control.gain is not None:
-            dots.setdefault(control.backbone, []).append(_estimated(f"over {control.control}", control.gain))
-            backbones[control.backbone] = control.backbone
-            seeds.append(control.gain.n)
-    if not dots:
-        return None
-    return _Gains(is_confirmed=is_confirmed, by_configuration=dots, backbones=backbones, seeds=tuple(seeds))
+def _gains_on_validation(study: StudyResults) -> list[_Dot]:
+    return [
+        _estimated(row.gain, series=row.backbone, color=color_of(row.backbone, study.backbones), row=f"over {row.control}")
+        for row in study.controls
+        if row.gain is not None
+    ]
 
 
-def _estimated(row: str, found: Estimate, *, is_filled: bool = False) -> _Dot:
-    half = found.half_width or 0.0
-    return _Dot(row=row, mean=found.mean, low=found.mean - half, high=found.mean + half, is_filled=is_filled)
+def _caption(dots: Sequence[_Dot], *, are_confirmed: bool) -> str:
+    """What gains are."""
+    fewest, most = min(dot.n for dot in dots), max(dot.n for dot in dots)
+    n = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    if are_confirmed:
+        return (
+            f"Regulation minus each control, paired over {n} fresh seeds on the test set, with the bootstrap's 95 % "
+            "interval. Filled: shown by the permutation test, by Holm's method over all comparisons."
+        )
+    interval = "95 % confidence by Student's t" if most > 1 else "One seed tells nothing about chance"
+    return (
+        f"Regulation as configured minus each control, paired over {n} seed{'' if n == '1' else 's'} on validation: there "
+        f"is no complete confirmation, so nothing is claimed. {interval}."
+    )
 
 
-def _forest(series: Mapping[str, Sequence[_Dot]], colors: Mapping[str, str], axis: str) -> go.Figure:
+def _forest(dots: Sequence[_Dot], axis: str) -> go.Figure:
     """Dots with intervals: a row for each title, the series beside each other within it."""
-    rows = list(dict.fromkeys(dot.row for dots in series.values() for dot in dots))
+    rows = list(dict.fromkeys(dot.row for dot in dots))
+    series = list(dict.fromkeys(dot.series for dot in dots))
     figure = go.Figure()
-    for index, (name, dots) in enumerate(series.items()):
-        offset = 0.6 * ((index + 0.5) / len(series) - 0.5)
-        low, mean, high = [100 * d.low for d in dots], [100 * d.mean for d in dots], [100 * d.high for d in dots]
-        shapes = [_SHAPES[(dot.rank - 1) % len(_SHAPES)] + ("" if dot.is_filled else "-open") for dot in dots]
+    for index, name in enumerate(series):
+        own = [dot for dot in dots if dot.series == name]
+        offset, color = 0.6 * ((index + 0.5) / len(series) - 0.5), own[0].color
+        low, mean, high = [100 * d.low for d in own], [100 * d.mean for d in own], [100 * d.high for d in own]
+        shapes = [_SHAPES[(dot.rank - 1) % len(_SHAPES)] + ("" if dot.is_filled else "-open") for dot in own]
         figure.add_scatter(
             x=mean,
-            y=[rows.index(dot.row) + offset for dot in dots],
+            y=[rows.index(dot.row) + offset for dot in own],
             mode="markers",
             name=name,
-            marker={"color": colors[name], "size": 9, "symbol": shapes, "line": {"width": 2, "color": colors[name]}},
-            error_x=bars(mean, low, high, colors[name]),
-            hovertext=[dot.row for dot in dots],
+            marker={"color": color, "size": 9, "symbol": shapes, "line": {"width": 2, "color": color}},
+            error_x=bars(mean, low, high, color),
+            hovertext=[dot.row for dot in own],
             hovertemplate="%{hovertext}: %{x:.1f}<extra>%{fullData.name}</extra>",
         )
     figure.update_yaxes(range=[len(rows) - 0.4, -0.6], tickvals=list(range(len(rows))), ticktext=rows, ticks="", showgrid=False)
@@ -127,63 +111,59 @@ def _zero_line(figure: go.Figure) -> go.Figure:
     return figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
 
 
-def _draw_gains(context: FigureContext) -> tuple[go.Figure, str]:
-    study, found = context.study, _gains(context.study)
-    if found is None:
+def draw_gains(context: FigureContext) -> tuple[go.Figure, str]:
+    """What regulation gains on the test set or, before a confirmation is complete, on validation."""
+    study, confirmed = context.study, _confirmed_gains(context.study)
+    dots = confirmed or _gains_on_validation(study)
+    if not dots:
         raise NotDrawn("No control has finished on a seed that regulation has finished too: nothing to compare it with.")
-    colors = {name: color_of(backbone, study.backbones) for name, backbone in found.backbones.items()}
-    caption = found.caption
-    if found.is_confirmed:  # the picture may stand alone, so it tells the decisions, but not their reasons, which it shows
+    caption = _caption(dots, are_confirmed=bool(confirmed))
+    if confirmed:  # the picture may stand alone, so it tells the decisions, but not their reasons, which it shows
         caption += f" {'; '.join(f'{verdict.subject}{verdict.decision}' for verdict in study.verdicts.values())}."
-    return _zero_line(_forest(found.by_configuration, colors, _AXIS)), caption
-
-
-GAINS = FigureSpec("gains", "What regulation gains over its controls", "answer", _draw_gains)
+    return _zero_line(_forest(dots, _AXIS)), caption
 
 
 def compared_gains(studies: Mapping[str, StudyResults]) -> Figure | None:
     """The gains of several studies; None where there are none."""
-    found = {name: gains for name, study in studies.items() if (gains := _gains(study)) is not None}
-    if not found:
+    confirmed = {name: dots for name, study in studies.items() if (dots := _confirmed_gains(study))}
+    others = {name: dots for name, study in studies.items() if name not in confirmed and (dots := _gains_on_validation(study))}
+    dots = [
+        replace(dot, series=name, color=color_of(name, [*studies]), row=f"{wrapped(dot.series)}<br>{dot.row}")
+        for name in studies
+        for dot in (confirmed | others).get(name, ())
+    ]
+    if not dots:
         return None
-    series: dict[str, list[_Dot]] = {name: [] for name in studies}
-    for name, gains in found.items():
-        for configuration, dots in gains.by_configuration.items():
-            series[name] += [replace(dot, row=f"{wrapped(configuration)}<br>{dot.row}") for dot in dots]
-    captions = []
-    for kind in (True, False):
-        own = {name: gains for name, gains in found.items() if gains.is_confirmed == kind}
-        if own:
-            seeds = tuple(n for gains in own.values() for n in gains.seeds)
-            captions.append(f"{', '.join(own)}: {replace(next(iter(own.values())), seeds=seeds).caption}")
+    captions = [
+        f"{', '.join(found)}: {_caption([dot for dots in found.values() for dot in dots], are_confirmed=found is confirmed)}"
+        for found in (confirmed, others)
+        if found
+    ]
     return Figure(
         name="compared-gains",
         title="What regulation gains, by study",
         section="answer",
         caption=" ".join(captions),
-        figure=_zero_line(_forest(series, _colors(studies), _AXIS)),
+        figure=_zero_line(_forest(dots, _AXIS)),
     )
 
 
 def compared_accuracies(studies: Mapping[str, StudyResults]) -> Figure | None:
     """The accuracies of several studies, of the search and confirmed; None where there are none."""
-    series: dict[str, list[_Dot]] = {}
-    colors: dict[str, str] = {}
+    dots: list[_Dot] = []
     counts = []
     for name, study in studies.items():
-        best = [study.best[backbone] for backbone in study.backbones if backbone in study.best]
-        confirmed = [row for row in study.confirmed if row.control == "regulated" and row.chosen.rank == 1]
-        counts += [f"{name}, {row.chosen.backbone}: n = {row.accuracy.n}" for row in confirmed]
-        for kind, dots in {
-            "best of the search": [
-                _estimated(wrapped(row.backbone), estimate([row.val_accuracy])) for row in best if row.val_accuracy is not None
-            ],
-            "confirmed": [_estimated(wrapped(row.chosen.backbone), row.accuracy, is_filled=True) for row in confirmed],
-        }.items():
-            if dots:
-                series[f"{name}, {kind}"] = dots
-                colors[f"{name}, {kind}"] = _colors(studies)[name]
-    if not series:
+        color = color_of(name, [*studies])
+        for row in (study.best[backbone] for backbone in study.backbones if backbone in study.best):
+            if row.val_accuracy is not None:
+                series, found = f"{name}, best of the search", estimate([row.val_accuracy])
+                dots.append(_estimated(found, series=series, color=color, row=wrapped(row.backbone)))
+        for shown in study.confirmed:
+            if shown.control == "regulated" and shown.chosen.rank == 1:
+                series, backbone = f"{name}, confirmed", shown.chosen.backbone
+                dots.append(_estimated(shown.accuracy, series=series, color=color, row=wrapped(backbone), is_filled=True))
+                counts.append(f"{name}, {backbone}: n = {shown.accuracy.n}")
+    if not dots:
         return None
     return Figure(
         name="compared-accuracies",
@@ -192,9 +172,5 @@ def compared_accuracies(studies: Mapping[str, StudyResults]) -> Figure | None:
         caption="Open: the best trial of the search on validation (n = 1), selected, so it flatters. Filled: the same "
         "configuration on fresh seeds and the test set, with 95 % confidence (Student's t), where it was confirmed"
         + (f" ({'; '.join(counts)})." if counts else "."),
-        figure=_forest(series, colors, "accuracy, %"),
+        figure=_forest(dots, "accuracy, %"),
     )
-
-
-def _colors(studies: Mapping[str, Any]) -> dict[str, str]:
-    return {name: color_of(name, [*studies]) for name in studies}

@@ -25,14 +25,7 @@ Block = tuple[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One study in a report.
-
-    Attributes:
-        study: what it is of.
-        label: what it is called there.
-        figures: that its records allow.
-        missing: a sentence for each figure that they do not.
-    """
+    """One study in a report, with the figures that its records allow, and a sentence for each that they do not."""
 
     study: StudyResults
     label: str
@@ -95,13 +88,7 @@ def names_of(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Fig
 
 
 def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
-    """The page.
-
-    Args:
-        parts: the studies.
-        compared: figures of all of them, where there are several.
-        price_per_hour: what an hour of the device costs.
-    """
+    """The page of the studies, with figures of all of them where there are several."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emoreg.report", ""),
         autoescape=True,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 
 from emoreg.config import CONFIRM
 from emoreg.formatting import control_name
-from emoreg.report.tables import Table, numbers, percent, texts
+from emoreg.report.tables import Row, Table, numbers, percent, texts
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.storage.files import without_credentials
@@ -53,36 +52,23 @@ def replay_tables(study: StudyResults) -> list[Table]:
         (f"{row.backbone}, {control_name(row.control)}, seed {row.seed}", row) for row in study.trials if row.role == "control"
     ]
     named = {"best of the search": best, "confirmation": confirmed, "controls on validation": controls}
-    return [_replays(study, f"Trials: {name} ({len(rows)})", rows) for name, rows in named.items() if rows]
+    accuracies = numbers("validation accuracy, %", "test accuracy, %")
+    return [
+        Table(
+            caption=f"Trials: {name} ({len(trials)})",
+            columns=(*texts("trial"), *accuracies, *texts("ended"), ("command", "command")),
+            groups=[("", [_replayed(study, what, row) for what, row in trials])],
+            note="Each is one training (n = 1).",
+            folds=True,
+        )
+        for name, trials in named.items()
+        if trials
+    ]
 
 
-def _replays(study: StudyResults, caption: str, rows: Sequence[tuple[str, TrialRecord]]) -> Table:
-    return Table(
-        caption=caption,
-        columns=(
-            *texts("trial"),
-            *numbers("validation accuracy, %", "test accuracy, %"),
-            *texts("ended"),
-            ("command", "command"),
-        ),
-        groups=[
-            (
-                "",
-                [
-                    (
-                        name,
-                        percent(row.val_accuracy),
-                        percent(row.test_accuracy),
-                        row.status,
-                        replay_command(study, row.identity),
-                    )
-                    for name, row in rows
-                ],
-            )
-        ],
-        note="Each is one training (n = 1).",
-        folds=True,
-    )
+def _replayed(study: StudyResults, what: str, row: TrialRecord) -> Row:
+    accuracies = percent(row.val_accuracy), percent(row.test_accuracy)
+    return (what, *accuracies, row.status, replay_command(study, row.identity))
 
 
 def _command(study: StudyResults, verb: str, *options: str) -> str:

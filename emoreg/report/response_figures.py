@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from emoreg.formatting import counted
 from emoreg.report import style
-from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
+from emoreg.report.style import BALANCE, LENGTH, FigureContext, NotDrawn
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
-from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Response, Surrogate, value_of
+from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Surrogate, value_of
 
-BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 _NAMES = {BALANCE: "balance", LENGTH: "pre-training length"}
 _LACK = {BALANCE: "curve of accuracy against it", LENGTH: "critical-period curve"}
 _VAGUE = 0.5  # of a parameter's axis: an interval as wide as this tells nothing of where the optimum lies
@@ -34,27 +31,21 @@ def _check(context: FigureContext, paths: Sequence[str], what: str) -> None:
         raise NotDrawn(f"No trial of the search has finished: no {what}.")
 
 
-def _parameter(study: StudyResults, path: str) -> Parameter:
-    return Parameter(path=path, distribution=study.search_space[path])
-
-
 def _trials(surrogate: Surrogate) -> str:
     """How many trials a surrogate is of."""
     fitted = f", fitted on {surrogate.num_fitted} at random" if surrogate.num_fitted < surrogate.num_trials else ""
     return f"n = {surrogate.num_trials:,}{fitted}"
 
 
-def _located(name: str, parameter: Parameter, found: Optimum, response: Response) -> str:
-    """What is known of where the optimum lies, in words."""
-    x = response.points[:, 0]
-    mean, half = (100 * float(np.interp(found.value, x, values)) for values in (response.mean, response.half_width))
+def _located(parameter: Parameter, found: Optimum, mean: float, half: float) -> str:
+    """What is known of where the optimum lies, in words, with the accuracy there."""
     ends = parameter.encoded(np.array([found.low, found.high])).ravel()
     interval = f"90 % interval {found.low:.3g} to {found.high:.3g}"
     if ends[1] - ends[0] > _VAGUE:
-        return f"{name}: the trials do not tell where ({interval})"
+        return f"the trials do not tell where ({interval})"
     is_bound = parameter.path == BALANCE and found.value in (0.0, 1.0)
     edge = ", an end of what was searched: it may lie beyond" if found.value in parameter.range and not is_bound else ""
-    return f"{name}: at {found.value:.3g} ({interval}{edge}), with {mean:.1f} ± {half:.1f} %"
+    return f"at {found.value:.3g} ({interval}{edge}), with {mean:.1f} ± {half:.1f} %"
 
 
 def _add_response(
@@ -66,17 +57,10 @@ def _add_response(
     *,
     is_named: bool = True,
     **trace: Any,
-) -> tuple[Optimum, Response] | None:
-    """Add trials, and what a surrogate makes of them, to a figure; the curve's optimum, where there is a curve.
+) -> str | None:
+    """Add trials, and what a surrogate makes of them, to a figure; in words the optimum of its curve, if there is one.
 
-    Args:
-        figure: to add to.
-        records: the trials that are drawn.
-        fitted: the surrogate; None where there are too few trials.
-        parameter: what accuracy is drawn against.
-        color: of all of it.
-        is_named: whether the legend tells of it.
-        trace: name, and row and column of a panel.
+    ``trace`` has the name for the legend, and the row and column of a panel.
     """
     has_curve = fitted is not None and fitted.has(parameter.path)
     x = [value_of(record, parameter.path) for record in records]
@@ -89,12 +73,13 @@ def _add_response(
     response = fitted.response(parameter.path)
     (found,) = response.optimum()
     along, mean, half = response.points[:, 0], 100 * response.mean, 100 * response.half_width
+    mean_there, half_there = (float(np.interp(found.value, along, values)) for values in (mean, half))
     style.add_band(figure, along, mean - half, mean + half, style.faded(color, 0.18), **group)
     line, curve = {"color": color, "width": 2.5}, "%{x:.3g}: %{y:.1f} %<extra>mean</extra>"
     figure.add_scatter(x=along, y=mean, mode="lines", showlegend=is_named, line=line, hovertemplate=curve, **group)
     figure.add_scatter(
         x=[found.value],
-        y=[float(np.interp(found.value, along, mean))],
+        y=[mean_there],
         mode="markers",
         marker={"symbol": "diamond", "size": 12, "color": color, "line": {"color": "white", "width": 1.5}},
         error_x=style.bars([found.value], [found.low], [found.high], color, 6),
@@ -102,25 +87,26 @@ def _add_response(
         hovertemplate="optimum %{x:.3g}<extra></extra>",
         **group,
     )
-    return found, response
+    return f"({_trials(fitted)}): {_located(parameter, found, mean_there, half_there)}"
 
 
-def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
+def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
+    """Accuracy against one parameter: trials, and a curve for each backbone that has enough of them."""
     study = context.study
     _check(context, [path], _LACK[path])
-    parameter = _parameter(study, path)
+    parameter, num_finished = context.parameter(path), sum(map(len, context.finished.values()))
     plain = {row.backbone: row.accuracy for row in study.controls if row.control == "plain"}
     figure = go.Figure()
     optima, without = [], []
-    share = min(1.0, style.MOST_POINTS / context.num_finished)
+    share = min(1.0, style.MOST_POINTS / num_finished)
     for backbone, records in context.finished.items():
         color, fitted = style.color_of(backbone, study.backbones), context.surrogates.get(backbone)
         drawn = style.some_of(records, max(1, round(share * len(records))))
-        curve = _add_response(figure, drawn, fitted, parameter, color, name=backbone)
-        if fitted is not None and curve is not None:
-            optima.append(_located(f"{backbone} ({_trials(fitted)})", parameter, *curve))
-        else:
+        optimum = _add_response(figure, drawn, fitted, parameter, color, name=backbone)
+        if optimum is None:
             without.append(backbone)
+        else:
+            optima.append(f"{backbone} {optimum}")
         if backbone in plain and parameter.is_number:
             figure.add_scatter(
                 x=parameter.range,
@@ -131,7 +117,7 @@ def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
                 hovertemplate=f"plain: {plain[backbone]} %<extra></extra>",
             )
     subset = f", {share:.0%} of them drawn, at random" if share < 1 else ""
-    caption = [f"{counted(context.num_finished, 'finished trial')} of the search{subset}."]
+    caption = [f"{counted(num_finished, 'finished trial')} of the search{subset}."]
     if optima:
         caption.append(f"{_LINES} Where accuracy is highest: {'; '.join(optima)}.")
     if without:
@@ -144,14 +130,14 @@ def _draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
     return style.styled(figure, showlegend=True), " ".join(caption)
 
 
-def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
-    study, what = context.study, "map of accuracy against both"
+def draw_both(context: FigureContext) -> tuple[go.Figure, str]:
+    """A map of accuracy against balance and pre-training length, a panel a backbone."""
+    what = "map of accuracy against both"
     _check(context, [BALANCE, LENGTH], what)
     fitted = {name: found for name, found in context.surrogates.items() if found.has(BALANCE) and found.has(LENGTH)}
     if not fitted:
         raise NotDrawn(f"No backbone has {FEWEST} finished trials that differ in balance and pre-training length: no {what}.")
-    gap = 0.2 / len(fitted)
-    figure = make_subplots(len(fitted), 1, shared_xaxes=True, subplot_titles=list(fitted), vertical_spacing=gap)
+    figure = style.panels(list(fitted))
     places = []
     for row, (backbone, surrogate) in enumerate(fitted.items(), 1):
         balance, length = _add_map(figure, surrogate, context.finished[backbone], row)
@@ -159,8 +145,8 @@ def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
             f"{backbone} ({_trials(surrogate)}): b {balance.value:.2g} ({balance.low:.2g} to {balance.high:.2g}), "
             f"{length.value:.0f} epochs ({length.low:.0f} to {length.high:.0f})"
         )
-        style.set_axis(figure, _parameter(study, BALANCE), "x", row=row, col=1)
-        style.set_axis(figure, _parameter(study, LENGTH), "y", row=row, col=1)
+        style.set_axis(figure, context.parameter(BALANCE), "x", row=row, col=1)
+        style.set_axis(figure, context.parameter(LENGTH), "y", row=row, col=1)
         if row < len(fitted):
             figure.update_xaxes(title_text=None, row=row, col=1)
     without = [backbone for backbone in context.finished if backbone not in fitted]
@@ -169,9 +155,7 @@ def _draw_both(context: FigureContext) -> tuple[go.Figure, str]:
         "Mean of a Gaussian process on validation accuracy, averaged over the trials' other parameters. White: the trials. "
         f"Diamond: where it is highest, with 90 % intervals. {'; '.join(places)}.{few}"
     )
-    return style.styled(
-        figure, showlegend=False, height=max(420, 60 + style.PANEL * len(fitted)), margin=style.UNDER_TITLES
-    ), caption
+    return style.styled(figure, showlegend=False), caption
 
 
 def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRecord], row: int) -> tuple[Optimum, Optimum]:
@@ -214,23 +198,22 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.
     contexts = {
         name: FigureContext(study=study)
         for name, study in studies.items()
-        if path in study.search_space and _parameter(study, path).is_number
+        if path in study.search_space and Parameter(path=path, distribution=study.search_space[path]).is_number
     }
     backbones = list(dict.fromkeys(backbone for context in contexts.values() for backbone in context.finished))
     if not backbones:
         return None
-    gap = 0.16 / len(backbones)
-    figure = make_subplots(len(backbones), 1, shared_xaxes=True, subplot_titles=backbones, vertical_spacing=gap)
+    figure = style.panels(backbones)
     optima: list[str] = []
     named: set[str] = set()
     for name, context in contexts.items():
-        parameter, color = _parameter(context.study, path), style.color_of(name, [*studies])
+        parameter, color = context.parameter(path), style.color_of(name, [*studies])
         for backbone, records in context.finished.items():
             where = {"row": backbones.index(backbone) + 1, "col": 1}
             fitted, drawn = context.surrogates.get(backbone), style.some_of(records, _MOST_IN_PANEL)
-            curve = _add_response(figure, drawn, fitted, parameter, color, is_named=name not in named, name=name, **where)
-            if fitted is not None and curve is not None:
-                optima.append(_located(f"{name}, {backbone} ({_trials(fitted)})", parameter, *curve))
+            optimum = _add_response(figure, drawn, fitted, parameter, color, is_named=name not in named, name=name, **where)
+            if optimum is not None:
+                optima.append(f"{name}, {backbone} {optimum}")
             named.add(name)
             style.set_axis(figure, parameter, "x", **where)
             figure.update_xaxes(title_text=style.axis_title(path) if where["row"] == len(backbones) else None, **where)
@@ -241,14 +224,5 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.
         section="response",
         caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} "
         f"Where accuracy is highest: {'; '.join(optima) or 'too few trials'}.",
-        figure=style.styled(
-            figure, height=max(420, 90 + style.PANEL * len(backbones)), margin=style.UNDER_TITLES, showlegend=True
-        ),
+        figure=style.styled(figure, showlegend=True),
     )
-
-
-BY_BALANCE = FigureSpec("accuracy-by-balance", "Accuracy against balance", "response", partial(_draw_response, path=BALANCE))
-BY_LENGTH = FigureSpec(
-    "accuracy-by-pretraining", "Accuracy against pre-training length", "response", partial(_draw_response, path=LENGTH)
-)
-BY_BOTH = FigureSpec("accuracy-by-both", "Accuracy against balance and pre-training length", "response", _draw_both)

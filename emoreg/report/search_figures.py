@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,10 @@ from plotly.subplots import make_subplots
 from emoreg.config import Choice, Float, Objective, Value
 from emoreg.formatting import counted, duration
 from emoreg.report import style
-from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
-from emoreg.results.analysis import pareto_front, ranked
+from emoreg.report.style import FigureContext, NotDrawn
+from emoreg.results.analysis import pareto_front
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
-from emoreg.results.surrogate import Parameter
 
 _MOST_LINES = 500
 _MOST_FANOVA = 500  # its cost grows faster than the number of trials, and 2,000 give the same shares
@@ -35,7 +35,7 @@ _COLUMNS = 2
 
 
 def history_of(study: StudyResults, records: Sequence[TrialRecord]) -> optuna.Study:
-    """Optuna's study of finished trials under the first objective; style.accuracies in percent.
+    """Optuna's study of finished trials under the first objective; accuracies in percent.
 
     Steps are left out of the distributions, and these reach as far as the trials do: a study's ranges may have been changed
     between two runs.
@@ -44,8 +44,8 @@ def history_of(study: StudyResults, records: Sequence[TrialRecord]) -> optuna.St
     distributions = _distributions(study, [record.sampled for record in records])
     trials = []
     for record in _by_number(records):
-        params = {path: value for path, value in record.sampled.items() if path in distributions}
-        own = {path: distributions[path] for path in params}
+        own = {path: distributions[path] for path in record.sampled if path in distributions}
+        params = {path: record.sampled[path] for path in own}
         trials.append(create_trial(value=style.axis_value(record, objective), params=params, distributions=own))
     with _quiet():
         history = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
@@ -59,12 +59,10 @@ def _distributions(study: StudyResults, params: Sequence[dict[str, Value]]) -> d
         values = list(dict.fromkeys([*distribution.bounds(), *(values[path] for values in params if path in values)]))
         if isinstance(distribution, Choice):
             found[path] = CategoricalDistribution(values)
-            continue
-        low, high = min(map(float, values)), max(map(float, values))
-        if isinstance(distribution, Float):
-            found[path] = FloatDistribution(low, high, log=distribution.log)
+        elif isinstance(distribution, Float):
+            found[path] = FloatDistribution(min(map(float, values)), max(map(float, values)), log=distribution.log)
         else:
-            found[path] = IntDistribution(int(low), int(high), log=distribution.log)
+            found[path] = IntDistribution(min(map(int, values)), max(map(int, values)), log=distribution.log)
     return found
 
 
@@ -81,9 +79,10 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _draw_history(context: FigureContext) -> tuple[go.Figure, str]:
+def draw_history(context: FigureContext) -> tuple[go.Figure, str]:
+    """Each trial in turn, and the best so far."""
     study, objective = context.study, context.study.objectives[0]
-    finished, title = _by_number(ranked(study.searched, study.objectives[0])), style.metric_title(objective)
+    finished, title = _by_number(context.ranked), style.metric_title(objective)
     if not finished:
         raise NotDrawn("No trial of the search has finished: no history of it.")
     x, y = [record.number for record in finished], np.array([style.axis_value(record, objective) for record in finished])
@@ -94,7 +93,7 @@ def _draw_history(context: FigureContext) -> tuple[go.Figure, str]:
     figure.add_scatter(x=x, y=so_far, mode="lines", name="best so far", line=line)
     counts = Counter(record.status for record in study.searched)
     rest = ", ".join(f"{counts[status]:,} {status}" for status in ("pruned", "failed") if counts[status])
-    best = ranked(finished, objective)[0]
+    best = context.ranked[0]
     caption = (
         f"{counted(counts['finished'], 'finished trial')} in the order in which the sampler proposed them"
         f"{f' ({rest}: not drawn)' if rest else ''}. The best, {style.axis_value(best, objective):.4g} ({title}), was number "
@@ -103,9 +102,10 @@ def _draw_history(context: FigureContext) -> tuple[go.Figure, str]:
     return style.styled(figure, xaxis_title="trial, by Optuna's number", yaxis_title=title), caption
 
 
-def _draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
+def draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
+    """How much each parameter that every trial has tells of the first objective."""
     study, objective = context.study, context.study.objectives[0]
-    finished = _by_number(ranked(study.searched, study.objectives[0]))
+    finished = _by_number(context.ranked)
     if len(finished) < FEWEST_FOR_IMPORTANCE:
         raise NotDrawn(
             f"The importance of parameters needs {FEWEST_FOR_IMPORTANCE} finished trials of the search, and there "
@@ -146,9 +146,9 @@ def _draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
     return style.styled(figure, barmode="group", height=max(260, 120 + 55 * len(order)), **axes), caption
 
 
-def _draw_parallel_coordinates(context: FigureContext) -> tuple[go.Figure, str]:
-    study = context.study
-    best = ranked(study.searched, study.objectives[0])
+def draw_parallel_coordinates(context: FigureContext) -> tuple[go.Figure, str]:
+    """A line for each trial, over an axis for each parameter."""
+    study, best = context.study, context.ranked
     drawn = best[:_MOST_LINES]
     paths = _searched(study, drawn, "parallel coordinates")
     title = style.metric_title(study.objectives[0])
@@ -169,27 +169,19 @@ def _draw_parallel_coordinates(context: FigureContext) -> tuple[go.Figure, str]:
 
 
 def _move_labels_off_lines(figure: go.Figure) -> None:
-    """The ends of an axis above and below it; between them the names of choices alone."""
+    """The ends of an axis above and below it; between them the names of choices alone, which are no numbers."""
     kept = []
     for label in figure.layout.annotations:
         is_end = label.y in (0.0, 1.0)
-        if is_end or not _is_float(label.text):
+        if is_end or not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", label.text):
             anchor = {"xanchor": "center", "xshift": 0, "yshift": 12 if label.y else -12} if is_end else {}
             kept.append(label.update(font={"color": style.GREY, "size": 12}, **anchor))
     figure.layout.annotations = kept
 
 
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
-    study = context.study
-    finished = _by_number(ranked(study.searched, study.objectives[0]))
+def draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
+    """Each parameter by itself, a panel each."""
+    study, finished = context.study, _by_number(context.ranked)
     drawn = style.some_of(finished)
     paths = _searched(study, drawn, "slices")
     objective, title = study.objectives[0], style.metric_title(study.objectives[0])
@@ -198,7 +190,7 @@ def _draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
     for index, path in enumerate(paths):
         where = {"row": index // _COLUMNS + 1, "col": index % _COLUMNS + 1}
         own = [record for record in drawn if path in record.sampled]
-        parameter = Parameter(path=path, distribution=study.search_space[path])
+        parameter = context.parameter(path)
         x = [record.sampled[path] if parameter.is_number else str(record.sampled[path]) for record in own]
         y = [style.axis_value(record, objective) for record in own]
         marker = {"color": [record.number for record in own], "colorscale": style.LINE_SCALE, "size": 5}
@@ -213,7 +205,8 @@ def _draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
     return style.styled(figure, height=max(300, style.PANEL * rows)), caption
 
 
-def _draw_pareto_front(context: FigureContext) -> tuple[go.Figure, str]:
+def draw_pareto_front(context: FigureContext) -> tuple[go.Figure, str]:
+    """Accuracy against cost, with the trials that no other beats in both."""
     records = [record for found in context.finished.values() for record in found]
     if not records:
         raise NotDrawn("No trial of the search has finished with an accuracy: no accuracy against cost.")
@@ -260,12 +253,3 @@ def _searched(study: StudyResults, records: Sequence[TrialRecord], what: str) ->
     if not found:
         raise NotDrawn(f"No finished trial has a parameter of the search space: no {what}.")
     return found
-
-
-HISTORY = FigureSpec("optimization-history", "How the search went on", "search", _draw_history)
-IMPORTANCES = FigureSpec("importances", "Which parameters matter", "search", _draw_importances)
-PARALLEL_COORDINATES = FigureSpec(
-    "parallel-coordinates", "What good trials have in common", "search", _draw_parallel_coordinates
-)
-SLICES = FigureSpec("slices", "Each parameter by itself", "search", _draw_slices)
-PARETO_FRONT = FigureSpec("pareto-front", "Accuracy against cost", "search", _draw_pareto_front)

@@ -6,16 +6,17 @@ import functools
 import html
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from emoreg.config import Objective
 from emoreg.formatting import format_params
-from emoreg.results.analysis import objective_value
+from emoreg.results.analysis import objective_value, ranked
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Parameter, Surrogate
@@ -30,15 +31,12 @@ LINE_SCALE = [[0.0, "#56B4E9"], [1.0, "#D55E00"]]
 """Of numbers as the colours of lines and points: seen on white and on black."""
 PANEL = 260
 """Height of one of several panels, in pixels."""
-UNDER_TITLES = {"l": 12, "r": 12, "t": 32, "b": 12}
-"""Margins of a figure whose panels have titles."""
+BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 ACCURACY = "validation accuracy, %"
 OF_PANEL = {ACCURACY: "validation<br>accuracy, %"}
 """Titles that are too long for the axis of a panel."""
 MOST_POINTS = 2000
 """Points that are drawn one by one: a browser stays quick, and a printed page legible."""
-_EVERY = 12  # epochs up to which each has its tick
-
 _AXIS = {
     "gridcolor": "rgba(127,127,127,0.25)",
     "linecolor": GREY,
@@ -103,10 +101,14 @@ class FigureContext:
                 found.setdefault(record.backbone, []).append(record)
         return {backbone: records for backbone, records in found.items() if records}
 
-    @property
-    def num_finished(self) -> int:
-        """Their number."""
-        return sum(map(len, self.finished.values()))
+    @functools.cached_property
+    def ranked(self) -> list[TrialRecord]:
+        """Finished trials of the search that have a value of the first objective, the best first."""
+        return ranked(self.study.searched, self.study.objectives[0])
+
+    def parameter(self, path: str) -> Parameter:
+        """A parameter of the search space."""
+        return Parameter(path=path, distribution=self.study.search_space[path])
 
     @functools.cached_property
     def surrogates(self) -> dict[str, Surrogate]:
@@ -115,27 +117,11 @@ class FigureContext:
         return {backbone: Surrogate(rows, space) for backbone, rows in self.finished.items() if len(rows) >= FEWEST}
 
 
-Draw = Callable[[FigureContext], tuple[go.Figure, str]]
-"""Draws a figure and gives its caption; raises ``NotDrawn`` where it cannot."""
-
-
-@dataclass(frozen=True, slots=True)
-class FigureSpec:
-    """A figure that a study may have: name, title and section as in ``Figure``."""
-
-    name: str
-    title: str
-    section: Section
-    draw: Draw
-
-    def figure(self, context: FigureContext) -> Figure:
-        """Draw it.
-
-        Raises:
-            NotDrawn: where it cannot be drawn.
-        """
-        figure, caption = self.draw(context)
-        return Figure(name=self.name, title=self.title, section=self.section, caption=caption, figure=figure)
+def panels(titles: Sequence[str]) -> go.Figure:
+    """An empty figure with a panel for each title, one below the other, over the same horizontal axis."""
+    num = len(titles)
+    figure = make_subplots(num, 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.16 / num)
+    return figure.update_layout(height=max(420, 90 + PANEL * num), margin={"l": 12, "r": 12, "t": 32, "b": 12})
 
 
 def styled(figure: go.Figure, **layout: Any) -> go.Figure:
@@ -239,7 +225,7 @@ def axis_value(record: TrialRecord, objective: Objective) -> float | None:
 
 def axis_title(path: str) -> str:
     """A searched parameter as an axis names it."""
-    return {"regulation.balance": "balance b, as configured", "pretraining.epochs": "pre-training, epochs"}.get(path, path)
+    return {BALANCE: "balance b, as configured", LENGTH: "pre-training, epochs"}.get(path, path)
 
 
 def wrapped(path: str) -> str:
@@ -249,7 +235,7 @@ def wrapped(path: str) -> str:
 
 def set_epochs(figure: go.Figure, last: int) -> None:
     """Ticks for regulation epochs up to the last: each has one where they are few."""
-    figure.update_xaxes(dtick=1 if last <= _EVERY else None)
+    figure.update_xaxes(dtick=1 if last <= 12 else None)
 
 
 def set_axis(figure: go.Figure, parameter: Parameter, direction: Literal["x", "y"], **where: int) -> None:

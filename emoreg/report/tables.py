@@ -16,14 +16,7 @@ MOST_LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell.
-
-    Attributes:
-        text: what stands in it.
-        n: how many values a number is of; None where it says so itself, or a column does.
-        is_best: of its column.
-        decision: the verdict that the text is.
-    """
+    """One cell: its text, of how many values a number is where that is not said elsewhere, the verdict that it is."""
 
     text: str
     n: int | None = None
@@ -40,7 +33,6 @@ class Table:
     """A table.
 
     Attributes:
-        caption: its title.
         columns: title of each, and how its cells are set.
         groups: rows under a common title, which may be empty.
         above: titles over the columns but the first, each with the number of columns below it; empty for none.

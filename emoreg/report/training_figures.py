@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from emoreg.config import control_named, in_order
 from emoreg.formatting import counted, duration
 from emoreg.report import style
-from emoreg.report.style import FigureContext, FigureSpec, NotDrawn
+from emoreg.report.style import FigureContext, NotDrawn
 from emoreg.results.analysis import device_time, objective_value
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
@@ -54,12 +54,12 @@ def _learning_curves(study: StudyResults) -> dict[str, dict[str, Curve]]:
     return {backbone: found for backbone, found in curves.items() if found}
 
 
-def _draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
+def draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
+    """Validation accuracy over the epochs: of the best, of regulation and of its controls, a panel a backbone."""
     study, by_backbone = context.study, _learning_curves(context.study)
     if not by_backbone:
         raise NotDrawn("No epochs of a finished trial are recorded: no learning curves.")
-    gap = 0.16 / len(by_backbone)
-    figure = make_subplots(len(by_backbone), 1, shared_xaxes=True, subplot_titles=list(by_backbone), vertical_spacing=gap)
+    figure = style.panels(list(by_backbone))
     named: set[str] = set()
     for row, (backbone, curves) in enumerate(by_backbone.items(), 1):
         for what, curve in reversed(curves.items()):
@@ -88,8 +88,7 @@ def _draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
     if seeds:
         n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         caption.append(f"Thin: regulation as configured; grey: its controls; means of n = {n}.")
-    height = max(420, 110 + style.PANEL * len(by_backbone))
-    return style.styled(figure, legend_traceorder="reversed", height=height, margin=style.UNDER_TITLES), " ".join(caption)
+    return style.styled(figure, legend_traceorder="reversed"), " ".join(caption)
 
 
 def _learned(study: StudyResults) -> list[TrialRecord]:
@@ -105,7 +104,8 @@ def _learned(study: StudyResults) -> list[TrialRecord]:
     return [study.by_identity[identity] for identity in order]
 
 
-def _draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
+def draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
+    """How the balance moved over the epochs where it was learned."""
     study, learned = context.study, _learned(context.study)
     if not learned:
         raise NotDrawn("No finished trial with a learned balance has its epochs recorded: no balance over the epochs.")
@@ -148,23 +148,20 @@ def costs(study: StudyResults) -> dict[str, dict[str, float]]:
     """Seconds by what they went into, then by backbone; the empty backbone is a slot without a trial."""
     paid, waiting, saved = "pre-training, paid", "waiting", "pre-training, saved"
     order = (paid, *(f"regulation, {status}" for status in ("finished", "pruned", "failed")), waiting, saved)
-    spent: dict[str, dict[str, float]] = {what: {} for what in order}
-
-    def add(what: str, backbone: str, seconds: float) -> None:
-        spent[what][backbone] = spent[what].get(backbone, 0.0) + seconds
-
+    spent: dict[str, dict[str, float]] = {what: defaultdict(float) for what in order}
     for record in study.trials:
-        add(paid, record.backbone, record.pretraining_seconds)
-        add(f"regulation, {record.status}", record.backbone, record.regulation_seconds)
-        add(waiting, record.backbone, record.waiting_seconds)
-        add(saved, record.backbone, device_time([record]).reused)
+        spent[paid][record.backbone] += record.pretraining_seconds
+        spent[f"regulation, {record.status}"][record.backbone] += record.regulation_seconds
+        spent[waiting][record.backbone] += record.waiting_seconds
+        spent[saved][record.backbone] += device_time([record]).reused
     by_empty = sum(run.waiting_slot_seconds for run in study.runs) - sum(spent[waiting].values())
     if by_empty > 0:
-        add(waiting, "", by_empty)
+        spent[waiting][""] = by_empty
     return {what: found for what, found in spent.items() if sum(found.values()) > 0}
 
 
-def _draw_costs(context: FigureContext) -> tuple[go.Figure, str]:
+def draw_costs(context: FigureContext) -> tuple[go.Figure, str]:
+    """Where the time went, by what and by backbone."""
     study, spent = context.study, costs(context.study)
     if not study.trials or not spent:  # without trials there is but the waiting of their runs
         raise NotDrawn("No trial has taken time: no costs.")
@@ -193,8 +190,3 @@ def _draw_costs(context: FigureContext) -> tuple[go.Figure, str]:
         caption.append(f"The confirmation took {duration(device_time(study.confirmation.trials).total)} beside it.")
     layout = {"barmode": "stack", "xaxis_title": f"device {unit}", "legend_traceorder": "normal"}
     return style.styled(figure, height=130 + 50 * len(spent), **layout), " ".join(caption)
-
-
-LEARNING_CURVES = FigureSpec("learning-curves", "Learning curves", "training", _draw_learning_curves)
-BALANCES = FigureSpec("balance-over-epochs", "How the learned balance moved", "training", _draw_balances)
-COSTS = FigureSpec("cost", "Where the time went", "cost", _draw_costs)

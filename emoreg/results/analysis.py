@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, in_order, resolve_trial
+from emoreg.config import CONTROLS, Objective, StudyConfig, in_order, resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.results.outcome import Status
 from emoreg.results.records import Role, RunRecord, TrialRecord
@@ -43,23 +43,15 @@ Trial = TypeVar("Trial", TrialRecord, TrialSummary)
 
 def objective_value(record: TrialRecord | TrialSummary, objective: Objective) -> float | None:
     """What a trial came to by an objective: a column, or a user-registered metric. None where it has no finite value."""
-    value: float | None
-    match objective.metric:
-        case "val_accuracy":
-            value = record.val_accuracy
-        case "val_loss":
-            value = record.val_loss
-        case "device_seconds":
-            value = record.device_seconds
-        case registered:
-            value = json.loads(record.metrics).get(registered)
+    known = {"val_accuracy": record.val_accuracy, "val_loss": record.val_loss, "device_seconds": record.device_seconds}
+    metric = objective.metric
+    value: float | None = known[metric] if metric in known else json.loads(record.metrics).get(metric)
     return value if value is not None and math.isfinite(value) else None
 
 
 def ranked(records: Iterable[TrialRecord], objective: Objective) -> list[TrialRecord]:
     """The finished trials of the search that have a value of the objective, the best first. Selected: their metric flatters."""
-    finished = (row for row in records if row.number is not None and row.status == "finished")
-    valued = (row for row in finished if objective_value(row, objective) is not None)
+    valued = (row for row in _finished(records) if objective_value(row, objective) is not None)
     return sorted(valued, key=lambda row: _cost(row, objective))
 
 
@@ -78,7 +70,7 @@ def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> di
 
 def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """The finished trials of the search that no other beats in one objective without losing in another."""
-    finished = [row for row in records if row.number is not None and row.status == "finished"]
+    finished = _finished(records)
     costs = [tuple(_cost(row, objective) for objective in objectives) for row in finished]
     front: list[tuple[float, ...]] = []
     for point in sorted({*costs}):  # what dominates comes before what it dominates
@@ -96,6 +88,10 @@ def leading(records: Iterable[TrialRecord], objectives: Sequence[Objective], bac
     return [best[backbone] for backbone in backbones if backbone in best]
 
 
+def _finished(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    return [row for row in records if row.number is not None and row.status == "finished"]
+
+
 def _cost(record: TrialRecord | TrialSummary, objective: Objective) -> float:
     """The objective's value where small is good; infinite without one."""
     value = objective_value(record, objective)
@@ -104,34 +100,22 @@ def _cost(record: TrialRecord | TrialSummary, objective: Objective) -> float:
 
 def num_planned(config: StudyConfig) -> int:
     """Trials of a study, at most: a sampler may propose one again."""
-    beside = (*config.control_trials(), *config.confirmed)
-    return num_searched(config) + len({_told_apart(trial) for trial in beside})
-
-
-def _told_apart(trial: TrialConfig) -> object:
-    """What two trials have in common that are one; a control that is not registered here is taken to be like no other."""
-    if trial.control in CONTROLS:
-        return resolve_trial(trial).identity
-    return trial.control, trial.backbone, trial.seed
+    beside: set[object] = {
+        # A control that is not registered here is taken to be like no other.
+        resolve_trial(trial).identity if trial.control in CONTROLS else (trial.control, trial.backbone, trial.seed)
+        for trial in (*config.control_trials(), *config.confirmed)
+    }
+    return num_searched(config) + len(beside)
 
 
 class Tally(Generic[Trial]):
-    """The trials of one study that have ended, counted while it goes on.
+    """The trials of one study that have ended, counted while it goes on. What `emoreg trial` left there is not counted.
 
-    What `emoreg trial` left in the same records is not counted.
-
-    Attributes:
-        best: the best finished trial of the search by the objective; None before there is one.
+    ``best`` is the best finished trial of the search by the objective; None before there is one.
     """
 
     def __init__(self, objective: Objective, beside: Set[str], trials: Iterable[Trial] = ()) -> None:
-        """Begin with the trials that have ended.
-
-        Args:
-            objective: the study's first.
-            beside: identities of the trials beside the search: controls, or those of a confirmation.
-            trials: that have ended.
-        """
+        """Begin with trials that have ended; ``beside`` are the identities of controls, or of a confirmation's trials."""
         self._objective, self._beside = objective, beside
         self._trials: dict[str, Trial] = {}
         self.best: Trial | None = None
@@ -168,7 +152,7 @@ class DeviceTime:
     Attributes:
         paid: pre-training by the trials themselves.
         reused: of the experience that they took from the store instead, paid for by other trials, of any study.
-        regulation: regulation, over all attempts.
+        regulation: over all attempts.
     """
 
     paid: float

@@ -15,11 +15,9 @@ from emoreg.results.statistics import Comparison, Decision, Verdict, compare, ju
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmed:
-    """One chosen configuration, as regulation or as a control, over the seeds that have finished.
+    """One chosen configuration, as regulation or as a control, on the test set, over the seeds that have finished.
 
-    Attributes:
-        accuracy: on the test set.
-        comparison: regulation against this control; None for regulation itself.
+    ``comparison`` is regulation against this control; None for regulation itself.
     """
 
     chosen: Chosen
@@ -63,11 +61,6 @@ def verdicts(opening: Opening, rows: Sequence[Confirmed], records: Mapping[str, 
 
     Nothing either where regulation diverged on a seed: to leave that seed out would be to choose by the outcome. A control that
     diverged is compared on its other seeds, which flatters it: the verdict has a caveat.
-
-    Args:
-        opening: of the test set.
-        rows: what it has found.
-        records: of its trials, by identity.
     """
     if opening.is_complete(records):
         return {found.identity: _verdict(opening, found, rows, records) for found in opening.chosen}

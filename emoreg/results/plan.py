@@ -77,15 +77,15 @@ class PlannedTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opening:
-    """One opening of the test set: configurations and trials that were fixed before it.
-
-    Attributes:
-        opened: when it was begun, UTC.
-    """
+    """One opening of the test set: configurations and trials that were fixed before it, and when it was begun, UTC."""
 
     opened: str
     chosen: tuple[Chosen, ...]
     trials: tuple[PlannedTrial, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{found.backbone} {found.identity}" for found in self.chosen)
+        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -107,12 +107,7 @@ Plan = Sequence[tuple[Chosen, ResolvedTrial]]
 
 
 def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tuple[Chosen, ...]:
-    """The best configurations of the search, by backbone and task, by its first objective on validation.
-
-    Args:
-        config: the study.
-        records: its trials.
-        top: how many of each backbone, on each task that was searched.
+    """The ``top`` configurations of the search, by backbone and task, by its first objective on validation.
 
     Raises:
         ConfigError: where no trial of the search has finished.
@@ -128,29 +123,22 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
     if not ranked:
         raise ConfigError(f"Run the study first: {config.name!r} has no finished trial of the search that could be confirmed")
     has_tasks = len({task for _, task in ranked}) > 1
-    chosen = []
-    for (backbone, task), found in sorted(ranked.items(), key=lambda item: item[0]):
-        for rank, record in enumerate(found, 1):
-            chosen.append(
-                Chosen(
-                    identity=record.identity,
-                    backbone=backbone,
-                    rank=rank,
-                    val_accuracy=record.val_accuracy,
-                    params=record.sampled,
-                    task=task if has_tasks else None,
-                )
-            )
-    return tuple(chosen)
+    return tuple(
+        Chosen(
+            identity=record.identity,
+            backbone=backbone,
+            rank=rank,
+            val_accuracy=record.val_accuracy,
+            params=record.sampled,
+            task=task if has_tasks else None,
+        )
+        for backbone, task in sorted(ranked)
+        for rank, record in enumerate(ranked[backbone, task], 1)
+    )
 
 
 def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints: Fingerprints = UNKNOWN) -> None:
     """Refuse to confirm what the study, as it is now, would not have run.
-
-    Args:
-        config: the study.
-        chosen: what its search found.
-        fingerprints: of its image sets.
 
     Raises:
         ConfigError: naming what has changed.
@@ -190,14 +178,8 @@ def plan_trials(
 ) -> Plan:
     """Every trial of an opening, with what it belongs to; seeds outermost, so that one seed is whole before the next.
 
-    The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli.
-
-    Args:
-        config: the study.
-        chosen: configurations.
-        seeds: the same for all.
-        images: counts those in an epoch of a set.
-        fingerprints: of the study's image sets.
+    The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli; ``images``
+    counts those in an epoch of a set.
 
     Raises:
         ConfigError: where an installation lacks what the statistics need in the end.
@@ -232,12 +214,7 @@ def confirming(config: StudyConfig, plan: Plan) -> StudyConfig:
 
 
 def expected_seconds(plan: Plan, searched: Mapping[str, TrialRecord]) -> float:
-    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once.
-
-    Args:
-        plan: the trials.
-        searched: the trials of the search, by identity.
-    """
+    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once."""
     chosen = {found.identity for found, _ in plan}
     ran = {identity: from_json(TrialConfig, json.loads(searched[identity].config)) for identity in chosen}
     regulation: dict[str, float] = {}
@@ -295,14 +272,8 @@ def write_openings(files: Files, openings: Iterable[Opening]) -> None:
 def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, again: bool) -> list[Opening]:
     """All openings, the one that is asked for last: it is the last one, takes its place or comes after it.
 
-    Args:
-        openings: so far.
-        asked: what is asked for.
-        is_open: whether what the last one fixed has begun to open the test set.
-        again: whether a further opening is wanted.
-
     Raises:
-        ConfigError: for something else than was fixed, unless a further opening is wanted.
+        ConfigError: for something else than was fixed, where that ``is_open``, unless a further opening is wanted.
     """
     if openings and openings[-1].trials == asked.trials:
         return [*openings]
@@ -312,17 +283,6 @@ def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, 
         raise ConfigError(
             "Give the former --top, --seeds and study, or --again to open the test set once more, which the report will tell: "
             "what a confirmation runs is fixed before the test set is opened, but it was opened for "
-            f"{_describe(openings[-1])}, and now it is to be {_describe(asked)}"
+            f"{openings[-1]}, and now it is to be {asked}"
         )
     return [*openings, asked]
-
-
-def _describe(opening: Opening) -> str:
-    names = ", ".join(f"{found.backbone} {found.identity}" for found in opening.chosen)
-    return f"{names} on seeds {opening.seeds[0]} to {opening.seeds[-1]}"
-
-
-def unplanned_openings(openings: Iterable[Opening], records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Trials that have opened the test set though no plan has them: `emoreg trial --evaluate test` does so."""
-    planned = {trial.identity for opening in openings for trial in opening.trials}
-    return [row for row in records if row.test_accuracy is not None and row.identity not in planned]

@@ -30,8 +30,15 @@ Stage = Literal["pretraining", "regulation"]
 Role = Literal["search", "control", "trial", "confirm"]
 
 
-def _column(doc: str, **kwargs: Any) -> Any:
-    return field(metadata={"doc": doc}, **kwargs)
+_OF_OUTCOME = (
+    *("message", "val_accuracy", "val_loss", "measured_balance", "test_accuracy"),
+    *("regulation_epochs", "regulation_seconds", "num_parameters"),
+)
+"""What is called alike in an ``Outcome`` and in the columns of its trial."""
+
+
+def _column(doc: str, default: Any = dataclasses.MISSING) -> Any:
+    return field(metadata={"doc": doc}, default=default)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +59,9 @@ class EpochRecord:
     measured_balance: float | None = _column("mean balance b on the validation split; null in pretraining")
     measured_balance_std: float | None = _column("standard deviation of b over validation images; 0 unless kind=dynamic")
     gpu_utilisation: float | None = _column(
-        "share of the second before the epoch's end in which the GPU computed (NVML), in [0, 1]; null on a CPU", default=None
+        "share of the epoch's last second that the GPU was busy (NVML); null on a CPU", None
     )
-    metrics: str = _column("JSON object of registered metrics on the validation split, by val_NAME", default="{}")
+    metrics: str = _column("JSON object of registered metrics on the validation split, by val_NAME", "{}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +81,7 @@ class TrialRecord:
     """One trial that ended, whichever way."""
 
     identity: str = _column("hash of all that decides the trial's numbers, seed included")
-    role: Role = _column(
-        "search: proposed by the sampler; control: beside it; trial: run by `emoreg trial`; confirm: on the test split too"
-    )
+    role: Role = _column("search: the sampler's; control: beside it; trial: `emoreg trial`'s; confirm: on the test split too")
     number: int | None = _column("Optuna's trial number; null outside the search")
     control: str = _column("regulated for regulation itself, else the control's name")
     status: Status = _column("finished, pruned (stopped by the scheduler, or diverged) or failed")
@@ -96,26 +101,18 @@ class TrialRecord:
     val_loss: float | None = _column("validation loss of the last regulation epoch run")
     measured_balance: float | None = _column("mean balance b on the validation split at the end")
     test_accuracy: float | None = _column("test accuracy in [0, 1]; null unless a test evaluation was asked for")
-    metrics: str = _column("JSON object of registered metrics at the end, by val_NAME and test_NAME", default="{}")
+    metrics: str = _column("JSON object of registered metrics at the end, by val_NAME and test_NAME", "{}")
     regulation_epochs: int = _column("regulation epochs run")
     num_parameters: int | None = _column("parameters of the regulated network")
     pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
-    experience_seconds: float | None = _column(
-        "seconds that its experience cost, whoever paid; null where it did not get it", default=None
-    )
+    experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null where it got none", None)
     regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
-    waiting_seconds: float = _column(
-        "seconds that its last attempt waited for a pre-training which another trial was running", default=0.0
-    )
+    waiting_seconds: float = _column("seconds that its last attempt waited for another trial's pre-training", 0.0)
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
-    micro_batch_size: int | None = _column(
-        "images in a forward pass where memory was too small for a whole batch; else null", default=None
-    )
-    recomputed: bool = _column(
-        "activations were computed again in the backward pass because memory was too small to keep them", default=False
-    )
-    attempts: int = _column("times that it was begun or taken up again in its last run", default=1)
-    log_tail: str | None = _column("last lines of its log where it failed; null otherwise", default=None)
+    micro_batch_size: int | None = _column("images in a forward pass where whole batches did not fit; else null", None)
+    recomputed: bool = _column("activations were computed again in the backward pass, for want of memory", False)
+    attempts: int = _column("times that it was begun or taken up again in its last run", 1)
+    log_tail: str | None = _column("last lines of its log where it failed; null otherwise", None)
     device: str = _column("name of the device")
     started: str = _column("start of the last attempt, ISO 8601 UTC")
     ended: str = _column("end, ISO 8601 UTC")
@@ -143,7 +140,6 @@ class TrialRecord:
             control=config.control,
             status=outcome.status,
             end_reason=outcome.end.value,
-            message=outcome.message,
             seed=config.seed,
             backbone=config.backbone,
             stimuli=(trial.images_of_pretraining or config.stimuli).name,
@@ -154,16 +150,9 @@ class TrialRecord:
             pretraining_epochs=config.pretraining.epochs,
             params=json.dumps(dict(params)),
             config=json.dumps(dataclasses.asdict(config)),
-            val_accuracy=outcome.val_accuracy,
-            val_loss=outcome.val_loss,
-            measured_balance=outcome.measured_balance,
-            test_accuracy=outcome.test_accuracy,
             metrics=json.dumps(dict(outcome.metrics)),
-            regulation_epochs=outcome.regulation_epochs,
-            num_parameters=outcome.num_parameters,
             pretraining_seconds=pretraining.paid_seconds,
             experience_seconds=pretraining.experience_seconds,
-            regulation_seconds=outcome.regulation_seconds,
             waiting_seconds=pretraining.waiting_seconds,
             device_seconds=outcome.device_seconds,
             micro_batch_size=outcome.oom.micro_batch_size,
@@ -173,6 +162,7 @@ class TrialRecord:
             device=device,
             started=started,
             ended=utc_now(),
+            **{name: getattr(outcome, name) for name in _OF_OUTCOME},
         )
 
     @property
@@ -180,21 +170,14 @@ class TrialRecord:
         """The outcome that the row was made of; where the trial diverged is in its message alone."""
         return Outcome(
             end=EndReason(self.end_reason),
-            message=self.message,
-            val_accuracy=self.val_accuracy,
-            val_loss=self.val_loss,
-            measured_balance=self.measured_balance,
-            test_accuracy=self.test_accuracy,
             metrics=json.loads(self.metrics),
-            regulation_epochs=self.regulation_epochs,
-            regulation_seconds=self.regulation_seconds,
-            num_parameters=self.num_parameters,
             pretraining=PretrainingCost(
                 paid_seconds=self.pretraining_seconds,
                 experience_seconds=self.experience_seconds,
                 waiting_seconds=self.waiting_seconds,
             ),
             oom=OomState(micro_batch_size=self.micro_batch_size, recomputed=self.recomputed),
+            **{name: getattr(self, name) for name in _OF_OUTCOME},
         )
 
     @property
@@ -212,38 +195,23 @@ class RunRecord:
     study: str = _column("name of the study")
     storage: str = _column("folder or URI that holds the study, without passwords")
     started: str = _column("start, ISO 8601 UTC")
-    ended: str | None = _column("end, ISO 8601 UTC; null while it runs, and for ever if it was killed", default=None)
-    ending: str | None = _column(
-        "completed (every trial ended), interrupted or aborted (faults in code); null without an end", default=None
-    )
-    slots: int = _column("trials that could run at once", default=0)
-    num_trials: int = _column("trials that ended in this run", default=0)
-    slot_seconds: float = _column("seconds of all slots that ran a trial, or had one waiting for pre-training", default=0.0)
-    waiting_slot_seconds: float = _column(
-        "of these, spent waiting for pre-training: by empty slots, and inside of trials", default=0.0
-    )
-    paid_seconds: float = _column("pre-training that this run's trials paid for, in seconds of the device", default=0.0)
-    reused_seconds: float = _column("pre-training that they took from the store instead", default=0.0)
-    command: str | None = _column("what was typed, without passwords; null where it was not a command", default=None)
-    versions: str = _column("JSON object: versions of emoreg, Python and the packages that make the numbers", default="{}")
-    git_commit: str | None = _column(
-        "commit of emoreg's checkout, with + where it was changed; null outside of one", default=None
-    )
-    host: str | None = _column("machine of the driver, and its platform", default=None)
+    ended: str | None = _column("end, ISO 8601 UTC; null while it runs, and for ever if it was killed", None)
+    ending: str | None = _column("completed (all trials ended), interrupted or aborted (by faults); null without an end", None)
+    slots: int = _column("trials that could run at once", 0)
+    num_trials: int = _column("trials that ended in this run", 0)
+    slot_seconds: float = _column("seconds of all slots that ran a trial, or had one waiting for pre-training", 0.0)
+    waiting_slot_seconds: float = _column("of these, spent waiting for pre-training, in trials or by empty slots", 0.0)
+    paid_seconds: float = _column("pre-training that this run's trials paid for, in seconds of the device", 0.0)
+    reused_seconds: float = _column("pre-training that they took from the store instead", 0.0)
+    command: str | None = _column("what was typed, without passwords; null where it was not a command", None)
+    versions: str = _column("JSON object: versions of emoreg, Python and the packages that make the numbers", "{}")
+    git_commit: str | None = _column("commit of emoreg's checkout, with + where it was changed; null outside of one", None)
+    host: str | None = _column("machine of the driver, and its platform", None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """Where a run's numbers come from.
-
-    Attributes:
-        study: name of the study.
-        storage: that holds it, without passwords.
-        command: what was typed, without passwords.
-        versions: by package, with ``python`` and ``emoreg``.
-        git_commit: of emoreg's checkout, with ``+`` where it was changed.
-        host: the driver's machine, and its platform.
-    """
+    """Where a run's numbers come from, without passwords: what was typed, versions by package, emoreg's commit, the machine."""
 
     study: str
     storage: str
@@ -275,13 +243,9 @@ def schema(row_type: AnyRow) -> pa.Schema:
 def unfinished_outcome(
     epochs: Sequence[EpochRecord], end: EndReason, message: str, *, pretraining: PretrainingCost | None = None
 ) -> Outcome:
-    """The outcome of a trial that ended before it could tell its own, from the epochs that it came to.
+    """The outcome of a trial that ended before it could tell its own, from the epochs that it came to, in order.
 
-    Args:
-        epochs: of the trial, in order.
-        end: why it ended.
-        message: the same in words.
-        pretraining: what its experience took; None where it did not get it.
+    ``pretraining`` is what its experience took; None where it did not get it.
     """
     regulation = [row for row in epochs if row.stage == "regulation"]
     paid_seconds = sum(row.seconds for row in epochs if row.stage == "pretraining")

@@ -87,14 +87,9 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What may be said of one regulated configuration, and why.
+    """What may be said of one regulated configuration (with an empty name: of a whole study), and why, in words that follow it.
 
-    Attributes:
-        name: of the configuration; empty for a whole study.
-        decision: what may be said.
-        beaten: controls that it beats nevertheless, where it does not help.
-        reasons: words that follow the decision.
-        caveats: what a reader must know beside it.
+    ``beaten`` are controls that it beats nevertheless, where it does not help; caveats are what a reader must know beside it.
     """
 
     name: str
@@ -119,13 +114,8 @@ class Verdict:
         return f"{self.subject}{self.decision}{self.explanation}"
 
 
-def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resamples: int = 9999) -> dict[Key, Comparison]:
-    """Compare within a family: all comparisons that a reader will look at together.
-
-    Args:
-        family: by what is compared, the differences, one for each seed.
-        seed: of the bootstrap, and of the permutations where there are too many to try all.
-        num_resamples: of the bootstrap.
+def compare(family: Mapping[Key, Sequence[float]], *, num_resamples: int = 9999) -> dict[Key, Comparison]:
+    """Compare within a family: all comparisons that a reader will look at together, as differences, one for each seed.
 
     Raises:
         ConfigError: for a comparison without seeds.
@@ -139,13 +129,13 @@ def compare(family: Mapping[Key, Sequence[float]], *, seed: int = 0, num_resampl
         from statsmodels.stats.multitest import multipletests
 
     arrays = {key: np.asarray(differences) for key, differences in family.items()}
-    p_values = [_p_value(array, seed, len(family)) for array in arrays.values()]
+    p_values = [_p_value(array, len(family)) for array in arrays.values()]
     adjusted = multipletests(p_values, alpha=ALPHA, method="holm")[1]
     found = {}
     for (key, array), p_value, holm in zip(arrays.items(), p_values, adjusted, strict=True):
         n, mean = len(array), float(array.mean())
         deviation = math.nan if n == 1 else 0.0 if _is_constant(array) else float(array.std(ddof=1))
-        low, high = _interval(array, seed, num_resamples)
+        low, high = _interval(array, num_resamples)
         found[key] = Comparison(
             n=n,
             difference=mean,
@@ -167,10 +157,7 @@ def fewest_seeds(num_comparisons: int) -> int:
 def visible_effect(deviation: float, n: int, num_comparisons: int) -> float:
     """The smallest true difference that ``n`` seeds show with the chance ``POWER``, at Holm's strictest level.
 
-    Args:
-        deviation: standard deviation of the differences.
-        n: seeds.
-        num_comparisons: of the family.
+    ``deviation`` is the standard deviation of the differences.
     """
     return deviation * _visible_size(n, num_comparisons) if n >= fewest_seeds(num_comparisons) else math.inf
 
@@ -226,7 +213,6 @@ def judge(name: str, comparisons: Mapping[str, Comparison], caveats: Sequence[st
 
 
 def _seen(comparisons: Collection[Comparison]) -> str:
-    """What would have been seen."""
     n, largest = min(found.n for found in comparisons), max(found.visible for found in comparisons)
     if largest == 0:
         return f"n = {n}; no seed differs from another"
@@ -235,13 +221,13 @@ def _seen(comparisons: Collection[Comparison]) -> str:
     return f"n = {n}; effects above {100 * largest:.1f} points would have been, four times in five"
 
 
-def _interval(differences: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float] | tuple[None, None]:
+def _interval(differences: np.ndarray, num_resamples: int) -> tuple[float, float] | tuple[None, None]:
     if len(differences) < 2:
         return None, None
     if _is_constant(differences):
         return float(differences[0]), float(differences[0])
-    random = np.random.default_rng(seed)
-    found = stats.bootstrap((differences,), np.mean, n_resamples=num_resamples, rng=random, method="BCa").confidence_interval
+    rng = np.random.default_rng(0)
+    found = stats.bootstrap((differences,), np.mean, n_resamples=num_resamples, rng=rng, method="BCa").confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -250,7 +236,7 @@ def _is_constant(differences: np.ndarray) -> bool:
     return bool(np.ptp(differences) < _ROUNDING)
 
 
-def _p_value(differences: np.ndarray, seed: int, num_comparisons: int) -> float:
+def _p_value(differences: np.ndarray, num_comparisons: int) -> float:
     """Of the permutation test, fine enough for Holm's strictest level."""
     if len(differences) < 2 or not differences.any():
         return 1.0
@@ -260,7 +246,7 @@ def _p_value(differences: np.ndarray, seed: int, num_comparisons: int) -> float:
         permutation_type="samples",
         n_resamples=max(_MOST_PERMUTATIONS, math.ceil(_PERMUTATIONS_A_LEVEL * num_comparisons / ALPHA)),
         batch=_BATCH,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
         vectorized=True,
         axis=-1,
     )

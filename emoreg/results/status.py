@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from emoreg.config import StudyConfig, Value, from_json
+from emoreg.config import ResolvedTrial, StudyConfig, Value, from_json
+from emoreg.formatting import control_name
 from emoreg.results.analysis import Tally, TrialSummary, num_planned, objective_value, waiting_share
 from emoreg.results.plan import read_openings
-from emoreg.results.records import Role, RunRecord, TrialRecord
+from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.storage.locks import is_held
@@ -43,17 +45,35 @@ class RunningTrial:
     epochs: int | None = None
     accuracy: float | None = None
 
+    @classmethod
+    def of(cls, trial: ResolvedTrial, role: Role, row: EpochRecord | None = None) -> RunningTrial:
+        """A trial that has begun, or whose newest epoch has this row."""
+        config = trial.config
+        running = cls(identity=trial.identity, role=role, control=config.control, backbone=config.backbone)
+        if row is None:
+            return running
+        stage = config.pretraining if row.stage == "pretraining" else config.regulation
+        return replace(running, stage=row.stage, epoch=row.epoch, epochs=stage.epochs, accuracy=row.val_accuracy)
+
+    @property
+    def what(self) -> str:
+        """What a reader calls it."""
+        return "search" if self.role == "search" else control_name(self.control)
+
+    @property
+    def progress(self) -> str:
+        """How much of its stage is done, in words."""
+        return "" if self.stage is None else f"{self.epoch}/{self.epochs}"
+
+    @property
+    def score(self) -> str:
+        """The accuracy, in words."""
+        return "" if self.accuracy is None else f"{self.accuracy:.3f}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Live:
-    """What runs in a driver, as it leaves it for others.
-
-    Attributes:
-        time: of writing, ISO 8601 UTC.
-        slots: trials that can run at once.
-        waiting: trials that wait for an experience which another is training.
-        running: trials that have a worker.
-    """
+    """What runs in a driver, as it leaves it for others at ``time``: how many can, which do, how many wait for others."""
 
     time: str
     slots: int
@@ -141,6 +161,7 @@ def read_status(place: str) -> Status:
     runs = sorted(stored_rows(files, "runs", RunRecord) or [], key=lambda run: run.run)
     beside = trials_beside(files, config, rows)
     tally = Tally(config.objectives[0], beside.keys(), rows)
+    counts = tally.statuses
     live = {run.run: _read_live(files, run.run) for run in runs if run.ended is None}
     driven = _driven(files, config, live)
     current = [run for run in runs if run.run in driven] if driven is not None else runs[-1:]
@@ -157,7 +178,13 @@ def read_status(place: str) -> Status:
         num_runs=len(runs),
         started=min((run.started for run in current), default=None),
         last_ended=max((trial.ended for trial in tally.trials), default=None),
-        trials=Trials(planned=planned, ended=len(tally.trials), **_by_status(tally)),
+        trials=Trials(
+            planned=planned,
+            finished=counts["finished"],
+            pruned=counts["pruned"],
+            failed=counts["failed"],
+            ended=len(tally.trials),
+        ),
         running=None if state == "running" and not told else tuple(trial for found in told for trial in found.running),
         num_waiting=sum(found.waiting for found in told) if told else None,
         best=_best(config, tally),
@@ -168,33 +195,20 @@ def read_status(place: str) -> Status:
     )
 
 
-def _by_status(tally: Tally[TrialSummary]) -> dict[Literal["finished", "pruned", "failed"], int]:
-    counts = tally.statuses
-    return {"finished": counts["finished"], "pruned": counts["pruned"], "failed": counts["failed"]}
-
-
 def trials_beside(files: Files, config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:
-    """Backbone and control of the trials beside a study's search, by identity: controls that ended, all of a confirmation."""
-    return _planned_confirmation(files) if config.confirmed else _controls(config, rows)
+    """Backbone and control of the trials beside a study's search, by identity.
 
-
-def _controls(config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:
-    """Backbone and control of the controls that have ended, by identity."""
-    planned = {(trial.backbone, trial.control, trial.seed) for trial in config.control_trials()}
-    return {
-        row.identity: (row.backbone, row.control)
-        for row in rows
-        if row.role == "control" and (row.backbone, row.control, row.seed) in planned
-    }
-
-
-def _planned_confirmation(files: Files) -> dict[str, Beside]:
-    """Backbone and control of the trials that a confirmation is to run, by identity: not what a former opening ran."""
-    openings = read_openings(files)
-    if not openings:
-        return {}
-    backbones = {found.identity: found.backbone for found in openings[-1].chosen}
-    return {trial.identity: (backbones[trial.chosen], trial.control) for trial in openings[-1].trials}
+    They are the controls that have ended or, of a confirmation, all that its last opening is to run.
+    """
+    if not config.confirmed:
+        planned = {(trial.backbone, trial.control, trial.seed) for trial in config.control_trials()}
+        controls = [row for row in rows if row.role == "control" and (row.backbone, row.control, row.seed) in planned]
+        return {row.identity: (row.backbone, row.control) for row in controls}
+    found: dict[str, Beside] = {}
+    for opening in read_openings(files)[-1:]:
+        backbones = {chosen.identity: chosen.backbone for chosen in opening.chosen}
+        found |= {trial.identity: (backbones[trial.chosen], trial.control) for trial in opening.trials}
+    return found
 
 
 def live_name(run: int | str) -> str:
@@ -211,10 +225,9 @@ def parse_live(content: bytes) -> Live | None:
 
 
 def _read_live(files: Files, run: int) -> Live | None:
-    try:
+    with suppress(FileNotFoundError):
         return parse_live(files.read(live_name(run)).to_pybytes())
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _driven(files: Files, config: StudyConfig, live: Mapping[int, Live | None]) -> list[int] | None:
@@ -231,11 +244,9 @@ def age(moment: str) -> float:
 
 def _best(config: StudyConfig, tally: Tally[TrialSummary]) -> Best | None:
     best, objective = tally.best, config.objectives[0]
-    if best is None:
+    value = None if best is None else objective_value(best, objective)
+    if best is None or best.number is None or value is None:
         return None
-    value = objective_value(best, objective)
-    assert value is not None
-    assert best.number is not None
     return Best(
         identity=best.identity,
         number=best.number,

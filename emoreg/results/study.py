@@ -19,7 +19,7 @@ from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
 from emoreg.errors import StorageError
 from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading
 from emoreg.results.confirmation import Confirmed, confirmed_rows, verdicts
-from emoreg.results.plan import Opening, read_openings, unplanned_openings
+from emoreg.results.plan import Opening, read_openings
 from emoreg.results.records import EpochRecord, ProbeRecord, Row, RunRecord, TrialRecord
 from emoreg.results.statistics import Verdict
 from emoreg.results.written import WrittenStudy, read_written, stored_rows
@@ -128,8 +128,9 @@ class StudyResults:
 
     @property
     def unplanned_openings(self) -> list[TrialRecord]:
-        """Trials that have opened the test set though no plan has them, of the study and its confirmation."""
-        return unplanned_openings(self.confirming.openings, self.all_trials)
+        """Trials that have opened the test set though no plan has them: `emoreg trial --evaluate test` does so."""
+        planned = {trial.identity for opening in self.confirming.openings for trial in opening.trials}
+        return [row for row in self.all_trials if row.test_accuracy is not None and row.identity not in planned]
 
     @property
     def all_trials(self) -> tuple[TrialRecord, ...]:
@@ -184,22 +185,14 @@ def load_results(place: str | Path) -> StudyResults:
     study = _load(Files(place))
     if study.name.endswith(CONFIRM):
         return study
-    beside = Files(_beside(place))
+    base, question, query = place.partition("?") if study.folder is None else (str(study.folder), "", "")
+    beside = Files(f"{base.rstrip('/')}{CONFIRM}{question}{query}")
     try:
         confirmation = _load(beside) if beside.exists("study.json") else None
     except StorageError as error:
         lost = f"The confirmation of {study.place} cannot be read, so nothing is claimed from it: {error}."
         return dataclasses.replace(study, problems=(*study.problems, lost))
     return dataclasses.replace(study, confirmation=confirmation)
-
-
-def _beside(place: str) -> str:
-    """Where the confirmation of the study in a folder or at a URI is."""
-    folder = Files(place).folder
-    if folder is not None:
-        return f"{folder}{CONFIRM}"
-    base, question, query = place.partition("?")
-    return f"{base.rstrip('/')}{CONFIRM}{question}{query}"
 
 
 def _load(files: Files) -> StudyResults:

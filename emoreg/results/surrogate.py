@@ -151,25 +151,20 @@ class Surrogate:
     """A Gaussian process fitted to the finished trials of one backbone."""
 
     def __init__(self, records: Sequence[TrialRecord], space: Mapping[str, Distribution]) -> None:
-        """Take the trials; they are fitted when a response is asked for.
-
-        Args:
-            records: finished trials of one backbone, ``FEWEST`` or more, each with an accuracy.
-            space: what was searched.
-        """
+        """Take finished trials of one backbone, each with an accuracy; they are fitted when a response is asked for."""
         assert len(records) >= FEWEST
         self.num_trials = len(records)
         chosen = np.random.default_rng(0).permutation(len(records))[:MOST]
         fitted = [records[index] for index in sorted(chosen)]
         self.num_fitted = len(fitted)
-        columns = {}
+        self._inputs = np.empty((len(fitted), 0))
+        self._varied: dict[str, tuple[Parameter, int]] = {}  # by path, with the first of its columns
         for path, distribution in space.items():
             parameter = Parameter(path=path, distribution=distribution)
-            column = parameter.encoded([value_of(record, path) for record in fitted])
-            if np.ptp(column, axis=0).any():
-                columns[parameter] = column
-        self._parameters = tuple(columns)
-        self._inputs = np.hstack(list(columns.values())) if columns else np.empty((len(fitted), 0))
+            columns = parameter.encoded([value_of(record, path) for record in fitted])
+            if np.ptp(columns, axis=0).any():
+                self._varied[path] = parameter, self._inputs.shape[1]
+                self._inputs = np.hstack([self._inputs, columns])
         self._accuracies = np.array([record.val_accuracy for record in fitted])
         self._center, self._scale = float(self._accuracies.mean()), float(self._accuracies.std()) or 1.0
 
@@ -179,27 +174,22 @@ class Surrogate:
 
     def has(self, path: str) -> bool:
         """Whether it knows how accuracy goes with this parameter: a number that varied."""
-        return any(parameter.path == path and parameter.is_number for parameter in self._parameters)
+        return path in self._varied and self._varied[path][0].is_number
 
     def response(self, *paths: str) -> Response:
         """Accuracy against one or two parameters that it ``has``."""
-        grids = [self._parameter(path).grid(_NUM_POINTS[len(paths)]) for path in paths]
+        asked = [self._varied[path] for path in paths]
+        grids = [parameter.grid(_NUM_POINTS[len(paths)]) for parameter, _ in asked]
         points = np.stack([axis.ravel() for axis in np.meshgrid(*grids, indexing="ij")], axis=1)
-        width = [1 if parameter.is_number else len(parameter.distribution.bounds()) for parameter in self._parameters]
-        starts = np.concatenate([[0], np.cumsum(width)])
-        columns = [int(starts[self._parameters.index(self._parameter(path))]) for path in paths]
         others = self._inputs.copy()
-        others[:, columns] = 0.0
+        others[:, [column for _, column in asked]] = 0.0
         if not np.ptp(others, axis=0).any():
             others = others[:1]
         chosen = np.random.default_rng(0).permutation(len(others))[: max(1, _EVALUATIONS // len(points))]
         inputs = np.repeat(others[None, chosen], len(points), axis=0)  # points, values of the others, columns
-        for column, path, values in zip(columns, paths, points.T, strict=True):
-            inputs[:, :, column] = self._parameter(path).encoded(values)
+        for (parameter, column), values in zip(asked, points.T, strict=True):
+            inputs[:, :, column] = parameter.encoded(values)
         return self._averaged(points, inputs)
-
-    def _parameter(self, path: str) -> Parameter:
-        return next(parameter for parameter in self._parameters if parameter.path == path)
 
     def _averaged(self, points: np.ndarray, inputs: np.ndarray) -> Response:
         signal = self._process.kernel_.k1  # without the noise of a single trial

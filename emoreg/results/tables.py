@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,12 +30,12 @@ from emoreg.storage.files import replacing
 
 
 class _Table(Generic[Row]):
-    """One table in memory and its file, which another driver of the study may replace."""
+    """One table in memory and its file, which another driver of the study may replace. Some columns tell rows apart."""
 
-    def __init__(self, path: Path, row_type: type[Row], key: Callable[[Row], Any]) -> None:
-        self._path = path
+    def __init__(self, folder: Path, name: str, row_type: type[Row], *key: str) -> None:
+        self._path = folder / f"{name}.parquet"
         self._row_type: type[Row] = row_type
-        self._key: Callable[[Row], Any] = key
+        self._key: Callable[[Row], Any] = attrgetter(*key)
         self._stamp: tuple[int, int, int] | None = None
         self.rows: dict[Any, Row] = {}
         self.merge(is_newer=True)
@@ -66,35 +67,23 @@ class _Table(Generic[Row]):
 
 
 class Records:
-    """The tables of one study, in memory.
+    """The tables of one study, in memory: rows by what tells them apart. A later row replaces an earlier one.
 
-    Rows are keyed, trials by identity and epochs by (identity, stage, epoch); a later row replaces an earlier one, so that a
-    trial taken up again from its checkpoint never doubles an epoch. If a study has several drivers, each takes in what the
+    A trial taken up again from its checkpoint never doubles an epoch. If a study has several drivers, each takes in what the
     others wrote before it writes.
-
-    Attributes:
-        trials: by identity.
-        epochs: by identity, stage and number.
-        probes: by identity, stage, epoch, probe and name.
-        runs: by number.
     """
 
     def __init__(self, folder: Path, turn: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Open the records of the study in ``folder``, which may have none yet.
 
-        Args:
-            folder: the study's.
-            turn: begins with what is stored in ``folder``, and ends with what is in ``folder`` stored, while no other driver
-                does the same.
+        ``turn`` begins with what is stored in ``folder``, and ends with what is there stored, while no other driver does so.
         """
         folder = folder / "records"
         self._turn = turn
-        self._epochs = _Table(folder / "epochs.parquet", EpochRecord, lambda row: (row.identity, row.stage, row.epoch))
-        self._probes = _Table(
-            folder / "probes.parquet", ProbeRecord, lambda row: (row.identity, row.stage, row.epoch, row.probe, row.name)
-        )
-        self._trials = _Table(folder / "trials.parquet", TrialRecord, lambda row: row.identity)
-        self._runs = _Table(folder / "runs.parquet", RunRecord, lambda row: row.run)
+        self._epochs = _Table(folder, "epochs", EpochRecord, "identity", "stage", "epoch")
+        self._probes = _Table(folder, "probes", ProbeRecord, "identity", "stage", "epoch", "probe", "name")
+        self._trials = _Table(folder, "trials", TrialRecord, "identity")
+        self._runs = _Table(folder, "runs", RunRecord, "run")
         self._by_trial: dict[str, dict[tuple[str, int], EpochRecord]] = {}
         for row in self._epochs.rows.values():
             self._by_trial.setdefault(row.identity, {})[row.stage, row.epoch] = row
@@ -111,16 +100,8 @@ class Records:
     def begin_run(self, provenance: Provenance) -> RunRecord:
         """The row of a run that begins now, written: one that is killed is a run too."""
         with self._merged():
-            row = RunRecord(
-                run=max(self.runs, default=0) + 1,
-                study=provenance.study,
-                storage=provenance.storage,
-                started=utc_now(),
-                command=provenance.command,
-                versions=json.dumps(dict(provenance.versions)),
-                git_commit=provenance.git_commit,
-                host=provenance.host,
-            )
+            known = dataclasses.asdict(provenance) | {"versions": json.dumps(dict(provenance.versions))}
+            row = RunRecord(run=max(self.runs, default=0) + 1, started=utc_now(), **known)
             self._runs.add(row)
             self._runs.write()
         return row
@@ -175,27 +156,17 @@ class Records:
         self._trials.write()
 
 
-def read_rows(path: Path, row_type: type[Row], *, name: str = "") -> list[Row]:
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """The rows of a table, none where there is no file.
-
-    Args:
-        path: of the table.
-        row_type: of its rows.
-        name: what a message calls it, where that is not its path.
 
     Raises:
         StorageError: for a file that is damaged, or of another emoreg.
     """
-    return [row_type(**values) for values in read_table(path, name or str(path)).to_pylist()] if path.exists() else []
+    return [row_type(**values) for values in read_table(path, str(path)).to_pylist()] if path.exists() else []
 
 
 def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A table of the records.
-
-    Args:
-        source: where it is.
-        name: what a message calls it.
-        columns: those wanted; None for all.
+    """A table of the records, or some of its columns; ``name`` is for messages.
 
     Raises:
         StorageError: for a file that is damaged, or of another emoreg.
@@ -203,8 +174,8 @@ def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | Non
     try:
         # Opened once: `pq.read_table` opens a path twice, and a driver may replace the file in between.
         with pq.ParquetFile(source, page_checksum_verification=True) as stored:
-            version = schema_version(stored.schema_arrow)
-            if version != SCHEMA_VERSION:
+            version = (stored.schema_arrow.metadata or {}).get(b"emoreg.schema_version", b"").decode()
+            if version != str(SCHEMA_VERSION):
                 raise StorageError(
                     f"Read {name} with the emoreg that wrote it, or choose another storage: records must have schema version "
                     f"{SCHEMA_VERSION}, but these have {version or 'none'}"
@@ -215,12 +186,6 @@ def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | Non
             f"Move {name} away and run the study again (trials that have a checkpoint are not paid for twice): records must be "
             f"Parquet, but it cannot be read ({error})"
         ) from error
-
-
-def schema_version(stored: pa.Schema) -> int | None:
-    """Which version of the schemas a table was written with; None for a table that is not emoreg's."""
-    version = (stored.metadata or {}).get(b"emoreg.schema_version", b"").decode()
-    return int(version) if version.isdigit() else None
 
 
 def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:

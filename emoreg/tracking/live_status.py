@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -39,18 +38,12 @@ class LiveStatus(StudyObserver):
 
     def on_start(self, trial: ResolvedTrial, role: Role) -> None:
         """A trial has a worker."""
-        config = trial.config
-        self._running[trial.identity] = RunningTrial(
-            identity=trial.identity, role=role, control=config.control, backbone=config.backbone
-        )
+        self._running[trial.identity] = RunningTrial.of(trial, role)
 
     def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
         """A running trial ended an epoch."""
         if trial.identity in self._running:
-            stage = trial.config.pretraining if row.stage == "pretraining" else trial.config.regulation
-            self._running[trial.identity] = dataclasses.replace(
-                self._running[trial.identity], stage=row.stage, epoch=row.epoch, epochs=stage.epochs, accuracy=row.val_accuracy
-            )
+            self._running[trial.identity] = RunningTrial.of(trial, self._running[trial.identity].role, row)
 
     def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
         """A trial runs no more."""

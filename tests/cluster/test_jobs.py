@@ -20,10 +20,11 @@ import pytest
 from ray.job_submission import JobDetails
 
 from emoreg.cli.cluster import Logs, Submit
+from emoreg.cli.commands import Status
 from emoreg.cli.main import main
 from emoreg.cluster import client
 from emoreg.cluster.client import NoAnswer, connect, follow
-from emoreg.cluster.jobs import Job, Submission, job_status, list_jobs, newest_job, prepare, study_status, submit
+from emoreg.cluster.jobs import Job, Submission, list_jobs, newest_job, prepare, study_status, submit
 from emoreg.config import ExperienceConfig, ImageSetConfig, StudyConfig
 from emoreg.errors import ConfigError, ImageSetError
 from tests.helpers.studies import study_file, tiny_study
@@ -304,14 +305,19 @@ def test_an_outage_that_does_not_end_is_told(dashboard: Dashboard, monkeypatch: 
         list(pieces)
 
 
-def test_how_a_study_stands_is_read_from_its_records_or_told_as_ray_does(dashboard: Dashboard, tmp_path: Path) -> None:
+def test_how_a_study_stands_is_read_from_its_records_or_told_as_ray_does(
+    dashboard: Dashboard, tmp_path: Path, capsys: Output
+) -> None:
     dashboard.has(job("RUNNING"), log="first\nlast\n\n")
-    found = job_status("tiny", dashboard.address)
-    assert (found.job.state, found.job.has_ended, found.status, found.last_line) == ("RUNNING", False, None, "last")
-    assert study_status(dataclasses.replace(found.job, place=str(tmp_path / "nowhere"))) is None
+    assert Status(study="tiny", address=dashboard.address, json=True)() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["status"], told["last_line"]) == ("RUNNING", None, "last")
+    found = newest_job("tiny", connect(dashboard.address))
+    assert (found.has_ended, study_status(found)) == (False, None)
+    assert study_status(dataclasses.replace(found, place=str(tmp_path / "nowhere"))) is None
 
     place = str(write_study(tmp_path, num_seeds=0))
-    began = dataclasses.replace(found.job, place=place, submitted=BEGAN.timestamp())
+    began = dataclasses.replace(found, place=place, submitted=BEGAN.timestamp())
     status = study_status(began)
     assert status is not None
     assert (status.place, status.trials.planned >= 40) == (place, True)

@@ -24,7 +24,6 @@ from emoreg.results.plan import (
     opening_of,
     plan_trials,
     read_openings,
-    unplanned_openings,
     with_opening,
     write_openings,
 )
@@ -202,13 +201,6 @@ def test_a_further_opening_is_refused_or_added() -> None:
     with pytest.raises(ConfigError, match=r"opened for test_resnet \w{12}, test_vit \w{12} on seeds 1000 to 1001, and now"):
         with_opening([first], other, is_open=True, again=False)
     assert with_opening([first], other, is_open=True, again=True) == [first, other]
-
-
-def test_what_opened_the_test_split_beside_a_plan_is_found() -> None:
-    trials = planned()
-    outside = dataclasses.replace(next(iter(SEARCHED.values())), test_accuracy=0.5)
-    records = [*SEARCHED.values(), outside, confirmed(trials[0][1], 0.5)]
-    assert unplanned_openings([opening_of(trials)], records) == [outside]
 
 
 def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def test_a_study_is_typed(written: Path) -> None:
     assert study.epochs_of("nobody's") == []
 
 
+def test_what_opened_the_test_split_beside_a_plan_is_found(written: Path) -> None:
+    study = load_results(written)
+    outside = dataclasses.replace(study.searched[0], test_accuracy=0.5)
+    assert dataclasses.replace(study, trials=(outside, *study.trials)).unplanned_openings == [outside]
+
+
 def test_a_confirmation_is_found_beside_its_study(written: Path) -> None:
     study = load_results(f"{written}/")
     assert study.openings == ()
