@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emoreg.config import (
     Choice,
@@ -35,7 +34,7 @@ from emoreg.config.search_space import resolve
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.plan import choose, confirming, opening_of, plan_trials, write_openings
 from emoreg.results.records import EpochRecord, Provenance, Role, Row, RunRecord, TrialRecord, schema
-from emoreg.results.tables import Records
+from emoreg.results.tables import Records, write_table
 from emoreg.results.written import WrittenStudy, read_written
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import seal, unseal
@@ -276,7 +275,7 @@ class _Rows:
 def write_rows(folder: Path, table: str, row_type: type[Row], rows: Iterable[Row]) -> None:
     """Write a table of the records of the study in ``folder``."""
     content = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
-    pq.write_table(content, folder / "records" / f"{table}.parquet")
+    write_table(folder / "records" / f"{table}.parquet", content)
 
 
 def moment(time: datetime) -> str:

@@ -24,6 +24,7 @@ from emoreg.report.reproduce import replay_command
 from emoreg.report.tables import Cell, Table
 from emoreg.results.analysis import estimate
 from emoreg.results.study import load_results
+from emoreg.results.tables import write_table
 from emoreg.storage.files import Files
 from tests.helpers.browser import needs_chromium
 from tests.helpers.written import changed_json, made_up_config, write_study
@@ -455,7 +456,7 @@ def change(folder: Path, name: str, changed: Callable[[list[Row]], list[Row]]) -
     """Write a table of a study's records anew, from its rows as dicts."""
     path = folder / "records" / f"{name}.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.from_pylist(changed(table.to_pylist()), schema=table.schema), path)
+    write_table(path, table.from_pylist(changed(table.to_pylist()), schema=table.schema))
 
 
 def truncate(path: Path) -> None:

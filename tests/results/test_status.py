@@ -18,7 +18,7 @@ from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.records import TrialRecord
 from emoreg.results.status import read_status
-from emoreg.results.tables import Records
+from emoreg.results.tables import Records, write_table
 from emoreg.storage.files import Files
 from emoreg.storage.locks import study_lock
 from emoreg.storage.sealed import seal, unseal
@@ -166,7 +166,7 @@ def test_ten_thousand_trials_in_a_second_and_nothing_heavy_is_imported(tmp_path:
     searched = [row for row in pq.read_table(path).to_pylist() if row["role"] == "search"]
     names = pq.read_schema(path)
     many = [searched[index % len(searched)] | {"identity": f"{index:012x}", "number": index} for index in range(10_000)]
-    pq.write_table(pa.Table.from_pylist(many, schema=names), path)
+    write_table(path, pa.Table.from_pylist(many, schema=names))
     code = (
         "import sys\nfrom emoreg.results.status import read_status\ntry:\n    print(read_status(sys.argv[1]).trials.ended)\n"
         "finally:\n    print(*sys.modules, file=sys.stderr)\n"
