@@ -44,7 +44,7 @@ from emoreg.tuning.observers import ExperiencePruner, Heartbeat, StopRelay, Stor
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.placement import Placement
 from emoreg.tuning.postgres import no_answer_error
-from emoreg.tuning.preflight import adopt_controls, check_study, named_study, storage_uri, store_uri
+from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
 from emoreg.tuning.queue import Job
 from emoreg.tuning.ray_session import ray_session
 from emoreg.tuning.reconcile import reconcile, warm_start
@@ -166,7 +166,7 @@ class _StudyRun:
         study = open_study(config, self._copy.folder, self._coordinator.patience)
         messages = warm_start(study, config, partial(named_study, config), resolved)
         reconciled = reconcile(study, config, records.trials, resolved)
-        for message in (*messages, *reconciled.messages):
+        for message in (*lost_epochs(records), *messages, *reconciled.messages):
             told.on_message(message)
         for identity, number in reconciled.renumbered.items():
             records.add_trial(dataclasses.replace(records.trials[identity], number=number))
