@@ -73,7 +73,6 @@ def open_study(config: StudyConfig, folder: Path, patience: Patience | None = No
     with no_experimental_warnings():
         if study.metric_names is None:
             study.set_metric_names([objective.metric for objective in config.objectives])
-        study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
     return study
 
 
@@ -270,9 +269,14 @@ def no_experimental_warnings() -> Iterator[None]:
 
 
 def sampler_of(config: SamplerConfig, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-    """The sampler of a study whose storage holds ``trials``: its seed depends on how many there are."""
+    """The sampler of the next proposal of a study whose storage holds ``trials``: its seed depends on how many are its own.
+
+    A proposal is thus a function of the study's seed, its own number, and what the sampler learns from: a search that goes on
+    after a kill proposes what it would have, and not what it has proposed before.
+    """
     samplers = optuna.samplers
-    seed = derive_seed(config.seed, "sampler", len(trials)) % 2**32
+    number = sum(WARM_START not in trial.user_attrs for trial in trials)
+    seed = derive_seed(config.seed, "sampler", number) % 2**32
     startup = config.num_startup_trials
     match config.name:
         case "tpe":

@@ -29,9 +29,7 @@ from emoreg.tuning.optuna_study import (
     WARM_START,
     Told,
     is_own,
-    no_experimental_warnings,
     replaced,
-    sampler_of,
     told,
 )
 
@@ -80,9 +78,7 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
         resolved: gives a trial its identity.
     """
     did: Counter[str] = Counter()
-    if _add_missing(study, config, records, resolved, did):
-        with no_experimental_warnings():  # a sampler seeded for a younger history would propose again what ran
-            study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
+    _add_missing(study, config, records, resolved, did)
     trials = study.get_trials(deepcopy=False)
     gone = replaced(trials)
     reruns: dict[str, Rerun] = {}

@@ -46,7 +46,9 @@ from emoreg.tuning.optuna_study import (
     _retrying,
     _RetryingStorage,
     count_proposed,
+    no_experimental_warnings,
     open_study,
+    sampler_of,
 )
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
 from tests.helpers.written import write_study_json
@@ -90,6 +92,8 @@ def propose(study: optuna.Study, config: StudyConfig, params: Mapping[str, Value
     """Ask as the searcher does; ``params`` fixes the values."""
     if params is not None:
         study.enqueue_trial(dict(params))
+    with no_experimental_warnings():
+        study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
     trial = study.ask()
     trial_config = resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, trial)))
     trial.set_user_attr("identity", trial_config.identity)
@@ -159,8 +163,9 @@ def test_a_journal_torn_by_a_kill_is_read_on(tmp_path: Path) -> None:
         assert states(open_study(config, tmp_path)) == [COMPLETE]
 
 
-def test_sampler_names_and_their_startup_trials(tmp_path: Path) -> None:
-    samplers = {name: open_study(study_config(sampler=name), tmp_path / name).sampler for name in SAMPLERS}
+def test_sampler_names_and_their_startup_trials() -> None:
+    with no_experimental_warnings():
+        samplers = {name: sampler_of(study_config(sampler=name).sampler, ()) for name in SAMPLERS}
     assert {name: type(sampler).__name__ for name, sampler in samplers.items()} == {
         "tpe": "TPESampler",
         "gp": "GPSampler",
