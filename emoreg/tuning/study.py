@@ -27,7 +27,7 @@ from emoreg.config.search_space import lengths, num_searched, resolve
 from emoreg.errors import UserError
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import Files, storage_full_error
+from emoreg.storage.files import Files, refused_error, storage_full_error
 from emoreg.storage.working_copy import scratch
 from emoreg.tracking import tensorboard
 from emoreg.tracking.live_status import LiveStatus
@@ -317,9 +317,8 @@ def _own_errors(config: StudyConfig) -> Iterator[None]:
         while cause is not None:  # Tune raises its own while it handles ours
             if isinstance(cause, UserError):
                 raise cause from None
-            full = storage_full_error(cause.errno, cause) if isinstance(cause, OSError) else None
-            if full is not None:
-                raise full from error
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise (storage_full_error(cause.errno, cause) or refused_error(cause)) from error
             if isinstance(cause, OperationalError) and config.optuna_storage is not None:
                 raise no_answer_error(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__
