@@ -206,6 +206,7 @@ class _StudyRun:
         store = ExperienceStore(Files(store_uri(config), patience=patience), locks=locks.open(patience))
         placement = Placement(config, told.on_message)
         placement.check()
+        placement.check_gpus()
         waiting = placement.waiting()
         if waiting is not None:
             told.on_message(waiting)
