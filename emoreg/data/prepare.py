@@ -40,6 +40,8 @@ FORMAT_VERSION = "1"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
 
 _DIGEST = b"emoreg.digest"
+_NOT_WHOLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError)
+"""What it may come to, to read a prepared file that is absent, cut short, or damaged."""
 _found_whole: set[tuple[str, int, int, int]] = set()
 """The files whose digests this process has computed: path, inode, size and time of the last change."""
 
@@ -157,18 +159,16 @@ def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> Ima
 def _open(path: Path, name: str, key: str) -> ImageSet | None:
     """The prepared set, or None where there is none or the file is not what was written."""
     try:
-        with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-            metadata = file.schema.metadata or {}
-            if metadata.get(b"emoreg.key", b"").decode() != key or file.num_record_batches != 2:
-                return None
-            train, test = (_split(file.get_batch(index)) for index in range(2))
+        metadata, (train, test) = _contents(pa.memory_map(str(path)))
+        if metadata[b"emoreg.key"].decode() != key:
+            return None
         stat = os.stat(path)
         version = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if version not in _found_whole:
             if metadata[_DIGEST].decode() != _digest(metadata, (train, test)):
                 return None
             _found_whole.add(version)
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError):  # absent, cut short, or damaged
+    except _NOT_WHOLE:
         return None
     return ImageSet(
         name=name,
@@ -179,6 +179,22 @@ def _open(path: Path, name: str, key: str) -> ImageSet | None:
         test=test,
         summary=json.loads(metadata[b"emoreg.summary"]),
     )
+
+
+def is_whole(source: pa.NativeFile) -> bool:
+    """Whether a prepared file matches its digest."""
+    try:
+        metadata, splits = _contents(source)
+        return metadata[_DIGEST].decode() == _digest(metadata, splits)
+    except _NOT_WHOLE:
+        return False
+
+
+def _contents(source: pa.NativeFile) -> tuple[dict[bytes, bytes], tuple[Split, Split]]:
+    with pa.ipc.open_file(source) as file:
+        if file.num_record_batches != 2:
+            raise ValueError("a prepared set has two splits")
+        return file.schema.metadata, (_split(file.get_batch(0)), _split(file.get_batch(1)))
 
 
 def _digest(metadata: Mapping[bytes, bytes], splits: Iterable[Split]) -> str:

@@ -200,6 +200,8 @@ def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | Non
 
 def _check(table: pa.Table, columns: list[str] | None) -> None:
     """Raise ValueError for a table that is not as it was written."""
+    if _DIGESTS not in table.schema.metadata:
+        raise ValueError("it has no digests: an earlier emoreg wrote it, or another program")
     digests: dict[str, str] = json.loads(table.schema.metadata[_DIGESTS])
     for column in digests if columns is None else columns:
         if column not in table.column_names or _digest(table[column]) != digests.get(column):

@@ -24,7 +24,9 @@ def unseal(stored: bytes | pa.Buffer) -> dict[str, Any]:
         ValueError: where it is damaged, was changed by hand, or was not sealed.
     """
     content = json.loads(bytes(stored))
-    if not isinstance(content, dict) or content.pop(_DIGEST, None) != _digest(content):
+    if not isinstance(content, dict) or _DIGEST not in content:
+        raise ValueError("it has no digest: an earlier emoreg wrote it, or another program")
+    if content.pop(_DIGEST) != _digest(content):
         raise ValueError("it does not match its digest: it is damaged, or was changed by hand")
     return content
 

@@ -96,12 +96,28 @@ def _journal(path: Path) -> optuna.storages.BaseStorage:
     # Absolute, because Optuna's lock is a symbolic link to this path: one to a relative path dangles, and a lock that a killed
     # driver left behind would then never be released.
     path = path.resolve()
-    try:
+    with _journal_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
         backend = _Journal(str(path))
         backend.check()
         return optuna.storages.JournalStorage(backend)
+
+
+def check_journal(path: Path) -> None:
+    """Read every line of a journal, which is left as it is.
+
+    Raises:
+        StorageError: for one that is not as it was written.
+    """
+    with _journal_errors(path):
+        _Journal(str(path)).check()
+
+
+@contextmanager
+def _journal_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             "Mend the permissions of Optuna's journal, or move it away (recorded trials are not run again, the sampler learns "
