@@ -15,7 +15,7 @@ from emoreg.results.tables import read_table
 from emoreg.results.written import read_written
 from emoreg.storage import checkpoint
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import entries, read_json
+from emoreg.storage.housekeeping import read_json
 from emoreg.storage.working_copy import join, scratch, split
 from emoreg.tuning.optuna_study import check_journal
 
@@ -60,16 +60,16 @@ def verify(place: str) -> Iterator[Verified]:
 
 
 def _experiences(store: Files, study: str) -> Iterator[Verified]:
-    for entry in entries(store):
-        if not any(use.study == study for use in entry.uses):
+    names = sorted(found.name for found in store.find())
+    used = {name.partition("/")[0] for name in names if f"/uses/{study}." in name}
+    for name in names:
+        if name.partition("/")[0] not in used:
             continue
-        for name in sorted(found.name for found in store.find(entry.key)):
-            shown = f"experience/{name}"
-            if name.endswith((".ckpt", ".partial")):
-                yield Verified("experiences", shown, _state(store, name))
-            elif name.endswith(".json"):
-                problem = None if read_json(store, name) else "it does not match its digest: it is passed over"
-                yield Verified("experiences", shown, problem)
+        if name.endswith((".ckpt", ".partial")):
+            yield Verified("experiences", f"experience/{name}", _state(store, name))
+        elif name.endswith(".json"):
+            problem = None if read_json(store, name) else "it does not match its digest: it is passed over"
+            yield Verified("experiences", f"experience/{name}", problem)
 
 
 def _image_sets(files: Files, prefixes: tuple[str, ...]) -> Iterator[Verified]:

@@ -45,9 +45,7 @@ def test_every_stored_file_is_found_whole_or_named(study: Path, bucket: str) -> 
         outside = item.name.startswith(("experience/", "imagesets/"))
         path = (study.parent if outside else study) / item.name
         whole = path.read_bytes()
-        damaged = bytearray(whole)
-        damaged[len(whole) // 2] ^= 4
-        path.write_bytes(damaged)
+        path.write_bytes(whole[:-5])
         assert [(other.name, bool(other.problem)) for other in verify(str(study)) if other.problem] == [(item.name, True)]
         path.write_bytes(whole)
 
