@@ -10,7 +10,7 @@ import pytest
 from emoreg.config import ImageSetConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve
-from emoreg.errors import ConfigError
+from emoreg.errors import ConfigError, StorageError
 from emoreg.results.records import TrialRecord
 from emoreg.tuning.confirm import plan_confirmation
 from emoreg.tuning.images import prepare_image_sets
@@ -59,6 +59,13 @@ def test_other_images_than_those_of_the_search_are_refused(study: StudyConfig, s
         for row in content["fingerprints"]:
             row[-1] = "ab" * 32 if row[0] == "digits" else row[-1]
     with pytest.raises(ConfigError, match=f'fingerprints.digits 16: "{"ab" * 32}" -> '):
+        plan_confirmation(study)
+
+
+@pytest.mark.parametrize("name", ["study.json", "records/trials.parquet"])
+def test_a_damaged_file_of_the_search_is_refused_by_name(name: str, study: StudyConfig, searched: Path) -> None:
+    (searched / name).write_bytes((searched / name).read_bytes()[:-20])
+    with pytest.raises(StorageError, match=name.rpartition("/")[2]):
         plan_confirmation(study)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from emoreg.config import Choice, ResourcesConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import Fingerprints
-from emoreg.errors import ConfigError
+from emoreg.errors import ConfigError, StorageError
 from emoreg.storage.sealed import seal, unseal
 from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import tiny_study
@@ -101,3 +101,12 @@ def test_provenance_hides_passwords(study: StudyConfig) -> None:
     assert found.versions.keys() >= {"emoreg", "python", "torch", "ray", "optuna"}
     quoted = provenance(study, "emoreg run x --optuna-storage 'postgresql://u@h/db?password=secret' --num-trials 3").command
     assert quoted == "emoreg run x --optuna-storage 'postgresql://u@h/db?password=***' --num-trials 3"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"config": {}}'])
+def test_a_damaged_one_is_refused_by_name_and_left_as_it_is(content: bytes, study: StudyConfig, tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"move its study\.json away and run the study again"):
+        write_manifest(study, tmp_path, PRINTS)
+    assert path.read_bytes() == content
