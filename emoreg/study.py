@@ -25,7 +25,7 @@ from emoreg.config import (
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.formatting import counted, format_params
 from emoreg.storage.files import Files
-from emoreg.storage.working_copy import join
+from emoreg.storage.working_copy import join, split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -343,15 +343,12 @@ def load_study(place: str | Path) -> Study:
 
     files = Files(str(place))
     config = read_written(files).config
-    path, question, query = str(place).partition("?") if "://" in str(place) else (str(Path(place).expanduser()), "", "")
-    storage, _, folder = path.rstrip("/").rpartition("/")
+    storage, folder = split(str(place))
     if folder != config.name:
         raise ConfigError(
             f"Rename the folder to {config.name!r}: a study lies in a folder of its name, but this is {files.uri!r}"
         )
-    return Study.from_config(
-        dataclasses.replace(config, storage=(storage or ("/" if path.startswith("/") else ".")) + question + query)
-    )
+    return Study.from_config(dataclasses.replace(config, storage=storage))
 
 
 def run_trial(trial: TrialConfig, *, storage: str = STORAGE, device: Literal["auto", "cpu", "cuda"] = "auto") -> Outcome:

@@ -124,6 +124,8 @@ class Status(WrittenCommand):
     """The URL of a cluster's dashboard: how the newest job of the study stands there."""
     json: Switch = False
     """Print it for programs."""
+    verify: Switch = False
+    """Hold every stored file of the study against its digest instead, and say what is whole; exit code 1 where one is not."""
 
     def __call__(self) -> int:
         """The exit code."""
@@ -131,6 +133,11 @@ class Status(WrittenCommand):
             from emoreg.cli.cluster import print_job_status
 
             return print_job_status(self.study, self.address, as_json=self.json)
+        if self.verify:
+            from emoreg.cli.look import print_verified
+
+            with reading():
+                return print_verified(find_study(self.study, self.storage), terminal())
         from emoreg.cli.look import print_status, status_json
         from emoreg.results.status import read_status
 

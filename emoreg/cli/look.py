@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,13 +14,30 @@ from rich.progress import Progress
 from rich.text import Text
 
 from emoreg.cli.terminal import plain_table, terminal
-from emoreg.formatting import control_name, duration, format_params
+from emoreg.formatting import control_name, counted, duration, format_params
 from emoreg.results.status import Status, age
 
 
 def status_json(status: Status) -> str:
     """How a study stands, as JSON; what is not known is null."""
     return json.dumps(dataclasses.asdict(status), indent=2)
+
+
+def print_verified(place: str, console: Console) -> int:
+    """What of a study's stored files is whole; the exit code."""
+    from emoreg.tuning.verify import Verified, verify
+
+    damaged: list[Verified] = []
+    whole: Counter[str] = Counter()
+    for found in verify(place):
+        if found.problem is None:
+            whole[found.kind] += 1
+        else:
+            damaged.append(found)
+            console.print(f"damaged: {found.name}: {found.problem}", style="red")
+    kinds = ", ".join(f"{kind} {count}" for kind, count in whole.items())
+    console.print(f"{counted(whole.total(), 'file')} whole ({kinds}), {counted(len(damaged), 'file')} damaged")
+    return 1 if damaged else 0
 
 
 def print_status(status: Status, console: Console) -> None:

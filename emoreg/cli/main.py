@@ -25,6 +25,7 @@ from emoreg.cli.options import StudyCommand, StudyOptions, Switch
 from emoreg.cli.terminal import terminal
 from emoreg.config import Float, StudyConfig
 from emoreg.errors import ConfigError, Interrupted, StudyAborted, UserError
+from emoreg.storage.files import refused_error
 from emoreg.study import Study
 from emoreg.study_file import read_study_file, shipped_studies
 
@@ -127,11 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = _parse(arguments)
         code = command()
-    except UserError as error:
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (UserError, OSError) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
         else:
-            print(f"emoreg: {error}", file=sys.stderr)
+            print(f"emoreg: {error if isinstance(error, UserError) else refused_error(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("emoreg: interrupted", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 The file has one record batch for each split, train and test, with two columns: `image`, a fixed-shape tensor of uint8
 [S, S, 3], and `target`, an int64 class index or a fixed-size list of float32. Its schema's metadata holds the class names,
-the fingerprint and the summary. Its name carries a hash of the source's stamp, so that a changed source gets a file of its own.
+the fingerprint, the summary, and a digest of all of these and the data: a file that does not match it is prepared again. Its
+name carries a hash of the source's stamp, so that a changed source gets a file of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import logging
 import math
 import operator
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from filelock import FileLock
 
 from emoreg.config import ImageSetConfig
@@ -35,6 +38,12 @@ from emoreg.storage.files import replacing, scratch_folder
 
 FORMAT_VERSION = "1"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
+
+_DIGEST = b"emoreg.digest"
+_NOT_WHOLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError)
+"""What it may come to, to read a prepared file that is absent, cut short, or damaged."""
+_found_whole: set[tuple[str, int, int, int]] = set()
+"""The files whose digests this process has computed: path, inode, size and time of the last change."""
 
 REFUSED_SHARE = 0.01
 """Largest share of a split that may be unreadable or without a label; one image is always allowed."""
@@ -150,12 +159,16 @@ def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> Ima
 def _open(path: Path, name: str, key: str) -> ImageSet | None:
     """The prepared set, or None where there is none or the file is not what was written."""
     try:
-        with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-            metadata = file.schema.metadata or {}
-            if metadata.get(b"emoreg.key", b"").decode() != key or file.num_record_batches != 2:
+        metadata, (train, test) = _contents(pa.memory_map(str(path)))
+        if metadata[b"emoreg.key"].decode() != key:
+            return None
+        stat = os.stat(path)
+        version = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if version not in _found_whole:
+            if metadata[_DIGEST].decode() != _digest(metadata, (train, test)):
                 return None
-            train, test = (_split(file.get_batch(index)) for index in range(2))
-    except (pa.ArrowInvalid, OSError):  # absent, cut short, or no Arrow file
+            _found_whole.add(version)
+    except _NOT_WHOLE:
         return None
     return ImageSet(
         name=name,
@@ -166,6 +179,34 @@ def _open(path: Path, name: str, key: str) -> ImageSet | None:
         test=test,
         summary=json.loads(metadata[b"emoreg.summary"]),
     )
+
+
+def is_whole(source: pa.NativeFile) -> bool:
+    """Whether a prepared file matches its digest."""
+    try:
+        metadata, splits = _contents(source)
+        return metadata[_DIGEST].decode() == _digest(metadata, splits)
+    except _NOT_WHOLE:
+        return False
+
+
+def _contents(source: pa.NativeFile) -> tuple[dict[bytes, bytes], tuple[Split, Split]]:
+    with pa.ipc.open_file(source) as file:
+        if file.num_record_batches != 2:
+            raise ValueError("a prepared set has two splits")
+        return file.schema.metadata, (_split(file.get_batch(0)), _split(file.get_batch(1)))
+
+
+def _digest(metadata: Mapping[bytes, bytes], splits: Iterable[Split]) -> str:
+    """The digest of a prepared set, which every process that opens it computes: all metadata but itself, and the data."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(metadata.keys() - {_DIGEST}):
+        digest.update(name + b"=" + metadata[name] + b"\n")
+    for split in splits:
+        for values in (split.images, split.targets):
+            digest.update(f"{values.dtype}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _split(batch: Any) -> Split:
@@ -306,14 +347,15 @@ def _write(stream: BinaryIO, contents: ImageSetContents, splits: list[Split], su
     tensor = pa.fixed_shape_tensor(pa.uint8(), splits[0].images.shape[1:])
     num_targets = len(contents.class_names)
     target = pa.list_(pa.float32(), num_targets) if contents.regression else pa.int64()
+    metadata = {
+        b"emoreg.key": key.encode(),
+        b"emoreg.fingerprint": digest.hexdigest().encode(),
+        b"emoreg.summary": json.dumps(summary).encode(),
+        b"class_names": class_names.encode(),
+    }
     schema = pa.schema(
         [pa.field("image", tensor, nullable=False), pa.field("target", target, nullable=False)],
-        metadata={
-            "emoreg.key": key,
-            "emoreg.fingerprint": digest.hexdigest(),
-            "emoreg.summary": json.dumps(summary),
-            "class_names": class_names,
-        },
+        metadata={**metadata, _DIGEST: _digest(metadata, splits)},
     )
     with pa.ipc.new_file(stream, schema) as writer:
         for split in splits:

@@ -34,6 +34,7 @@ from emoreg.results.analysis import ranked_by_backbone
 from emoreg.results.extra import report_extra
 from emoreg.results.records import TrialRecord, utc_now
 from emoreg.storage.files import Files
+from emoreg.storage.sealed import seal, unseal
 
 PLAN = "plan.json"
 
@@ -253,7 +254,7 @@ def read_openings(files: Files) -> list[Opening]:
         StorageError: for a plan that cannot be read.
     """
     try:
-        return [from_json(Opening, item) for item in json.loads(files.read(PLAN).to_pybytes())["openings"]]
+        return [from_json(Opening, item) for item in unseal(files.read(PLAN))["openings"]]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -265,8 +266,7 @@ def read_openings(files: Files) -> list[Opening]:
 
 def write_openings(files: Files, openings: Iterable[Opening]) -> None:
     """Fix what is to be run."""
-    content = {"openings": [to_json(item) for item in openings]}
-    files.write(PLAN, json.dumps(content, indent=1).encode() + b"\n")
+    files.write(PLAN, seal({"openings": [to_json(item) for item in openings]}))
 
 
 def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, again: bool) -> list[Opening]:

@@ -1,4 +1,8 @@
-"""The records on disk: Parquet tables that are replaced whole and atomically, so that a reader never sees half."""
+"""The records on disk: Parquet tables that are replaced whole and atomically, so that a reader never sees half.
+
+Parquet's own checksums leave out its footer, which says what the pages mean: each column's digest stands in the schema's
+metadata, and whoever reads a column computes it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from pathlib import Path
 from typing import Any, Generic
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from emoreg.errors import StorageError
 from emoreg.results.records import (
@@ -27,6 +33,8 @@ from emoreg.results.records import (
     utc_now,
 )
 from emoreg.storage.files import replacing
+
+_DIGESTS = b"emoreg.digests"
 
 
 class _Table(Generic[Row]):
@@ -180,12 +188,65 @@ def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | Non
                     f"Read {name} with the emoreg that wrote it, or choose another storage: records must have schema version "
                     f"{SCHEMA_VERSION}, but these have {version or 'none'}"
                 )
-            return stored.read(columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
+            table = stored.read(columns=columns)
+            _check(table, columns)
+            return table
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise StorageError(
             f"Move {name} away and run the study again (trials that have a checkpoint are not paid for twice): records must be "
-            f"Parquet, but it cannot be read ({error})"
+            f"Parquet, as emoreg wrote it, but it cannot be read ({error})"
         ) from error
+
+
+def _check(table: pa.Table, columns: list[str] | None) -> None:
+    """Raise ValueError for a table that is not as it was written."""
+    if _DIGESTS not in table.schema.metadata:
+        raise ValueError("it has no digests: an earlier emoreg wrote it, or another program")
+    digests: dict[str, str] = json.loads(table.schema.metadata[_DIGESTS])
+    for column in digests if columns is None else columns:
+        if column not in table.column_names or _digest(table[column]) != digests.get(column):
+            raise ValueError(f"its column {column!r} does not match its digest")
+
+
+def _digest(column: pa.ChunkedArray) -> str:
+    """What tells a column's type, length, nulls and values from others."""
+    array = column.combine_chunks()
+    digest = xxhash.xxh3_64(f"{array.type} {len(array)}".encode())
+    for part in (array.is_null().cast(pa.int8()), *_of_fixed_width(array.drop_null())):
+        if len(part):
+            width = part.type.bit_width // 8
+            digest.update(memoryview(part.buffers()[1])[part.offset * width : (part.offset + len(part)) * width])
+    return str(digest.hexdigest())
+
+
+def _of_fixed_width(values: pa.Array) -> list[pa.Array]:
+    """Arrays of whole bytes that together say what ``values``, without nulls, are."""
+    if pa.types.is_boolean(values.type):
+        return [values.cast(pa.int8())]
+    if not pa.types.is_string(values.type):
+        return [values]
+    lengths = pc.binary_length(values)
+    if not len(values):
+        return [lengths]
+    _, starts, data = values.buffers()
+    first, end = (memoryview(starts).cast("i")[values.offset + place] for place in (0, len(values)))
+    return [lengths, pa.Array.from_buffers(pa.uint8(), end - first, [None, data.slice(first, end - first)])]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Put a table of the records in the place of the former one, durably, with the digests of its columns.
+
+    Raises:
+        OSError: where it cannot be written; the former one stays whole.
+    """
+    digests = json.dumps({name: _digest(table[name]) for name in table.column_names})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        pq.write_table(
+            table.replace_schema_metadata({**(table.schema.metadata or {}), _DIGESTS: digests}),
+            stream,
+            write_page_checksum=True,
+        )
 
 
 def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
@@ -194,6 +255,4 @@ def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
     table = pa.Table.from_arrays(
         [pa.array(list(column), kind) for column, kind in zip(values, columns.types, strict=True)], schema=columns
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        pq.write_table(table, stream, write_page_checksum=True)
+    write_table(path, table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +12,7 @@ from emoreg.config import StudyConfig, from_json
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.tables import read_table
 from emoreg.storage.files import Files
+from emoreg.storage.sealed import unseal
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def read_written(files: Files) -> WrittenStudy:
         StorageError: where it cannot be read.
     """
     try:
-        return from_json(WrittenStudy, json.loads(files.read("study.json").to_pybytes()))
+        return from_json(WrittenStudy, unseal(files.read("study.json")))
     except FileNotFoundError as error:
         raise ConfigError(
             f"Name the folder or URI of a study that was run: {files.uri!r} has no study.json (see `ls` of your storage)"

@@ -83,6 +83,21 @@ def load(files: Files, name: str, *, expected: Mapping[str, Any] | None = None, 
     return state
 
 
+def problem(files: Files, name: str) -> str | None:
+    """Why a state cannot be trusted; None where it can. The file is left as it is.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    path = None if files.folder is None else files.folder / name
+    try:
+        with open(path, "rb", buffering=0) if path is not None else io.BytesIO(files.read(name).to_pybytes()) as stream:
+            _verify(stream)
+    except _Untrusted as fault:
+        return str(fault)
+    return None
+
+
 class Writer:
     """Writes states in the background, one at a time, so that a training loop stands still for a copy in memory only.
 

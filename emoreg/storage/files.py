@@ -120,6 +120,11 @@ def storage_full_error(number: int | None, reason: object) -> StorageError | Non
     )
 
 
+def refused_error(error: OSError) -> StorageError:
+    """The error shown for what the operating system refuses, whatever it is: it names the file."""
+    return StorageError(f"Mend what the system refuses and run the same command again: {error}. What was recorded is whole")
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A file: its name, relative to the ``Files`` that found it, with ``/`` between folders, and its size in bytes."""

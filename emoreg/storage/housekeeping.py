@@ -7,7 +7,6 @@ the studies that run now.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 from emoreg.storage.files import Files, Found
 from emoreg.storage.locks import Locks
+from emoreg.storage.sealed import seal, unseal
 
 STALE_SECONDS = 600.0
 """A study without a heartbeat for so long runs no more."""
@@ -132,18 +132,17 @@ def day_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d") if seconds else "unknown"
 
 
-def write_json(files: Files, name: str, content: object) -> None:
+def write_json(files: Files, name: str, content: Mapping[str, Any]) -> None:
     """Write a small file."""
-    files.write(name, json.dumps(content, indent=1).encode())
+    files.write(name, seal(content))
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
-    """Read a small file; an empty object if it is gone, or another program's."""
+    """Read a small file; an empty object if it is gone, damaged, or another program's."""
     try:
-        content = json.loads(files.read(name).to_pybytes())
+        return unseal(files.read(name))
     except (FileNotFoundError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def record_use(files: Files, key: str, use: Use) -> None:

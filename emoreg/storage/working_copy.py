@@ -33,6 +33,13 @@ def join(storage: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}{question}{query}"
 
 
+def split(place: str) -> tuple[str, str]:
+    """The storage and the name of what ``join`` has joined: "s3://bucket/studies?region=x" and "quickstart"."""
+    path, question, query = place.partition("?") if "://" in place else (str(Path(place).expanduser()), "", "")
+    storage, _, name = path.rstrip("/").rpartition("/")
+    return (storage or ("/" if path.startswith("/") else ".")) + question + query, name
+
+
 class WorkingCopy:
     """A folder of the storage as paths of this process. A context manager.
 

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 import emoreg
-from emoreg.config import StudyConfig, from_json, to_json, without_secrets
+from emoreg.config import StudyConfig, to_json, without_secrets
 from emoreg.config.resolved import Fingerprints
 from emoreg.errors import ConfigError
 from emoreg.provenance import own_commit
 from emoreg.results.records import Provenance
-from emoreg.storage.files import replacing
+from emoreg.results.written import read_written
+from emoreg.storage.files import Files, replacing
+from emoreg.storage.sealed import seal
 from emoreg.training.experience import TRAINER_VERSION
 from emoreg.tuning.user_code import code_fingerprints
 
@@ -41,7 +43,7 @@ def write_manifest(config: StudyConfig, folder: Path, fingerprints: Fingerprints
         "platform": platform.platform(),
     }
     with replacing(folder / "study.json") as stream:
-        stream.write(json.dumps(content, indent=2).encode() + b"\n")
+        stream.write(seal(content))
 
 
 def refuse_changes(config: StudyConfig, folder: Path, fingerprints: Fingerprints) -> None:
@@ -51,13 +53,11 @@ def refuse_changes(config: StudyConfig, folder: Path, fingerprints: Fingerprints
 
     Raises:
         ConfigError: with the differences.
+        StorageError: where the one in the folder cannot be read.
     """
-    path = folder / "study.json"
-    if not path.exists():
+    if not (folder / "study.json").exists():
         return
-    content = json.loads(path.read_text())
-    content["config"] = to_json(from_json(StudyConfig, content["config"]))  # settings that came later are at their defaults
-    before, after = _flat_fixed(content), _flat_fixed(_compared(config, fingerprints))
+    before, after = _flat_fixed(to_json(read_written(Files(str(folder))))), _flat_fixed(_compared(config, fingerprints))
     changed = [
         f"  {name}: {_shown(before, name)} -> {_shown(after, name)}"
         for name in sorted(before.keys() | after.keys())

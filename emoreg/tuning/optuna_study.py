@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+import xxhash
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
@@ -71,7 +73,6 @@ def open_study(config: StudyConfig, folder: Path, patience: Patience | None = No
     with no_experimental_warnings():
         if study.metric_names is None:
             study.set_metric_names([objective.metric for objective in config.objectives])
-        study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
     return study
 
 
@@ -95,15 +96,62 @@ def _journal(path: Path) -> optuna.storages.BaseStorage:
     # Absolute, because Optuna's lock is a symbolic link to this path: one to a relative path dangles, and a lock that a killed
     # driver left behind would then never be released.
     path = path.resolve()
-    try:
+    with _journal_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    except (OSError, ValueError, KeyError) as error:
+        backend = _Journal(str(path))
+        backend.check()
+        return optuna.storages.JournalStorage(backend)
+
+
+def check_journal(path: Path) -> None:
+    """Read every line of a journal, which is left as it is.
+
+    Raises:
+        StorageError: for one that is not as it was written.
+    """
+    with _journal_errors(path):
+        _Journal(str(path)).check()
+
+
+@contextmanager
+def _journal_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"Optuna's journal must be readable and writable, but {path} is not ({error}): mend its permissions, or move it "
-            "away to begin the search anew; recorded trials are not run again"
+            "Mend the permissions of Optuna's journal, or move it away (recorded trials are not run again, the sampler learns "
+            f"from them): it must be readable, writable and whole, but {path} is not ({error})"
         ) from error
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal, whose lines carry digests of what they say; those of other programs, as optuna-dashboard, do not."""
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        for number, log in enumerate(super().read_logs(log_number_from), log_number_from + 1):
+            if log.pop("digest", None) not in (None, _digest(log)):
+                raise ValueError(f"line {number} does not match its digest")
+            yield log
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        stored = json.loads(json.dumps(logs))  # whose keys are texts
+        super().append_logs([{**log, "digest": _digest(log)} for log in stored])
+
+    def check(self) -> None:
+        """Read every line, the last one too, which Optuna passes over where it cannot be read.
+
+        Raises:
+            ValueError: for a line that is not as it was written.
+        """
+        with open(self._file_path, "rb") as stream:
+            num_lines = sum(1 for _ in stream)
+        if sum(1 for _ in self.read_logs(0)) != num_lines:
+            raise ValueError("its last line cannot be read")
+
+
+def _digest(log: Mapping[str, Any]) -> str:
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(log, sort_keys=True).encode()))
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -112,8 +160,18 @@ def _drop_torn_line(path: Path) -> None:
         return
     with open(path, "rb+") as stream:
         text = stream.read()
-        if not text.endswith(b"\n"):
-            stream.truncate(text.rfind(b"\n") + 1)
+        end = text.rfind(b"\n") + 1
+        if _is_json(text[end:-1]):  # whole but for its end, which no kill has changed
+            raise ValueError("its last line does not end as it was written")
+        stream.truncate(end)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _open_database(config: StudyConfig, directions: list[Any], url: str, patience: Patience) -> optuna.Study:
@@ -227,9 +285,14 @@ def no_experimental_warnings() -> Iterator[None]:
 
 
 def sampler_of(config: SamplerConfig, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-    """The sampler of a study whose storage holds ``trials``: its seed depends on how many there are."""
+    """The sampler of the next proposal of a study whose storage holds ``trials``: its seed depends on how many are its own.
+
+    A proposal is thus a function of the study's seed, its own number, and what the sampler learns from: a search that goes on
+    after a kill proposes what it would have, and not what it has proposed before.
+    """
     samplers = optuna.samplers
-    seed = derive_seed(config.seed, "sampler", len(trials)) % 2**32
+    number = sum(WARM_START not in trial.user_attrs for trial in trials)
+    seed = derive_seed(config.seed, "sampler", number) % 2**32
     startup = config.num_startup_trials
     match config.name:
         case "tpe":

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from ray.tune import PlacementGroupFactory
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.config import StudyConfig, TrialResources
 from emoreg.errors import ConfigError
@@ -23,6 +27,7 @@ _KIND = "accelerator_type:"
 _SOME = 0.001  # of a kind of GPU, of which a node has 1: Ray's own way to ask for it
 _GIB = 2**30
 _REFRESH_SECONDS = 0.5
+_ANSWER_SECONDS = 60.0
 _AHEAD = 4
 _NODE_GROUP = "ray.io/node-group"
 """Ray's label of a node that KubeRay or `ray up` started."""
@@ -92,6 +97,36 @@ class Placement:
                 "Ask for less (--resources.cpus-per-trial, --resources.gpus-per-trial, --resources.memory-gib-per-trial, "
                 "--resources.accelerator-type, or resources_by_backbone in the study file) or add such a machine: a trial must "
                 f"fit on one machine, but {self._misfit(backbone)}" + (f", and may start {listed}" if listed else "")
+            )
+
+    def check_gpus(self) -> None:
+        """Refuse machines whose GPUs Ray gives away and torch does not see: every trial there would fail.
+
+        Machines that do not answer within a minute are passed over.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        if not any(asked.gpus for asked in self._asked.values()):
+            return
+        count = ray.remote(num_cpus=0)(_count_gpus)
+        asked = {
+            count.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+            for node in ray.nodes()
+            if node["Alive"] and node["Resources"].get("GPU")
+        }
+        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
+        blind = []
+        for answer in answered:
+            with suppress(RayError):  # it has left meanwhile
+                if not ray.get(answer):
+                    node = asked[answer]
+                    blind.append(f"{node['Resources']['GPU']:g} on {node['NodeName']}")
+        if blind:
+            raise ConfigError(
+                "Install a CUDA build of torch there, or start these machines with --num-gpus=0: Ray must give away no GPU "
+                f"that torch does not see, but it gives away {', '.join(blind)}, where torch sees none (`emoreg doctor "
+                "--address auto` shows all machines)"
             )
 
     def waiting(self) -> str | None:
@@ -181,6 +216,14 @@ def _with_gpus(asked: TrialResources, has_gpus: bool) -> TrialResources:
     if asked.gpus is not None:
         return asked
     return dataclasses.replace(asked, gpus=1.0 if asked.accelerator_type or has_gpus else 0.0)
+
+
+def _count_gpus() -> int:
+    """How many GPUs torch sees on a machine, those that Ray hides from a task that asks for none included."""
+    import torch
+
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    return int(torch.cuda.device_count())
 
 
 def _alive_nodes() -> list[Resources]:

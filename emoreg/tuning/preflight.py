@@ -14,6 +14,7 @@ from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import METRICS, PROBES
 from emoreg.data import check
 from emoreg.errors import ConfigError
+from emoreg.formatting import counted
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
@@ -92,6 +93,16 @@ def check_trial(config: TrialConfig) -> None:
 def check_storage(storage: str) -> None:
     """Refuse a storage that cannot be written, by writing to it."""
     Files(storage).check()
+
+
+def lost_epochs(records: Records) -> list[str]:
+    """What is to be said of trials that have ended and whose epochs are not in the records any more."""
+    lost = [row for row in records.trials.values() if row.regulation_epochs and not records.epochs_of(row.identity)]
+    if not lost:
+        return []
+    return [
+        f"records/epochs.parquet lacks {counted(len(lost), 'trial')} that ended: their numbers stand, their curves are lost"
+    ]
 
 
 def adopt_controls(controls: Iterable[str], records: Records) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from emoreg.errors import ConfigError
+from emoreg.storage.files import scratch_folder
 
 Answer = Literal["open", "refused", "silent"]
 
@@ -45,15 +46,18 @@ def ray_session(
         )
     if address is not None:
         _check_address(address, from_outside)
-    with environment(settings):
-        try:
-            if address is None:
-                _init("local", settings, include_dashboard=False)
-            else:
-                _join(address, settings)
-            yield
-        finally:
-            ray.shutdown()
+    with environment(settings), ExitStack() as end:
+        if address is None:
+            # Its logs and sockets, of which Ray itself removes nothing. First goes what killed runs have left.
+            # The paths of sockets must be short, which TMPDIR may not be.
+            root = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"emoreg-ray-{os.getuid()}"
+            folder = end.enter_context(scratch_folder(root))
+            end.callback(ray.shutdown)
+            _init("local", settings, include_dashboard=False, _temp_dir=str(folder))
+        else:
+            end.callback(ray.shutdown)
+            _join(address, settings)
+        yield
 
 
 @contextmanager
@@ -71,7 +75,7 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _init(address: str, settings: Mapping[str, str], **options: bool) -> None:
+def _init(address: str, settings: Mapping[str, str], **options: bool | str) -> None:
     environment = {"env_vars": dict(settings)}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
 

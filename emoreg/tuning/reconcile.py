@@ -19,6 +19,7 @@ from emoreg.config.search_space import resolve, suggest
 from emoreg.errors import ConfigError
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
+from emoreg.results.written import read_written
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tuning.optuna_study import (
@@ -28,9 +29,7 @@ from emoreg.tuning.optuna_study import (
     WARM_START,
     Told,
     is_own,
-    no_experimental_warnings,
     replaced,
-    sampler_of,
     told,
 )
 
@@ -79,9 +78,7 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
         resolved: gives a trial its identity.
     """
     did: Counter[str] = Counter()
-    if _add_missing(study, config, records, resolved, did):
-        with no_experimental_warnings():  # a sampler seeded for a younger history would propose again what ran
-            study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
+    _add_missing(study, config, records, resolved, did)
     trials = study.get_trials(deepcopy=False)
     gone = replaced(trials)
     reruns: dict[str, Rerun] = {}
@@ -300,7 +297,7 @@ def _study_differences(there: Files, here: Files) -> _Differences:
         old, new = (
             {f"fingerprint of {name}": fingerprint[:12] for name, *_, fingerprint in content["fingerprints"]}
             | {f"trainer of {stage}": version for stage, version in content["trainer"].items()}
-            for content in (json.loads(files.read("study.json").to_pybytes()) for files in (there, here))
+            for content in (to_json(read_written(files)) for files in (there, here))
         )
         for path in old.keys() & new.keys():
             _compare(path, old, new, differences)

@@ -110,7 +110,6 @@ class OptunaSource:
         """Trials of Optuna's that other drivers run."""
         self._num_invalid_in_a_row = 0
         self._num_proposed = count_proposed(study)
-        self._num_stored = len(study.get_trials(deepcopy=False))
         self._num_wanted = num_searched(config)
         self._grid: Iterator[dict[str, Value]] | None = None
         if config.sampler.name == "grid":
@@ -135,18 +134,13 @@ class OptunaSource:
             ConfigError: after 100 proposals in a row that break a rule of the configuration.
         """
         with self._coordinator.turn():
-            trials = self._study.get_trials(deepcopy=False)
-            if len(trials) != self._num_stored:  # others have proposed, and the sampler's seed goes by all proposals
-                self._num_proposed = count_proposed(self._study)
-                with no_experimental_warnings():
-                    self._study.sampler = sampler_of(self._config.sampler, trials)
+            self._num_proposed = count_proposed(self._study)  # others may have proposed
             if self.is_exhausted or not self._enqueue_grid_point():
                 return None
+            with no_experimental_warnings():
+                self._study.sampler = sampler_of(self._config.sampler, self._study.get_trials(deepcopy=False))
             self._num_proposed += 1
-            try:
-                return self._accept(self._propose(self._study.ask(), {}))
-            finally:
-                self._num_stored = len(self._study.get_trials(deepcopy=False))
+            return self._accept(self._propose(self._study.ask(), {}))
 
     def take_up(self) -> list[Job]:
         """Jobs that a dead driver, or another's claim, had left."""

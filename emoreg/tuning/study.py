@@ -27,7 +27,7 @@ from emoreg.config.search_space import lengths, num_searched, resolve
 from emoreg.errors import UserError
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import Files, storage_full_error
+from emoreg.storage.files import Files, refused_error, storage_full_error
 from emoreg.storage.working_copy import scratch
 from emoreg.tracking import tensorboard
 from emoreg.tracking.live_status import LiveStatus
@@ -44,7 +44,7 @@ from emoreg.tuning.observers import ExperiencePruner, Heartbeat, StopRelay, Stor
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.placement import Placement
 from emoreg.tuning.postgres import no_answer_error
-from emoreg.tuning.preflight import adopt_controls, check_study, named_study, storage_uri, store_uri
+from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
 from emoreg.tuning.queue import Job
 from emoreg.tuning.ray_session import ray_session
 from emoreg.tuning.reconcile import reconcile, warm_start
@@ -166,7 +166,7 @@ class _StudyRun:
         study = open_study(config, self._copy.folder, self._coordinator.patience)
         messages = warm_start(study, config, partial(named_study, config), resolved)
         reconciled = reconcile(study, config, records.trials, resolved)
-        for message in (*messages, *reconciled.messages):
+        for message in (*lost_epochs(records), *messages, *reconciled.messages):
             told.on_message(message)
         for identity, number in reconciled.renumbered.items():
             records.add_trial(dataclasses.replace(records.trials[identity], number=number))
@@ -206,6 +206,7 @@ class _StudyRun:
         store = ExperienceStore(Files(store_uri(config), patience=patience), locks=locks.open(patience))
         placement = Placement(config, told.on_message)
         placement.check()
+        placement.check_gpus()
         waiting = placement.waiting()
         if waiting is not None:
             told.on_message(waiting)
@@ -317,9 +318,8 @@ def _own_errors(config: StudyConfig) -> Iterator[None]:
         while cause is not None:  # Tune raises its own while it handles ours
             if isinstance(cause, UserError):
                 raise cause from None
-            full = storage_full_error(cause.errno, cause) if isinstance(cause, OSError) else None
-            if full is not None:
-                raise full from error
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise (storage_full_error(cause.errno, cause) or refused_error(cause)) from error
             if isinstance(cause, OperationalError) and config.optuna_storage is not None:
                 raise no_answer_error(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import subprocess
@@ -239,6 +240,17 @@ def test_debug_shows_the_traceback(tiny: str, capsys: Output) -> None:
     assert code == 2
     assert "Traceback" in err
     assert "ConfigError: Give 0 or more: num_trials" in err
+
+
+def test_what_the_system_refuses_is_no_traceback(tiny: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "runs/tiny/study.json")
+
+    monkeypatch.setattr(Show, "__call__", fail)
+    code, _, err = emoreg_(capsys, "show", tiny)
+    assert code == 2
+    assert err.startswith("emoreg: Mend what the system refuses and run the same command again: [Errno 5] Input/output error")
+    assert "runs/tiny/study.json" in err
 
 
 def test_an_interrupt_is_no_traceback(tiny: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:

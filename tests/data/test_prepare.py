@@ -125,6 +125,44 @@ def test_a_torn_or_foreign_file_is_prepared_again(
     assert path.read_bytes() == good
 
 
+def test_no_flipped_bit_is_trained_on(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a flipped bit is prepared again, or the bit is none of the set's: in the padding between its parts."""
+    monkeypatch.setattr(prepare, "_found_whole", set())
+    first = load(of(tree), image_size=16, storage=tmp_path)
+    (path,) = prepared_files(tmp_path)
+    good, key = path.read_bytes(), pa.ipc.open_file(str(path)).schema.metadata[b"emoreg.key"].decode()
+    random = np.random.default_rng(0)
+    refused = 0
+    for position, bit in zip(random.integers(0, len(good), 1500), random.integers(0, 8, 1500), strict=True):
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << bit
+        path.unlink()
+        path.write_bytes(damaged)
+        prepare._found_whole.clear()
+        opened = prepare._open(path, "folder", key)
+        refused += opened is None
+        if opened is not None:
+            assert (opened.fingerprint, opened.summary, opened.class_names) == (
+                first.fingerprint,
+                first.summary,
+                first.class_names,
+            )
+            for found, meant in ((opened.train, first.train), (opened.test, first.test)):
+                assert np.array_equal(found.images, meant.images)
+                assert np.array_equal(found.targets, meant.targets)
+    assert refused > 1000, "the pixels are most of the file"
+    prepare._found_whole.clear()
+    again = load(of(tree), image_size=16, storage=tmp_path)
+    assert path.read_bytes() == good
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_set_s_digest_is_computed_once_a_process(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(of(tree), image_size=16, storage=tmp_path)
+    monkeypatch.setattr(prepare, "_digest", lambda *_: pytest.fail("computed again"))
+    load(of(tree), image_size=16, storage=tmp_path)
+
+
 def _prepare_at_once(tree: Path, storage: Path, barrier: Any, results: Any) -> None:
     count = 0
     original = prepare._prepare

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emoreg.config import (
     Choice,
@@ -35,9 +34,10 @@ from emoreg.config.search_space import resolve
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.plan import choose, confirming, opening_of, plan_trials, write_openings
 from emoreg.results.records import EpochRecord, Provenance, Role, Row, RunRecord, TrialRecord, schema
-from emoreg.results.tables import Records
+from emoreg.results.tables import Records, write_table
 from emoreg.results.written import WrittenStudy, read_written
 from emoreg.storage.files import Files
+from emoreg.storage.sealed import seal, unseal
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 VERSIONS = {"emoreg": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0", "optuna": "5.0.0"}
@@ -136,6 +136,14 @@ def _truth(trial: TrialConfig, helps: float) -> float:
     return base + shape + helps * _EFFECTS[trial.control]
 
 
+@contextmanager
+def changed_json(path: Path) -> Iterator[dict[str, Any]]:
+    """What a file of emoreg's holds, written anew as it is after the block."""
+    content = unseal(path.read_bytes())
+    yield content
+    path.write_bytes(seal(content))
+
+
 def write_study_json(folder: Path, config: StudyConfig) -> Path:
     """Write the ``study.json`` of a study that has not been run, into a folder that is made."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +163,7 @@ def write_study_json(folder: Path, config: StudyConfig) -> Path:
         device="CPU (x86_64)",
         platform="Linux",
     )
-    (folder / "study.json").write_text(json.dumps(to_json(written)))
+    (folder / "study.json").write_bytes(seal(to_json(written)))
     return folder
 
 
@@ -267,7 +275,7 @@ class _Rows:
 def write_rows(folder: Path, table: str, row_type: type[Row], rows: Iterable[Row]) -> None:
     """Write a table of the records of the study in ``folder``."""
     content = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema(row_type))
-    pq.write_table(content, folder / "records" / f"{table}.parquet")
+    write_table(folder / "records" / f"{table}.parquet", content)
 
 
 def moment(time: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from tests.integration.cluster import Cluster, lose, wait_for
 
 pytestmark = pytest.mark.slow
+TINY = Path(__file__).with_name("tiny_study.py")
 
 STUDY = """\
 from emoreg import Choice, ResourcesConfig, Study, TrialResources
@@ -68,3 +70,13 @@ def test_each_backbone_gets_what_it_asks_for(unlike_nodes: Cluster, tmp_path: Pa
     big = [place for place in places if place["backbone"] == BIG]
     assert sorted(gpu for place in big for gpu in place["gpus"]) == [0, 1, 2, 3]
     assert all(place["asked"]["memory"] == 2**28 for place in big)
+
+
+def test_gpus_that_are_not_there_are_refused_at_the_start(unlike_nodes: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "emoreg", "run", str(TINY), "--storage", str(tmp_path), "--address", unlike_nodes.address]
+    process = unlike_nodes.start(*command, "--resources.gpus-per-trial", "1")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "emoreg: Install a CUDA build of torch there, or start these machines with --num-gpus=0" in output
+    assert re.search(r"it gives away (1 on \S+, 4|4 on \S+, 1) on \S+, where torch sees none", output)
+    assert not (tmp_path / "tiny" / "records" / "trials.parquet").exists()

@@ -24,9 +24,10 @@ from emoreg.report.reproduce import replay_command
 from emoreg.report.tables import Cell, Table
 from emoreg.results.analysis import estimate
 from emoreg.results.study import load_results
+from emoreg.results.tables import write_table
 from emoreg.storage.files import Files
 from tests.helpers.browser import needs_chromium
-from tests.helpers.written import made_up_config, write_study
+from tests.helpers.written import changed_json, made_up_config, write_study
 
 Row = dict[str, Any]
 SMALL = made_up_config(num_trials=8)
@@ -356,11 +357,9 @@ def test_the_test_set_opened_beside_the_plan_is_told(tmp_path: Path) -> None:
 
 def test_provenance_is_that_of_search_and_confirmation(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
-    path = tmp_path / "made-up.confirm" / "study.json"
-    content = json.loads(path.read_text())
-    content["versions"]["torch"], content["git_commit"], content["fingerprints"][0][-1] = "9.9.9", "f" * 40, "99" * 32
-    content["code"] = {"control mine": "77" * 32}
-    path.write_text(json.dumps(content))
+    with changed_json(tmp_path / "made-up.confirm" / "study.json") as content:
+        content["versions"]["torch"], content["git_commit"], content["fingerprints"][0][-1] = "9.9.9", "f" * 40, "99" * 32
+        content["code"] = {"control mine": "77" * 32}
     found = dict(provenance(load_results(folder)))
     assert "torch 2.13.0 / 9.9.9," in found["Versions"]
     assert "ray 2.60.0," in found["Versions"]
@@ -402,10 +401,8 @@ def test_truncated_trials_leave_nothing_to_conclude(tmp_path: Path) -> None:
 
 def test_a_second_opening_is_told(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
-    plan = tmp_path / "made-up.confirm" / "plan.json"
-    content = json.loads(plan.read_text())
-    content["openings"].insert(0, content["openings"][0] | {"opened": "2025-12-31T10:00:00.000+00:00"})
-    plan.write_text(json.dumps(content))
+    with changed_json(tmp_path / "made-up.confirm" / "plan.json") as content:
+        content["openings"].insert(0, content["openings"][0] | {"opened": "2025-12-31T10:00:00.000+00:00"})
     report(folder)
     text = text_of(folder / "report" / "index.html")
     assert "The test set was opened 2 times (2025-12-31, " in text
@@ -459,7 +456,7 @@ def change(folder: Path, name: str, changed: Callable[[list[Row]], list[Row]]) -
     """Write a table of a study's records anew, from its rows as dicts."""
     path = folder / "records" / f"{name}.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.from_pylist(changed(table.to_pylist()), schema=table.schema), path)
+    write_table(path, table.from_pylist(changed(table.to_pylist()), schema=table.schema))
 
 
 def truncate(path: Path) -> None:

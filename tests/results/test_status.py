@@ -18,9 +18,10 @@ from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.records import TrialRecord
 from emoreg.results.status import read_status
-from emoreg.results.tables import Records
+from emoreg.results.tables import Records, write_table
 from emoreg.storage.files import Files
 from emoreg.storage.locks import study_lock
+from emoreg.storage.sealed import seal, unseal
 from tests.helpers.written import begin_run, driven, made_up_config, write_rows, write_study, write_study_json
 
 HEAVY = {"torch", "ray", "scipy", "pandas", "statsmodels", "optuna", "sklearn", "matplotlib", "sqlalchemy"}
@@ -70,10 +71,10 @@ def test_configurations_that_share_a_control_are_done_with_it(tmp_path: Path) ->
 def test_what_a_former_opening_ran_is_not_counted(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=12), num_seeds=3)
     confirm = folder.with_name("made-up.confirm")
-    content = json.loads((confirm / "plan.json").read_text())
+    content = unseal((confirm / "plan.json").read_bytes())
     (first,) = content["openings"]
     last = first | {"trials": [trial for trial in first["trials"] if trial["seed"] == 1000]}
-    (confirm / "plan.json").write_text(json.dumps({"openings": [first, last]}))
+    (confirm / "plan.json").write_bytes(seal({"openings": [first, last]}))
     status = read_status(str(confirm))
     assert status.trials.ended == len(last["trials"])
     assert status.confirmation is not None
@@ -165,7 +166,7 @@ def test_ten_thousand_trials_in_a_second_and_nothing_heavy_is_imported(tmp_path:
     searched = [row for row in pq.read_table(path).to_pylist() if row["role"] == "search"]
     names = pq.read_schema(path)
     many = [searched[index % len(searched)] | {"identity": f"{index:012x}", "number": index} for index in range(10_000)]
-    pq.write_table(pa.Table.from_pylist(many, schema=names), path)
+    write_table(path, pa.Table.from_pylist(many, schema=names))
     code = (
         "import sys\nfrom emoreg.results.status import read_status\ntry:\n    print(read_status(sys.argv[1]).trials.ended)\n"
         "finally:\n    print(*sys.modules, file=sys.stderr)\n"

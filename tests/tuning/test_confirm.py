@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,14 @@ import pytest
 from emoreg.config import ImageSetConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve
-from emoreg.errors import ConfigError
+from emoreg.errors import ConfigError, StorageError
 from emoreg.results.records import TrialRecord
 from emoreg.tuning.confirm import plan_confirmation
 from emoreg.tuning.images import prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY
-from tests.helpers.written import write_rows
+from tests.helpers.written import changed_json, write_rows
 
 PARAMS = {"regulation.balance": 0.25, "pretraining.epochs": 2}
 NEUTRAL = ImageSetConfig(name="openmoji-objects", num_images=32, validation_fraction=0.0)
@@ -56,11 +55,17 @@ def test_the_best_is_planned_beside_every_control_on_fresh_seeds(study: StudyCon
 
 
 def test_other_images_than_those_of_the_search_are_refused(study: StudyConfig, searched: Path) -> None:
-    content = json.loads((searched / "study.json").read_text())
-    for row in content["fingerprints"]:
-        row[-1] = "ab" * 32 if row[0] == "digits" else row[-1]
-    (searched / "study.json").write_text(json.dumps(content))
+    with changed_json(searched / "study.json") as content:
+        for row in content["fingerprints"]:
+            row[-1] = "ab" * 32 if row[0] == "digits" else row[-1]
     with pytest.raises(ConfigError, match=f'fingerprints.digits 16: "{"ab" * 32}" -> '):
+        plan_confirmation(study)
+
+
+@pytest.mark.parametrize("name", ["study.json", "records/trials.parquet"])
+def test_a_damaged_file_of_the_search_is_refused_by_name(name: str, study: StudyConfig, searched: Path) -> None:
+    (searched / name).write_bytes((searched / name).read_bytes()[:-20])
+    with pytest.raises(StorageError, match=name.rpartition("/")[2]):
         plan_confirmation(study)
 
 

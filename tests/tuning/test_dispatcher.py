@@ -357,6 +357,34 @@ def test_same_seed_same_search(sampler: str, tmp_path: Path) -> None:
     assert not set(one) & set(other)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_taken_up_again_proposes_what_it_would_have(sampler: str, tmp_path: Path) -> None:
+    """It is killed after each trial, and within every other one, which is taken up."""
+    space: dict[str, Distribution] = {"regulation.balance": Choice((0.25, 0.5, 0.75)), "pretraining.epochs": Choice((1, 2, 3))}
+    if sampler != "grid":
+        space = {**BALANCE, "drop_path": Float(0.0, 0.5)}
+    config = study_config(space, sampler=sampler, num_trials=9)
+
+    def found(folder: Path, *, is_killed: bool) -> list[dict[str, Any]]:
+        search, points = Search(config, folder), []
+        for number in range(9):
+            if is_killed and number % 2:
+                search.next("running")
+                search = Search(config, folder)
+            given = search.next(str(number))
+            if given is None:  # some samplers repeat good values, which are not run again
+                break
+            points.append(dict(given.params))
+            search.finish(str(number), float(given.params["regulation.balance"]))
+            if is_killed:
+                search = Search(config, folder)
+        return points
+
+    undisturbed = found(tmp_path / "undisturbed", is_killed=False)
+    assert len(undisturbed) >= 5
+    assert found(tmp_path / "killed", is_killed=True) == undisturbed
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "qmc"])  # gp and nsga2 repeat good values, rightly
 def test_a_search_taken_up_again_goes_on_to_new_points(sampler: str, tmp_path: Path) -> None:
     space: dict[str, Distribution] = {**BALANCE, "drop_path": Float(0.0, 0.5)}
@@ -664,13 +692,14 @@ def test_what_optuna_knows_and_the_records_do_not_is_run_again_and_not_told_agai
     assert [(trial.state, trial.value) for trial in search.study.trials] == [(COMPLETE, 0.5)]
 
 
-def test_a_space_without_a_valid_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_space_without_a_valid_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space: dict[str, Distribution] = {"deterministic": Choice((True, False)), "precision": Choice(("bf16", "float32"))}
     search = Search(study_config(space), tmp_path)
+    fixed = {"deterministic": True, "precision": "bf16"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        fixed = {"deterministic": True, "precision": "bf16"}
-        search.study.sampler = optuna.samplers.PartialFixedSampler(fixed, search.study.sampler)
+        sampler = optuna.samplers.PartialFixedSampler(fixed, optuna.samplers.RandomSampler())
+    monkeypatch.setattr("emoreg.tuning.source.sampler_of", lambda *_: sampler)
     with pytest.raises(ConfigError, match=r"100 proposals in a row were not"):
         search.next("a")
     assert search.states == [FAIL] * 100

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ import pytest
 
 from emoreg.config import Choice, ResourcesConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import Fingerprints
-from emoreg.errors import ConfigError
+from emoreg.errors import ConfigError, StorageError
+from emoreg.storage.sealed import seal, unseal
 from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import tiny_study
+from tests.helpers.written import changed_json
 
 PRINTS = Fingerprints({("digits", None, None, 16): "abc"})
 
@@ -26,13 +27,13 @@ def changed(study: StudyConfig, **paths: Any) -> StudyConfig:
 
 
 def content_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "study.json").read_text())
+    content: dict[str, Any] = unseal((folder / "study.json").read_bytes())
     return content
 
 
 def test_the_study_file_says_what_was_run(study: StudyConfig, tmp_path: Path) -> None:
     write_manifest(study, tmp_path, PRINTS)
-    content = json.loads((tmp_path / "study.json").read_text())
+    content = unseal((tmp_path / "study.json").read_bytes())
     assert content["config"]["trial"]["backbone"] == "test_resnet"
     assert Fingerprints.from_rows(content["fingerprints"]) == PRINTS
     assert {"emoreg", "python", "torch", "ray", "optuna"} <= content["versions"].keys()
@@ -40,7 +41,7 @@ def test_the_study_file_says_what_was_run(study: StudyConfig, tmp_path: Path) ->
     assert content["platform"]
     assert not list(tmp_path.glob("*.tmp"))
     write_manifest(dataclasses.replace(study, optuna_storage="postgresql://me:pass@word@host:5432/db"), tmp_path, PRINTS)
-    content = json.loads((tmp_path / "study.json").read_text())
+    content = unseal((tmp_path / "study.json").read_bytes())
     assert content["config"]["optuna_storage"] == "postgresql://me:***@host:5432/db"
 
 
@@ -65,11 +66,9 @@ def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig, tmp
 @pytest.mark.parametrize("stage", ["pretraining", "regulation"])
 def test_a_changed_trainer_is_refused(stage: str, study: StudyConfig, tmp_path: Path) -> None:
     write_manifest(study, tmp_path, PRINTS)
-    path = tmp_path / "study.json"
-    content = json.loads(path.read_text())
-    assert content["trainer"].keys() == {"pretraining", "regulation"}
-    content["trainer"][stage] = 0
-    path.write_text(json.dumps(content))
+    with changed_json(tmp_path / "study.json") as content:
+        assert content["trainer"].keys() == {"pretraining", "regulation"}
+        content["trainer"][stage] = 0
     with pytest.raises(ConfigError, match=rf"trainer\.{stage}: 0 -> 1"):
         write_manifest(study, tmp_path, PRINTS)
 
@@ -78,7 +77,7 @@ def test_a_setting_that_came_later_is_at_its_default(study: StudyConfig, tmp_pat
     write_manifest(study, tmp_path, PRINTS)
     content = content_of(tmp_path)
     del content["config"]["trial"]["probe_every"]
-    (tmp_path / "study.json").write_text(json.dumps(content))
+    (tmp_path / "study.json").write_bytes(seal(content))
     write_manifest(study, tmp_path, PRINTS)
     assert content_of(tmp_path)["config"]["trial"]["probe_every"] == 1
 
@@ -89,7 +88,7 @@ def test_a_study_may_grow(study: StudyConfig, tmp_path: Path) -> None:
         study, num_trials=50, control_seeds=(0, 1), controls=("regulated",), resources=ResourcesConfig(max_concurrent=1)
     )
     write_manifest(larger, tmp_path, Fingerprints(PRINTS.by_source | {("openmoji", None, None, 16): "ghi"}))
-    assert json.loads((tmp_path / "study.json").read_text())["config"]["num_trials"] == 50
+    assert unseal((tmp_path / "study.json").read_bytes())["config"]["num_trials"] == 50
 
 
 def test_provenance_hides_passwords(study: StudyConfig) -> None:
@@ -102,3 +101,12 @@ def test_provenance_hides_passwords(study: StudyConfig) -> None:
     assert found.versions.keys() >= {"emoreg", "python", "torch", "ray", "optuna"}
     quoted = provenance(study, "emoreg run x --optuna-storage 'postgresql://u@h/db?password=secret' --num-trials 3").command
     assert quoted == "emoreg run x --optuna-storage 'postgresql://u@h/db?password=***' --num-trials 3"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"config": {}}'])
+def test_a_damaged_one_is_refused_by_name_and_left_as_it_is(content: bytes, study: StudyConfig, tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"move its study\.json away and run the study again"):
+        write_manifest(study, tmp_path, PRINTS)
+    assert path.read_bytes() == content

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
@@ -35,6 +37,7 @@ from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
+from emoreg.storage.sealed import seal, unseal
 from emoreg.tuning.optuna_study import (
     GRID,
     INVALID,
@@ -43,9 +46,12 @@ from emoreg.tuning.optuna_study import (
     _retrying,
     _RetryingStorage,
     count_proposed,
+    no_experimental_warnings,
     open_study,
+    sampler_of,
 )
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
+from tests.helpers.written import write_study_json
 
 COMPLETE, PRUNED, FAIL, RUNNING, WAITING = (
     TrialState.COMPLETE,
@@ -86,6 +92,8 @@ def propose(study: optuna.Study, config: StudyConfig, params: Mapping[str, Value
     """Ask as the searcher does; ``params`` fixes the values."""
     if params is not None:
         study.enqueue_trial(dict(params))
+    with no_experimental_warnings():
+        study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
     trial = study.ask()
     trial_config = resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, trial)))
     trial.set_user_attr("identity", trial_config.identity)
@@ -155,8 +163,9 @@ def test_a_journal_torn_by_a_kill_is_read_on(tmp_path: Path) -> None:
         assert states(open_study(config, tmp_path)) == [COMPLETE]
 
 
-def test_sampler_names_and_their_startup_trials(tmp_path: Path) -> None:
-    samplers = {name: open_study(study_config(sampler=name), tmp_path / name).sampler for name in SAMPLERS}
+def test_sampler_names_and_their_startup_trials() -> None:
+    with no_experimental_warnings():
+        samplers = {name: sampler_of(study_config(sampler=name).sampler, ()) for name in SAMPLERS}
     assert {name: type(sampler).__name__ for name, sampler in samplers.items()} == {
         "tpe": "TPESampler",
         "gp": "GPSampler",
@@ -206,8 +215,40 @@ def test_an_unusable_database_is_named_without_its_password(url: str, message: s
 
 def test_an_unreadable_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "optuna.journal").write_text("not\njson\n")
-    with pytest.raises(StorageError, match=r"journal must be readable and writable, but .*optuna.journal is not"):
+    with pytest.raises(
+        StorageError,
+        match=r"or move it away .* must be readable, writable and whole, but .*optuna.journal is not",
+    ):
         open_study(study_config(), tmp_path)
+
+
+def test_no_flipped_bit_of_the_journal_is_believed(tmp_path: Path) -> None:
+    """Each bit of a line: the last one's too, which Optuna passes over where it cannot be read."""
+    config = study_config(num_trials=2)
+    study = open_study(config, tmp_path)
+    for value in (0.25, 0.5):
+        trial = study.ask({"regulation.balance": optuna.distributions.FloatDistribution(0.1, 0.9)})
+        trial.report(value, 1)
+        study.tell(trial, value)
+    path = tmp_path / "optuna.journal"
+    whole, expected = path.read_bytes(), study.get_trials()
+    random = np.random.default_rng(0)
+    refused = 0
+    for position in sorted({*range(0, len(whole), 7), len(whole) - 1}):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = open_study(config, tmp_path).get_trials()
+        except StorageError:
+            refused += 1
+        else:
+            assert found == expected
+        assert path.read_bytes().startswith(damaged), "nothing is cut off"
+    assert refused > len(whole) / 7 / 2
+    path.write_bytes(whole)
+    theirs = optuna.load_study(study_name=config.name, storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))))
+    assert theirs.get_trials() == expected, "other programs read it"
 
 
 def test_opening_leaves_optuna_s_verbosity_alone_and_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -498,10 +539,10 @@ def test_warm_start_says_that_images_or_trainer_are_others(tmp_path: Path, folde
     config = study_config(name="new", warm_start_from=("old",))
     write_study(tmp_path / "old", balance_record(config, 0.1), balance_record(config, 0.2, number=1))
     for name, task, version in (("old", "abc", 1), ("new", "xyz", 2)):
-        (tmp_path / name).mkdir(exist_ok=True)
+        path = write_study_json(tmp_path / name, config) / "study.json"
         rows = [["digits", None, None, 16, task], ["openmoji", None, None, 16, "def"]]
-        content = {"fingerprints": rows, "trainer": {"pretraining": 1, "regulation": version}}
-        (tmp_path / name / "study.json").write_text(json.dumps(content))
+        changed = {"fingerprints": rows, "trainer": {"pretraining": 1, "regulation": version}}
+        path.write_bytes(seal(unseal(path.read_bytes()) | changed))
     said = warm_start(open_study(config, tmp_path / "new"), config, folder_of, resolve_trial)
     assert said[1:] == [
         'they are only a hint: in \'old\' fingerprint of digits was "abc" (here "xyz"), trainer of regulation was 1 (here 2)',

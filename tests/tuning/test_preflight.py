@@ -13,9 +13,18 @@ from emoreg.errors import ConfigError, StorageError
 from emoreg.results.tables import Records
 from emoreg.storage.working_copy import node_cache
 from emoreg.tuning.images import image_storage
-from emoreg.tuning.preflight import adopt_controls, check_storage, check_study, storage_uri, store_uri, study_files
+from emoreg.tuning.preflight import (
+    adopt_controls,
+    check_storage,
+    check_study,
+    lost_epochs,
+    storage_uri,
+    store_uri,
+    study_files,
+)
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY
+from tests.helpers.written import epoch_record
 
 
 @pytest.fixture
@@ -94,6 +103,15 @@ def test_a_trial_that_was_run_alone_becomes_the_control_that_the_study_asks_for(
         resolve_trial(TINY).identity: "control",
         resolve_trial(other).identity: "trial",
     }
+
+
+def test_lost_epochs_are_told(study: StudyConfig) -> None:
+    records = Records(folder_of(study))
+    records.add_trial(dataclasses.replace(ended(), regulation_epochs=3))
+    records.add_trial(ended(replace_paths(TINY, {"seed": 5}), status="failed"))  # it came to no epoch
+    assert lost_epochs(records) == ["records/epochs.parquet lacks 1 trial that ended: the numbers stand, the curves are lost"]
+    records.add_epoch(epoch_record(resolve_trial(TINY), "regulation", 3, 0.5))
+    assert lost_epochs(records) == []
 
 
 def test_a_metric_or_probe_that_is_not_registered_is_refused(study: StudyConfig) -> None:

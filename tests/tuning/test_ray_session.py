@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -48,12 +51,24 @@ def test_a_process_that_uses_a_ray_already_is_refused(monkeypatch: pytest.Monkey
         pass
 
 
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """Ray's sockets lie in it, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_without_an_address_a_private_ray_runs_for_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_a_private_ray_runs_for_the_block(monkeypatch: pytest.MonkeyPatch, short_tmp: Path) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
+    (short_tmp / f"emoreg-ray-{os.getuid()}" / "of a killed run" / "session").mkdir(parents=True)
     with ray_session(None, {"EMOREG_SETTING": "1"}):
         assert len(ray.nodes()) == 1
         assert ray.get(ray.remote(lambda: os.environ["EMOREG_SETTING"]).remote()) == "1"
         assert knock(ray.get_runtime_context().gcs_address) == "open"
+        (folder,) = (path for path in (short_tmp / f"emoreg-ray-{os.getuid()}").iterdir() if path.is_dir())
+        assert list(folder.glob("session_*/logs"))
     assert not ray.is_initialized()
     assert "EMOREG_SETTING" not in os.environ
+    assert not list((short_tmp / f"emoreg-ray-{os.getuid()}").iterdir()), "Ray's session is gone, and that of a killed run"

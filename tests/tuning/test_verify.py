@@ -1,0 +1,69 @@
+"""What of a study's stored files is whole, and what is not."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from emoreg.cli.look import print_verified
+from emoreg.cli.trial import run_one
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import join
+from emoreg.tuning.images import prepare_image_sets
+from emoreg.tuning.manifest import write_manifest
+from emoreg.tuning.optuna_study import open_study
+from emoreg.tuning.verify import verify
+from tests.helpers.studies import tiny_study
+from tests.helpers.trials import CPU
+
+KINDS = {"study.json": 1, "Optuna's journal": 1, "records": 2, "checkpoints": 1, "image sets": 1}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of one trial, in a storage of its own."""
+    config = tiny_study(storage=str(tmp_path / "runs"))
+    assert run_one(config, "validation", CPU, Console(file=io.StringIO())) == 0
+    folder = tmp_path / "runs" / config.name
+    write_manifest(config, folder, prepare_image_sets(config))
+    open_study(config, folder)
+    return folder
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_every_stored_file_is_found_whole_or_named(study: Path, bucket: str) -> None:
+    found = list(verify(str(study)))
+    assert [item for item in found if item.problem] == []
+    counts = Counter(item.kind for item in found)
+    assert counts.pop("experiences") >= 3, "a snapshot, who made it, who used it"
+    assert counts == KINDS
+    for item in found:
+        outside = item.name.startswith(("experience/", "imagesets/"))
+        path = (study.parent if outside else study) / item.name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-5])
+        assert [(other.name, bool(other.problem)) for other in verify(str(study)) if other.problem] == [(item.name, True)]
+        path.write_bytes(whole)
+
+    there = Files(bucket)
+    for path in study.parent.rglob("*"):
+        if path.is_file():
+            there.write(path.relative_to(study.parent).as_posix(), path.read_bytes())
+    assert list(verify(join(bucket, study.name))) == found
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_what_is_damaged_is_the_exit_code(study: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    assert print_verified(str(study), console) == 0
+    next(study.glob("trials/*/trial.ckpt")).write_bytes(b"torn")
+    assert print_verified(str(study), console) == 1
+    assert isinstance(console.file, io.StringIO)
+    whole, damaged, counts = console.file.getvalue().splitlines()
+    assert whole.endswith(", 0 files damaged")
+    assert "trial.ckpt: it is another program's file" in damaged
+    assert counts.endswith(", 1 file damaged")
