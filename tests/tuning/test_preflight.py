@@ -109,7 +109,9 @@ def test_lost_epochs_are_told(study: StudyConfig) -> None:
     records = Records(folder_of(study))
     records.add_trial(dataclasses.replace(ended(), regulation_epochs=3))
     records.add_trial(ended(replace_paths(TINY, {"seed": 5}), status="failed"))  # it came to no epoch
-    assert lost_epochs(records) == ["records/epochs.parquet lacks 1 trial that ended: the numbers stand, the curves are lost"]
+    assert lost_epochs(records) == [
+        "records/epochs.parquet lacks 1 trial that ended: their numbers stand, their curves are lost"
+    ]
     records.add_epoch(epoch_record(resolve_trial(TINY), "regulation", 3, 0.5))
     assert lost_epochs(records) == []
 
