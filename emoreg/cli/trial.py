@@ -76,7 +76,7 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
             with (
                 tensorboard.TensorBoardReporter(copy.folder, trial, {}) as board,
                 stop_on_signals(ask),
-                store.running(config.name),
+                store.running(config.name, is_alone=coordinator.is_alone),
             ):
                 outcome = run_trial(trial, context, board, lines)
         except Interrupted:

@@ -159,9 +159,9 @@ class ExperienceStore:
         """Bring the store down to ``budget`` bytes: see ``housekeeping.prune``."""
         return housekeeping.prune(self.files, self.locks, budget, dry_run=dry_run)
 
-    def running(self, study: str) -> AbstractContextManager[Callable[[], None]]:
+    def running(self, study: str, *, is_alone: bool) -> AbstractContextManager[Callable[[], None]]:
         """Within, what ``study`` needs is not pruned; gives its heartbeat: see ``housekeeping.running``."""
-        return housekeeping.running(self.files, study)
+        return housekeeping.running(self.files, study, is_alone=is_alone)
 
     def sweep(self) -> None:
         """Remove the temporary files of dead writers; an object store has none."""

@@ -151,11 +151,11 @@ def record_use(files: Files, key: str, use: Use) -> None:
 
 
 @contextmanager
-def running(files: Files, study: str) -> Iterator[Callable[[], None]]:
+def running(files: Files, study: str, *, is_alone: bool = False) -> Iterator[Callable[[], None]]:
     """Within, what ``study`` needs of the store is not pruned, as long as its heartbeat is called.
 
     The heartbeat, which this gives, is to be called at least every ten minutes. It writes at most once a minute, and never
-    breaks a study.
+    breaks a study. First goes what dead drivers have left: of this study at once where no other can be living (``is_alone``).
     """
     name = f"running/{study}.{secrets.token_hex(4)}.json"
     since, last_beat = time.time(), -math.inf
@@ -167,7 +167,8 @@ def running(files: Files, study: str) -> Iterator[Callable[[], None]]:
             note = {"study": study, "since": since, "beat": time.time()}
             _warn_of_errors(files, f"could not be told that study {study!r} runs", lambda: write_json(files, name, note))
 
-    _warn_of_errors(files, "still lists studies that died", lambda: _running(files, forget=True))
+    dead = study if is_alone else None
+    _warn_of_errors(files, "still lists studies that died", lambda: _running(files, forget=True, dead=dead))
     beat()
     try:
         yield beat
@@ -182,12 +183,13 @@ def _warn_of_errors(files: Files, problem: str, act: Callable[[], object]) -> No
         log.warning("the experience store in %s %s: %s", files.uri, problem, error)
 
 
-def _running(files: Files, *, forget: bool = False) -> dict[str, float]:
-    """The studies that run now, and since when; ``forget`` removes the notes of those whose drivers died."""
+def _running(files: Files, *, forget: bool = False, dead: str | None = None) -> dict[str, float]:
+    """The studies that run now, and since when; ``forget`` removes the notes of those whose drivers died, as all of ``dead``."""
     since: dict[str, float] = {}
     for item in files.find("running"):
         note = read_json(files, item.name)
-        if note.keys() == {"study", "since", "beat"} and time.time() - note["beat"] < STALE_SECONDS:
+        is_note = note.keys() == {"study", "since", "beat"} and note["study"] != dead
+        if is_note and time.time() - note["beat"] < STALE_SECONDS:
             since[note["study"]] = min(note["since"], since.get(note["study"], math.inf))
         elif forget:
             files.remove(item.name)

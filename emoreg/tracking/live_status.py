@@ -21,9 +21,10 @@ _WRITE_SECONDS = 5.0
 class LiveStatus(StudyObserver):
     """Writes the trials that run into ``records/live.RUN.json`` every few seconds: the file is a sign of life too."""
 
-    def __init__(self, folder: Path) -> None:
-        """Begin for the study in ``folder``."""
+    def __init__(self, folder: Path, *, is_alone: bool = False) -> None:
+        """Begin for the study in ``folder``; ``is_alone`` where no other driver of it can be living."""
         self._folder = folder
+        self._is_alone = is_alone
         self._running: dict[str, RunningTrial] = {}
         self._next_write = 0.0
 
@@ -31,7 +32,7 @@ class LiveStatus(StudyObserver):
         """Remove what killed drivers left, and write a sign of life at once."""
         for path in self._folder.glob(live_name("*")):  # living drivers write theirs again
             live = parse_live(path.read_bytes())
-            if live is None or age(live.time) > STALE_SECONDS:
+            if self._is_alone or live is None or age(live.time) > STALE_SECONDS:
                 path.unlink(missing_ok=True)
         self._write(status)
         self._next_write = 0.0  # and what runs at the first tick

@@ -36,11 +36,13 @@ class Coordinator(Protocol):
         copy: of the study's folder, with what a driver goes on from.
         patience: with the study's storage and database; for all that this process asks of them.
         token: with which workers build their ``locks.Fence``; None where this driver cannot lose the study.
+        is_alone: whether no other driver of the study can be living.
     """
 
     copy: WorkingCopy
     patience: Patience
     token: str | None
+    is_alone: bool = True
 
     def turn(self) -> AbstractContextManager[None]:
         """Be the only driver of the study, within. May be taken within itself.
@@ -126,6 +128,8 @@ class LocalCoordinator(Coordinator):
 
 class PostgresCoordinator(LocalCoordinator):
     """Joins a study that may have several drivers."""
+
+    is_alone = False
 
     def _hold(self, end: ExitStack) -> None:
         assert self._config.optuna_storage is not None

@@ -212,13 +212,13 @@ class _StudyRun:
             told.on_message(waiting)
         signal = StopSignal()
         recorder = Recorder(records, provenance(config, command))
-        with store.running(config.name) as beat:
+        with store.running(config.name, is_alone=self._coordinator.is_alone) as beat:
             all_told = Observers(
                 (
                     Heartbeat(beat),
                     StopRelay(signal),
                     TrialEnds(copy),
-                    LiveStatus(copy.folder),
+                    LiveStatus(copy.folder, is_alone=self._coordinator.is_alone),
                     StudyTensorBoard(copy, config),
                     StorageSync(self._coordinator),
                     ExperiencePruner(config, copy, store, notify=told.on_message),

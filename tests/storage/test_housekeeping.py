@@ -182,6 +182,18 @@ def test_a_study_without_a_heartbeat_runs_no_more(files: Files, locks: FileLocks
     assert files.find("running") == []
 
 
+def test_what_a_killed_run_left_is_gone_with_the_next_run_of_its_study(files: Files) -> None:
+    runs = [running(files, study) for study in ("mine", "other")]
+    for run in runs:
+        run.__enter__()
+    with running(files, "mine", is_alone=True):
+        notes = sorted(found.name.partition("/")[2].partition(".")[0] for found in files.find("running"))
+        assert notes == ["mine", "other"]
+    assert [found.name.startswith("running/other.") for found in files.find("running")] == [True]
+    for run in runs:
+        run.__exit__(None, None, None)
+
+
 def test_a_heartbeat_that_cannot_be_written_breaks_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

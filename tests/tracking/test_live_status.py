@@ -65,6 +65,14 @@ def test_a_damaged_live_status_is_ignored(tmp_path: Path, content: str) -> None:
     assert not path.exists(), "the next driver clears it away"
 
 
+def test_what_a_killed_driver_left_is_gone_with_the_next_one(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, made_up_config(num_trials=2), num_seeds=0)
+    killed, run = begin_run(folder), begin_run(folder)
+    LiveStatus(folder).on_run_start(standing(killed))
+    LiveStatus(folder, is_alone=True).on_run_start(standing(run))
+    assert [path.name for path in folder.glob("records/live.*")] == [f"live.{run.run}.json"]
+
+
 def test_a_driver_that_has_just_begun(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=2), num_seeds=0)
     with driven(folder):
