@@ -184,7 +184,7 @@ def _warn_of_errors(files: Files, problem: str, act: Callable[[], object]) -> No
 
 
 def _running(files: Files, *, forget: bool = False, dead: str | None = None) -> dict[str, float]:
-    """The studies that run now, and since when; ``forget`` removes the notes of those whose drivers died, as all of ``dead``."""
+    """The studies that run now, and since when; ``forget`` removes the notes of dead drivers, as are all of ``dead``."""
     since: dict[str, float] = {}
     for item in files.find("running"):
         note = read_json(files, item.name)
