@@ -24,8 +24,6 @@ def full_disk(ground: Ground, chance: Random) -> Tally:
         code = study.ended(driver)
         _expect_words(study.tally, code, driver.output, "the disk is full")
         disk.grow(_AMPLE_MB)
-        if code:
-            study.start()
         return study.finish()
 
 
@@ -35,12 +33,10 @@ def read_only_disk(ground: Ground, chance: Random) -> Tally:
     with ground.study() as study:
         driver = study.start()
         records = Path(study.storage) / NAME / "records"
-        num_trials = chance.randrange(1, 6)
-        driver.wait_for(lambda: study.num_recorded() >= num_trials)
+        study.comes_to(chance.randrange(1, 6))
         with read_only(records, driver.wait_for):
             code = study.ended(driver)
             _expect_words(study.tally, code, driver.output, "it is read-only")
-        study.start()
         return study.finish()
 
 

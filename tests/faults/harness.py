@@ -186,8 +186,8 @@ class Driver:
         """What it has said so far."""
         return "".join(line for _, line in self._lines)
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
-        """Whether the condition came to hold before the driver ended.
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 120, pause: float = 0.01) -> bool:
+        """Whether the condition came to hold before the driver ended. It is looked at after each ``pause``.
 
         Raises:
             AssertionError: where neither has happened for so long.
@@ -197,7 +197,7 @@ class Driver:
             if self.process.poll() is not None:
                 return False
             assert time.monotonic() < deadline, f"the moment never came; the driver has said:\n{self.output}"
-            time.sleep(0.01)  # between two looks at the condition
+            time.sleep(pause)
         return True
 
     def wait_for_word(self, words: str, since: float, seconds: float = 60) -> float:
@@ -292,6 +292,7 @@ class Disturbed:
             self._environment["EMOREG_TEST_FAULTS"] = str(moments)
         self._recorded: dict[str, Row] = {}
         self._drivers: list[Driver] = []
+        self._codes: dict[Driver, int] = {}
 
     @property
     def driver(self) -> Driver:
@@ -302,14 +303,16 @@ class Disturbed:
         self._drivers.append(Driver([*self._command, "--storage", storage or self.storage], self._environment))
         return self.driver
 
-    def left(self) -> Left:
-        """What is stored now."""
-        return Left.of(self.storage, self._database)
+    def recorded(self) -> list[Row]:
+        """The rows of the trials that have ended."""
+        with WorkingCopy(Files(join(self.storage, NAME))) as copy:
+            copy.pull("records/trials.parquet")
+            path = copy.folder / "records" / "trials.parquet"
+            return _rows(path) if path.exists() else []
 
-    def num_recorded(self) -> int:
-        """Trials that have ended."""
-        path = Path(self.storage, NAME, "records", "trials.parquet")
-        return len(_rows(path)) if path.exists() else 0
+    def comes_to(self, num_trials: int) -> bool:
+        """Whether so many trials are recorded before the last driver ends."""
+        return self.driver.wait_for(lambda: len(self.recorded()) >= num_trials, pause=0.2)
 
     def num_log_lines(self) -> int:
         return sum(len(path.read_text().splitlines()) for path in Path(self.storage).glob(f"{NAME}/trials/*/log.txt"))
@@ -321,15 +324,25 @@ class Disturbed:
             pids |= set(map(int, re.findall(r"attempt \d+ on \S+, process (\d+)", path.read_text())))
         return sorted(pid for pid in pids if is_alive(pid))
 
+    def waited(self, driver: Driver, words: str, since: float) -> None:
+        """Count how long a driver is silent from a moment on until it says these words."""
+        try:
+            self.tally.waited(driver.wait_for_word(words, since))
+        except AssertionError as error:
+            self.tally.silent += 1
+            self.tally.notes.append(f"without the words {words!r}: {error}")
+
     def ended(self, driver: Driver) -> int:
-        """Wait for a driver's end, and count what it has said, and done to what was recorded before; its exit code."""
-        code = driver.wait()
+        """The exit code of a driver, once it has ended; what it said, and did to what was recorded before, is counted then."""
+        if driver in self._codes:
+            return self._codes[driver]
+        code = self._codes[driver] = driver.wait()
         self.tally.answers[f"exit {code}"] += 1
         tracebacks = driver.output.count("Traceback (most recent call last)")
         self.tally.tracebacks += tracebacks
         if tracebacks or code not in (0, 2, -signal.SIGKILL):
             self.tally.notes.append(f"exit {code}: {driver.output}")
-        now = {row["identity"]: row for row in self.left().trials}
+        now = {row["identity"]: row for row in self.recorded()}
         for identity, row in self._recorded.items():
             self.tally.lost += identity not in now
             if now.get(identity, row) != row:
@@ -340,13 +353,15 @@ class Disturbed:
 
     def finish(self) -> Tally:
         """Run the study until it says that it has ended, then compare it with the undisturbed one."""
-        code = self.ended(self.driver)
-        while code != 0:
+        while self.ended(self.driver) != 0:
             assert len(self._drivers) < MOST_RUNS, f"it did not end:\n{self.driver.output}"
-            code = self.ended(self.start())
+            self.start()
         before = len(self.tally.notes)
-        self.left().compare(self._whole, self.tally)
+        Left.of(self.storage, self._database).compare(self._whole, self.tally)
         self.tally.silent += len(self.tally.notes) - before  # it said that it had ended well
+        if "://" not in self.storage:
+            rest = [path for end in ("tmp", "bad") for path in Path(self.storage).rglob(f"*.{end}")]
+            self.tally.notes += [f"left behind: {path.relative_to(self.storage)}" for path in rest]
         return self.tally
 
     def clear(self) -> None:
@@ -389,7 +404,7 @@ class Ground:
                 assert code == 0, study.driver.output
             finally:
                 study.clear()
-            self._undisturbed, self._whole = storage, study.left()
+            self._undisturbed, self._whole = storage, Left.of(str(storage))
         return self._undisturbed
 
     @contextmanager
