@@ -11,6 +11,7 @@ from tests.faults.study import NAME
 from tests.helpers.disks import need_mounts, read_only, small_disk
 
 _AMPLE_MB = 500
+_IMPATIENT = ("--resources.max-retries", "1")
 
 
 @fault("a full disk")
@@ -30,7 +31,7 @@ def full_disk(ground: Ground, chance: Random) -> Tally:
 @fault("a disk that becomes read-only")
 def read_only_disk(ground: Ground, chance: Random) -> Tally:
     need_mounts(ground.new_folder("disk"))
-    with ground.study() as study:
+    with ground.study(None, *_IMPATIENT) as study:
         driver = study.start()
         records = Path(study.storage) / NAME / "records"
         study.comes_to(chance.randrange(1, 6))
