@@ -79,7 +79,7 @@ class Liar:
             return bytes(lie)
 
 
-@fault("an S3 server that lies: bits flipped in its answers, answers cut short")
+@fault("an S3 server that lies: a wrong bit in an answer, or an answer cut short")
 def lying_s3(ground: Ground, chance: Random) -> Tally:
     liar = Liar(chance, LIES)
     with s3_server() as server, Gate(server.address, liar) as gate:
