@@ -19,7 +19,7 @@ def full_disk(ground: Ground, chance: Random) -> Tally:
     size = sum(path.stat().st_size for path in ground.undisturbed.rglob("*") if path.is_file()) / 2**20
     with (
         small_disk(ground.new_folder("disk"), chance.uniform(0.2, 0.8) * size) as disk,
-        ground.study(str(disk.folder)) as study,
+        ground.study(str(disk.folder), *_IMPATIENT) as study,
     ):
         driver = study.start()
         code = study.ended(driver)
