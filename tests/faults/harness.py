@@ -235,8 +235,9 @@ class Driver:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append((time.monotonic(), line))
+        with self.process.stdout as lines:
+            for line in lines:
+                self._lines.append((time.monotonic(), line))
 
 
 def family(pid: int) -> list[int]:
