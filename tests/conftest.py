@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.postgres import PostgreSQL
+from tests.helpers.postgres import PostgreSQL, postgresql_server
+from tests.helpers.s3 import S3Server
+from tests.helpers.s3 import s3_server as s3_server_process
 
 if TYPE_CHECKING:
     from tests.integration.cluster import Cluster
@@ -88,44 +86,29 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The address of a real S3 endpoint: moto's server, in a process of its own."""
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        said = ""
-        while not (address := re.search(r"http://(127\.0\.0\.1:\d+)", said)):
-            line = server.stderr.readline()
-            assert line, said
-            said += line
-        rest = threading.Thread(target=server.stderr.read)  # a full pipe would hold it up
-        rest.start()
-        yield address[1]
-        server.terminate()
-        rest.join()
+def object_store() -> Iterator[S3Server]:
+    """A real S3 endpoint."""
+    with s3_server_process() as server:
+        yield server
 
 
 @pytest.fixture
-def bucket(s3_server: str) -> str:
-    """The URI of an empty folder in S3."""
-    from pyarrow import fs
+def s3_server(object_store: S3Server) -> str:
+    """The address of a real S3 endpoint."""
+    return object_store.address
 
-    s3 = fs.S3FileSystem(
-        access_key="key", secret_key="secret", endpoint_override=s3_server, scheme="http", allow_bucket_creation=True
-    )
-    folder = f"emoreg/store{secrets.token_hex(4)}"
-    s3.create_dir("emoreg")
-    return f"s3://key:secret@{folder}?endpoint_override={s3_server}&scheme=http&region=us-east-1"
+
+@pytest.fixture
+def bucket(object_store: S3Server) -> str:
+    """The URI of an empty folder in S3."""
+    return object_store.bucket()
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """A real PostgreSQL server."""
-    # Not in pytest's folder, which every pytest closes to other users: root's server runs as one.
-    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
-        server = PostgreSQL(Path(folder))
+    with postgresql_server() as server:
         yield server
-        server.stop()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from emoreg.data.decode import Refused, decode, strict_decoding
 from emoreg.data.image_set import ImageSet, Split, Targets
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
-from emoreg.storage.files import replacing, scratch_folder
+from emoreg.storage.files import replacing, scratch_folder, sweep
 
 FORMAT_VERSION = "1"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
@@ -151,6 +151,7 @@ def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> Ima
             if image_set is None:
                 if path.exists():
                     log.warning("%s is not a whole prepared image set: preparing it again", path)
+                sweep(path.parent)  # what a process left that was killed in its writing
                 make(path)
                 image_set = _open(path, name, key)
     return image_set

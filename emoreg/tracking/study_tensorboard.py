@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.errors import StorageError
 from emoreg.results.analysis import Tally, objective_value, waiting_share
 from emoreg.results.plan import read_openings
 from emoreg.results.records import EpochRecord, TrialRecord
@@ -168,5 +169,8 @@ def _layout(titles: Iterable[str], metric: str) -> dict[str, dict[str, list[str 
 
 
 def _log_error(writing: Future[None]) -> None:
-    if writing.exception() is not None:  # no reason to end a study
-        log.warning("the study could not be written for TensorBoard", exc_info=writing.exception())
+    """Tell of a failed write, which is no reason to end a study: in a line, unless it is our own fault."""
+    error = writing.exception()
+    if error is not None:
+        is_of_storage = isinstance(error, OSError | StorageError)
+        log.warning("the study could not be written for TensorBoard: %s", error, exc_info=None if is_of_storage else error)

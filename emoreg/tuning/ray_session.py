@@ -78,6 +78,7 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 def _init(address: str, settings: Mapping[str, str], **options: bool | str) -> None:
     environment = {"env_vars": dict(settings)}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints a traceback for each trial that the machine broke
 
 
 def _join(address: str, settings: Mapping[str, str]) -> None:

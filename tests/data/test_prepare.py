@@ -216,6 +216,7 @@ def test_a_kill_leaves_nothing_that_could_be_taken_for_a_set(tree: Path, tmp_pat
     image_set = load(of(tree), image_size=16, storage=tmp_path)
     assert len(image_set.train) == 16
     assert not list((tmp_path / "imagesets" / "preparing").iterdir())
+    assert not list((tmp_path / "imagesets").glob(".*.tmp"))
 
 
 def test_a_few_damaged_images_are_left_out_and_named(tree: Path, tmp_path: Path) -> None:

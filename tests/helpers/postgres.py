@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -37,8 +42,27 @@ class PostgreSQL:
     def start(self) -> None:
         self._ctl("-o", f"-F -h 127.0.0.1 -p {self._port} -k ''", "-l", str(self._server.log), "start")
 
-    def stop(self) -> None:
-        self._ctl("-m", "fast", "stop")
+    def stop(self, mode: str = "fast") -> None:
+        """End the server; with ``immediate`` as in a crash."""
+        self._ctl("-m", mode, "stop")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, the server takes connections and answers nobody."""
+        postmaster = int((self.pgdata / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        processes = [postmaster, *map(int, children)]
+
+        def send(number: signal.Signals) -> None:
+            for process in processes:
+                with suppress(ProcessLookupError):  # a connection that was closed just now
+                    os.kill(process, number)
+
+        send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            send(signal.SIGCONT)
 
     def create(self, name: str) -> str:
         import sqlalchemy
@@ -49,3 +73,15 @@ class PostgreSQL:
             connection.execute(sqlalchemy.text(f"create database {name}"))
         engine.dispose()
         return f"postgresql://postgres:secret@127.0.0.1:{self._port}/{name}"
+
+
+@contextmanager
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """A server for the time of a block."""
+    # Not in pytest's folder, which every pytest closes to other users: root's server runs as one.
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        server = PostgreSQL(Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()

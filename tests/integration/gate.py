@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -14,8 +15,12 @@ class Gate:
         address: where it listens, or would.
     """
 
-    def __init__(self, server: str) -> None:
-        """Stand before ``server``, HOST:PORT."""
+    def __init__(self, server: str, answer: Callable[[bytes], bytes] = lambda content: content) -> None:
+        """Stand before ``server``, HOST:PORT.
+
+        ``answer`` is given each piece of what the server answers, and gives what is passed on in its place; nothing cuts it.
+        """
+        self._answer = answer
         host, _, port = server.rpartition(":")
         self._server = host, int(port)
         self._lock = threading.Lock()
@@ -55,12 +60,12 @@ class Gate:
                 server = socket.create_connection(self._server)
                 with self._lock:
                     self._ends |= {client, server}
-                for source, target in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+                for source, target, change in ((client, server, bytes), (server, client, self._answer)):
+                    threading.Thread(target=self._pass_on, args=(source, target, change), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
         with suppress(OSError):
-            while content := source.recv(2**16):
+            while (content := source.recv(2**16)) and (content := change(content)):
                 target.sendall(content)
         for end in (source, target):
             with suppress(OSError):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.storage import checkpoint
 from emoreg.storage.files import Files
 from emoreg.tuning.images import prepare_image_sets
+from tests.helpers.disks import need_mounts, read_only, small_disk
 from tests.helpers.trials import load_state
 from tests.integration import tiny_study
 from tests.integration.test_study import optuna_states, run, settled, start, trials, wait_for
@@ -152,19 +150,6 @@ def test_faults_in_code_stop_the_study_with_the_traceback(tmp_path: Path) -> Non
         assert "Traceback" in str(rows[identity]["log_tail"])
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
-    folder.mkdir()
-    size = f"size={int(megabytes * 1024)}k"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"mounting a small tmpfs needs root: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def everything_is_whole(storage: Path) -> None:
     if (storage / "tiny" / "records" / "trials.parquet").exists():
         trials(storage)
@@ -175,12 +160,13 @@ def everything_is_whole(storage: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_tears_nothing(finished_size: float, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 0.6 * finished_size) as disk:
+    with small_disk(tmp_path / "disk", 0.6 * finished_size) as small:
+        disk = small.folder
         output = run(disk, "--resources.max-retries", "0", code=2)
         assert "the disk is full" in output
         assert "run the same command again" in output
         everything_is_whole(disk)
-        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        small.grow(200)
         run(disk)
         assert [row["status"] for row in trials(disk).values()] == ["finished"] * 5
         assert not list(disk.rglob("*.tmp"))
@@ -197,29 +183,14 @@ def finished_size(tmp_path_factory: pytest.TempPathFactory) -> float:
 @pytest.mark.soak
 @pytest.mark.slow
 def test_a_storage_that_becomes_read_only_is_said_and_tears_nothing(tmp_path: Path) -> None:
+    need_mounts(tmp_path / "disk")
     records = tmp_path / "tiny" / "records"
     process = start(tmp_path)
     wait_for((records / "trials.parquet").exists, process)
-    with read_only(records, process):
+    with read_only(records, lambda condition: wait_for(condition, process)):
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 2, output
         assert "it is read-only" in output
         everything_is_whole(tmp_path)
     run(tmp_path)
     assert [row["status"] for row in trials(tmp_path).values()] == ["finished"] * 5
-
-
-@contextlib.contextmanager
-def read_only(folder: Path, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Take the right to write in ``folder`` from everybody, root too, while the process runs."""
-    bound = subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, check=False)
-    if bound.returncode:
-        process.kill()
-        process.communicate()
-        pytest.skip(f"making a folder read-only for root needs a mount: {bound.stderr.decode().strip()}")
-    try:
-        remount = ["mount", "-o", "remount,bind,ro", str(folder)]
-        wait_for(lambda: subprocess.run(remount, capture_output=True, check=False).returncode == 0, process)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)

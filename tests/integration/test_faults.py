@@ -15,16 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from optuna.trial import TrialState
 
-from emoreg.storage.files import Files
-from emoreg.storage.working_copy import WorkingCopy
+from tests.faults.harness import Left, Tally
 from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, lose, signal_machine
-from tests.integration.fault_study import NUM_TRIALS, PRETRAINING_EPOCHS
+from tests.integration.fault_study import NUM_TRIALS
 from tests.integration.gate import Gate
-from tests.integration.test_kill import losses, rows, settled
 from tests.integration.test_study import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
@@ -182,7 +178,7 @@ def field(head: Cluster, tmp_path: Path) -> Iterator[Field]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same study, run on this machine alone."""
+    """The storage of the same study, run on this machine alone."""
     storage = tmp_path_factory.mktemp("undisturbed")
     done = subprocess.run(
         [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage)],
@@ -192,7 +188,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return storage / "faults"
+    return storage
 
 
 class Note:
@@ -235,40 +231,13 @@ def note(record_property: Callable[[str, object], None]) -> Note:
     return Note(record_property)
 
 
-def proposed(folder: Path, database: str | None) -> list[optuna.trial.FrozenTrial]:
-    """The trials of Optuna's history."""
-    if database is None:
-        journal = optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
-        return optuna.load_study(study_name="faults", storage=optuna.storages.JournalStorage(journal)).trials
-    storage = optuna.storages.RDBStorage(database.replace("postgresql:", "postgresql+psycopg:"))
-    try:
-        return optuna.load_study(study_name="faults", storage=storage).trials
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
 def as_undisturbed(study: WatchedStudy, undisturbed: Path, database: str | None = None) -> int:
     """Check that nothing was lost, nothing done twice, and all is equal; return the number of trials."""
-    with WorkingCopy(Files(study.storage)) as copy:
-        copy.pull("faults/records", "faults/optuna.journal")
-        found = copy.folder / "faults"
-        records = rows(found, "trials")
-        assert len(records) == len(settled(found)) == NUM_TRIALS
-        assert settled(found) == settled(undisturbed)
-        assert losses(found) == losses(undisturbed)
-        epochs = rows(found, "epochs")
-        keys = [(row["identity"], row["stage"], row["epoch"]) for row in epochs]
-        assert len(keys) == len(set(keys))
-        paid = sorted(int(str(row["epoch"])) for row in epochs if row["stage"] == "pretraining")
-        assert paid == list(range(1, max(PRETRAINING_EPOCHS) + 1)), (
-            "an epoch of the shared pre-training was lost, or paid for twice"
-        )
-        trials = proposed(found, database)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * (NUM_TRIALS - 1)
-    by_number = {row["number"]: row["val_accuracy"] for row in records if row["number"] is not None}
-    assert {trial.number: trial.value for trial in trials} == by_number
-    return len(records)
+    left, tally = Left.of(study.storage, database, name="faults"), Tally()
+    left.compare(Left.of(str(undisturbed), name="faults"), tally)
+    assert tally.is_clean, tally.notes
+    assert len(left.trials) == NUM_TRIALS
+    return len(left.trials)
 
 
 # No state is lost where every step is kept; and a lost machine is no failure of its trials: none needs to be forgiven.

@@ -11,7 +11,7 @@ from emoreg.cli.main import main
 from emoreg.tuning import study
 from tests.integration.test_study import STUDY, trials
 
-FAULTS = Path(__file__).with_name("faults")
+SHIM = Path(__file__).parents[1] / "faults" / "shim"
 OVERRIDES = {
     "--num-trials": "6",
     "--trial.regulation.epochs": "2",
@@ -30,7 +30,7 @@ OVERRIDES = {
 def test_a_trial_that_gets_the_worker_of_a_stopped_one_is_not_lost(
     is_patient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{FAULTS}{os.pathsep}{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", f"{SHIM}{os.pathsep}{Path(__file__).parents[2]}")
     monkeypatch.setenv("EMOREG_TEST_SLOW_CHECKPOINTS", "2")
     if not is_patient:  # Tune gives the worker up, and the next trial with it, and tells nobody
         monkeypatch.setitem(study._TUNE_SETTINGS, "TUNE_FUNCTION_THREAD_TIMEOUT_S", "1")

@@ -9,6 +9,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.util import tensor_util
 
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.errors import StorageError
 from emoreg.results.analysis import best_by_backbone
 from emoreg.results.plan import read_openings
 from emoreg.results.records import RunRecord, TrialRecord
@@ -16,6 +17,7 @@ from emoreg.results.tables import Records
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
+from emoreg.tracking import study_tensorboard
 from emoreg.tracking.observer import RunStatus
 from emoreg.tracking.study_tensorboard import RUN, StudyTensorBoard, write_study
 from tests.helpers.tensorboard import read, series, wait_until
@@ -177,3 +179,21 @@ def test_a_confirmation_has_a_chart_for_each_configuration_and_no_search(tmp_pat
             last = [records.epochs_of(identity)[-1].val_accuracy or 0.0 for identity in mine]
             assert curve[-1][1] == pytest.approx(sum(last) / len(last))
             assert len(last) == 2
+
+
+@pytest.mark.parametrize(("error", "is_ours"), [(StorageError("Let the other driver end"), False), (KeyError("tag"), True)])
+def test_a_write_that_fails_is_told_and_only_our_own_faults_with_a_traceback(
+    error: Exception, is_ours: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(study_tensorboard, "write_study", fail)
+    records = Records(folder)
+    status = status_of(next(iter(records.runs.values())), dict(records.trials))
+    observer = StudyTensorBoard(WorkingCopy(Files(str(folder))), CONFIG)
+    observer.on_run_start(status)
+    observer.on_run_end(status)
+    (told,) = caplog.records
+    assert told.getMessage() == f"the study could not be written for TensorBoard: {error}"
+    assert bool(told.exc_info) is is_ours

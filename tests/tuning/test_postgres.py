@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 import sqlalchemy
@@ -160,33 +156,12 @@ def test_an_unusable_database_is_named_without_its_password(database: str) -> No
     assert "secret" not in str(refused.value)
 
 
-@contextmanager
-def frozen(postgresql: PostgreSQL) -> Iterator[None]:
-    """Within, the server takes connections and answers nobody."""
-    postmaster = int((postgresql.pgdata / "postmaster.pid").read_text().split()[0])
-    processes = [
-        postmaster,
-        *(int(child) for child in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()),
-    ]
-
-    def send(number: signal.Signals) -> None:
-        for process in processes:
-            with suppress(ProcessLookupError):  # a connection that was closed just now
-                os.kill(process, number)
-
-    send(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        send(signal.SIGCONT)
-
-
 @pytest.mark.slow
 def test_a_server_that_stands_still_is_told_of_waited_for_and_given_up(database: str, postgresql: PostgreSQL) -> None:
     said: list[tuple[float, str]] = []
     patience = Patience(6.0, notify=lambda text: said.append((time.monotonic(), text)))
     engine = engine_of(database, patience)
-    with engine.connect() as connection, frozen(postgresql):
+    with engine.connect() as connection, postgresql.frozen():
         started = time.monotonic()
         with pytest.raises(OperationalError) as error:
             connection.exec_driver_sql("select 1")
@@ -210,7 +185,7 @@ def test_a_statement_goes_on_where_the_server_does(database: str, postgresql: Po
     answers: list[int] = []
     with engine.connect() as connection:
         asking = threading.Thread(target=lambda: answers.append(connection.exec_driver_sql("select 7").scalar_one()))
-        with frozen(postgresql):
+        with postgresql.frozen():
             asking.start()
             wait_until(lambda: bool(said))
         asking.join()
@@ -230,7 +205,7 @@ def test_a_slow_statement_is_no_outage(database: str) -> None:
 def test_a_stop_ends_the_wait_for_a_server_that_stands_still(database: str, postgresql: PostgreSQL) -> None:
     said: list[str] = []
     engine = engine_of(database, Patience(60, notify=said.append, should_stop=lambda: bool(said)))
-    with engine.connect() as connection, frozen(postgresql):
+    with engine.connect() as connection, postgresql.frozen():
         started = time.monotonic()
         with pytest.raises(OperationalError):
             connection.exec_driver_sql("select 1")

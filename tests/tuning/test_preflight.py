@@ -22,6 +22,7 @@ from emoreg.tuning.preflight import (
     store_uri,
     study_files,
 )
+from tests.benchmarks.common import run_alone
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY
 from tests.helpers.written import epoch_record
@@ -55,6 +56,21 @@ def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(t
         check_storage(str(tmp_path / "file" / "runs"))
     check_storage(str(tmp_path / "new" / "runs"))
     assert list((tmp_path / "new" / "runs").iterdir()) == []
+
+
+CHECK = """
+import sys
+from emoreg.config import ImageSetConfig, TrialConfig
+from emoreg.tuning.preflight import check_trial
+
+digits = ImageSetConfig(name="digits")
+assert "emoreg.training.loop" not in sys.modules
+check_trial(TrialConfig(backbone="test_resnet", image_size=16, stimuli=digits, task=digits, probes=("agreement",)))
+"""
+
+
+def test_a_process_that_has_not_trained_knows_our_own_probe() -> None:
+    run_alone(CHECK)
 
 
 def test_a_good_study_passes_and_leaves_nothing_behind(study: StudyConfig) -> None:

@@ -1,0 +1,285 @@
+"""One-bit flips over every kind of file that a finished study has stored, each read as the library reads it.
+
+A kind of file is read whole, flipped, and absent. A flip is refused by name, healed (read as if the file were absent, where
+that only means that work is done again), without effect, silent (something else is read, without a word) or a traceback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import torch
+
+from emoreg.config import StudyConfig
+from emoreg.data import prepare
+from emoreg.errors import Diverged, StorageError, UserError
+from emoreg.results.plan import PLAN, choose, confirming, opening_of, plan_trials, read_openings, write_openings
+from emoreg.results.status import read_status
+from emoreg.results.study import load_results
+from emoreg.results.tables import Records
+from emoreg.results.written import read_written
+from emoreg.storage import checkpoint, housekeeping
+from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import Files
+from emoreg.storage.housekeeping import Use
+from emoreg.tuning.images import count_images, prepare_image_sets
+from emoreg.tuning.manifest import refuse_changes, write_manifest
+from emoreg.tuning.optuna_study import open_study
+from tests.faults.harness import FAULTS, Ground, Tally
+from tests.faults.study import NAME, config
+
+Reader = Callable[[Path], object]
+"""Reads a file, or what it is a part of; what it gives has a ``repr`` that tells its content."""
+
+USE = Use(study="flips", identity="flips", epochs=0, time=1.0)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files of one kind.
+
+    Attributes:
+        pattern: of their paths in the storage.
+        readers: that all read every such file.
+        heals: whether it may be read as if it were absent.
+    """
+
+    pattern: str
+    readers: tuple[Reader, ...]
+    heals: bool = False
+
+
+class _PreparedAgain(Exception):
+    """What was prepared is not used."""
+
+
+def read_image_set(path: Path, *, keys: dict[str, str]) -> object:
+    prepare._found_whole.clear()  # as a process does that begins
+
+    def make(path: Path) -> None:
+        raise _PreparedAgain
+
+    try:
+        found = prepare.obtain(path, path.stem.rsplit("-", 2)[0], keys[path.name], make)
+    except _PreparedAgain:
+        return "prepared again"
+    assert found is not None
+    digest = hashlib.sha256()
+    for split in (found.train, found.test):
+        for values in (split.images, split.targets):
+            digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
+    return found.name, found.class_names, found.regression, found.fingerprint, found.summary, digest.hexdigest()
+
+
+def read_results(path: Path) -> object:
+    results = load_results(_study_of(path))
+    if results.problems:  # told beside what is known
+        raise StorageError(results.problems[0])
+    return results
+
+
+def read_records(path: Path) -> object:
+    records = Records(_study_of(path))
+    return records.trials, records.epochs, records.probes, records.runs
+
+
+def read_the_status(path: Path) -> object:
+    return read_status(str(_study_of(path)))
+
+
+def read_manifest(path: Path) -> object:
+    return read_written(Files(str(path.parent)))
+
+
+def read_plan(path: Path) -> object:
+    return read_openings(Files(str(path.parent)))
+
+
+def read_journal(path: Path) -> object:
+    study = open_study(config(), path.parent)
+    return study.metric_names, study.directions, study.get_trials(deepcopy=False)
+
+
+def read_checkpoint(path: Path) -> object:
+    return _plain(checkpoint.load(Files(str(path.parent)), path.name))
+
+
+def read_experience(path: Path) -> object:
+    """What a trial is given that asks for this snapshot, or for one more than there is."""
+    epochs = int(path.stem) if path.suffix == ".ckpt" else 1000
+    store = ExperienceStore(Files(str(path.parents[1])))
+    try:
+        with store.acquire(path.parent.name, dataclasses.replace(USE, epochs=epochs), lambda: False) as acquired:
+            return acquired.is_holder, path.suffix == ".ckpt" and _plain(acquired.state)
+    except Diverged as diverged:
+        return str(diverged)
+
+
+def read_notes(path: Path) -> object:
+    files = Files(str(next(parent for parent in path.parents if parent.name == "experience")))
+    return [dataclasses.replace(entry, size=0) for entry in housekeeping.entries(files)]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _study_of(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "records" else path.parent
+
+
+OF_RECORDS: tuple[Reader, ...] = (read_results, read_records)
+KINDS = {
+    "a prepared image set": Kind("imagesets/*.arrow", (), heals=True),
+    "trials.parquet": Kind(f"{NAME}/records/trials.parquet", (*OF_RECORDS, read_the_status)),
+    "epochs.parquet": Kind(f"{NAME}/records/epochs.parquet", OF_RECORDS),
+    "probes.parquet": Kind(f"{NAME}/records/probes.parquet", OF_RECORDS),
+    "runs.parquet": Kind(f"{NAME}/records/runs.parquet", (*OF_RECORDS, read_the_status)),
+    "study.json": Kind(f"{NAME}/study.json", (read_manifest, read_results, read_the_status)),
+    "plan.json": Kind(f"{NAME}.confirm/{PLAN}", (read_plan, read_results)),
+    "optuna.journal": Kind(f"{NAME}/optuna.journal", (read_journal,)),
+    "a trial's checkpoint": Kind(f"{NAME}/trials/*/trial.ckpt", (read_checkpoint,), heals=True),
+    "an experience": Kind("experience/*/*.ckpt", (read_experience,), heals=True),
+    "a note of what made an experience": Kind("experience/*/made.json", (read_notes,), heals=True),
+    "a note of who used an experience": Kind("experience/*/uses/*.json", (read_notes,), heals=True),
+    "a note that an experience diverges": Kind("experience/*/diverged.json", (read_experience,), heals=True),
+}
+
+
+class Flipped:
+    """A copy of a finished study, whose bits are flipped."""
+
+    def __init__(self, undisturbed: Path, storage: Path) -> None:
+        """Copy a storage, and add what only other studies have: a confirmation's plan, a note that an experience diverges."""
+        shutil.copytree(undisturbed, storage)
+        self._storage = storage
+        study = dataclasses.replace(config(), storage=str(storage))
+        fingerprints = prepare_image_sets(study)
+        _plan_a_confirmation(study, storage)
+        store = ExperienceStore(Files(str(storage / "experience")))
+        key = min(path.name for path in storage.glob("experience/*") if (path / "made.json").exists())
+        store.note_diverged(key, 6, 17)
+        for snapshot in storage.glob("experience/*/*.ckpt"):
+            store.record_use(snapshot.parent.name, USE)
+        keys = {path.name: _key_of(path) for path in storage.glob("imagesets/*.arrow")}
+        self._more: dict[str, Reader] = {
+            "a prepared image set": partial(read_image_set, keys=keys),
+            "study.json": lambda path: refuse_changes(study, path.parent, fingerprints),
+        }
+
+    def flip(self, name: str, num_flips: int, chance: Random) -> Tally:
+        """Flip random bits of random files of one kind, one at a time."""
+        kind = KINDS[name]
+        readers = [*kind.readers, *([self._more[name]] if name in self._more else [])]
+        tally, paths = Tally(), sorted(self._storage.glob(kind.pattern))
+        assert paths, f"the study has no {name}"
+        answers: dict[Path, list[tuple[str, str | None]]] = {}
+        for _ in range(num_flips):
+            path = chance.choice(paths)
+            content = path.read_bytes()
+            if path not in answers:
+                answers[path] = [_answers(path, reader, content, heals=kind.heals) for reader in readers]
+            place, bit = chance.randrange(len(content)), chance.randrange(8)
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            _put(path, bytes(flipped))
+            found = [_judge(path, reader, *known) for reader, known in zip(readers, answers[path], strict=True)]
+            _restore(path, content)
+            verdict, words = min(found, key=lambda one: _WORST_FIRST.index(one[0]))
+            tally.tried += 1
+            tally.answers[verdict] += 1
+            tally.silent += verdict == "silent"
+            tally.tracebacks += verdict == "traceback"
+            if verdict in ("silent", "traceback"):
+                tally.notes.append(f"bit {bit} of byte {place} of {len(content)} of {path.name}: {verdict}: {words}")
+        return tally
+
+
+_WORST_FIRST = ("silent", "traceback", "refused", "healed", "unchanged")
+
+
+def _judge(path: Path, reader: Reader, whole: str, absent: str | None) -> tuple[str, str]:
+    """What a reader makes of a flipped file, in a word and in full."""
+    try:
+        read = repr(reader(path))
+    except UserError as refused:
+        return "refused", str(refused)
+    except Exception as error:  # noqa: BLE001 - whichever it is: a user would see its traceback
+        return "traceback", repr(error)
+    if read == whole:
+        return "unchanged", ""
+    return ("healed", "") if read == absent else ("silent", read)
+
+
+def _answers(path: Path, reader: Reader, content: bytes, *, heals: bool) -> tuple[str, str | None]:
+    """What a reader says of the whole file and, where that is no loss, of none."""
+    whole = repr(reader(path))
+    absent = None
+    if heals:
+        path.unlink()
+        absent = repr(reader(path))
+    _restore(path, content)
+    return whole, absent
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Make a file of its own of the content: others may have mapped the former one."""
+    path.with_name("put").write_bytes(content)
+    os.replace(path.with_name("put"), path)
+
+
+def _restore(path: Path, content: bytes) -> None:
+    _put(path, content)
+    path.with_name(f"{path.name}.bad").unlink(missing_ok=True)
+
+
+def _key_of(path: Path) -> str:
+    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
+        return str(file.schema.metadata[b"emoreg.key"].decode())
+
+
+def _plan_a_confirmation(study: StudyConfig, storage: Path) -> None:
+    trials = [*Records(storage / NAME).trials.values()]
+    fingerprints = prepare_image_sets(study)
+    plan = plan_trials(study, choose(study, trials, 1), (100, 101), images=count_images(study), fingerprints=fingerprints)
+    folder = storage / f"{NAME}.confirm"
+    folder.mkdir()
+    write_manifest(confirming(study, plan), folder, fingerprints)
+    write_openings(Files(str(folder)), [opening_of(plan)])
+
+
+def _register(name: str) -> None:
+    def flip(ground: Ground, chance: Random) -> Tally:
+        with _quietly():
+            return Flipped(ground.undisturbed, ground.new_folder("flipped")).flip(name, ground.flips, chance)
+
+    FAULTS[f"a bit flipped in {name}"] = flip
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within, the library does not warn of each damage."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+for _name in KINDS:
+    _register(_name)
