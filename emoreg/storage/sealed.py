@@ -14,7 +14,7 @@ _DIGEST = "digest"
 
 def seal(content: Mapping[str, Any]) -> bytes:
     """Write what JSON can hold, with its digest beside it."""
-    return json.dumps({**content, _DIGEST: _digest(content)}, indent=1).encode() + b"\n"
+    return json.dumps({**content, _DIGEST: digest(content)}, indent=1).encode() + b"\n"
 
 
 def unseal(stored: bytes | pa.Buffer) -> dict[str, Any]:
@@ -26,11 +26,12 @@ def unseal(stored: bytes | pa.Buffer) -> dict[str, Any]:
     content = json.loads(bytes(stored))
     if not isinstance(content, dict) or _DIGEST not in content:
         raise ValueError("it has no digest: an earlier emoreg wrote it, or another program")
-    if content.pop(_DIGEST) != _digest(content):
+    if content.pop(_DIGEST) != digest(content):
         raise ValueError("it does not match its digest: it is damaged, or was changed by hand")
     return content
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+    """What tells apart what JSON holds, however it is laid out: 32 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return str(xxhash.xxh3_128_hexdigest(text.encode()))

@@ -18,7 +18,6 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-import xxhash
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
@@ -29,6 +28,7 @@ from emoreg.errors import StorageError
 from emoreg.results.outcome import Outcome
 from emoreg.seeding import derive_seed
 from emoreg.storage.retry import Patience
+from emoreg.storage.sealed import digest
 from emoreg.tuning.postgres import address_of, enable_connect_retry, no_answer, reason_of
 
 # User attributes of Optuna's trials. A proposal that is valid has ``identity`` and ``seed`` too.
@@ -130,13 +130,13 @@ class _Journal(JournalFileBackend):
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         for number, log in enumerate(super().read_logs(log_number_from), log_number_from + 1):
-            if log.pop("digest", None) not in (None, _digest(log)):
+            if log.pop("digest", None) not in (None, digest(log)):
                 raise ValueError(f"line {number} does not match its digest")
             yield log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         stored = json.loads(json.dumps(logs))  # whose keys are texts
-        super().append_logs([{**log, "digest": _digest(log)} for log in stored])
+        super().append_logs([{**log, "digest": digest(log)} for log in stored])
 
     def check(self) -> None:
         """Read every line, the last one too, which Optuna passes over where it cannot be read.
@@ -148,10 +148,6 @@ class _Journal(JournalFileBackend):
             num_lines = sum(1 for _ in stream)
         if sum(1 for _ in self.read_logs(0)) != num_lines:
             raise ValueError("its last line cannot be read")
-
-
-def _digest(log: Mapping[str, Any]) -> str:
-    return str(xxhash.xxh3_64_hexdigest(json.dumps(log, sort_keys=True).encode()))
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -47,6 +47,8 @@ def ray_session(
     if address is not None:
         _check_address(address, from_outside)
     with environment(settings), ExitStack() as end:
+        tune_log = logging.getLogger("ray.tune")
+        end.callback(tune_log.setLevel, tune_log.level)
         if address is None:
             # Its logs and sockets, of which Ray itself removes nothing. First goes what killed runs have left.
             # The paths of sockets must be short, which TMPDIR may not be.

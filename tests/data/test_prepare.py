@@ -158,9 +158,11 @@ def test_no_flipped_bit_is_trained_on(tree: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_set_s_digest_is_computed_once_a_process(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(of(tree), image_size=16, storage=tmp_path)
-    monkeypatch.setattr(prepare, "_digest", lambda *_: pytest.fail("computed again"))
-    load(of(tree), image_size=16, storage=tmp_path)
+    compute, computed = prepare._digest, []
+    monkeypatch.setattr(prepare, "_digest", lambda *parts: computed.append(parts) or compute(*parts))
+    for _ in range(3):
+        load(of(tree), image_size=16, storage=tmp_path)
+    assert len(computed) == 2, "as it was written, and as it was opened first"
 
 
 def _prepare_at_once(tree: Path, storage: Path, barrier: Any, results: Any) -> None:

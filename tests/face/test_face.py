@@ -51,7 +51,7 @@ def test_importing_it_is_quick_and_brings_no_heavy_library(tmp_path: Path) -> No
 
 def test_every_name_can_be_imported_first(tmp_path: Path) -> None:
     script = "\n".join(f"from emoreg import {name}" for name in reversed(NAMES))
-    in_a_process(script, cwd=tmp_path)
+    assert in_a_process(script, cwd=tmp_path) == ""
 
 
 @pytest.fixture(scope="module")

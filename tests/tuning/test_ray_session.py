@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -61,6 +62,7 @@ def short_tmp() -> Iterator[Path]:
 @pytest.mark.slow
 def test_without_an_address_a_private_ray_runs_for_the_block(monkeypatch: pytest.MonkeyPatch, short_tmp: Path) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    level = logging.getLogger("ray.tune").level
     monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
     (short_tmp / f"emoreg-ray-{os.getuid()}" / "of a killed run" / "session").mkdir(parents=True)
     with ray_session(None, {"EMOREG_SETTING": "1"}):
@@ -71,4 +73,5 @@ def test_without_an_address_a_private_ray_runs_for_the_block(monkeypatch: pytest
         assert list(folder.glob("session_*/logs"))
     assert not ray.is_initialized()
     assert "EMOREG_SETTING" not in os.environ
+    assert logging.getLogger("ray.tune").level == level, "a user's own Tune speaks as before"
     assert not list((short_tmp / f"emoreg-ray-{os.getuid()}").iterdir()), "Ray's session is gone, and that of a killed run"
