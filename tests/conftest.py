@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,11 +78,14 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def shared_cluster() -> Iterator[Cluster]:
     """A Ray cluster with a token: a head with a dashboard and a second node, a CPU each. Tests leave it as it was."""
     from tests.integration.cluster import cluster_of  # which imports Ray
 
-    with cluster_of(tmp_path_factory.mktemp("r"), "", "", has_dashboard=True) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder,  # pytest's are too long for sockets
+        cluster_of(Path(folder), "", "", has_dashboard=True) as cluster,
+    ):
         yield cluster
 
 

@@ -22,6 +22,7 @@ from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.storage.locks import is_held
+from emoreg.storage.sealed import unseal
 
 State = Literal["running", "ended", "killed", "not run"]
 """``killed``: it stopped without a word. How one ended that did say so is its ``ending``."""
@@ -219,7 +220,7 @@ def live_name(run: int | str) -> str:
 def parse_live(content: bytes) -> Live | None:
     """What a driver has left; None where it is damaged."""
     try:
-        return from_json(Live, json.loads(content))
+        return from_json(Live, unseal(content))
     except (ValueError, TypeError, AttributeError):
         return None
 

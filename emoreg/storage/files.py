@@ -31,7 +31,9 @@ _UNUSABLE = {
     errno.ESTALE: "its file server has forgotten it",
     errno.ETIMEDOUT: "its file server does not answer",
 }
-"""What no retry mends, by the number of the error."""
+"""What makes a storage unusable, by the number of the error."""
+_MAY_COME_BACK = {errno.ESTALE, errno.ETIMEDOUT}
+"""Those of them that another attempt may not meet."""
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s?]*|[^/@\s]*)@")  # a secret key may hold a slash
 _FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 4(?!08|29)\d\d")
 _SILENT_SECONDS = 3
@@ -118,6 +120,11 @@ def storage_full_error(number: int | None, reason: object) -> StorageError | Non
     return StorageError(
         f"Mend the storage and run the same command again, for {_UNUSABLE[number]}: {reason}. What was recorded is whole"
     )
+
+
+def is_sick(number: int | None) -> bool:
+    """Whether an error, by its number, says that a disk is full, read-only or broken: no other attempt will do better."""
+    return number in _UNUSABLE.keys() - _MAY_COME_BACK
 
 
 def refused_error(error: OSError) -> StorageError:

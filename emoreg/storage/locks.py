@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -28,6 +27,7 @@ from typing import BinaryIO, Protocol
 from emoreg.errors import StorageError
 from emoreg.storage.files import Files
 from emoreg.storage.retry import Patience
+from emoreg.storage.sealed import seal, unseal
 
 _DRIVER = ".driver.json"
 _BEAT_SECONDS = 5.0
@@ -290,12 +290,12 @@ class _Holder:
         return started is not None and started != self.started
 
     def write(self, files: Files) -> None:
-        files.write(_DRIVER, json.dumps(dataclasses.asdict(self)).encode())
+        files.write(_DRIVER, seal(dataclasses.asdict(self)))
 
 
 def _read(files: Files) -> _Holder | None:
     try:
-        return _Holder(**json.loads(files.read(_DRIVER).to_pybytes()))
+        return _Holder(**unseal(files.read(_DRIVER)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from emoreg.config import ResolvedTrial, to_json
 from emoreg.results.records import EpochRecord, Role, TrialRecord, utc_now
 from emoreg.results.status import STALE_SECONDS, Live, RunningTrial, age, live_name, parse_live
 from emoreg.storage.files import replacing, storage_full_error
+from emoreg.storage.sealed import seal
 from emoreg.tracking.observer import RunStatus, StudyObserver
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class LiveStatus(StudyObserver):
         live = Live(time=utc_now(), slots=status.run.slots, waiting=status.num_waiting, running=tuple(self._running.values()))
         try:
             with replacing(self._folder / live_name(status.run.run)) as stream:
-                stream.write(json.dumps(to_json(live)).encode())
+                stream.write(seal(to_json(live)))
         except OSError as error:
             if storage_full_error(error.errno, error) is not None:
                 raise

@@ -32,7 +32,7 @@ class TuneBridge(tune.Callback):
 
     Attributes:
         num_aborted: trials that a fault in code broke.
-        storage_error: why no more can be stored, if a trial has found so on every attempt.
+        storage_error: why no more can be stored, if a trial has found so.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class TuneBridge(tune.Callback):
         assigned = _assignment(trial)
         fault = self._faults.get(trial_id, TrialBroken("its worker died", None))
         full = storage_full_error(fault.errno, fault.message)
-        if self._dispatcher.broke(trial_id):
+        if self._dispatcher.broke(trial_id, fault.errno):
             self._observers.on_retry(assigned.trial, fault.message)
         elif full is not None:  # no fault of the trial: the study stops, and goes on when that is mended
             self.storage_error = full

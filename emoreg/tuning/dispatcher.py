@@ -177,10 +177,15 @@ class Dispatcher:
         self._coordinator.release(job.identity)
         self._num_saved += 1
 
-    def broke(self, trial_id: str) -> bool:
-        """Whether a trial that the machine broke will be begun again; if not, it still counts as running until its ``end``."""
+    def broke(self, trial_id: str, errno: int | None = None) -> bool:
+        """Whether a trial that the machine broke will be begun again; if not, it still counts as running until its ``end``.
+
+        Args:
+            trial_id: Tune's.
+            errno: number of the system's error that broke it, where one did.
+        """
         run = self._runs[trial_id]
-        pause = self._retry.pause(run.job, run.node_id)
+        pause = self._retry.pause(run.job, run.node_id, errno)
         if pause is None:
             return False
         del self._runs[trial_id]

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,9 +184,12 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str, patienc
     # A file that another process writes to is waited for; a connection that the server closed in between is made again.
     engine = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
     try:
-        storage = _RetryingStorage(address.render_as_string(hide_password=False), engine_kwargs=engine)
-        storage.patience = patience
-        study = _create(config, directions, storage)
+        with _sqlite_errors(shown) if is_sqlite else nullcontext():
+            storage = _RetryingStorage(address.render_as_string(hide_password=False), engine_kwargs=engine)
+            storage.patience = patience
+            study = _create(config, directions, storage)
+            if is_sqlite:
+                _check_sqlite(study, storage.engine)
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise refuse(
             "its driver is not installed", "Install the driver: pip install -e '.[cluster]' has PostgreSQL's"
@@ -199,6 +202,30 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str, patienc
         raise refuse(error, "Run `optuna storage upgrade`, or begin another database") from error
     enable_connect_retry(storage.engine, patience)
     return study
+
+
+def _check_sqlite(study: optuna.Study, engine: sqlalchemy.Engine) -> None:
+    """Read all that Optuna reads. SQLite keeps no digests: ``reconcile`` compares what it says with the records."""
+    with engine.connect() as connection:
+        found = connection.execute(sqlalchemy.text("PRAGMA quick_check(1)")).scalar()
+    if found != "ok":
+        raise ValueError(found)
+    study.get_trials(deepcopy=False)
+
+
+@contextmanager
+def _sqlite_errors(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.NoSuchModuleError, ImportError):  # locked, or no such folder
+        raise
+    except Exception as error:  # whatever Optuna makes of damaged rows
+        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError):
+            raise
+        raise StorageError(
+            "Move the file away (recorded trials are not run again, the sampler learns from them), or restore it: "
+            f"optuna_storage must be a whole database, but {shown} is not ({str(error.__cause__ or error).splitlines()[0]})"
+        ) from error
 
 
 _BROKEN_OFF = (

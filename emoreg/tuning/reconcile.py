@@ -88,7 +88,8 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
         identity = trial.user_attrs.get("identity")
         record = records.get(str(identity))
         if record is not None and record.status != "failed":
-            _correct(study, config, trial, record, did)
+            is_same = trial.params == record.sampled or _identity(config, trial.params, resolved) == identity
+            _correct(study, config, trial, record, did, trial.params if is_same else record.sampled)
         elif _identity(config, trial.params, resolved) != identity:
             did["ended in Optuna's history without a record, with another configuration than today's: left as it is"] += 1
         elif trial.state != TrialState.FAIL:
@@ -125,13 +126,21 @@ def _add_missing(
     return did[_ADDED] > 0
 
 
-def _correct(study: optuna.Study, config: StudyConfig, trial: FrozenTrial, record: TrialRecord, did: Counter[str]) -> None:
-    """Add how the record says that a trial ended, where Optuna was told otherwise."""
+def _correct(
+    study: optuna.Study,
+    config: StudyConfig,
+    trial: FrozenTrial,
+    record: TrialRecord,
+    did: Counter[str],
+    params: Mapping[str, Value],
+) -> None:
+    """Add the right ``params`` and how the record says that a trial ended, where Optuna knows otherwise."""
     outcome = told(record.outcome, config.objectives)
-    if trial.state == outcome.state and all(map(math.isclose, trial.values or (), outcome.values or ())):
+    is_told = trial.state == outcome.state and all(map(math.isclose, trial.values or (), outcome.values or ()))
+    if is_told and trial.params == params:
         return
     attributes = {"identity": record.identity, "seed": record.seed, REPLACES: trial.number}
-    corrected = _fit(config, trial.params, outcome, attributes)
+    corrected = _fit(config, params, outcome, attributes)
     if corrected is None:
         did["told otherwise to Optuna than recorded, and outside of today's search space: left as it is"] += 1
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emoreg.config import ResourcesConfig
+from emoreg.storage.files import is_sick
 from emoreg.tuning.queue import Job
 
 _MOST_ATTEMPTS = 100
@@ -17,19 +18,25 @@ class RetryPolicy:
     """Pauses double from failure to failure; a machine that was lost is no failure of the trial.
 
     Attributes:
+        resources: of the study.
         is_lost: whether Ray has lost a node, or it is being taken away.
+        has_one_disk: whether all trials write to one disk: where that is sick, no other attempt does better.
     """
 
     resources: ResourcesConfig
     is_lost: Callable[[str], bool] = lambda node_id: False
+    has_one_disk: bool = False
 
-    def pause(self, job: Job, node_id: str | None) -> float | None:
+    def pause(self, job: Job, node_id: str | None, errno: int | None = None) -> float | None:
         """Seconds after which a job that broke on a node is begun again; None if it has failed for good.
 
         Args:
             job: whose failures are counted here.
             node_id: None if it never had a node, or that is not known.
+            errno: number of the system's error that broke it, where one did.
         """
+        if self.has_one_disk and is_sick(errno):
+            return None
         if node_id is None or not self.is_lost(node_id):
             job.failures += 1
             job.broken_on = node_id

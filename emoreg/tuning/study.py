@@ -183,9 +183,8 @@ class _StudyRun:
             coordinator=self._coordinator,
             on_repeat=partial(_number, records),
         )
-        return Dispatcher(
-            config, source, records, self._coordinator, retry=RetryPolicy(config.resources, is_node_lost), jobs=beside
-        )
+        retry = RetryPolicy(config.resources, is_node_lost, has_one_disk=not self._copy.is_remote)
+        return Dispatcher(config, source, records, self._coordinator, retry=retry, jobs=beside)
 
     def _write_missing_ends(self) -> None:
         """Write the ends of trials into their events: an earlier driver may have been killed between a record and its event."""

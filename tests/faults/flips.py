@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import optuna
 import pyarrow as pa
 import torch
 
-from emoreg.config import StudyConfig
+from emoreg.config import StudyConfig, to_json
+from emoreg.config.resolved import Fingerprints, resolve_trial
 from emoreg.data import prepare
 from emoreg.errors import Diverged, StorageError, UserError
 from emoreg.results.plan import PLAN, choose, confirming, opening_of, plan_trials, read_openings, write_openings
-from emoreg.results.status import read_status
+from emoreg.results.records import utc_now
+from emoreg.results.status import Live, live_name, parse_live, read_status
 from emoreg.results.study import load_results
 from emoreg.results.tables import Records
 from emoreg.results.written import read_written
@@ -33,15 +37,19 @@ from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Use
+from emoreg.storage.locks import FileLocks
+from emoreg.storage.sealed import seal
 from emoreg.tuning.images import count_images, prepare_image_sets
 from emoreg.tuning.manifest import refuse_changes, write_manifest
-from emoreg.tuning.optuna_study import open_study
+from emoreg.tuning.optuna_study import count_proposed, is_own, open_study, replaced
+from emoreg.tuning.reconcile import reconcile
 from tests.faults.harness import FAULTS, Ground, Tally
 from tests.faults.study import NAME, config
 
 Reader = Callable[[Path], object]
 """Reads a file, or what it is a part of; what it gives has a ``repr`` that tells its content."""
 
+DATABASE, LIVE_RUN = "optuna.db", 99
 USE = Use(study="flips", identity="flips", epochs=0, time=1.0)
 
 
@@ -111,6 +119,29 @@ def read_journal(path: Path) -> object:
     return study.metric_names, study.directions, study.get_trials(deepcopy=False)
 
 
+def read_database(path: Path, *, study: StudyConfig, fingerprints: Fingerprints) -> object:
+    """What a sampler learns from, once the history is in line with the records."""
+    study = dataclasses.replace(study, optuna_storage=f"sqlite:///{path}")
+    resolved = partial(resolve_trial, fingerprints=fingerprints)
+    history = open_study(study, path.parent)
+    reconcile(history, study, Records(path.parent / NAME).trials, resolved)
+    trials = history.get_trials(deepcopy=False)
+    counting = [trial for trial in trials if is_own(trial) and trial.number not in replaced(trials)]
+    by_params = sorted((sorted(trial.params.items()), trial.state.name, trial.values) for trial in counting)
+    return history.metric_names, history.directions, count_proposed(history), by_params
+
+
+def read_live(path: Path) -> object:
+    return parse_live(path.read_bytes()) if path.exists() else None
+
+
+def read_running(path: Path) -> object:
+    """What would go if the store were to be emptied: nothing that a running study uses."""
+    files = Files(str(path.parents[1]))
+    pruned = housekeeping.prune(files, FileLocks.of(files), 0, dry_run=True)
+    return [entry.key for entry in pruned.removed], [(entry.key, reason) for entry, reason in pruned.kept]
+
+
 def read_checkpoint(path: Path) -> object:
     return _plain(checkpoint.load(Files(str(path.parent)), path.name))
 
@@ -153,6 +184,9 @@ KINDS = {
     "study.json": Kind(f"{NAME}/study.json", (read_manifest, read_results, read_the_status)),
     "plan.json": Kind(f"{NAME}.confirm/{PLAN}", (read_plan, read_results)),
     "optuna.journal": Kind(f"{NAME}/optuna.journal", (read_journal,)),
+    "an SQLite history": Kind(DATABASE, ()),
+    "a note of what runs now": Kind(f"{NAME}/{live_name(LIVE_RUN)}", (read_live,), heals=True),
+    "a note that a study uses the store": Kind("experience/running/*.json", (read_running,), heals=True),
     "a trial's checkpoint": Kind(f"{NAME}/trials/*/trial.ckpt", (read_checkpoint,), heals=True),
     "an experience": Kind("experience/*/*.ckpt", (read_experience,), heals=True),
     "a note of what made an experience": Kind("experience/*/made.json", (read_notes,), heals=True),
@@ -165,7 +199,7 @@ class Flipped:
     """A copy of a finished study, whose bits are flipped."""
 
     def __init__(self, undisturbed: Path, storage: Path) -> None:
-        """Copy a storage, and add what only other studies have: a confirmation's plan, a note that an experience diverges."""
+        """Copy a storage, and add what only other studies have, and those that run: a confirmation's plan, a database..."""
         shutil.copytree(undisturbed, storage)
         self._storage = storage
         study = dataclasses.replace(config(), storage=str(storage))
@@ -176,9 +210,19 @@ class Flipped:
         store.note_diverged(key, 6, 17)
         for snapshot in storage.glob("experience/*/*.ckpt"):
             store.record_use(snapshot.parent.name, USE)
+        housekeeping.write_json(
+            store.files, "running/flips.0.json", {"study": "flips", "since": time.time(), "beat": time.time()}
+        )
+        (storage / NAME / live_name(LIVE_RUN)).write_bytes(seal(to_json(Live(time=utc_now(), slots=2, waiting=1, running=()))))
+        optuna.copy_study(
+            from_study_name=NAME,
+            from_storage=open_study(study, storage / NAME)._storage,
+            to_storage=f"sqlite:///{storage / DATABASE}",
+        )
         keys = {path.name: _key_of(path) for path in storage.glob("imagesets/*.arrow")}
         self._more: dict[str, Reader] = {
             "a prepared image set": partial(read_image_set, keys=keys),
+            "an SQLite history": partial(read_database, study=study, fingerprints=fingerprints),
             "study.json": lambda path: refuse_changes(study, path.parent, fingerprints),
         }
 

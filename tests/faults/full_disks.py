@@ -11,7 +11,6 @@ from tests.faults.study import NAME
 from tests.helpers.disks import need_mounts, read_only, small_disk
 
 _AMPLE_MB = 500
-_IMPATIENT = ("--resources.max-retries", "1")
 
 
 @fault("a full disk")
@@ -19,7 +18,7 @@ def full_disk(ground: Ground, chance: Random) -> Tally:
     size = sum(path.stat().st_size for path in ground.undisturbed.rglob("*") if path.is_file()) / 2**20
     with (
         small_disk(ground.new_folder("disk"), chance.uniform(0.2, 0.8) * size) as disk,
-        ground.study(str(disk.folder), *_IMPATIENT) as study,
+        ground.study(str(disk.folder)) as study,
     ):
         driver = study.start()
         code = study.ended(driver)
@@ -31,7 +30,7 @@ def full_disk(ground: Ground, chance: Random) -> Tally:
 @fault("a disk that becomes read-only")
 def read_only_disk(ground: Ground, chance: Random) -> Tally:
     need_mounts(ground.new_folder("disk"))
-    with ground.study(None, *_IMPATIENT) as study:
+    with ground.study() as study:
         driver = study.start()
         records = Path(study.storage) / NAME / "records"
         study.comes_to(chance.randrange(1, 6))

@@ -269,15 +269,12 @@ class Disturbed:
         driver: the last one.
     """
 
-    def __init__(
-        self, whole: Left, storage: str, *options: str, database: str | None = None, moments: Path | None = None
-    ) -> None:
+    def __init__(self, whole: Left, storage: str, *, database: str | None = None, moments: Path | None = None) -> None:
         """Begin with nothing.
 
         Args:
             whole: what an undisturbed study has left.
             storage: of the study.
-            options: of `emoreg run`.
             database: of Optuna's history; None for a journal.
             moments: a folder of exact moments: see the shim.
         """
@@ -285,7 +282,7 @@ class Disturbed:
         self.tally = Tally()
         self._whole = whole
         self._database = database
-        self._command = [sys.executable, "-m", "emoreg", "run", str(STUDY), *options]
+        self._command = [sys.executable, "-m", "emoreg", "run", str(STUDY)]
         self._command += [] if database is None else ["--optuna-storage", database]
         self._environment = {**os.environ, "PYTHONPATH": f"{SHIM}{os.pathsep}{ROOT}"}
         self._environment.pop("EMOREG_TEST_FAULTS", None)
@@ -410,12 +407,12 @@ class Ground:
 
     @contextmanager
     def study(
-        self, storage: str | None = None, *options: str, database: str | None = None, moments: Path | None = None
+        self, storage: str | None = None, *, database: str | None = None, moments: Path | None = None
     ) -> Iterator[Disturbed]:
         """A study to disturb, in a new folder or elsewhere; its processes have ended after the block."""
         _ = self.undisturbed
         place = str(self.new_folder("storage")) if storage is None else storage
-        study = Disturbed(self._whole, place, *options, database=database, moments=moments)
+        study = Disturbed(self._whole, place, database=database, moments=moments)
         try:
             yield study
         finally:

@@ -48,14 +48,19 @@ def _send(processes: list[int], number: signal.Signals) -> None:
 
 @fault("the S3 server frozen")
 def frozen_s3(ground: Ground, chance: Random) -> Tally:
-    with s3_server() as server, ground.study(server.bucket()) as study:
-        study.start()
-        for num_trials in (1, 4):
-            if study.comes_to(num_trials):
-                with server.frozen():
-                    _wait_for_word(study)
-                    time.sleep(chance.uniform(0, 5))  # the fault itself: for so long it lasts
-        return study.finish()
+    with s3_server() as server, Gate(server.address) as gate:
+        bucket = server.bucket()
+        with ground.study(bucket) as study:
+            driver = study.start(bucket.replace(server.address, gate.address))
+            for num_trials in (1, 4):
+                if study.comes_to(num_trials):
+                    with gate.frozen():
+                        if driver.wait_for(lambda: gate.first_held is not None, pause=0.1):
+                            assert gate.first_held is not None
+                            study.waited(driver, AWAY, gate.first_held)
+                            study.tally.tried += 1
+                        time.sleep(chance.uniform(0, 5))  # the fault itself: for so long it lasts
+            return study.finish()
 
 
 class Liar:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -34,15 +32,6 @@ class S3Server:
         s3.create_dir("emoreg")
         folder = f"emoreg/store{secrets.token_hex(4)}"
         return f"s3://key:secret@{folder}?endpoint_override={self.address}&scheme=http&region=us-east-1"
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Within, the server takes connections and answers nobody."""
-        os.kill(self._process, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self._process, signal.SIGCONT)
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 
 class Gate:
@@ -13,6 +14,8 @@ class Gate:
 
     Attributes:
         address: where it listens, or would.
+        first_held: when something first waited for an answer in the last ``frozen`` block, by ``time.monotonic``; None where
+            nothing has.
     """
 
     def __init__(self, server: str, answer: Callable[[bytes], bytes] = lambda content: content) -> None:
@@ -20,6 +23,9 @@ class Gate:
 
         ``answer`` is given each piece of what the server answers, and gives what is passed on in its place; nothing cuts it.
         """
+        self.first_held: float | None = None
+        self._flows = threading.Event()
+        self._flows.set()
         self._answer = answer
         host, _, port = server.rpartition(":")
         self._server = host, int(port)
@@ -44,6 +50,16 @@ class Gate:
         self._listener = socket.create_server(self._here)
         self._listen()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, take connections and what comes by them, and pass nothing on."""
+        self.first_held = None
+        self._flows.clear()
+        try:
+            yield
+        finally:
+            self._flows.set()
+
     def __enter__(self) -> Gate:
         return self
 
@@ -66,6 +82,9 @@ class Gate:
     def _pass_on(self, source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
         with suppress(OSError):
             while (content := source.recv(2**16)) and (content := change(content)):
+                if not self._flows.is_set():
+                    self.first_held = self.first_held or time.monotonic()
+                    self._flows.wait()
                 target.sendall(content)
         for end in (source, target):
             with suppress(OSError):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import signal
@@ -18,6 +17,7 @@ from emoreg.storage import locks
 from emoreg.storage.files import Files
 from emoreg.storage.locks import Fence, FileLocks, is_held, study_lock
 from emoreg.storage.retry import Patience
+from emoreg.storage.sealed import seal, unseal
 
 DRIVE = """
 import sys
@@ -68,14 +68,13 @@ class Driver:
 
 
 def holder_in(files: Files) -> dict[str, object]:
-    found: dict[str, object] = json.loads(files.read(".driver.json").to_pybytes())
-    return found
+    return unseal(files.read(".driver.json"))
 
 
 def leave(files: Files, **changes: object) -> dict[str, object]:
     """A driver's last word; ``changes`` make it another's."""
     holder = dataclasses.asdict(locks._Holder.of_this_process()) | changes
-    files.write(".driver.json", json.dumps(holder).encode())
+    files.write(".driver.json", seal(holder))
     return holder
 
 
@@ -208,8 +207,13 @@ def test_a_stop_ends_the_wait_for_a_dead_driver(bucket: str, monkeypatch: pytest
         pass
 
 
-def test_a_damaged_word_of_a_driver_is_no_word(bucket: str) -> None:
-    Files(bucket).write(".driver.json", b'{"host": "gone", "process": 1}')
+@pytest.mark.parametrize("what", ["another program's", "a flipped bit"])
+def test_a_damaged_word_of_a_driver_is_no_word(what: str, bucket: str) -> None:
+    leave(Files(bucket), kernel="another")
+    assert is_held(Files(bucket))
+    word = Files(bucket).read(".driver.json").to_pybytes()
+    damaged = word.replace(b"another", b"enother") if what == "a flipped bit" else b'{"host": "gone", "process": 1}'
+    Files(bucket).write(".driver.json", damaged)
     assert not is_held(Files(bucket))
     with study_lock(Files(bucket)):
         assert is_held(Files(bucket))

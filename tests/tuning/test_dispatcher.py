@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import warnings
@@ -615,6 +616,22 @@ def test_a_lost_machine_is_no_failure_of_the_trial(tmp_path: Path) -> None:
     assert search.states == [RUNNING]
     search.broke("7")
     assert search.states == [FAIL]
+
+
+@pytest.mark.parametrize(
+    ("number", "has_one_disk", "comes_again"),
+    [
+        *((number, True, False) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)),
+        *((number, True, True) for number in (errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, None)),
+        (errno.ENOSPC, False, True),
+    ],
+)
+def test_a_trial_that_met_a_sick_disk_comes_again_only_where_there_is_another(
+    number: int | None, has_one_disk: bool, comes_again: bool
+) -> None:
+    policy = RetryPolicy(ResourcesConfig(max_retries=2, retry_seconds=0.0), has_one_disk=has_one_disk)
+    job = Job(trial=resolve_trial(study_config().trial), role="search")
+    assert (policy.pause(job, "node", number) is not None) == comes_again
 
 
 def test_a_trial_that_loses_every_machine_has_an_end(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ from emoreg.tuning.optuna_study import (
     count_proposed,
     no_experimental_warnings,
     open_study,
+    replaced,
     sampler_of,
 )
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
@@ -335,6 +337,40 @@ def test_a_lost_history_keeps_conditions_and_leaves_out_what_lies_outside(tmp_pa
     assert reconciled.messages[1] == "3 trials recorded, but outside of today's search space: left out of Optuna's history"
     propose(study, config)  # Optuna takes the distributions for those that it is asked for
     assert len(open_study(config, tmp_path).trials) == 3
+
+
+def test_params_that_the_history_has_otherwise_than_recorded_count_as_recorded(storage: str | None, tmp_path: Path) -> None:
+    config = study_config(optuna_storage=storage)
+    study = open_study(config, tmp_path)
+    asked, same = balances(study, config, 0.1, 0.2)
+    damaged = optuna.trial.create_trial(  # as a flipped bit of a database leaves it
+        params={"regulation.balance": 0.6}, distributions=asked.distributions, user_attrs=asked.user_attrs, value=0.75
+    )
+    study.tell(asked, state=FAIL)
+    study.tell(same, 0.75)
+    study.add_trial(damaged)
+    rows = [balance_record(config, 0.1, number=2), balance_record(config, 0.2, number=1)]
+    reconciled = reconcile(study, config, by_identity(*rows), resolve_trial)
+    assert reconciled.messages == ["2 trials told otherwise to Optuna than recorded: told again, as recorded"]
+    gone = replaced(study.trials)
+    assert gone == {0, 2}
+    counting = [trial.params["regulation.balance"] for trial in study.trials if trial.number not in gone]
+    assert counting == [0.2, 0.1, 0.1]
+
+
+def test_a_damaged_sqlite_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    config = study_config(optuna_storage=f"sqlite:///{path}")
+    study = open_study(config, tmp_path)
+    study.tell(*balances(study, config, 0.1), 0.75)
+    content = path.read_bytes()
+    for damaged in (content[:5000], content.replace(b"FloatDistribution", b"FloetDistribution"), b"SQLate" + content[6:]):
+        assert damaged != content
+        path.write_bytes(damaged)
+        with pytest.raises(StorageError, match=rf"Move the file away .*{re.escape(str(path))} is not"):
+            open_study(config, tmp_path)
+    path.write_bytes(content)
+    assert len(open_study(config, tmp_path).trials) == 1
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "qmc"])
