@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +56,7 @@ def ray_session(
             # The paths of sockets must be short, which TMPDIR may not be.
             root = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"emoreg-ray-{os.getuid()}"
             folder = end.enter_context(scratch_folder(root))
+            _end_orphans(root)
             end.callback(ray.shutdown)
             _init("local", settings, include_dashboard=False, _temp_dir=str(folder))
         else:
@@ -75,6 +78,18 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _end_orphans(root: Path) -> None:
+    """End what is left of a private Ray that was killed: processes whose options name a folder below ``root`` that is gone.
+
+    Ray's agents outlive a Ray that was killed by more than a minute.
+    """
+    for command in Path("/proc").glob("[0-9]*/cmdline"):  # on Linux alone
+        with suppress(OSError):
+            named = re.search(rb"dir=(%s/[0-9a-f]+)" % re.escape(bytes(root)), command.read_bytes())
+            if named and not Path(os.fsdecode(named[1])).exists():
+                os.kill(int(command.parent.name), signal.SIGKILL)
 
 
 def _init(address: str, settings: Mapping[str, str], **options: bool | str) -> None:

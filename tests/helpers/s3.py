@@ -18,9 +18,8 @@ class S3Server:
         address: HOST:PORT.
     """
 
-    def __init__(self, address: str, process: int) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
-        self._process = process
 
     def bucket(self) -> str:
         """The URI of an empty folder."""
@@ -48,7 +47,7 @@ def s3_server() -> Iterator[S3Server]:
         rest = threading.Thread(target=server.stderr.read)  # a full pipe would hold it up
         rest.start()
         try:
-            yield S3Server(address[1], server.pid)
+            yield S3Server(address[1])
         finally:
             server.terminate()
             rest.join()

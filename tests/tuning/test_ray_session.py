@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 import ray
 
 from emoreg.errors import ConfigError
-from emoreg.tuning.ray_session import environment, knock, ray_session
+from emoreg.storage.files import scratch_folder
+from emoreg.tuning.ray_session import _end_orphans, environment, knock, ray_session
 
 
 def test_variables_are_set_for_the_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +61,27 @@ def short_tmp() -> Iterator[Path]:
     """Ray's sockets lie in it, whose paths must be short."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         yield Path(folder)
+
+
+def test_what_a_killed_ray_left_running_is_ended_and_a_living_one_is_left_alone(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as living:
+        command = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+        gone = tmp_path / "0badcafe"
+        agents = [
+            subprocess.Popen([*command, f"--session-dir={folder}/session_1"], stdout=subprocess.PIPE)
+            for folder in (gone, living, tmp_path.with_name("elsewhere") / "0badcafe")
+        ]
+        for agent in agents:
+            assert agent.stdout is not None
+            agent.stdout.readline()  # it runs
+        _end_orphans(tmp_path)
+        try:
+            assert agents[0].wait(timeout=30) == -signal.SIGKILL
+            assert [agent.poll() for agent in agents[1:]] == [None, None]
+        finally:
+            for agent in agents:
+                agent.kill()
+                agent.communicate()
 
 
 @pytest.mark.slow
