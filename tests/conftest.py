@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,10 +81,7 @@ def shared_cluster() -> Iterator[Cluster]:
     """A Ray cluster with a token: a head with a dashboard and a second node, a CPU each. Tests leave it as it was."""
     from tests.integration.cluster import cluster_of  # which imports Ray
 
-    with (
-        tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder,  # pytest's are too long for sockets
-        cluster_of(Path(folder), "", "", has_dashboard=True) as cluster,
-    ):
+    with cluster_of("", "", has_dashboard=True) as cluster:
         yield cluster
 
 

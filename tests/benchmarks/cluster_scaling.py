@@ -30,8 +30,8 @@ def study(storage: str, *, num_nodes: int, num_trials: int, seconds: float) -> e
 def measure(**settings: float) -> emoreg.Study:
     """The study after its run on so many nodes, its results read."""
     nodes = ["--num-cpus=1"] * int(settings["num_nodes"])
-    with tempfile.TemporaryDirectory(prefix="r") as temporary, tempfile.TemporaryDirectory() as storage:
-        with cluster_of(Path(temporary), "--num-cpus=0", *nodes) as cluster:
+    with tempfile.TemporaryDirectory() as storage:
+        with cluster_of("--num-cpus=0", *nodes) as cluster:
             run = f"study({storage!r}, **{settings!r}).run(address={cluster.address!r})"
             driver = cluster.start(sys.executable, "-c", f"from {__spec__.name} import study; {run}")
             output, _ = driver.communicate()

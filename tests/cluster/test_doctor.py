@@ -15,7 +15,7 @@ from emoreg.cli.cluster import print_findings
 from emoreg.cluster.doctor import Finding, Report, examine, judge, judge_access
 from emoreg.config import ImageSetConfig
 from emoreg.data import load
-from tests.integration.cluster import JOINED, Cluster, lose, wait_for
+from tests.integration.cluster import Cluster, lose, wait_for_node
 
 GIB = 2**30
 HERE = Report(
@@ -203,11 +203,11 @@ def test_a_healthy_cluster_is_found_healthy_and_its_bucket_left_as_it_was(
 def test_a_node_that_lacks_things_is_one_bad_node_among_good_ones(shared_cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "broken" / "emoreg").mkdir(parents=True)
     (tmp_path / "broken" / "emoreg" / "__init__.py").write_text("raise ImportError('half installed')\n")
-    crippled = Cluster(shared_cluster.address, {**shared_cluster.environment, "PYTHONPATH": str(tmp_path / "broken")}, [])
+    crippled = Cluster(shared_cluster.address, {**shared_cluster.environment, "PYTHONPATH": str(tmp_path / "broken")}, tmp_path)
     log = tmp_path / "node.log"
     node = crippled.add_node(f"--address={shared_cluster.address}", "--num-gpus=2", log=log)
     try:
-        wait_for(lambda: JOINED in log.read_text(), node)
+        wait_for_node(node, log)
         code, text = doctor(shared_cluster, tmp_path / "new", tmp_path)
     finally:
         lose(node)

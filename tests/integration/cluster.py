@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
 STUDY = Path(__file__).with_name("tiny_study.py")
-JOINED = "Ray runtime started"
+_JOINED = "Ray runtime started"
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 120) -> None:
@@ -30,6 +31,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seco
         assert process.poll() is None, "the process ended before the moment came"
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.05)  # between two looks at the condition
+
+
+def wait_for_node(node: subprocess.Popen[Any], log: Path) -> None:
+    """Until a node has joined its cluster."""
+    try:
+        wait_for(lambda: _JOINED in log.read_text(), node)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {log.read_text()}") from None
 
 
 def trials(storage: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
@@ -50,13 +59,16 @@ def free_port() -> int:
 
 @dataclass
 class Cluster:
+    """A cluster; its nodes have folders of their own in ``folder``."""
+
     address: str
     environment: dict[str, str]
+    folder: Path
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     dashboard: str = ""
 
     def add_node(self, *options: str, log: Path = Path(os.devnull)) -> subprocess.Popen[bytes]:
-        """Start a node, which has joined once its log says so: see ``JOINED``."""
+        """Start a node, which has joined once its log says so: see ``wait_for_node``."""
         with open(log, "wb") as stream:
             node = subprocess.Popen(
                 [RAY, "start", "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
@@ -68,17 +80,17 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def join(self, folder: Path, *nodes: str) -> list[subprocess.Popen[bytes]]:
-        """Add nodes with these options, one after the other, each with a folder of its own in ``folder``.
+    def join(self, *nodes: str) -> list[subprocess.Popen[bytes]]:
+        """Add nodes with these options, one after the other, each with a folder of its own.
 
         In a folder that nodes share, one would remove the working directory of a job that another still runs.
         """
         joined = []
         for options in nodes:
-            own = folder / f"n{len(self.nodes)}"
-            log = folder / f"{own.name}.log"
+            own = self.folder / f"n{len(self.nodes)}"
+            log = self.folder / f"{own.name}.log"
             joined.append(self.add_node(f"--address={self.address}", f"--temp-dir={own}", *options.split(), log=log))
-            wait_for(lambda log=log: JOINED in log.read_text(), joined[-1])  # type: ignore[misc]
+            wait_for_node(joined[-1], log)
         return joined
 
     def run(self, storage: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -104,38 +116,43 @@ def cluster_environment() -> dict[str, str]:
     return {**os.environ, **token, **here, "RAY_worker_niceness": "0"}  # workers need no patience here
 
 
+def ray_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for Ray, of a short name, which those of a test have not: the paths of its sockets must be short."""
+    return tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)
+
+
 @contextmanager
-def cluster_of(temporary: Path, *nodes: str, has_dashboard: bool = False, **environment: str) -> Iterator[Cluster]:
+def cluster_of(*nodes: str, has_dashboard: bool = False, **environment: str) -> Iterator[Cluster]:
     """A cluster with token authentication, for the time of a block.
 
     Args:
-        temporary: Ray's folder, of a short name: its socket paths must be short.
         nodes: the options of each node, the head first.
         has_dashboard: whether jobs can be submitted to it.
         environment: of all its processes, beside this one's.
     """
-    cluster = Cluster(f"127.0.0.1:{free_port()}", cluster_environment() | environment)
-    to_dashboard = ["--include-dashboard=false"]
-    if has_dashboard:
-        ports = {name: free_port() for name in ("port", "agent-listen-port", "agent-grpc-port")}
-        cluster.dashboard = f"http://127.0.0.1:{ports['port']}"
-        to_dashboard = ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
-        to_dashboard += [f"--dashboard-{name}={port}" for name, port in ports.items()]
     first, *others = nodes
-    log = temporary / "head.log"
-    try:
-        head = cluster.add_node(
-            *("--head", "--node-ip-address=127.0.0.1", f"--port={cluster.address.rpartition(':')[2]}"),
-            *(f"--temp-dir={temporary}", *to_dashboard, *first.split()),
-            log=log,
-        )
-        wait_for(lambda: JOINED in log.read_text(), head)
-        cluster.join(temporary, *others)
-        yield cluster
-    finally:
-        for node in cluster.nodes:  # told to leave, each would take half a minute
-            if node.poll() is None:
-                lose(node)
+    with ray_folder() as folder:
+        cluster = Cluster(f"127.0.0.1:{free_port()}", cluster_environment() | environment, Path(folder))
+        to_dashboard = ["--include-dashboard=false"]
+        if has_dashboard:
+            ports = {name: free_port() for name in ("port", "agent-listen-port", "agent-grpc-port")}
+            cluster.dashboard = f"http://127.0.0.1:{ports['port']}"
+            to_dashboard = ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+            to_dashboard += [f"--dashboard-{name}={port}" for name, port in ports.items()]
+        log = cluster.folder / "head.log"
+        try:
+            head = cluster.add_node(
+                *("--head", "--node-ip-address=127.0.0.1", f"--port={cluster.address.rpartition(':')[2]}"),
+                *(f"--temp-dir={folder}", *to_dashboard, *first.split()),
+                log=log,
+            )
+            wait_for_node(head, log)
+            cluster.join(*others)
+            yield cluster
+        finally:
+            for node in cluster.nodes:  # told to leave, each would take half a minute
+                if node.poll() is None:
+                    lose(node)
 
 
 def signal_machine(node: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray.autoscaler._private.fake_multi_node import node_provider
 
-from tests.integration.cluster import JOINED, Cluster, cluster_environment, free_port, lose, trials, wait_for
+from tests.integration.cluster import Cluster, cluster_environment, free_port, lose, ray_folder, trials, wait_for_node
 
 HEAD = "ray.head.default"
 SETTINGS = {
@@ -23,7 +23,13 @@ SETTINGS = {
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def folder() -> Iterator[Path]:
+    with ray_folder() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def cluster(folder: Path) -> Iterator[Cluster]:
     """A head without CPUs, and an autoscaler that may start one machine with two."""
     address = f"127.0.0.1:{free_port()}"
     # Ray's own stand-in for a cloud, whose machines are processes; under its own name it wants a file that no wheel has.
@@ -59,10 +65,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "head_start_ray_commands": [],
         "worker_start_ray_commands": [],
     }
-    folder = tmp_path_factory.mktemp("r")
     path, log = folder / "ray_bootstrap_config.yaml", folder / "head.log"  # at home, as `ray up` leaves it
     path.write_text(json.dumps(config))
-    cluster = Cluster(address, cluster_environment() | SETTINGS | {"HOME": str(folder)})
+    cluster = Cluster(address, cluster_environment() | SETTINGS | {"HOME": str(folder)}, folder)
     head = cluster.add_node(
         "--head",
         "--num-cpus=0",
@@ -74,7 +79,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         log=log,
     )
     try:
-        wait_for(lambda: JOINED in log.read_text(), head)
+        wait_for_node(head, log)
         yield cluster
     finally:
         lose(head)  # and what its autoscaler has started

@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 
 from tests.faults.harness import Left, Tally
-from tests.integration.cluster import JOINED, RAY, Cluster, cluster_of, lose, signal_machine
+from tests.integration.cluster import RAY, Cluster, cluster_of, lose, signal_machine, wait_for_node
 from tests.integration.fault_study import NUM_TRIALS
 from tests.integration.gate import Gate
-from tests.integration.test_study import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -128,9 +127,9 @@ class WatchedStudy:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def head() -> Iterator[Cluster]:
     """A cluster whose head runs drivers and no trials."""
-    with cluster_of(tmp_path_factory.mktemp("r"), "--num-cpus=0") as cluster:
+    with cluster_of("--num-cpus=0") as cluster:
         yield cluster
 
 
@@ -149,7 +148,7 @@ class Field:
         log = self.folder / f"{name}.log"
         node = self.head.add_node(f"--address={self.head.address}", f"--node-name={name}", f"--num-cpus={cpus}", log=log)
         self._nodes[name] = node
-        wait_for(lambda: JOINED in log.read_text(), node)
+        wait_for_node(node, log)
         return node
 
     def run(self, *overrides: str, storage: str | None = None) -> WatchedStudy:

@@ -26,10 +26,10 @@ SMALL, BIG = "test_resnet", "test_efficientnet"
 
 
 @pytest.fixture(scope="module")
-def unlike_nodes(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def unlike_nodes(shared_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster with two more nodes: one GPU of one kind, four of another."""
     kind = """--num-cpus=%d --num-gpus=%d --resources={"accelerator_type:%s":1}"""
-    added = shared_cluster.join(tmp_path_factory.mktemp("n"), kind % (2, 1, "T4"), kind % (8, 4, "H100"))
+    added = shared_cluster.join(kind % (2, 1, "T4"), kind % (8, 4, "H100"))
     yield shared_cluster
     for node in added:
         lose(node)
