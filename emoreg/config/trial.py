@@ -23,6 +23,8 @@ from emoreg.config.validation import (
 )
 
 _Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
+_Sampling = Literal["natural", "balanced", "sqrt"]
+_ClassWeights = Literal["none", "balanced", "sqrt"]
 _ImageSize = Annotated[
     int,
     Constraint(
@@ -136,6 +138,10 @@ class PretrainingConfig:
     """Steps of linear warm-up."""
     label_smoothing: BelowOne = 0.0
     """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
+    sampling: _Sampling = "natural"
+    """An epoch is every stimulus once, or as many draws with replacement: classes alike, or as the root of their sizes."""
+    class_weights: _ClassWeights = "none"
+    """Weight a stimulus's loss by its class: 1 / size or its root, scaled to a mean of 1 over the training images."""
     shuffle_labels: bool = False
     """Permute the labels of the stimuli once (the `shuffled` control)."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -195,6 +201,10 @@ class RegulationConfig:
     """Share of all steps that decays, for warmup_stable_decay."""
     label_smoothing: BelowOne = 0.0
     """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
+    sampling: _Sampling = "natural"
+    """An epoch is every task image once, or as many draws with replacement: see `pretraining.sampling`."""
+    class_weights: _ClassWeights = "none"
+    """Weight a task image's loss by its class: see `pretraining.class_weights`. `val_loss` is never weighted."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Random changes of the task's training images."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -30,6 +31,9 @@ from emoreg.data.image_set import Split
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _EVALUATION_BATCH = 512
+
+_POWERS = {"balanced": -1.0, "sqrt": -0.5}
+"""Of the size of an image's class: how often the image is drawn, or how much its loss weighs."""
 
 Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 Batch = tuple[Float[Tensor, "B 3 S S"], Targets]
@@ -62,6 +66,7 @@ class Batches:
         draws: torch.Generator,
         *,
         first: int = 0,
+        sampling: Literal["natural", "balanced", "sqrt"] = "natural",
     ) -> Iterator[Batch]:
         """One pass in random order, augmented and normalised.
 
@@ -71,8 +76,9 @@ class Batches:
             num_classes: C, or None for regression targets, which are never mixed.
             draws: a CPU generator; its state at the start decides the whole epoch.
             first: the step to begin at: the batches before it are left out, and the others are as they would have been.
+            sampling: each image once, or N draws with replacement: classes equally often, or as the roots of their sizes.
         """
-        order = torch.randperm(len(self), generator=draws)
+        order = self._order(sampling, draws)
         uniform = torch.rand((len(self), NUM_DRAWS), generator=draws)
         num_steps = self.num_steps(batch_size)
         mix_seeds = torch.randint(2**62, (num_steps,), generator=draws).tolist()
@@ -95,11 +101,26 @@ class Batches:
             chunk = slice(start, start + _EVALUATION_BATCH)
             yield normalize(self._pixels(self._images[chunk].permute(0, 3, 1, 2))), self._targets[chunk]
 
+    def class_weights(self, kind: Literal["none", "balanced", "sqrt"], num_classes: int) -> Float[Tensor, " C"] | None:
+        """What the loss of an image weighs, by class: 1 / size of the class or its root, 1 on average over the images."""
+        if kind == "none":
+            return None
+        sizes = torch.bincount(self._targets.cpu(), minlength=num_classes).double()
+        weights = torch.where(sizes > 0, sizes ** _POWERS[kind], 0.0)
+        return (weights * len(self) / (sizes * weights).sum()).float().to(self.device)
+
     def with_permuted_targets(self, draws: torch.Generator) -> Batches:
         """The same images with their targets permuted once: the class counts stay, what the labels say does not."""
         permuted = copy.copy(self)
         permuted._targets = self._targets[torch.randperm(len(self), generator=draws).to(self.device)]
         return permuted
+
+    def _order(self, sampling: str, draws: torch.Generator) -> Int[Tensor, " N"]:
+        if sampling == "natural":
+            return torch.randperm(len(self), generator=draws)
+        targets = self._targets.cpu()
+        chances = torch.bincount(targets)[targets].double() ** _POWERS[sampling]
+        return torch.multinomial(chances, len(self), replacement=True, generator=draws)
 
     def _pixels(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         if images.device.type != self.device.type:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from emoreg.config import TrialConfig
 from emoreg.data.batches import Batches
-from emoreg.training.model import EmotionalNet, Regulation, Response
+from emoreg.training.model import EmotionalNet, Regulation, Response, class_loss
 from emoreg.training.oom import MicroBatches
 from emoreg.training.optim import autocast
 
@@ -59,9 +59,17 @@ class EmotionLearner(Learner):
 
     network: EmotionalNet
 
-    def __init__(self, config: TrialConfig, network: EmotionalNet, *, regression: bool) -> None:
-        """Learn classes or, with ``regression``, real numbers by their mean squared error."""
+    def __init__(
+        self,
+        config: TrialConfig,
+        network: EmotionalNet,
+        *,
+        regression: bool,
+        class_weights: Float[Tensor, " C"] | None = None,
+    ) -> None:
+        """Learn classes, weighted or alike, or with ``regression`` real numbers by their mean squared error."""
         self.network = network
+        self._class_weights = class_weights
         self._config = config
         self._regression = regression
 
@@ -74,16 +82,18 @@ class EmotionLearner(Learner):
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy or squared error, and the scores."""
         scores = self.scores(images)
-        return self._loss(scores, targets, self._config.pretraining.label_smoothing), scores
+        return self._loss(scores, targets, self._config.pretraining.label_smoothing, self._class_weights), scores
 
     def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
         """Sum of cross-entropies or squared errors."""
         return self._loss(response.logits, targets).double() * len(targets)
 
-    def _loss(self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def _loss(
+        self, scores: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+    ) -> Tensor:
         if self._regression:
             return F.mse_loss(scores, targets)
-        return F.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+        return class_loss(scores, targets, label_smoothing, class_weights)
 
 
 class RegulationLearner(Learner):
@@ -91,9 +101,10 @@ class RegulationLearner(Learner):
 
     network: Regulation
 
-    def __init__(self, config: TrialConfig, network: Regulation) -> None:
-        """Learn the task's classes."""
+    def __init__(self, config: TrialConfig, network: Regulation, *, class_weights: Float[Tensor, " C"] | None = None) -> None:
+        """Learn the task's classes, weighted or alike."""
         self.network = network
+        self._class_weights = class_weights
         self.balance_by_image = config.regulation.kind == "dynamic"
         self._config = config
 
@@ -110,7 +121,8 @@ class RegulationLearner(Learner):
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy of the balanced response, or the balanced mean of two, and the scores."""
         response = self.respond(images)
-        return self.network.loss(response, targets, self._config.regulation.label_smoothing), response.logits
+        smoothing = self._config.regulation.label_smoothing
+        return self.network.loss(response, targets, smoothing, self._class_weights), response.logits
 
     def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
         """Sum of the cross-entropies of the balanced response."""

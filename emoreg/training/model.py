@@ -155,12 +155,18 @@ class Regulation(nn.Module):
             z_e = self.emotional_head(source).float()
         return Response(self._mix(z_n, z_e, balance), z_n, z_e, balance)
 
-    def loss(self, response: Response, targets: Targets, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
+    def loss(
+        self,
+        response: Response,
+        targets: Targets,
+        label_smoothing: float = 0.0,
+        class_weights: Float[Tensor, " C"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean cross-entropy of the response, or the balanced mean of two cross-entropies for form=loss."""
         if self.config.form != "loss" or response.plain is None or response.emotional is None:
-            return F.cross_entropy(response.logits, targets, label_smoothing=label_smoothing)
+            return class_loss(response.logits, targets, label_smoothing, class_weights)
         losses = [
-            F.cross_entropy(z, targets, label_smoothing=label_smoothing, reduction="none")
+            F.cross_entropy(z, targets, class_weights, label_smoothing=label_smoothing, reduction="none")
             for z in (response.plain, response.emotional)
         ]
         assert response.balance is not None
@@ -201,6 +207,18 @@ class Regulation(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Take up the balance's random stream again."""
         self._generator.set_state(state.cpu())
+
+
+def class_loss(
+    scores: Float[Tensor, "B C"], targets: Targets, label_smoothing: float, class_weights: Float[Tensor, " C"] | None
+) -> Float[Tensor, ""]:
+    """Mean over the images of their cross-entropies, each times the weight of its class.
+
+    The sum is divided by the number of images, not by that of their weights, so that the parts of a batch add up to the whole.
+    """
+    if class_weights is None:
+        return F.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+    return F.cross_entropy(scores, targets, class_weights, label_smoothing=label_smoothing, reduction="none").mean()
 
 
 def create_regulation(config: TrialConfig, emotional: EmotionalNet | None, num_classes: int) -> Regulation:

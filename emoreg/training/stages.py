@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.config.resolved import ResolvedTrial
@@ -53,7 +54,15 @@ class Stage:
     def batches(self, rng: torch.Generator, *, first: int) -> Iterator[Batch]:
         """One epoch of training batches, from its step ``first`` on: see ``Batches.epoch``."""
         num_classes = None if self.image_set.regression else self.image_set.num_outputs
-        return self.train.epoch(self.settings.batch_size, self.settings.augmentation, num_classes, rng, first=first)
+        settings = self.settings
+        return self.train.epoch(
+            settings.batch_size, settings.augmentation, num_classes, rng, first=first, sampling=settings.sampling
+        )
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """What the loss of a training image weighs, by class; None for all alike."""
+        return self.train.class_weights(self.settings.class_weights, self.image_set.num_outputs)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -164,6 +173,11 @@ def _check_regression(config: TrialConfig, name: str) -> None:
         raise ConfigError(
             f"Set pretraining.augmentation.mixup and cutmix to 0: they mix classes, but the targets of {name!r} are real "
             "numbers"
+        )
+    if config.pretraining.epochs and (config.pretraining.sampling, config.pretraining.class_weights) != ("natural", "none"):
+        raise ConfigError(
+            "Set pretraining.sampling to natural and class_weights to none: they go by class, but the targets of "
+            f"{name!r} are real numbers"
         )
     if config.regulation.form == "conditioned":
         raise ConfigError(

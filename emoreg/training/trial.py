@@ -56,7 +56,12 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
                 emotional_net = create_emotional_net(config, stimuli.image_set.num_outputs).to(device)
                 if trial.needs_pretraining and trial_checkpointer.latest is None:  # else that holds the weights, and more
                     history.report(stimuli.sample())
-                    student = EmotionLearner(config, emotional_net, regression=stimuli.image_set.regression)
+                    student = EmotionLearner(
+                        config,
+                        emotional_net,
+                        regression=stimuli.image_set.regression,
+                        class_weights=stimuli.class_weights,
+                    )
                     with load_or_pretrain(stimuli, context, history) as checkpointer:
                         fitted = fit(stimuli, student, checkpointer=checkpointer)
                     oom = fitted.oom if history.ends_with_own else oom
@@ -64,7 +69,7 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
                 if trial.needs_pretraining:
                     history.report(Experienced(epochs=config.pretraining.epochs, cost=history.cost))
             network = create_regulation(config, emotional_net, task.image_set.num_outputs).to(device)
-            learner = RegulationLearner(config, network)
+            learner = RegulationLearner(config, network, class_weights=task.class_weights)
             history.report(task.sample())
             with trial_checkpointer:
                 fitted = fit(task, learner, checkpointer=trial_checkpointer, oom=oom)

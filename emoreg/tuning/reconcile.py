@@ -85,7 +85,7 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
     for trial in trials:
         if not is_own(trial) or trial.state not in _ENDED or trial.number in gone:
             continue
-        identity = trial.user_attrs.get("identity")
+        identity = _identity_in_history(config, trial, records, resolved)
         record = records.get(str(identity))
         if record is not None and record.status != "failed":
             is_same = trial.params == record.sampled or _identity(config, trial.params, resolved) == identity
@@ -101,7 +101,7 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
             study.enqueue_trial(dict(trial.params), user_attrs={REPLACES: trial.number, **point})
             did["failed in an earlier run: tried again"] += 1
     did["ended in Optuna's history without a record: run again from its checkpoint"] = len(reruns)
-    renumbered = _renumber(study, records)
+    renumbered = _renumber(study, config, records, resolved)
     did["recorded with a number that is not its own in Optuna's history: renumbered"] = len(renumbered)
     messages = [f"{count} {'trial' if count == 1 else 'trials'} {what}" for what, count in did.items() if count]
     return Reconciled(messages, list(reruns.values()), renumbered)
@@ -111,7 +111,7 @@ def _add_missing(
     study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], resolved: Resolve, did: Counter[str]
 ) -> bool:
     """Add what the records have and Optuna has not, in the order of their numbers, so that these agree where they can."""
-    known = {trial.user_attrs.get("identity") for trial in study.get_trials(deepcopy=False)}
+    known = {_identity_in_history(config, trial, records, resolved) for trial in study.get_trials(deepcopy=False)}
     missing = [record for record in records.values() if record.number is not None and record.identity not in known]
     for record in sorted(missing, key=lambda record: record.number or 0):
         attributes = {"identity": record.identity, "seed": record.seed, RESTORED: True}
@@ -148,15 +148,28 @@ def _correct(
     did["told otherwise to Optuna than recorded: told again, as recorded"] += 1
 
 
-def _renumber(study: optuna.Study, records: Mapping[str, TrialRecord]) -> dict[str, int]:
+def _renumber(
+    study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], resolved: Resolve
+) -> dict[str, int]:
     numbers: dict[str, list[int]] = {}
     for trial in study.get_trials(deepcopy=False):
-        numbers.setdefault(trial.user_attrs.get("identity", ""), []).append(trial.number)
+        numbers.setdefault(_identity_in_history(config, trial, records, resolved) or "", []).append(trial.number)
     return {
         identity: numbers[identity][0]
         for identity, record in records.items()
         if record.number is not None and identity in numbers and record.number not in numbers[identity]
     }
+
+
+def _identity_in_history(
+    config: StudyConfig, trial: FrozenTrial, records: Mapping[str, TrialRecord], resolved: Resolve
+) -> str | None:
+    """The identity of a trial of Optuna's: as Optuna was told or, where no record has that, as its params make it."""
+    identity: str | None = trial.user_attrs.get("identity")
+    if identity not in records and is_own(trial) and trial.state in _ENDED:
+        by_params = _identity(config, trial.params, resolved)
+        return by_params if by_params in records else identity
+    return identity
 
 
 def _identity(config: StudyConfig, params: Mapping[str, Value], resolved: Resolve) -> str | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,31 @@ def test_the_order_is_random_and_decided_by_the_generator() -> None:
     again = torch.cat([targets for _, targets in split.epoch(8, NOTHING, 50, draws())]).tolist()
     assert again == orders[0]
     assert orders[0] != sorted(orders[0])
+
+
+def unlike_classes(*sizes: int) -> Batches:
+    """Images of classes of these sizes."""
+    targets = np.repeat(np.arange(len(sizes)), sizes)
+    return Batches(Split(images=np.zeros((len(targets), 4, 4, 3), np.uint8), targets=targets), device=CPU)
+
+
+@pytest.mark.parametrize(("sampling", "share"), [("natural", 0.9), ("sqrt", 0.75), ("balanced", 0.5)])
+def test_classes_are_drawn_by_their_size_its_root_or_alike(sampling: Any, share: float) -> None:
+    split = unlike_classes(9000, 1000)
+    found = torch.cat([targets for _, targets in split.epoch(500, NOTHING, 2, draws(), sampling=sampling)])
+    assert len(found) == 10_000
+    assert float((found == 0).double().mean()) == pytest.approx(share, abs=0.02)
+
+
+def test_weights_go_by_class_and_are_one_on_average_over_the_images() -> None:
+    split = unlike_classes(90, 10, 0)
+    assert split.class_weights("none", 3) is None
+    for kind, ratio in (("balanced", 9.0), ("sqrt", 3.0)):
+        weights = split.class_weights(kind, 3)  # type: ignore[arg-type]
+        assert weights is not None
+        assert weights[1] / weights[0] == pytest.approx(ratio)
+        assert (90 * weights[0] + 10 * weights[1]) / 100 == pytest.approx(1.0)
+        assert weights[2] == 0.0
 
 
 def test_an_epoch_is_the_same_to_the_bit_from_the_same_state() -> None:

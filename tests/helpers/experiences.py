@@ -29,7 +29,9 @@ def pretraining_of(config: TrialConfig, storage: Path) -> tuple[Stage, EmotionLe
     """Pre-training without validation, and what has had none of it yet."""
     stage = pretraining_stage(resolve_trial(config), partial(load, storage=storage), CPU)
     net = create_emotional_net(stage.trial.config, stage.image_set.num_outputs)
-    return replace(stage, validation=None), EmotionLearner(stage.trial.config, net, regression=False)
+    return replace(stage, validation=None), EmotionLearner(
+        stage.trial.config, net, regression=False, class_weights=stage.class_weights
+    )
 
 
 def obtain(

@@ -53,6 +53,8 @@ TINY = TrialConfig(
 RANDOM: dict[str, Value] = {
     "drop_path": 0.2,
     "regulation.kind": "random",
+    "pretraining.sampling": "sqrt",
+    "regulation.sampling": "balanced",
     **{
         f"{stage}.augmentation.{name}": value
         for stage in ("pretraining", "regulation")

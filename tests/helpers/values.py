@@ -29,6 +29,8 @@ _PRETRAINING = {
     "lr_schedule": "cosine",
     "warmup_steps": 5,
     "label_smoothing": 0.1,
+    "sampling": "balanced",
+    "class_weights": "sqrt",
     "shuffle_labels": True,
 }
 _REGULATION = {
@@ -43,6 +45,8 @@ _REGULATION = {
     "warmup_fraction": 0.1,
     "decay_fraction": 0.3,
     "label_smoothing": 0.1,
+    "sampling": "sqrt",
+    "class_weights": "balanced",
 }
 
 

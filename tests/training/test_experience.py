@@ -60,6 +60,8 @@ DECIDES_THE_WEIGHTS = {
     "pretraining.lr_schedule",
     "pretraining.warmup_steps",
     "pretraining.label_smoothing",
+    "pretraining.sampling",
+    "pretraining.class_weights",
     "pretraining.shuffle_labels",
     *(path for path in OTHER_VALUES if path.startswith(("pretraining.optimizer.", "pretraining.augmentation."))),
     "control",  # whose other value in the table is `shuffled`
@@ -136,6 +138,8 @@ BITES: dict[str, tuple[Value, Value]] = {
     "pretraining.lr_schedule": ("constant", "cosine"),
     "pretraining.warmup_steps": (0, 1),
     "pretraining.label_smoothing": (0.0, 0.1),
+    "pretraining.sampling": ("natural", "balanced"),
+    "pretraining.class_weights": ("none", "balanced"),
     "pretraining.shuffle_labels": (False, True),
     "pretraining.optimizer.name": ("adamw", "sgd"),
     "pretraining.optimizer.learning_rate": (0.001, 0.01),

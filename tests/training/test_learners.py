@@ -64,6 +64,26 @@ def test_regression_is_squared_error_without_accuracy() -> None:
         assert float(learner.total_loss(learner.respond(images), targets)) == pytest.approx(4 * float(loss))
 
 
+@pytest.mark.parametrize("form", ["output", "loss"])
+def test_a_weighted_loss_is_the_mean_over_the_images_of_weighted_losses(form: str) -> None:
+    config = replace_paths(CONFIG, {"regulation.form": form, "regulation.balance": 0.25})
+    weights = torch.tensor([0.5, 2.0, 1.5])
+    images, targets = torch.rand(6, 3, 8, 8), torch.tensor([0, 0, 1, 2, 0, 1])
+    network = regulation_of(config).network
+    learner = RegulationLearner(config, network, class_weights=weights)
+    with torch.no_grad():
+        loss, scores = learner.loss(images, targets)
+        parts = [float(learner.loss(images[part], targets[part])[0]) for part in (slice(0, 2), slice(2, 6))]
+        sources = learner.sources(images)
+        expected = [(1.0, scores)] if form == "output" else [(0.75, sources["plain"]), (0.25, sources["emotional"])]
+        by_image = sum(b * F.cross_entropy(z, targets, reduction="none") for b, z in expected)
+        assert float(loss) == pytest.approx(float((weights[targets] * by_image).mean()), rel=1e-5)
+        assert float(loss) == pytest.approx((2 * parts[0] + 4 * parts[1]) / 6, rel=1e-5)
+        assert float(learner.total_loss(learner.respond(images), targets)) == pytest.approx(
+            float(F.cross_entropy(scores, targets, reduction="sum")), rel=1e-5
+        )
+
+
 def test_sources_are_the_encoders_that_are_there() -> None:
     images = torch.rand(4, 3, 8, 8)
     learner = regulation_of(replace_paths(CONFIG, {"regulation.balance": 0.25}))

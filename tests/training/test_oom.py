@@ -153,15 +153,16 @@ def test_regulation_in_parts_is_regulation_within_rounding(
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_pretraining_in_parts_is_pretraining_within_rounding(regression: bool) -> None:
-    split = noise_split(70, size=16)
+    split, config = noise_split(70, size=16), VIT
     if regression:
+        config = replace_paths(VIT, {"pretraining.sampling": "natural"})
         split = Split(images=split.images, targets=np.stack([split.targets, -split.targets], axis=1).astype(np.float32) / 3)
     held_out = Batches(split, device=CPU)
 
     def teach() -> tuple[EmotionalNet, list[EpochRecord], list[State]]:
         outputs = 2 if regression else 3
-        learner = EmotionLearner(VIT, create_emotional_net(VIT, outputs), regression=regression)
-        stage = stage_of("pretraining", VIT, held_out, held_out, num_outputs=outputs, regression=regression)
+        learner = EmotionLearner(config, create_emotional_net(config, outputs), regression=regression)
+        stage = stage_of("pretraining", config, held_out, held_out, num_outputs=outputs, regression=regression)
         _, states, recorder = train(stage, learner)
         return learner.network, recorder.epochs("pretraining"), states
 

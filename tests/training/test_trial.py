@@ -478,6 +478,8 @@ def test_real_valued_stimuli_pretrain_too(storage: Path, real_valued: ImageSetCo
     assert row.val_loss is not None
     for path, value, message in (
         ("pretraining.augmentation.mixup", 0.4, "mixup and cutmix to 0: they mix classes"),
+        ("pretraining.sampling", "balanced", "sampling to natural and class_weights to none: they go by class"),
+        ("pretraining.class_weights", "sqrt", "sampling to natural and class_weights to none: they go by class"),
         ("regulation.form", "conditioned", "form='conditioned' takes the softmax of emotion classes"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -358,6 +358,22 @@ def test_params_that_the_history_has_otherwise_than_recorded_count_as_recorded(s
     assert counting == [0.2, 0.1, 0.1]
 
 
+def test_a_trial_whose_identity_the_history_has_damaged_is_known_by_its_params(storage: str | None, tmp_path: Path) -> None:
+    config = study_config(optuna_storage=storage)
+    study = open_study(config, tmp_path)
+    (asked,) = balances(study, config, 0.1)
+    study.tell(asked, state=FAIL)
+    for attributes in ({"identity": "0badcafe0bad"}, {"identitz": "whatever"}):
+        study.add_trial(
+            optuna.trial.create_trial(params=asked.params, distributions=asked.distributions, user_attrs=attributes, value=0.75)
+        )
+    study.enqueue_trial(asked.params, user_attrs={REPLACES: 0})
+    rows = by_identity(balance_record(config, 0.1, number=1))
+    reconciled = reconcile(study, config, rows, resolve_trial)
+    assert (reconciled.messages, reconciled.reruns, reconciled.renumbered) == ([], [], {})
+    assert len(study.trials) == 4
+
+
 def test_a_damaged_sqlite_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     config = study_config(optuna_storage=f"sqlite:///{path}")
