@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from emoreg.cli.options import WRITTEN, ConfirmationOptions, Debug, Device, StudyCommand, Switch, WrittenCommand, reading
 from emoreg.cli.terminal import terminal
 from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
+from emoreg.config.trial import Fit
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.study import Study
 from emoreg.study_file import find_study
@@ -252,7 +253,11 @@ class Data:
     path: str | None = None
     """File or folder of the images, for readers that need one."""
     target: str | None = None
-    """What is learned, where the reader offers several."""
+    """What is learned, where the reader offers several; the column of the labels, in Parquet."""
+    image_column: str | None = None
+    """Column of the images, in Parquet, where it is not plain which."""
+    fit: Fit = "squeeze"
+    """Pictures that are not square: all of them, out of proportion, or their middle."""
     image_size: int = TrialConfig().image_size
     """Side in pixels."""
     storage: str = STORAGE
@@ -263,7 +268,7 @@ class Data:
 
     def __call__(self) -> int:
         """The exit code."""
-        from emoreg.cli.inventory import print_image_set, print_readers
+        from emoreg.cli.image_sets import print_image_set, print_readers
 
         console = terminal()
         if self.action == "list":
@@ -271,7 +276,9 @@ class Data:
             return 0
         if self.name is None:
             raise ConfigError(f"Name an image set: emoreg data {self.action} needs the NAME of one; see `emoreg data list`")
-        config = ImageSetConfig(name=self.name, path=self.path, target=self.target)
+        config = ImageSetConfig(
+            name=self.name, path=self.path, target=self.target, image_column=self.image_column, fit=self.fit
+        )
         sheet = Path(self.output or f"{self.name}.png") if self.action == "show" else None
         print_image_set(config, self.image_size, self.storage, sheet, console)
         return 0

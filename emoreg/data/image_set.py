@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ class ImageSet:
         train: the training split, whole (see ``cut_validation``).
         test: the test split. Closed to everything but an explicit evaluation.
         summary: what the reader met, e.g. ``{"converted from L": 3, "refused: truncated": 1}``.
+        origins: where "train" and "test" come from, in words; "test" is absent where it was cut from the training split.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ImageSet:
     train: Split
     test: Split
     summary: dict[str, int]
+    origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_outputs(self) -> int:

@@ -18,6 +18,7 @@ from jaxtyping import Bool
 
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import IMAGE_SETS
+from emoreg.config.trial import Fit
 from emoreg.data.decode import Picture
 
 HELD_OUT = 0.2
@@ -48,6 +49,7 @@ class ImageSetContents:
         test: the same. None: a fifth of each class of ``train``, by a hash of the images' names or places.
         regression: whether the targets are real numbers.
         notes: counts of what the reader left out or changed, for `emoreg data prepare`.
+        origins: where "train" and "test" come from, in words, for the same.
 
     Example:
         >>> import emoreg
@@ -60,6 +62,7 @@ class ImageSetContents:
     test: Iterable[tuple[Picture | None, Target] | Item] | None = None
     regression: bool = False
     notes: Mapping[str, int] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,8 @@ class ImageSetRequest:
         target: of the configuration, else the first of the reader's targets, else "label".
         image_size: side in pixels that images will be brought to; a reader that draws its images may draw at any.
         downloads: a folder where a reader may keep what it fetches.
+        image_column: of the configuration.
+        fit: of the configuration: how the preparation makes a picture square.
 
     Example:
         >>> import emoreg, pathlib
@@ -83,6 +88,8 @@ class ImageSetRequest:
     target: str
     image_size: int
     downloads: Path
+    image_column: str | None = None
+    fit: Fit = "squeeze"
 
     @property
     def local(self) -> Path | None:
@@ -144,6 +151,7 @@ class Reader:
         licence: the terms of the images, as their makers state them.
         path: whether the configuration must, may or must not give a path.
         targets: what can be learned, the default first; any label column where "*" is among them.
+        has_columns: whether it may be asked for the column of the images.
         package: the optional package that it needs, as (import name, distribution).
         stamp: lines that change when the source does; cheap, reads no pixel.
         read: lists the source.
@@ -157,6 +165,7 @@ class Reader:
     licence: str
     path: PathUse
     targets: tuple[str, ...]
+    has_columns: bool = False
     package: tuple[str, str] | None = None
     stamp: Stamp = files("*")
     read: Read
@@ -210,6 +219,7 @@ def image_set(
                 licence=licence,
                 path=path,
                 targets=targets,
+                has_columns=True,
                 read=read,
                 fingerprint=source_fingerprint(read),
             ),

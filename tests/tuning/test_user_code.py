@@ -48,7 +48,7 @@ def test_a_registered_entry_works_in_a_process_that_has_not_its_file(folder: Pat
     script = (
         "import sys; from emoreg.tuning.user_code import UserCode; from emoreg.config import TrialConfig;"
         "from emoreg.config.resolved import resolve_trial;"
-        "UserCode(open(sys.argv[1], 'rb').read()).register();"
+        "UserCode(open(sys.argv[1], 'rb').read(), '.').restore();"
         "print(resolve_trial(TrialConfig(backbone='test_vit', control='seeded twice')).config.drop_path)"
     )
     there = subprocess.run([sys.executable, "-c", script, str(folder / "code")], capture_output=True, text=True, check=False)
