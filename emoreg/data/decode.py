@@ -124,7 +124,8 @@ def _square(image: Image.Image, size: int, fit: Fit) -> tuple[UInt8[np.ndarray, 
     if rgb is not upright:
         notes.append(f"converted from {image.mode}")
     if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC, box=_middle(rgb.size) if fit == "crop" else None)
+        shown = rgb.crop(_middle(rgb.size)) if fit == "crop" else rgb
+        rgb = shown.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(rgb), notes
 
 
@@ -135,10 +136,10 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def _middle(size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The square in the middle of a picture, as left, upper, right and lower."""
     side = min(size)
-    left, upper = ((length - side) / 2 for length in size)
+    left, upper = ((length - side) // 2 for length in size)
     return (left, upper, left + side, upper + side)
 
 
