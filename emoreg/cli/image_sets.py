@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from emoreg.cli.terminal import plain_table
 from emoreg.config import ImageSetConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _LINES = 21
 """Lines of the tables: with the prompts, the title and the contact sheet's place, a screen of 24."""
 _NOTES_SHOWN = 6
+_TEXT_WIDTH = 60
 _LAST = ("converted", "turned")
 """How the notes begin that matter least."""
 
@@ -79,7 +81,7 @@ def _splits(image_set: ImageSet) -> Table:
     kind = "split" if image_set.regression else "class"
     absent = {"train": "its reader", "test": f"a fifth of {'train' if kind == 'split' else 'each class of train'}"}
     for name, split in (("train", image_set.train), ("test", image_set.test)):
-        table.add_row(name, str(len(split)), image_set.origins.get(name, absent[name]))
+        table.add_row(name, str(len(split)), _line(image_set.origins.get(name, absent[name])))
     return table
 
 
@@ -90,7 +92,7 @@ def _classes(image_set: ImageSet, room: int) -> Table:
     counts = np.array([np.bincount(split.targets, minlength=len(names)) for split in (image_set.train, image_set.test)])
     shown = len(names) if len(names) <= room else room - 1
     for name, numbers in zip(names[:shown], counts.T, strict=False):
-        table.add_row(name, *map(str, numbers))
+        table.add_row(_line(name), *map(str, numbers))
     if shown < len(names):
         table.add_row(f"{len(names) - shown} others", *map(str, counts[:, shown:].sum(axis=1)))
     return table
@@ -100,7 +102,7 @@ def _targets(image_set: ImageSet) -> Table:
     """Between which numbers each target of the training split lies."""
     table = _table("target", "lowest", "highest")
     for name, values in zip(image_set.class_names, image_set.train.targets.T, strict=True):
-        table.add_row(name, f"{values.min():.2f}", f"{values.max():.2f}")
+        table.add_row(_line(name), f"{values.min():.2f}", f"{values.max():.2f}")
     return table
 
 
@@ -110,15 +112,19 @@ def _notes(image_set: ImageSet) -> Table:
     notes = sorted(image_set.summary.items(), key=lambda note: note[0].startswith(_LAST))
     shown = len(notes) if len(notes) <= _NOTES_SHOWN else _NOTES_SHOWN - 1
     for what, count in notes[:shown]:
-        table.add_row(what, str(count))
+        table.add_row(_line(what), str(count))
     if shown < len(notes):
         table.add_row(f"{len(notes) - shown} other notes", str(sum(count for _, count in notes[shown:])))
     return table
 
 
 def _table(*columns: str) -> Table:
-    """A table whose rows are a line each, whatever they hold."""
-    table = plain_table(*columns, right=("images", "count", "train", "test", "lowest", "highest"))
-    for column in table.columns:
-        column.no_wrap, column.overflow = True, "ellipsis"
-    return table
+    """An empty table, some columns of which are numbers."""
+    return plain_table(*columns, right=("images", "count", "train", "test", "lowest", "highest"))
+
+
+def _line(text: str) -> Text:
+    """As much of a text as leaves room for the numbers beside it."""
+    line = Text(text)
+    line.truncate(_TEXT_WIDTH, overflow="ellipsis")
+    return line

@@ -123,7 +123,7 @@ def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, dev
         "trainer": TRAINER_VERSION,
         "backbone": config.backbone,
         "drop_path": config.drop_path,
-        "weights": _weights_digest(config.weights),
+        "weights": weights_digest(config.weights),
         "image_size": config.image_size,
         "images": {name: getattr(source, name) for name in CUTS},
         "fingerprint": fingerprint,
@@ -148,7 +148,12 @@ def _hash(parts: Mapping[str, Any], salt: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights_digest(weights: str | None) -> str | None:
+def weights_digest(weights: str | None) -> str | None:
+    """What tells weights from others: the SHA-256 of a file, and "hub" for timm's.
+
+    Raises:
+        ConfigError: for a file that cannot be read.
+    """
     if weights is None or weights == "hub":
         return weights
     try:
