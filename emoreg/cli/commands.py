@@ -249,7 +249,10 @@ class Data:
         Positional[Literal["list", "prepare", "show"]],
         arg(help="list: the readers. prepare: decode NAME once. show: write a contact sheet of NAME."),
     ]
-    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help="The image set's reader.")] = None
+    name: Annotated[
+        Positional[str | None],
+        arg(metavar="[NAME]", help="The image set's reader; or hub:OWNER/NAME, a set of the Hugging Face hub."),
+    ] = None
     path: str | None = None
     """File or folder of the images, for readers that need one."""
     target: str | None = None
@@ -276,9 +279,10 @@ class Data:
             return 0
         if self.name is None:
             raise ConfigError(f"Name an image set: emoreg data {self.action} needs the NAME of one; see `emoreg data list`")
-        config = ImageSetConfig(
-            name=self.name, path=self.path, target=self.target, image_column=self.image_column, fit=self.fit
-        )
-        sheet = Path(self.output or f"{self.name}.png") if self.action == "show" else None
+        name, path = self.name, self.path
+        if name.startswith("hub:"):
+            name, path = "parquet", f"hub://{name.removeprefix('hub:').removeprefix('//')}"
+        config = ImageSetConfig(name=name, path=path, target=self.target, image_column=self.image_column, fit=self.fit)
+        sheet = Path(self.output or f"{name}.png") if self.action == "show" else None
         print_image_set(config, self.image_size, self.storage, sheet, console)
         return 0

@@ -48,7 +48,8 @@ class ImageSetConfig:
     name: Annotated[str, not_empty("name a reader that `emoreg data list` lists")] = "openmoji"
     """Reader: openmoji, openmoji-objects, fer2013, oasis, emoji, digits, cifar10, cifar100, parquet, folder."""
     path: str | None = None
-    """File, folder or URI of the images, for the readers that need one (`emoreg data list` says which, and the layout)."""
+    """File, folder, archive or URI of the images, for the readers that need one (`emoreg data list` says which, and the
+    layout); hub://OWNER/NAME is a set of the Hugging Face hub."""
     target: str | None = None
     """What is learned: a label column or grouping of the reader (oasis: valence, arousal, regression). None: its default
     (in Parquet: label, labels, emotion, expression or class)."""

@@ -1,4 +1,4 @@
-"""Image sets that lie in an archive (zip, tar): unpacked for the time of their preparation, and never beside it."""
+"""Image sets that lie in an archive (zip, tar) or in the hub: unpacked for the time of their preparation, never beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+from emoreg.data.hub import fetch
 from emoreg.data.layout import stamp_of
 from emoreg.data.reader import ImageSetRequest, Reader
 from emoreg.errors import ImageSetError
@@ -31,20 +32,24 @@ _SUFFIXES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for s
 
 def stamp(request: ImageSetRequest, reader: Reader) -> list[str]:
     """The lines that change when the source of the images does: an archive's own, where that is what the path names."""
+    if request.is_of_hub:
+        return [str(request.path)]
     archive = _archive(request, reader)
     return reader.stamp(request) if archive is None else stamp_of([archive], archive.parent)
 
 
 def unpacked(request: ImageSetRequest, reader: Reader, scratch: Path) -> ImageSetRequest:
-    """The request, for the folder below ``scratch`` that its archive was unpacked to, where it names one.
+    """The request, for the folder below ``scratch`` that its archive or set of the hub was unpacked to, where it names one.
 
     Raises:
-        ImageSetError: for an archive that is not whole.
+        ImageSetError: for an archive that is not whole, or a set that cannot be had.
     """
-    archive = _archive(request, reader)
+    folder, archive = scratch / "unpacked", _archive(request, reader)
+    if request.is_of_hub:
+        fetch(str(request.path), folder)
+        return replace(request, path=str(folder))
     if archive is None:
         return request
-    folder = scratch / "unpacked"
     try:
         if archive.suffix.lower() == ".zip":
             shutil.unpack_archive(archive, folder)

@@ -32,6 +32,7 @@ from emoreg.config import ImageSetConfig
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.archives import stamp, unpacked
 from emoreg.data.decode import Refused, decode, strict_decoding
+from emoreg.data.hub import SCHEME, check_hub
 from emoreg.data.image_set import ImageSet, Split, Targets
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
@@ -81,7 +82,9 @@ def check(config: ImageSetConfig) -> Reader:
         raise ImageSetError(f"Give {name!r} a path to {reader.layout}: it is None")
     if config.image_column is not None and not reader.has_columns:
         raise ImageSetError(f"Leave out the image_column of {name!r}: it has no columns, but it is {config.image_column!r}")
-    if path is not None and "://" not in path and not Path(path).expanduser().exists():
+    if path is not None and path.startswith(SCHEME):
+        check_hub(path)
+    elif path is not None and "://" not in path and not Path(path).expanduser().exists():
         raise ImageSetError(
             f"Correct the path of {name!r}: {path!r} does not exist, and must be {reader.layout} (from {reader.source})"
         )

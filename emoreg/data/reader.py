@@ -20,6 +20,7 @@ from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.config.trial import Fit
 from emoreg.data.decode import Picture
+from emoreg.data.hub import SCHEME
 
 HELD_OUT = 0.2
 """Share of a set without a test split of its own that becomes one."""
@@ -95,6 +96,11 @@ class ImageSetRequest:
     def local(self) -> Path | None:
         """``path`` as a place on this machine, with ``~`` expanded; None where there is none, or it is a URI."""
         return None if self.path is None or "://" in self.path else Path(self.path).expanduser().absolute()
+
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether ``path`` names a set of the Hugging Face hub."""
+        return self.path is not None and self.path.startswith(SCHEME)
 
     def open(self) -> tuple[Any, str]:
         """The file system of ``path``, and the path in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,15 @@ def test_the_shape_of_pictures_is_chosen(prepare: Prepare) -> None:
         draw(f"faces/{name}", num=5, side=(8, 20))
     squeezed, cropped = (prepare("folder", "--path", "faces", "--fit", fit)[0] for fit in ("squeeze", "crop"))
     assert squeezed != cropped
+
+
+@pytest.mark.parametrize("name", ["hub:owner/faces", "hub://owner/faces"])
+def test_a_set_of_the_hub_goes_by_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "datasets" else find(name))
+    with pytest.raises(SystemExit) as end:
+        main(["data", "prepare", name])
+    assert end.value.code == 2
+    assert """Run pip install -e ".[hub]": 'hub://owner/faces' needs the library datasets""" in capsys.readouterr().err

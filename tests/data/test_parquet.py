@@ -16,6 +16,7 @@ from PIL import Image
 from emoreg.config import ImageSetConfig
 from emoreg.data import ImageSet, load
 from emoreg.errors import ImageSetError
+from emoreg.storage.files import Files
 
 Write = Callable[..., None]
 
@@ -79,6 +80,15 @@ def test_splits_are_known_by_the_hubs_words_wherever_a_snapshot_has_them(
     found = read(root)
     assert sizes(found) == (20, 8)
     assert found.origins == {"train": train, "test": test}
+
+
+def test_a_snapshot_in_an_object_store_is_read_as_one_here(root: Path, write: Write, bucket: str) -> None:
+    for split, num in (("train", 20), ("test", 8)):
+        write(f"default/{split}/0000.parquet", num)
+        Files(bucket).write(f"default/{split}/0000.parquet", (root / f"default/{split}/0000.parquet").read_bytes())
+    there = load(ImageSetConfig(name="parquet", path=bucket), image_size=8, storage=root.parent)
+    assert there.fingerprint == read(root).fingerprint
+    assert there.origins == read(root).origins
 
 
 def test_a_missing_shard_is_named(root: Path, write: Write) -> None:
