@@ -57,6 +57,12 @@ class ImageSet:
         """Width of a head for this set: number of classes, or of regression targets."""
         return len(self.class_names)
 
+    @property
+    def left_out(self) -> list[str]:
+        """What of the source is not in the set, each with how often: "passed over: hidden file (3)"."""
+        kinds = ("left out", "passed over", "refused")
+        return [f"{what} ({count})" for what, count in self.summary.items() if what.startswith(kinds)]
+
 
 class LoadImages(Protocol):
     """Gives image sets: ``partial(load, storage=...)``, or ``FetchedSets`` on a machine of a cluster."""

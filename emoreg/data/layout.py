@@ -36,6 +36,13 @@ def split_of(name: str) -> SplitName | None:
     return splits.pop() if len(splits) == 1 else None
 
 
+def set_of(name: str) -> str:
+    """The words of a file's name beside its split and its number, in which the files of one set agree."""
+    shard = _SHARD.fullmatch(name)
+    stem = name.rpartition(".")[0] if shard is None else shard["stem"]
+    return " ".join(word for word in map(str.lower, _words(stem)) if word not in _SPLITS)
+
+
 def is_split_word(name: str) -> bool:
     """Whether a name is one of a split's, and nothing else."""
     return name.lower() in _SPLITS
@@ -94,7 +101,7 @@ def _check_numbers(numbers: list[str], count: int, name: str) -> None:
     missing = [name.format(f"{number:0{len(numbers[0])}}") for number in range(first, first + count) if number not in found]
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
-        raise ImageSetError(f"Fetch {shown}: of {count} shards all must be there, but {len(missing)} are missing")
+        raise ImageSetError(f"Fetch {shown}: the set must have {count} such shards, but it has {count - len(missing)}")
     doubles = [name.format(number) for number in sorted(set(numbers)) if numbers.count(number) > 1]
     if doubles:
         raise ImageSetError(f"Keep one version of the files: each shard must be there once, but {doubles[0]} is there twice")
@@ -105,13 +112,13 @@ def find_below(root: Path, *names: str, depth: int = 2) -> Path | None:
     wanted = {name.lower() for name in names}
     if root.name.lower() in wanted:
         return root
-    level = [root]
+    level = [str(root)] if root.is_dir() else []
     for _ in range(depth + 1):
-        inside = [entry for folder in level for entry in entries(folder)]
-        found = next((entry for entry in inside if entry.name.lower() in wanted), None)
+        inside = sorted((entry for folder in level for entry in os.scandir(folder)), key=lambda entry: entry.path)
+        found = next((entry.path for entry in inside if entry.name.lower() in wanted), None)
         if found is not None:
-            return found
-        level = [entry for entry in inside if entry.is_dir() and rubbish(entry.name) is None]
+            return Path(found)
+        level = [entry.path for entry in inside if entry.is_dir() and rubbish(entry.name) is None]
     return None
 
 

@@ -65,7 +65,5 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path, monkeypatch: pytes
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        ImageSetError, match=r"Mend the network, or correct the name: 'hub://owner.*no route to the hub"
-    ):
+    with pytest.raises(ImageSetError, match=r"Mend the network, or correct the name: 'hub://owner.*no route to the hub"):
         load(ImageSetConfig(name="parquet", path=NAME), image_size=8, storage=tmp_path)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from emoreg.data.layout import check_shards, rubbish, split_of
+from emoreg.data.layout import check_shards, rubbish, set_of, split_of
 from emoreg.errors import ImageSetError
 
 
@@ -44,7 +44,10 @@ def test_whole_sets_of_shards_are_taken(names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train-00001-of-00003.parquet"], "Fetch train-00000-of-00003.parquet, train-00002-of-00003.parquet: of 3 shards"),
+        (
+            ["train-00001-of-00003.parquet"],
+            "Fetch train-0+-of-00003.parquet, train-00002-of-00003.parquet: .* must have 3 such shards",
+        ),
         (["train-1-of-3.p", "train-3-of-3.p"], "Fetch train-2-of-3.p"),
         (["train/0000.parquet", "train/0002.parquet"], "Fetch train/0001.parquet"),
         (["x-0-of-1.parquet", "x-0-of-2.parquet", "x-1-of-2.parquet"], "Keep one version .* x-*-of-1 and x-*-of-2"),
@@ -54,3 +57,10 @@ def test_whole_sets_of_shards_are_taken(names: list[str]) -> None:
 def test_missing_and_double_shards_are_named(names: list[str], message: str) -> None:
     with pytest.raises(ImageSetError, match=message.replace("x-*", r"x-\*")):
         check_shards(names)
+
+
+def test_files_of_one_set_agree_in_their_names_but_for_split_and_number() -> None:
+    names = ("FER2013_train-00000-of-00002-a09b74b3ef9c3b56.parquet", "fer2013_TEST.parquet", "Fer2013-dev-1-of-1.parquet")
+    assert {set_of(name) for name in names} == {"fer"}
+    assert set_of("train-00000-of-00001.parquet") == set_of("test2.parquet") == ""
+    assert set_of("oasis_train.parquet") == "oasis"

@@ -94,7 +94,7 @@ def test_a_snapshot_in_an_object_store_is_read_as_one_here(root: Path, write: Wr
 def test_a_missing_shard_is_named(root: Path, write: Write) -> None:
     write("train-00000-of-00002.parquet")
     write("test-00000-of-00001.parquet", 8)
-    with pytest.raises(ImageSetError, match=r"Fetch train-00001-of-00002.parquet: of 2 shards all must be there"):
+    with pytest.raises(ImageSetError, match=r"Fetch train-00001-of-00002.parquet: .* must have 2 such shards, but it has 1"):
         read(root)
     with pytest.raises(ImageSetError, match=r"Fetch train-00001-of-00002.parquet"):
         read(root / "train-00000-of-00002.parquet")
@@ -109,6 +109,21 @@ def test_several_files_without_a_split_are_not_merged(root: Path, write: Write) 
         ImageSetError, match=r"Name the splits train and test .*\['one.parquet', 'two.parquet'\] .* tells a split"
     ):
         read(root)
+
+
+@pytest.mark.parametrize("other", ["oasis_train.parquet", "oasis_test.parquet"])
+def test_files_of_two_sets_are_not_mixed(root: Path, write: Write, other: str) -> None:
+    write("fer_train.parquet")
+    write("fer_dev.parquet", 8)
+    write(other, 8)
+    with pytest.raises(ImageSetError, match=r"Keep one image set in a folder.*\['fer_.*', 'oasis_.*'\] have other"):
+        read(root)
+
+
+def test_folders_of_splits_may_hold_files_of_any_name(root: Path, write: Write) -> None:
+    for name in ("train/web.parquet", "train/books.parquet", "test/web.parquet"):
+        write(name)
+    assert sizes(read(root)) == (40, 20)
 
 
 def test_shards_without_a_split_are_one_file_that_is_divided(root: Path, write: Write) -> None:

@@ -233,7 +233,7 @@ class TestParquet:
 
     def test_two_sets_in_one_folder_are_not_mixed(self, tmp_path: Path, images: list[bytes]) -> None:
         write_parquet(tmp_path / "d" / "cats_train.parquet", images, [0, 1] * 15, {"class_names": '["a", "b"]'})
-        write_parquet(tmp_path / "d" / "dogs_train.parquet", images, [0, 1] * 15, {"class_names": '["c", "d"]'})
+        write_parquet(tmp_path / "d" / "cats_test.parquet", images, [0, 1] * 15, {"class_names": '["c", "d"]'})
         with pytest.raises(ImageSetError, match="same class names"):
             loaded(tmp_path, "parquet", tmp_path / "d")
 

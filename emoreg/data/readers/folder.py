@@ -56,8 +56,14 @@ def read(request: ImageSetRequest) -> ImageSetContents:
         train=items["train"],
         test=items.get("test"),
         notes=notes,
-        origins={split: os.path.relpath(folder, root) for split, folder in splits.items()},
+        origins={
+            split: "the path itself" if folder == root else str(folder.relative_to(root)) for split, folder in splits.items()
+        },
     )
+
+
+def _place(folder: Path, root: Path) -> str:
+    return "the path itself" if folder == root else str(folder.relative_to(root))
 
 
 def _root(request: ImageSetRequest) -> Path:

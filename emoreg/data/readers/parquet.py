@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ import pyarrow.fs
 from jaxtyping import Bool
 
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.layout import POINTER_CURE, begins_with_split, check_shards, is_pointer, rubbish, split_of
+from emoreg.data.layout import POINTER_CURE, begins_with_split, check_shards, is_pointer, rubbish, set_of, split_of
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out
 from emoreg.data.readers.columns import (
     declared_names,
@@ -121,6 +121,7 @@ def find_files(request: ImageSetRequest, pattern: str = "") -> ParquetFiles | No
             notes["passed over: Parquet file that names no split"] = len(unnamed)
     if "train" not in by_split:
         return None
+    _check_one_set(name for some in by_split.values() for name in some)
     for info in (info for some in by_split.values() for info in some.values()):
         _check_content(filesystem, info)
     as_shard = partial(pyarrow.dataset.ParquetFileFormat().make_fragment, filesystem=filesystem)
@@ -203,6 +204,18 @@ def _check_one(names: list[str], root: str) -> None:
         raise ImageSetError(
             "Name the splits train and test (or training, dev, eval, ...), give one file, or put what belongs together into a "
             f"folder train: no word of {names[:4]} in {root!r} tells a split"
+        )
+
+
+def _check_one_set(names: Iterable[str]) -> None:
+    """Refuse files whose names tell their splits and are otherwise those of several sets."""
+    sets: dict[str, str] = {}
+    for name in (name for name in names if split_of(name.rpartition("/")[2]) is not None):
+        sets.setdefault(set_of(name.rpartition("/")[2]), name)
+    if len(sets) > 1:
+        raise ImageSetError(
+            "Keep one image set in a folder, or put what belongs together into folders train and test: beside their splits, "
+            f"{sorted(sets.values())[:4]} have other names"
         )
 
 
