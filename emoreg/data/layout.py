@@ -127,6 +127,11 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
+def fail(error: OSError) -> None:
+    """Raise the error of a folder that cannot be listed, which ``os.walk`` would pass over without a word."""
+    raise error
+
+
 def stamp_of(files: Iterable[Path], root: Path) -> list[str]:
     """Name, size and time of change of each file."""
     lines = []

@@ -21,6 +21,7 @@ from emoreg.config.registry import IMAGE_SETS
 from emoreg.config.trial import Fit
 from emoreg.data.decode import Picture
 from emoreg.data.hub import SCHEME
+from emoreg.data.layout import fail
 
 HELD_OUT = 0.2
 """Share of a set without a test split of its own that becomes one."""
@@ -141,7 +142,7 @@ def _infos_below(filesystem: Any, folder: str) -> list[Any]:
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return list(filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True)))
     # Not by a selector, which follows links, in circles too.
-    paths = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    paths = [os.path.join(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names]
     return list(filesystem.get_file_info(paths))
 
 

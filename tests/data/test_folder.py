@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from emoreg.config import ImageSetConfig
 from emoreg.data import ImageSet, load
-from emoreg.errors import ImageSetError
+from emoreg.errors import ImageSetError, StorageError
 
 Fill = Callable[..., None]
 CLASSES = ("happy", "sad")
@@ -179,3 +180,32 @@ def test_what_is_passed_over_is_no_part_of_the_stamp(root: Path, fill: Fill) -> 
     fill("happy/@eaDir")
     read(root)
     assert len(list((root.parent / "imagesets").glob("*.arrow"))) == 1
+
+
+@pytest.mark.parametrize("inner", [("train", "test"), ("Training", "val")])
+def test_splits_below_the_classes_are_refused(root: Path, fill: Fill, inner: tuple[str, str]) -> None:
+    fill(*(f"{name}/{split}" for name in CLASSES for split in inner))
+    with pytest.raises(ImageSetError, match=r"Put the splits above the classes .*\['happy', 'sad'\] .* holds splits"):
+        read(root)
+
+
+def test_pictures_of_a_kind_that_cannot_be_read_are_not_passed_over(root: Path, fill: Fill) -> None:
+    fill(*CLASSES)
+    for number in range(2):
+        (root / "sad" / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ImageSetError, match=r"may be unreadable, but 2 are, among them sad/IMG_\d.HEIC \(not an image\)"):
+        read(root)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(root: Path, fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(*CLASSES, "sad/ben")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("ben"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match=r"See to space and permissions: .*Permission denied: .*sad/ben"):
+        read(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -289,7 +290,7 @@ def test_a_class_that_only_the_test_split_has_is_refused(root: Path, pictures: l
         read(root)
 
 
-@pytest.mark.parametrize("labels", [[-1] * 8, pa.nulls(8, pa.int64()), None])
+@pytest.mark.parametrize("labels", [[-1] * 8, pa.nulls(8, pa.int64()), [math.nan] * 8, [""] * 8, None])
 def test_a_test_split_without_labels_is_said_and_the_validation_split_taken(
     root: Path, pictures: list[bytes], write: Write, labels: Sequence[int] | None
 ) -> None:

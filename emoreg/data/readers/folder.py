@@ -15,14 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.layout import SplitName, entries, is_split_word, rubbish, split_of, stamp_of
+from emoreg.data.layout import SplitName, entries, fail, is_split_word, rubbish, split_of, stamp_of
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader
 from emoreg.errors import ImageSetError
 
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .mpo .jp2 .j2k .avif".split()  # noqa: SIM905
+    f".{kind}"
+    for kind in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "mpo"),
+        *("jp2", "j2k", "avif", "heic", "heif", "jxl", "dng"),
+    )
 )
-"""File names that are taken for images; what they hold is decided when they are decoded."""
+"""File names that are taken for images; whether what they hold can be read is decided when they are decoded."""
 
 _LOOSE = "passed over: image in no class folder"
 _IN_COMMON = 2
@@ -118,6 +122,11 @@ def _refuse_hidden_splits(top: Path, folders: list[Path], named: dict[SplitName,
         )
     inner = [{entry.name for entry in entries(folder) if entry.is_dir() and rubbish(entry.name) is None} for folder in folders]
     common = sorted(set.intersection(*inner)) if len(inner) > 1 else []
+    if len(common) >= _IN_COMMON and all(map(split_of, common)):
+        raise ImageSetError(
+            "Put the splits above the classes (train/<class>/*, test/<class>/*), or give the path of one folder, if these are "
+            f"sets: each of {[folder.name for folder in folders]} in {str(top)!r} holds splits, {common}"
+        )
     if len(common) >= _IN_COMMON:
         raise ImageSetError(
             "Name the splits train and test, or, if these are classes, move them into a folder train: all of "
@@ -193,7 +202,7 @@ def _classes(split: Path, notes: Counter[str]) -> dict[str, list[Path]]:
 
 
 def _image_files(folder: Path, notes: Counter[str]) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         for name in list(folders):
             reason = rubbish(name)
             if reason is not None:

@@ -25,7 +25,7 @@ import pyarrow.fs
 from jaxtyping import Bool
 
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.layout import POINTER_CURE, begins_with_split, check_shards, is_pointer, rubbish, set_of, split_of
+from emoreg.data.layout import POINTER_CURE, begins_with_split, check_shards, fail, is_pointer, rubbish, set_of, split_of
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out
 from emoreg.data.readers.columns import (
     declared_names,
@@ -165,7 +165,7 @@ def _below(filesystem: Any, root: str, depth: int) -> list[Any]:
         found = [info.path for info in infos if info.is_file]
     else:  # not by a selector, which follows links, in circles too
         found = []
-        for parent, folders, files in os.walk(root):
+        for parent, folders, files in os.walk(root, onerror=fail):
             is_last = os.path.relpath(parent, root).count(os.sep) + 2 > depth
             folders[:] = [] if is_last else [name for name in folders if rubbish(name) is None]
             found += [os.path.join(parent, name) for name in files]
@@ -310,7 +310,12 @@ def held_out_split(files: ParquetFiles, label: str, notes: Counter[str]) -> tupl
 def _has_labels(shards: Shards, label: str) -> bool:
     if label_column_or_none(shards[0].physical_schema, label) is None:
         return False
-    return any(value is not None and not (isinstance(value, int) and value < 0) for value in column(shards, label))
+    return any(map(_is_label, column(shards, label)))
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a value is neither missing nor one of the usual signs of a missing one."""
+    return value not in (None, "") and value == value and not (isinstance(value, int) and value < 0)  # NaN is not itself
 
 
 def _num_rows(shards: Shards) -> int:
