@@ -9,7 +9,7 @@ from typing import Any
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.layout import find_below
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader
-from emoreg.data.readers import folder, parquet
+from emoreg.data.readers import folder, parquet, shards
 from emoreg.errors import ImageSetError
 
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -19,7 +19,7 @@ def stamp(request: ImageSetRequest, name: str) -> list[str]:
     """Name, size and time of change of every file that may be read, but the original's, which torchvision checks by MD5."""
     if request.path is None or _folder(request, name) is not None:
         return []
-    return parquet.stamp(request, _pattern(name)) or folder.stamp(request)
+    return shards.stamp(request, _pattern(name)) or folder.stamp(request)
 
 
 def read(request: ImageSetRequest, name: str) -> ImageSetContents:
@@ -30,7 +30,7 @@ def read(request: ImageSetRequest, name: str) -> ImageSetContents:
     """
     original = _folder(request, name)
     if request.path is not None and original is None:
-        files = parquet.find_splits(request, _pattern(name))
+        files = shards.find_splits(request, _pattern(name))
         return folder.read(request) if files is None else parquet.labelled(files, request, "label")
     root = request.downloads if original is None else original.parent
     train, test = (_original(name, root, train=train, download=original is None) for train in (True, False))

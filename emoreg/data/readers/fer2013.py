@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.layout import find_below, stamp_of
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader
-from emoreg.data.readers import folder, parquet
+from emoreg.data.readers import folder, parquet, shards
 from emoreg.data.readers.columns import grey_square
 from emoreg.errors import ImageSetError
 
@@ -34,7 +34,7 @@ def stamp(request: ImageSetRequest) -> list[str]:
     tables = _tables(request)
     if tables:
         return stamp_of(tables.values(), next(iter(tables.values())).parent)
-    return parquet.stamp(request, "fer2013") or folder.stamp(request)
+    return shards.stamp(request, "fer2013") or folder.stamp(request)
 
 
 def read(request: ImageSetRequest) -> ImageSetContents:
@@ -42,7 +42,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
     tables = _tables(request)
     if tables:
         return _read_tables(tables)
-    files = parquet.find_splits(request, "fer2013")
+    files = shards.find_splits(request, "fer2013")
     return folder.read(request) if files is None else parquet.labelled(files, request, "label")
 
 

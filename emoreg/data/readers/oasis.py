@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.layout import entries, find_below, stamp_of
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, held_out
-from emoreg.data.readers import parquet
+from emoreg.data.readers import parquet, shards
 from emoreg.errors import ImageSetError
 
 _TABLE = "OASIS.csv"
@@ -28,7 +28,7 @@ def stamp(request: ImageSetRequest) -> list[str]:
     """Name, size and time of change of every file that may be read."""
     published = _published(request)
     if published is None:
-        return parquet.stamp(request, "oasis")
+        return shards.stamp(request, "oasis")
     table, folder = published
     return stamp_of([table, *entries(folder)], table.parent)
 
@@ -38,15 +38,15 @@ def read(request: ImageSetRequest) -> ImageSetContents:
     published = _published(request)
     if published is not None:
         return _read_published(*published, request.target)
-    files = parquet.find_splits(request, "oasis", required=True)
+    files = shards.find_splits(request, "oasis", required=True)
     assert files is not None
     if request.target == "valence":
         return parquet.labelled(files, request, "label")
     notes = Counter(files.notes)
     split, held = parquet.held_out_split(files, "valence_mean", notes)
     train, test = (
-        np.array([parquet.column(shards, name) for name in ("valence_mean", "arousal_mean")], dtype=np.float64).T
-        for shards in (files.splits["train"], held)
+        np.array([parquet.column(some, name) for name in ("valence_mean", "arousal_mean")], dtype=np.float64).T
+        for some in (files.splits["train"], held)
     )
     names, train_targets, test_targets = _targets(request.target, train, test)
     return ImageSetContents(
@@ -55,7 +55,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
         test=parquet.Rows(held, request.image_column, test_targets),
         regression=request.target == "regression",
         notes=notes,
-        origins=parquet.origins(files, split, request.open()[1]),
+        origins=shards.origins(files, split, request.open()[1]),
     )
 
 
