@@ -297,6 +297,8 @@ def _decode(
                 target = _target(target, contents)
                 if picture is None:
                     raise Refused("no image")
+                if isinstance(picture, Refused):
+                    raise picture
                 image, notes = decode(picture, request.image_size, request.fit)
             except Refused as reason:
                 name = name or f"row {seen - 1}"

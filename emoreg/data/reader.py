@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.config.trial import Fit
-from emoreg.data.decode import Picture
+from emoreg.data.decode import Picture, Refused
 from emoreg.data.hub import SCHEME
 from emoreg.data.layout import fail
 
@@ -31,9 +31,9 @@ Target = int | Sequence[float] | None
 
 
 class Item(NamedTuple):
-    """One image as its source has it; one without a picture or a target is left out of the set, and counted."""
+    """One image as its source has it; one without a picture or a target is left out of the set, and counted with the reason."""
 
-    picture: Picture | None
+    picture: Picture | Refused | None
     target: Target
     name: str = ""
     """Where the image comes from, for messages."""

@@ -192,6 +192,7 @@ def tensor(values: np.ndarray) -> pa.Array:
 
 
 GREY = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 COLOUR = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 
 
@@ -222,6 +223,7 @@ def test_pixels_in_cells_are_pictures(root: Path, column: pa.Array, pixels: np.n
         (pa.array(np.zeros((20, 8, 8)).tolist()), r"it must hold bytes of encoded images.*image \(list<"),
         (pa.array(["a.png"] * 20), r"it must hold bytes of encoded images.*image \(string\)"),
         (pa.array(np.zeros((20, 3072), np.uint8).tolist()), r"may be unreadable.*an array of uint8 \[3072\]"),
+        (pa.array([{"bytes": None, "path": "a.png"}] * 20, IMAGE), r"may be unreadable.*no bytes, only the path 'a.png'"),
         (pa.array(np.full((20, 8, 8), 999).tolist()), r"may be unreadable.*an array of int64 \[8, 8\]"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from emoreg.data.decode import Picture
+from emoreg.data.decode import Picture, Refused
 from emoreg.errors import ImageSetError
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -117,8 +117,8 @@ def is_label_type(label_type: pa.DataType) -> bool:
     return types.is_integer(label_type) or _is_text(label_type) or types.is_boolean(label_type)
 
 
-def pictures(column: pa.Array) -> Iterator[Picture | None]:
-    """The images of an image column's cells; None for a cell that holds none."""
+def pictures(column: pa.Array) -> Iterator[Picture | Refused | None]:
+    """The images of an image column's cells; None for a cell that holds none, a refusal for one that tells where it was."""
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
         for pixels in column.storage.to_pylist():
@@ -128,7 +128,8 @@ def pictures(column: pa.Array) -> Iterator[Picture | None]:
         column = column.storage
     for cell in column.to_pylist():
         if isinstance(cell, dict):
-            yield cell["bytes"]
+            is_elsewhere = cell["bytes"] is None and cell.get("path")
+            yield Refused(f"no bytes, only the path {cell['path']!r}") if is_elsewhere else cell["bytes"]
         elif isinstance(cell, list):
             yield _pixels_of_list(cell)
         else:

@@ -1,9 +1,9 @@
 """Images in Parquet: one file or a folder of shards, local or behind any URI that pyarrow.fs opens (s3://, gs://, hdfs://).
 
 `emoreg.data.readers.shards` says which files are read, `emoreg.data.readers.columns` what of them. Class names come from the
-schema's metadata (`class_names`, a JSON list), from Hugging Face's `ClassLabel` feature, or from the labels' own values in their
-order. Declared classes without any image are left out. Labels of a class that the training split does not have are refused, as
-missing ones are.
+schema's metadata (`class_names`, a JSON list), from Hugging Face's `ClassLabel` feature, or from the labels' own values in
+their order. Declared classes without any image are left out. Labels of a class that the training split does not have are
+refused, as missing ones are.
 """
 
 from __future__ import annotations
