@@ -133,12 +133,16 @@ def fail(error: OSError) -> None:
 
 
 def stamp_of(files: Iterable[Path], root: Path) -> list[str]:
-    """Name, size and time of change of each file."""
-    lines = []
+    """Name, size and time of change of each file; of a link that leads nowhere, its own."""
+    return [f"{str(file).removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}" for file, status in _statuses(files)]
+
+
+def _statuses(files: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
     for file in files:
-        status = file.stat() if file.exists() else file.lstat()
-        lines.append(f"{os.path.relpath(file, root)} {status.st_size} {status.st_mtime_ns}")
-    return lines
+        try:
+            yield file, os.stat(file)
+        except OSError:
+            yield file, os.lstat(file)
 
 
 def is_pointer(head: bytes) -> bool:
