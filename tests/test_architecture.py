@@ -116,6 +116,7 @@ def test_the_trainer_knows_neither_ray_nor_optuna(dependency: str) -> None:
         ("optuna", {"tuning.adapters", "tuning.optuna_study", "tuning.reconcile", "tuning.source", "report.search_figures"}),
         ("timm", {"training.backbones"}),
         ("torchvision", {"data.augmentation", "data.readers.cifar"}),
+        ("datasets", {"data.hub"}),
         ("tensorboard", {"tracking.tensorboard"}),
         ("matplotlib", {"tracking.pictures"}),
         ("plotly", {"report"}),

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from emoreg.cli.options import WRITTEN, ConfirmationOptions, Debug, Device, StudyCommand, Switch, WrittenCommand, reading
 from emoreg.cli.terminal import terminal
 from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
+from emoreg.config.trial import Fit
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.study import Study
 from emoreg.study_file import find_study
@@ -248,11 +249,18 @@ class Data:
         Positional[Literal["list", "prepare", "show"]],
         arg(help="list: the readers. prepare: decode NAME once. show: write a contact sheet of NAME."),
     ]
-    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help="The image set's reader.")] = None
+    name: Annotated[
+        Positional[str | None],
+        arg(metavar="[NAME]", help="The image set's reader; or hub:OWNER/NAME, a set of the Hugging Face hub."),
+    ] = None
     path: str | None = None
     """File or folder of the images, for readers that need one."""
     target: str | None = None
-    """What is learned, where the reader offers several."""
+    """What is learned, where the reader offers several; the column of the labels, in Parquet."""
+    image_column: str | None = None
+    """Column of the images, in Parquet, where it is not plain which."""
+    fit: Fit = "squeeze"
+    """Pictures that are not square: all of them, out of proportion, or their middle."""
     image_size: int = TrialConfig().image_size
     """Side in pixels."""
     storage: str = STORAGE
@@ -263,7 +271,7 @@ class Data:
 
     def __call__(self) -> int:
         """The exit code."""
-        from emoreg.cli.inventory import print_image_set, print_readers
+        from emoreg.cli.image_sets import print_image_set, print_readers
 
         console = terminal()
         if self.action == "list":
@@ -271,7 +279,10 @@ class Data:
             return 0
         if self.name is None:
             raise ConfigError(f"Name an image set: emoreg data {self.action} needs the NAME of one; see `emoreg data list`")
-        config = ImageSetConfig(name=self.name, path=self.path, target=self.target)
-        sheet = Path(self.output or f"{self.name}.png") if self.action == "show" else None
+        name, path = self.name, self.path
+        if name.startswith("hub:"):
+            name, path = "parquet", f"hub://{name.removeprefix('hub:').removeprefix('//')}"
+        config = ImageSetConfig(name=name, path=path, target=self.target, image_column=self.image_column, fit=self.fit)
+        sheet = Path(self.output or f"{name}.png") if self.action == "show" else None
         print_image_set(config, self.image_size, self.storage, sheet, console)
         return 0

@@ -1,23 +1,20 @@
-"""What a storage holds besides studies: ``emoreg experience list|prune``, ``emoreg data list|prepare|show``."""
+"""What the experience store holds: ``emoreg experience list|prune``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from emoreg.cli.options import reading
 from emoreg.cli.terminal import new_table
-from emoreg.config import ImageSetConfig
 from emoreg.formatting import counted, duration
 from emoreg.results.analysis import DeviceTime
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Use, day_text, entries, prune, size_text
 from emoreg.storage.locks import FileLocks
-from emoreg.storage.working_copy import join
 
 _TEXTS = ("experience", "epochs", "used by", "study")
 _REFUSAL = (
@@ -103,49 +100,3 @@ def _table(title: str, *columns: str) -> Table:
     for column in table.columns:
         column.no_wrap = column.header not in _TEXTS[1:]
     return table
-
-
-def print_readers(console: Console) -> None:
-    """The readers of image sets, and where to get what they read."""
-    from emoreg.data import IMAGE_SETS
-
-    for name, reader in IMAGE_SETS.items():
-        console.print(f"{name} ({reader.kind}): {reader.description}", soft_wrap=False)
-        lines = Table.grid(padding=(0, 2))
-        lines.add_column(no_wrap=True)
-        texts = {
-            "from": reader.source,
-            "--path": reader.layout,
-            "--target": ", ".join(reader.targets),
-            "licence": reader.licence,
-        }
-        for label, text in texts.items():
-            lines.add_row(f"  {label}", text)
-        console.print(lines)
-
-
-def print_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet: Path | None, console: Console) -> None:
-    """Prepare an image set for a storage and say what it has; ``sheet`` is the file of a contact sheet, if one is wanted.
-
-    Raises:
-        UserError: for an image set or a storage that cannot be used.
-    """
-    from emoreg.data import check, contact_sheet, load
-    from emoreg.data.fetch import offer
-    from emoreg.tuning.images import image_storage
-    from emoreg.tuning.preflight import check_storage
-
-    check(config)
-    check_storage(storage)
-    image_set = load(config, image_size=image_size, storage=image_storage(storage))
-    offer(config, image_size=image_size, storage=image_storage(storage), files=Files(join(storage, "imagesets")))
-    console.print(
-        f"{image_set.name}: {len(image_set.train)} training and {len(image_set.test)} test images of {image_size} px, "
-        f"fingerprint {image_set.fingerprint[:12]}"
-    )
-    console.print(f"{'targets' if image_set.regression else 'classes'}: {', '.join(image_set.class_names)}")
-    for what, count in image_set.summary.items():
-        console.print(f"  {count} x {what}")
-    if sheet is not None:
-        contact_sheet(image_set, sheet)
-        console.print(f"contact sheet: {sheet}")

@@ -14,13 +14,19 @@ from emoreg.config.registry import CONTROLS
 from emoreg.config.trial import ImageSetConfig, TrialConfig
 from emoreg.config.validation import require
 
-Source = tuple[str, str | None, str | None, int]
-"""What an image set is read from: name, path, target, and the side in pixels that it is prepared at."""
+Source = tuple[str | int | None, ...]
+"""What an image set is prepared from: name, path, target, side in pixels, and of ``_READING`` what is not at its default."""
+
+_READING = ("image_column", "fit")
+CUTS = ("num_images", "validation_fraction", "split_seed")
+"""The settings of an image set that choose among its images; all others decide what these are."""
 
 
 def source_of(image_set: ImageSetConfig, image_size: int) -> Source:
     """The source of an image set: two sets of one source have the same images, and so one fingerprint."""
-    return (image_set.name, image_set.path, image_set.target, image_size)
+    default = ImageSetConfig()
+    others = [f"{name}={value}" for name in _READING if (value := getattr(image_set, name)) != getattr(default, name)]
+    return (image_set.name, image_set.path, image_set.target, image_size, *others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +40,14 @@ class Fingerprints:
         return self.by_source.get(source_of(image_set, image_size))
 
     def rows(self) -> list[list[Any]]:
-        """All of them as JSON has them: name, path, target, image size, fingerprint."""
+        """All of them as JSON has them: a source's parts, then the fingerprint."""
         return [[*source, fingerprint] for source, fingerprint in self.by_source.items()]
 
     @classmethod
     def from_rows(cls, rows: Iterable[Iterable[Any]]) -> Fingerprints:
         """What ``rows`` made, read back from JSON."""
-        return cls({(name, path, target, size): fingerprint for name, path, target, size, fingerprint in rows})
+        return cls({tuple(source): fingerprint for *source, fingerprint in rows})
 
-
-_CUTS = ("num_images", "validation_fraction", "split_seed")
 
 UNKNOWN = Fingerprints({})
 """No image set has been opened yet."""
@@ -109,7 +113,7 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
             values[path] = int(value) if isinstance(value, float) and value.is_integer() else value  # 1 and 1.0 are one setting
     for role in _image_sets(applied):
         fingerprint = fingerprints.of(getattr(applied, role), applied.image_size)
-        source = [f"{role}.{name}" for name in ("name", "path", "target")]
+        source = [f"{role}.{name}" for name in ("name", "path", "target", *_READING)]
         if fingerprint is not None and role not in unused:
             values = {path: value for path, value in values.items() if path not in source}
             values[f"{role}.fingerprint"] = fingerprint
@@ -157,7 +161,7 @@ def _unused_of_pretraining(trial: TrialConfig) -> Iterator[str]:
             yield from sets
         else:  # the number of classes is the width of the emotion head
             yield from sets - {role}
-            yield from (f"{role}.{name}" for name in _CUTS if role in sets)
+            yield from (f"{role}.{name}" for name in CUTS if role in sets)
     elif role == "stimuli":
         yield "neutral"
         if trial.stimuli.num_images is None and trial.stimuli.validation_fraction == 0:

@@ -25,6 +25,8 @@ from emoreg.config.validation import (
 _Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
 _Sampling = Literal["natural", "balanced", "sqrt"]
 _ClassWeights = Literal["none", "balanced", "sqrt"]
+Fit = Literal["squeeze", "crop"]
+"""How a picture is made square: all of it, out of proportion, or its middle."""
 _ImageSize = Annotated[
     int,
     Constraint(
@@ -48,9 +50,15 @@ class ImageSetConfig:
     name: Annotated[str, not_empty("name a reader that `emoreg data list` lists")] = "openmoji"
     """Reader: openmoji, openmoji-objects, fer2013, oasis, emoji, digits, cifar10, cifar100, parquet, folder."""
     path: str | None = None
-    """File, folder or URI of the images, for the readers that need one (`emoreg data list` says which, and the layout)."""
+    """File, folder, archive or URI of the images, for the readers that need one (`emoreg data list` says which, and the
+    layout); hub://OWNER/NAME is a set of the Hugging Face hub."""
     target: str | None = None
-    """What is learned: a label column or grouping of the reader (oasis: valence, arousal, regression). None: its default."""
+    """What is learned: a label column or grouping of the reader (oasis: valence, arousal, regression). None: its default
+    (in Parquet: label, labels, emotion, expression or class)."""
+    image_column: str | None = None
+    """Column of the images, in Parquet. None: `image` or `img`, or the one column that holds images."""
+    fit: Fit = "squeeze"
+    """Pictures that are not square: `squeeze` keeps all of them, out of proportion; `crop` takes their middle."""
     num_images: PositiveInt | None = None
     """Keep a stratified subset of this many training images. None: all of them."""
     validation_fraction: BelowOne = 0.1
@@ -261,7 +269,8 @@ class TrialConfig:
     drop_path: BelowOne = 0.0
     """Stochastic depth (Huang et al. 2016) of both encoders, for backbones that have it."""
     weights: str | None = None
-    """Start both encoders from a file of weights, or from timm's hub with 'hub'. None: from random."""
+    """Start both encoders from a file of weights (plain, or a checkpoint of Lightning, DDP or timm, of which averaged weights
+    are taken), or from timm's hub with 'hub'. None: from random."""
     image_size: _ImageSize = 32
     """Side in pixels that stimuli and task images are brought to; both encoders see this size."""
     stimuli: ImageSetConfig = field(default_factory=_stimuli_default)

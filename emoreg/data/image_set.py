@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ class ImageSet:
         train: the training split, whole (see ``cut_validation``).
         test: the test split. Closed to everything but an explicit evaluation.
         summary: what the reader met, e.g. ``{"converted from L": 3, "refused: truncated": 1}``.
+        origins: where "train" and "test" come from, in words; "test" is absent where it was cut from the training split.
     """
 
     name: str
@@ -49,11 +50,18 @@ class ImageSet:
     train: Split
     test: Split
     summary: dict[str, int]
+    origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_outputs(self) -> int:
         """Width of a head for this set: number of classes, or of regression targets."""
         return len(self.class_names)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of the source is not in the set, each with how often: "passed over: hidden file (3)"."""
+        kinds = ("left out", "passed over", "refused")
+        return [f"{what} ({count})" for what, count in self.summary.items() if what.startswith(kinds)]
 
 
 class LoadImages(Protocol):

@@ -2,8 +2,8 @@
 
 The file has one record batch for each split, train and test, with two columns: `image`, a fixed-shape tensor of uint8
 [S, S, 3], and `target`, an int64 class index or a fixed-size list of float32. Its schema's metadata holds the class names,
-the fingerprint, the summary, and a digest of all of these and the data: a file that does not match it is prepared again. Its
-name carries a hash of the source's stamp, so that a changed source gets a file of its own.
+the fingerprint, the summary, where the splits come from, and a digest of all of these and the data: a file that does not match
+it is prepared again. Its name carries a hash of the source's stamp, so that a changed source gets a file of its own.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from filelock import FileLock
 
 from emoreg.config import ImageSetConfig
 from emoreg.config.registry import IMAGE_SETS
+from emoreg.data.archives import stamp, unpacked
 from emoreg.data.decode import Refused, decode, strict_decoding
+from emoreg.data.hub import SCHEME, check_hub
 from emoreg.data.image_set import ImageSet, Split, Targets
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
 from emoreg.storage.files import replacing, scratch_folder, sweep
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
 
 _DIGEST = b"emoreg.digest"
@@ -78,7 +80,11 @@ def check(config: ImageSetConfig) -> Reader:
         raise ImageSetError(f"Leave out the path of {name!r}: it takes none, but it is {path!r}")
     if reader.path == "required" and path is None:
         raise ImageSetError(f"Give {name!r} a path to {reader.layout}: it is None")
-    if path is not None and "://" not in path and not Path(path).expanduser().exists():
+    if config.image_column is not None and not reader.has_columns:
+        raise ImageSetError(f"Leave out the image_column of {name!r}: it has no columns, but it is {config.image_column!r}")
+    if path is not None and path.startswith(SCHEME):
+        check_hub(path)
+    elif path is not None and "://" not in path and not Path(path).expanduser().exists():
         raise ImageSetError(
             f"Correct the path of {name!r}: {path!r} does not exist, and must be {reader.layout} (from {reader.source})"
         )
@@ -130,13 +136,22 @@ def prepared_file(config: ImageSetConfig, *, image_size: int, storage: Path) -> 
 def _request(config: ImageSetConfig, image_size: int, folder: Path) -> tuple[Reader, ImageSetRequest]:
     reader = check(config)
     target = config.target or next(iter(reader.targets), "label")
-    return reader, ImageSetRequest(path=config.path, target=target, image_size=image_size, downloads=folder / "downloads")
+    request = ImageSetRequest(
+        path=config.path,
+        target=target,
+        image_size=image_size,
+        downloads=folder / "downloads",
+        image_column=config.image_column,
+        fit=config.fit,
+    )
+    return reader, request
 
 
 def _prepared(name: str, reader: Reader, request: ImageSetRequest) -> Prepared:
     package = "" if reader.package is None else importlib.metadata.version(reader.package[1])
     code = reader.fingerprint or ""
-    lines = [FORMAT_VERSION, name, request.target, str(request.image_size), code, package, *reader.stamp(request)]
+    asked = [name, request.target, str(request.image_size), str(request.image_column), request.fit]
+    lines = [FORMAT_VERSION, *asked, code, package, *stamp(request, reader)]
     key = sha256("\n".join(lines))
     return Prepared(name=f"{name}-{request.image_size}px-{key[:12]}.arrow", key=key)
 
@@ -179,6 +194,7 @@ def _open(path: Path, name: str, key: str) -> ImageSet | None:
         train=train,
         test=test,
         summary=json.loads(metadata[b"emoreg.summary"]),
+        origins=json.loads(metadata[b"emoreg.origins"]),
     )
 
 
@@ -221,7 +237,24 @@ def _split(batch: Any) -> Split:
 
 def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_progress: OnProgress, path: Path) -> None:
     """Decode both splits and put the file in its place, whole or not at all."""
-    contents = reader.read(request)
+    with scratch_folder(path.parent / "preparing") as scratch:
+        contents = reader.read(unpacked(request, reader, scratch))
+        _check_contents(name, contents)
+        summary = Counter(contents.notes)
+        splits = []
+        for split, items in _divided(contents):
+            with open(scratch / split, "wb") as pixels:
+                told = partial(on_progress, f"{name} {split}")
+                targets = _decode(items, f"{name} {split}", contents, request, pixels, summary, told)
+            shape = (len(targets), request.image_size, request.image_size, 3)
+            images = np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape)
+            splits.append(Split(images=images, targets=targets))
+        _count_oddities(name, contents, splits, summary)
+        with replacing(path) as stream:
+            _write(stream, contents, splits, dict(sorted((+summary).items())), key)
+
+
+def _check_contents(name: str, contents: object) -> None:
     if not isinstance(contents, ImageSetContents):
         raise ImageSetError(f"Return an ImageSetContents from the reader of {name!r}: it returned {type(contents).__name__!r}")
     if not contents.regression and len(contents.class_names) < 2:
@@ -229,19 +262,6 @@ def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_p
             f"Check the layout of {name!r} with `emoreg data list`: there must be two classes or more to learn from, but there "
             f"are {list(contents.class_names)}"
         )
-    summary = Counter(contents.notes)
-    splits = []
-    with scratch_folder(path.parent / "preparing") as scratch:
-        for split, items in _divided(contents):
-            with open(scratch / split, "wb") as pixels:
-                told = partial(on_progress, f"{name} {split}")
-                targets = _decode(items, f"{name} {split}", contents, request.image_size, pixels, summary, told)
-            shape = (len(targets), request.image_size, request.image_size, 3)
-            images = np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape)
-            splits.append(Split(images=images, targets=targets))
-        _count_oddities(name, contents, splits, summary)
-        with replacing(path) as stream:
-            _write(stream, contents, splits, dict(sorted((+summary).items())), key)
 
 
 def _divided(contents: ImageSetContents) -> list[tuple[str, Iterable[Any]]]:
@@ -261,7 +281,7 @@ def _decode(
     items: Iterable[Any],
     label: str,
     contents: ImageSetContents,
-    image_size: int,
+    request: ImageSetRequest,
     pixels: BinaryIO,
     summary: Counter[str],
     on_progress: Callable[[int, int | None], None],
@@ -277,7 +297,9 @@ def _decode(
                 target = _target(target, contents)
                 if picture is None:
                     raise Refused("no image")
-                image, notes = decode(picture, image_size)
+                if isinstance(picture, Refused):
+                    raise picture
+                image, notes = decode(picture, request.image_size, request.fit)
             except Refused as reason:
                 name = name or f"row {seen - 1}"
                 refused.setdefault(str(reason), []).append(name if name.isprintable() else ascii(name))
@@ -352,6 +374,7 @@ def _write(stream: BinaryIO, contents: ImageSetContents, splits: list[Split], su
         b"emoreg.key": key.encode(),
         b"emoreg.fingerprint": digest.hexdigest().encode(),
         b"emoreg.summary": json.dumps(summary).encode(),
+        b"emoreg.origins": json.dumps(dict(contents.origins)).encode(),
         b"class_names": class_names.encode(),
     }
     schema = pa.schema(

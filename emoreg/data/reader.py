@@ -18,7 +18,10 @@ from jaxtyping import Bool
 
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.decode import Picture
+from emoreg.config.trial import Fit
+from emoreg.data.decode import Picture, Refused
+from emoreg.data.hub import SCHEME
+from emoreg.data.layout import fail
 
 HELD_OUT = 0.2
 """Share of a set without a test split of its own that becomes one."""
@@ -28,9 +31,9 @@ Target = int | Sequence[float] | None
 
 
 class Item(NamedTuple):
-    """One image as its source has it; one without a picture or a target is left out of the set, and counted."""
+    """One image as its source has it; one without a picture or a target is left out of the set, and counted with the reason."""
 
-    picture: Picture | None
+    picture: Picture | Refused | None
     target: Target
     name: str = ""
     """Where the image comes from, for messages."""
@@ -48,6 +51,7 @@ class ImageSetContents:
         test: the same. None: a fifth of each class of ``train``, by a hash of the images' names or places.
         regression: whether the targets are real numbers.
         notes: counts of what the reader left out or changed, for `emoreg data prepare`.
+        origins: where "train" and "test" come from, in words, for the same.
 
     Example:
         >>> import emoreg
@@ -60,6 +64,7 @@ class ImageSetContents:
     test: Iterable[tuple[Picture | None, Target] | Item] | None = None
     regression: bool = False
     notes: Mapping[str, int] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +76,8 @@ class ImageSetRequest:
         target: of the configuration, else the first of the reader's targets, else "label".
         image_size: side in pixels that images will be brought to; a reader that draws its images may draw at any.
         downloads: a folder where a reader may keep what it fetches.
+        image_column: of the configuration.
+        fit: of the configuration: how the preparation makes a picture square.
 
     Example:
         >>> import emoreg, pathlib
@@ -83,11 +90,18 @@ class ImageSetRequest:
     target: str
     image_size: int
     downloads: Path
+    image_column: str | None = None
+    fit: Fit = "squeeze"
 
     @property
     def local(self) -> Path | None:
         """``path`` as a place on this machine, with ``~`` expanded; None where there is none, or it is a URI."""
         return None if self.path is None or "://" in self.path else Path(self.path).expanduser().absolute()
+
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether ``path`` names a set of the Hugging Face hub."""
+        return self.path is not None and self.path.startswith(SCHEME)
 
     def open(self) -> tuple[Any, str]:
         """The file system of ``path``, and the path in it."""
@@ -128,7 +142,7 @@ def _infos_below(filesystem: Any, folder: str) -> list[Any]:
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return list(filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True)))
     # Not by a selector, which follows links, in circles too.
-    paths = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    paths = [os.path.join(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names]
     return list(filesystem.get_file_info(paths))
 
 
@@ -144,6 +158,7 @@ class Reader:
         licence: the terms of the images, as their makers state them.
         path: whether the configuration must, may or must not give a path.
         targets: what can be learned, the default first; any label column where "*" is among them.
+        has_columns: whether it may be asked for the column of the images.
         package: the optional package that it needs, as (import name, distribution).
         stamp: lines that change when the source does; cheap, reads no pixel.
         read: lists the source.
@@ -157,6 +172,7 @@ class Reader:
     licence: str
     path: PathUse
     targets: tuple[str, ...]
+    has_columns: bool = False
     package: tuple[str, str] | None = None
     stamp: Stamp = files("*")
     read: Read
@@ -210,6 +226,7 @@ def image_set(
                 licence=licence,
                 path=path,
                 targets=targets,
+                has_columns=True,
                 read=read,
                 fingerprint=source_fingerprint(read),
             ),

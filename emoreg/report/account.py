@@ -143,9 +143,9 @@ def _fingerprints(studies: Sequence[StudyResults]) -> dict[str, str]:
     """Of each image set, and of what the study's file registers."""
     found: dict[str, list[str]] = {}
     for study in studies:
-        for name, _, target, size, fingerprint in study.written.fingerprints:
-            what = f"{name}, {target}" if target else name
-            found.setdefault(f"Fingerprint of {what} at {size} pixels", []).append(fingerprint)
+        for name, _, target, size, *others, fingerprint in study.written.fingerprints:
+            what = ", ".join(str(part) for part in (name, target, *others) if part)
+            found.setdefault(f"Fingerprint of {what} at {size} pixels", []).append(str(fingerprint))
         for name, fingerprint in study.written.code.items():
             found.setdefault(f"Fingerprint of {name}", []).append(fingerprint)
     return {name: _each(values) for name, values in found.items()}

@@ -23,7 +23,7 @@ class WrittenStudy:
 
     Attributes:
         config: the study, without passwords.
-        fingerprints: of its image sets, as ``Fingerprints`` writes them.
+        fingerprints: of its image sets, as ``Fingerprints`` writes them; and of the file of weights that it starts from.
         code: fingerprints of what its study file registers.
         trainer: versions of the code that decides numbers, by stage.
         versions: of emoreg, Python and the packages that make the numbers.
@@ -33,7 +33,7 @@ class WrittenStudy:
     """
 
     config: StudyConfig
-    fingerprints: tuple[tuple[str, str | None, str | None, int, str], ...]
+    fingerprints: tuple[tuple[str | int | None, ...], ...]
     code: Mapping[str, str]
     trainer: Mapping[str, int]
     versions: Mapping[str, str]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import huggingface_hub
@@ -26,8 +27,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
+from emoreg.data.layout import POINTER_CURE, is_pointer
 from emoreg.errors import ConfigError
 from emoreg.seeding import global_stream
+from emoreg.training.weights import read_weights
 
 _ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 _PATCHES_PER_SIDE = 8
@@ -119,8 +122,8 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
             )
     if weights == "hub":
         _check_hub(name, timm_name)
-    elif weights is not None and not Path(weights).expanduser().is_file():
-        raise ConfigError(f"Correct the path of weights: they must be a file or 'hub', but {weights!r} is not there")
+    elif weights is not None:
+        _check_file(weights)
 
 
 def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
@@ -161,7 +164,7 @@ def _registered(name: str, image_size: int, drop_path: float, weights: str | Non
         raise ConfigError(f"Return a torch.nn.Module from backbone {name!r}: it returns {type(model).__name__}")
     if weights is not None:
         try:
-            model.load_state_dict(torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True))
+            model.load_state_dict(read_weights(Path(weights).expanduser(), model.state_dict()))
         except Exception as error:  # a file can be wrong in more ways than there are names for
             raise _misfit(weights, name, f"it cannot be loaded ({type(error).__name__}: {error})") from error
     return model
@@ -200,10 +203,14 @@ def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, u
     timm leaves a layer as initialised if the weights have none of its name. So each is compared with ``untrained``, the
     model from the same seed without weights: what is equal to the bit was not loaded.
     """
-    overlay = {"file": str(Path(weights).expanduser()), "custom_load": False}
-    source = {} if weights == "hub" else {"pretrained_cfg_overlay": overlay}
     try:
-        model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)
+        with TemporaryDirectory() as folder:
+            source = {}
+            if weights != "hub":
+                file = Path(folder) / "weights.pth"  # from which timm brings what has another size into its place
+                torch.save(read_weights(Path(weights).expanduser(), untrained.state_dict()), file)
+                source = {"pretrained_cfg_overlay": {"file": str(file), "custom_load": False}}
+            model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)
     except Exception as error:  # a file can be wrong in more ways than there are names for
         raise _misfit(weights, timm_name, f"it cannot be loaded ({type(error).__name__}: {error})") from error
     pairs = zip(untrained.named_parameters(), model.parameters(), strict=True)
@@ -211,6 +218,15 @@ def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, u
     if left:
         raise _misfit(weights, timm_name, f"it has none for {len(left)} layers, {', '.join(left[:3])} among them")
     return model
+
+
+def _check_file(weights: str) -> None:
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"Correct the path of weights: they must be a file or 'hub', but {weights!r} is not there")
+    with open(path, "rb") as stream:
+        if is_pointer(stream.read(100)):
+            raise ConfigError(f"Fetch the weights themselves ({POINTER_CURE}): {weights!r} is a pointer of git-lfs")
 
 
 def _check_hub(name: str, timm_name: str) -> None:

@@ -22,7 +22,7 @@ import torch
 
 import emoreg
 from emoreg.config import ImageSetConfig, TrialConfig
-from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.resolved import CUTS, ResolvedTrial
 from emoreg.errors import ConfigError, Diverged
 from emoreg.storage.housekeeping import Use
 from emoreg.training.backbones import code_fingerprint
@@ -117,17 +117,15 @@ def load_or_pretrain(stage: Stage, context: TrialContext, history: History) -> I
 
 def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, device: torch.device) -> dict[str, Any]:
     """All that decides the weights after any number of epochs."""
-    images = asdict(source)
-    del images["name"], images["path"], images["target"]
     code = code_fingerprint(config.backbone)
     return {
         **({} if code is None else {"backbone_code": code}),
         "trainer": TRAINER_VERSION,
         "backbone": config.backbone,
         "drop_path": config.drop_path,
-        "weights": _weights_digest(config.weights),
+        "weights": weights_digest(config.weights),
         "image_size": config.image_size,
-        "images": images,
+        "images": {name: getattr(source, name) for name in CUTS},
         "fingerprint": fingerprint,
         "pretraining": _pretraining(config),
         "seed": config.seed,
@@ -150,7 +148,12 @@ def _hash(parts: Mapping[str, Any], salt: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights_digest(weights: str | None) -> str | None:
+def weights_digest(weights: str | None) -> str | None:
+    """What tells weights from others: the SHA-256 of a file, and "hub" for timm's.
+
+    Raises:
+        ConfigError: for a file that cannot be read.
+    """
     if weights is None or weights == "hub":
         return weights
     try:

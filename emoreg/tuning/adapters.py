@@ -106,7 +106,7 @@ def emoreg_trial(params: dict[str, Any], *, trial: TrialConfig, storage: str, us
     import ray
     from ray import tune
 
-    user_code.register()
+    user_code.restore()
     values = {path: value.item() if isinstance(value, np.generic) else value for path, value in params.items()}
     load_images = image_loader(storage)
     resolved = resolved_trial(replace_paths(trial, values), load_images)

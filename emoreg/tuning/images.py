@@ -26,8 +26,14 @@ def image_storage(storage: str) -> Path:
     return Files(storage).folder or node_cache()
 
 
-def prepare_image_sets(config: StudyConfig) -> Fingerprints:
+def _unheard(message: str) -> None:
+    """Nobody is told."""
+
+
+def prepare_image_sets(config: StudyConfig, notify: Callable[[str], None] = _unheard) -> Fingerprints:
     """Decode every image set that a trial may load, before any trial, and return their fingerprints.
+
+    ``notify`` is told of what is not in a set although it lies there.
 
     Raises:
         UserError: for a set that cannot be read, or not used as the study asks.
@@ -37,7 +43,10 @@ def prepare_image_sets(config: StudyConfig) -> Fingerprints:
     prints = {}
     for role, image_set in image_sets(config):
         with naming(role):
-            prints[source_of(image_set, size)] = load_images(image_set, image_size=size).fingerprint
+            prepared = load_images(image_set, image_size=size)
+        prints[source_of(image_set, size)] = prepared.fingerprint
+        if prepared.left_out:
+            notify(f"{role} {image_set.name}: {', '.join(prepared.left_out)}")
     for control in dict.fromkeys((config.trial.control, *config.controls, *(trial.control for trial in config.confirmed))):
         check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), load_images)
     return Fingerprints(prints)

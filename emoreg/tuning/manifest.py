@@ -20,7 +20,7 @@ from emoreg.results.records import Provenance
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files, replacing
 from emoreg.storage.sealed import seal
-from emoreg.training.experience import TRAINER_VERSION
+from emoreg.training.experience import TRAINER_VERSION, weights_digest
 from emoreg.tuning.user_code import code_fingerprints
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
@@ -91,9 +91,11 @@ def versions() -> dict[str, str]:
 
 
 def _compared(config: StudyConfig, fingerprints: Fingerprints) -> dict[str, Any]:
+    trial = config.trial
+    weights = [["weights", trial.weights, None, trial.image_size, weights_digest(trial.weights)]] if trial.weights else []
     return {
         "config": to_json(config.without_password()),
-        "fingerprints": fingerprints.rows(),
+        "fingerprints": [*fingerprints.rows(), *weights],
         "code": code_fingerprints(config),
         "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
     }

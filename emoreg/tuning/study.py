@@ -146,7 +146,7 @@ class _StudyRun:
         self._coordinator = coordinator
         self._copy = coordinator.copy
         told.on_message("preparing image sets")
-        fingerprints = prepare_image_sets(config)
+        fingerprints = prepare_image_sets(config, told.on_message)
         self._records = Records(self._copy.folder, coordinator.turn)
         with coordinator.turn():
             self._records.refresh()

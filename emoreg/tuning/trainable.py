@@ -141,7 +141,7 @@ class ToTune:
 @contextmanager
 def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[TrialContext, TensorBoardReporter]]:
     """What a trial needs around it in a worker: its files brought and taken back, its log, its events, its device."""
-    worker.user_code.register()
+    worker.user_code.restore()
     places: Places = ray.get(worker.places)
     identity = assigned.trial.identity
     own = (f"trials/{identity}", f"events/{identity}")

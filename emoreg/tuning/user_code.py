@@ -1,11 +1,13 @@
 """What a user has registered from a study file or a notebook, on its way to the workers of a study.
 
 Entries are pickled by value, and so are the modules that lie beside those which define them: a worker on another machine needs
-neither the study's file nor its folder. The entries that come with emoreg are in every worker already.
+neither the study's file nor its folder. The entries that come with emoreg are in every worker already. With them goes where
+they were collected: a relative path, of images or weights, means the same place in every worker.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,9 +28,10 @@ from emoreg.tuning.images import image_sets
 
 @dataclass(frozen=True, slots=True)
 class UserCode:
-    """Entries of the registries, pickled by value."""
+    """Entries of the registries, pickled by value, and the working directory of the process that collected them."""
 
     pickled: bytes
+    directory: str
 
     @classmethod
     def collect(cls) -> UserCode:
@@ -47,7 +50,7 @@ class UserCode:
                 cloudpickle.register_pickle_by_value(module)
                 after.callback(cloudpickle.unregister_pickle_by_value, module)
             try:
-                return cls(cloudpickle.dumps(entries))
+                return cls(cloudpickle.dumps(entries), os.getcwd())
             except Exception as error:
                 names = ", ".join(f"{kind} {name!r}" for kind, name, *_ in entries)
                 raise ConfigError(
@@ -55,8 +58,10 @@ class UserCode:
                     f"of {names} must travel to the workers, but it does not ({type(error).__name__}: {error})"
                 ) from error
 
-    def register(self) -> None:
-        """Add the entries to the registries of this process."""
+    def restore(self) -> None:
+        """Add the entries to the registries of this process, which works where they were collected, if its machine has that."""
+        if os.path.isdir(self.directory):
+            os.chdir(self.directory)  # Tune moves workers into folders of its own
         by_kind = {registry.kind: registry for registry in registries()}
         for kind, name, entry, origin in cloudpickle.loads(self.pickled):
             by_kind[kind].add(name, entry, origin=origin)

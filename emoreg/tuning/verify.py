@@ -45,7 +45,7 @@ def verify(place: str) -> Iterator[Verified]:
     else:
         yield Verified("study.json", "study.json", None)
         store = written.config.experience.uri or store
-        prefixes = tuple(f"{name}-{size}px-" for name, _, _, size, _ in written.fingerprints)
+        prefixes = tuple(f"{name}-{size}px-" for name, _, _, size, *_ in written.fingerprints)
     for found in sorted(found.name for found in files.find()):
         if found == PLAN:
             yield Verified("plan", found, _told(partial(read_openings, files)))

@@ -32,7 +32,7 @@ USED_WHERE: Mapping[str, Mapping[str, Value]] = {
 PRETRAINING = tuple(path for path in OTHER_VALUES if path.startswith("pretraining."))
 STIMULI = tuple(path for path in OTHER_VALUES if path.startswith("stimuli."))
 CUTS = ("stimuli.num_images", "stimuli.validation_fraction", "stimuli.split_seed")
-CONTENT = ("stimuli.name", "stimuli.path", "stimuli.target")
+CONTENT = ("stimuli.name", "stimuli.path", "stimuli.target", "stimuli.image_column", "stimuli.fit")
 ENDS = {"regulation.kind": "fixed", "regulation.form": "output", "regulation.mix_space": "logits"}
 # What makes settings useless: the values that do, and the settings.
 USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
@@ -248,6 +248,8 @@ def test_image_sets_count_by_what_is_in_them() -> None:
     plain = {"control": "plain"}
     assert identity(replace_paths(moved, plain), other) == identity(replace_paths(trial, plain), other)
     assert known.of(trial.stimuli, 64) is None  # of another size
+    for other_images in ({"fit": "crop"}, {"image_column": "photo"}):
+        assert known.of(dataclasses.replace(trial.stimuli, **other_images), 32) is None
 
 
 def test_a_neutral_set_counts_where_it_is_trained_on() -> None:
@@ -260,7 +262,8 @@ def test_a_neutral_set_counts_where_it_is_trained_on() -> None:
 
 
 def test_fingerprints_survive_json() -> None:
-    known = Fingerprints({("fer2013", "x.csv", None, 32): "aa", ("digits", None, None, 16): "bb"})
+    cropped = ImageSetConfig(name="fer2013", path="x.csv", fit="crop")
+    known = Fingerprints({("fer2013", "x.csv", None, 32): "aa", source_of(cropped, 16): "bb"})
     assert Fingerprints.from_rows(json.loads(json.dumps(known.rows()))) == known
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from emoreg.data.decode import FORMATS, Refused, decode, strict_decoding
 
@@ -98,6 +99,57 @@ def test_orientation_is_followed() -> None:
     assert notes == ["turned upright by EXIF"]
 
 
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF as bytes: of each entry its tag, type, number of values, and value in four bytes."""
+    tags = b"".join(struct.pack("<HHL", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries)) + tags + struct.pack("<L", 0)
+
+
+TURNED = (0x112, 3, 1, b"\6\0\0\0")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param((0x9000, 11, 1, struct.pack("<f", 1.0)), id="a version that is a number"),
+        pytest.param((0x103, 8, 1, struct.pack("<hh", -1, 0)), id="a compression below 0"),
+        pytest.param((0x8769, 4, 1, b"\xff\xff\xff\x7f"), id="an inner directory that is nowhere"),
+    ],
+)
+def test_no_tag_costs_a_picture_or_its_orientation(odd: tuple[int, int, int, bytes]) -> None:
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste("white", (0, 0, 8, 16))  # the left half, which turning to the right brings to the top
+    pixels, notes = decode(encoded(image, "JPEG", exif=exif(TURNED, odd), quality=95), 16)
+    assert notes == ["turned upright by EXIF"]
+    assert pixels[:6].min() > 235
+    assert pixels[-6:].max() < 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_followed_as_pillow_does(orientation: int, noise: Callable[..., Image.Image]) -> None:
+    image = noise(7, (12, 8))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    data = encoded(image, "PNG", exif=image.getexif())
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode(data, 8)[0], decode(upright, 8)[0])
+
+
+def test_junk_in_the_place_of_exif_costs_nothing() -> None:
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n junk")
+    pixels, _ = decode(encoded(plain("RGB", (1, 2, 3)), "PNG", pnginfo=info), 8)
+    assert (pixels == (1, 2, 3)).all()
+
+
+def test_a_wide_picture_can_be_cropped_to_its_middle() -> None:
+    wide = Image.new("RGB", (80, 20), "black")
+    wide.paste("white", (30, 0, 50, 20))
+    pixels, _ = decode(wide, 10, "crop")
+    assert pixels.min() == 255
+    assert decode(wide.transpose(Image.Transpose.ROTATE_90), 10, "crop")[0].min() == 255
+    assert decode(wide, 10)[0].max() == 255 > decode(wide, 10)[0].min()
+
+
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP"])
 def test_the_first_frame_of_an_animation(image_format: str) -> None:
     first, second = plain("RGB", (255, 0, 0)), plain("RGB", (0, 0, 255))
@@ -125,6 +177,7 @@ def png_header(width: int, height: int) -> bytes:
         pytest.param(png_header(60_000, 60_000), "decompression bomb", id="large bomb"),
         pytest.param(encoded(plain("F", 0.5), "TIFF"), "floating-point pixels", id="floats"),
         pytest.param(encoded(plain("I", 1 << 20), "TIFF"), "32-bit integers", id="large integers"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of git-lfs: run", id="git-lfs"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="postscript"),
     ],
 )
@@ -149,3 +202,17 @@ def test_a_file_cut_anywhere_is_decoded_or_refused(cut: int) -> None:
         with strict_decoding(), contextlib.suppress(Refused):
             pixels, _ = decode(data[: min(cut, len(data) - 1)], 8)
             assert pixels.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "MPO"])
+def test_whatever_bytes_change_a_file_is_decoded_or_refused(image_format: str) -> None:
+    random = np.random.default_rng(0)
+    image = Image.effect_noise((24, 24), 90).convert("RGB")
+    options = {} if image_format in ("GIF", "BMP", "PPM") else {"exif": exif(TURNED, (0x9000, 7, 4, b"0232"))}
+    good = encoded(image, image_format, **options)
+    for _ in range(150):
+        data = bytearray(good)
+        for position in random.integers(0, min(len(data), 400), 3):
+            data[position] = random.integers(0, 256)
+        with strict_decoding(), contextlib.suppress(Refused):
+            assert decode(bytes(data), 8)[0].shape == (8, 8, 3)

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,8 @@ class TestParquet:
         assert loaded(tmp_path, "parquet", tmp_path / "mine.parquet").summary == {"refused: no image (mine.parquet row 0)": 1}
 
     @pytest.mark.parametrize(
-        ("target", "message"), [("mood", r"column 'mood', but it has \['image', 'label', 'score'\]"), ("score", "is double")]
+        ("target", "message"),
+        [("mood", r"column 'mood', but .* has the columns image \(binary\), label"), ("score", "is double")],
     )
     def test_a_target_that_is_no_label_is_refused(self, tmp_path: Path, images: list[bytes], target: str, message: str) -> None:
         write_parquet(tmp_path / "mine.parquet", images, [0, 1] * 15, score=[0.5] * 30)
@@ -231,7 +233,7 @@ class TestParquet:
 
     def test_two_sets_in_one_folder_are_not_mixed(self, tmp_path: Path, images: list[bytes]) -> None:
         write_parquet(tmp_path / "d" / "cats_train.parquet", images, [0, 1] * 15, {"class_names": '["a", "b"]'})
-        write_parquet(tmp_path / "d" / "dogs_train.parquet", images, [0, 1] * 15, {"class_names": '["c", "d"]'})
+        write_parquet(tmp_path / "d" / "cats_test.parquet", images, [0, 1] * 15, {"class_names": '["c", "d"]'})
         with pytest.raises(ImageSetError, match="same class names"):
             loaded(tmp_path, "parquet", tmp_path / "d")
 
@@ -362,6 +364,43 @@ class TestFer2013:
         assert image_set.class_names == ("happy", "sad")
         assert counts(image_set) == ([15, 15], [5, 5])
 
+    @pytest.mark.parametrize(("archive", "suffix"), [("zip", ".zip"), ("gztar", ".tar.gz")])
+    def test_the_official_table_in_its_folder_s_parent_and_in_the_archive(
+        self, tmp_path: Path, noise: Noise, archive: str, suffix: str
+    ) -> None:
+        data = tmp_path / "data"
+        (data / "fer2013").mkdir(parents=True)
+        with open(data / "fer2013" / "fer2013.csv", "w", newline="") as stream:
+            csv.writer(stream).writerows([("emotion", "pixels", "Usage"), *self.rows(noise)])
+        shutil.make_archive(str(tmp_path / "fer2013"), archive, data)
+        before = sorted(tmp_path.rglob("*.csv"))
+        parent, packed = (loaded(tmp_path, "fer2013", path) for path in (data, tmp_path / f"fer2013{suffix}"))
+        assert counts(parent) == counts(packed) == ([4] * 7, [1] * 7)
+        assert parent.fingerprint == packed.fingerprint
+        assert packed.origins == {"train": "fer2013.csv", "test": "fer2013.csv, PrivateTest"}
+        assert sorted(tmp_path.rglob("*.csv")) == before, "nothing is unpacked to stay"
+
+    @pytest.mark.parametrize("has_labels", [True, False])
+    def test_kaggles_tables_one_a_split(self, tmp_path: Path, noise: Noise, has_labels: bool) -> None:
+        rows = self.rows(noise)
+        first = 0 if has_labels else 1
+        for name, some, start in (("train.csv", rows[:28], 0), ("test.csv", rows[28:], first)):
+            with open(tmp_path / name, "w", newline="") as stream:
+                csv.writer(stream).writerows(row[start:2] for row in [("emotion", "pixels", ""), *some])
+        image_set = loaded(tmp_path, "fer2013", tmp_path, image_size=48)
+        if has_labels:
+            assert counts(image_set) == ([4] * 7, [2] * 7)
+        else:
+            assert counts(image_set) == ([3] * 7, [1] * 7)
+            assert image_set.summary["left out: no labels in test.csv"] == 14
+
+    def test_the_dress_of_the_hub(self, tmp_path: Path, noise: Noise, png: Encode) -> None:
+        for split, num in (("train", 21), ("test", 7)):
+            table = pa.table({"img_bytes": [png(noise(row)) for row in range(num)], "labels": [row % 7 for row in range(num)]})
+            (tmp_path / "data").mkdir(exist_ok=True)
+            pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+        assert counts(loaded(tmp_path, "fer2013", tmp_path)) == ([3] * 7, [1] * 7)
+
 
 class TestOasis:
     @pytest.fixture
@@ -419,6 +458,16 @@ class TestOasis:
         with pytest.raises(ImageSetError, match=r"oasis\*train\*\.parquet"):
             loaded(tmp_path, "oasis", tmp_path / "d")
 
+    def test_its_parent_and_its_archive_are_the_same_set(self, published: Path, tmp_path: Path) -> None:
+        shutil.make_archive(str(tmp_path / "OASIS_database_2016"), "zip", tmp_path, "oasis")
+        shutil.rmtree(tmp_path / "imagesets", ignore_errors=True)
+        archive = loaded(tmp_path, "oasis", tmp_path / "OASIS_database_2016.zip")
+        (tmp_path / "data").mkdir()
+        published.rename(tmp_path / "data" / "OASIS 2016")
+        parent = loaded(tmp_path, "oasis", tmp_path / "data")
+        assert parent.fingerprint == archive.fingerprint
+        assert parent.origins["train"] == "OASIS.csv and Images"
+
 
 class TestCifar:
     @pytest.fixture
@@ -451,6 +500,28 @@ class TestCifar:
         assert counts(image_set) == ([5] * 10, [1] * 10)
         first = np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8)[0]
         assert np.array_equal(image_set.train.images[0], first.reshape(3, 32, 32).transpose(1, 2, 0))
+
+    def test_the_folder_itself_its_parent_s_parent_and_the_archive(self, original: Path, tmp_path: Path) -> None:
+        shutil.make_archive(str(tmp_path / "cifar-10-python"), "gztar", original)
+        paths = (original, original / "cifar-10-batches-py", tmp_path / "cifar-10-python.tar.gz", tmp_path)
+        assert len({loaded(tmp_path / "runs", "cifar10", path).fingerprint for path in paths}) == 1
+
+    def test_nothing_is_fetched_into_a_folder_that_was_given(self, original: Path, tmp_path: Path) -> None:
+        batch = original / "cifar-10-batches-py" / "data_batch_1"
+        batch.write_bytes(batch.read_bytes()[:-1])
+        before = sorted(original.rglob("*"))
+        with pytest.raises(
+            ImageSetError, match=r"Unpack https://.*cifar-10-batches-py' must be whole, but it is not"
+        ):
+            loaded(tmp_path, "cifar10", original)
+        assert sorted(original.rglob("*")) == before
+
+    def test_a_tree_of_class_folders(self, tmp_path: Path, noise: Noise) -> None:
+        for number in range(20):
+            folder = tmp_path / "cifar10" / ("test" if number < 4 else "train") / ("cat" if number % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            noise(number).save(folder / f"{number}.png")
+        assert counts(loaded(tmp_path, "cifar10", tmp_path / "cifar10")) == ([8, 8], [2, 2])
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
     def test_offline_it_says_what_to_fetch_and_where_to_put_it(

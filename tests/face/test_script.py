@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
+import torch
+from PIL import Image
 
 import emoreg
+from emoreg.training.backbones import create_encoder
 
 ROOT = Path(__file__).parents[2]
 MINE = """\
@@ -82,6 +86,24 @@ def test_one_of_each_thing_that_a_study_s_file_may_bring(tmp_path: Path) -> None
     assert ((probes.value > 0.5) & (probes.value <= 1)).all()
     plan = run(tmp_path, "-m", "emoreg", "confirm", "studies.own_code", "--seeds", "2", "--dry-run")
     assert "short_pretraining" in plan
+
+
+@pytest.mark.slow
+def test_relative_paths_of_images_and_weights_lead_from_where_the_command_was_typed(tmp_path: Path) -> None:
+    for number, split in enumerate(("Train", "Test", "Train", "Test")):
+        folder = tmp_path / "faces" / split / ("happy" if number < 2 else "sad")
+        folder.mkdir(parents=True)
+        for image in range(4):
+            pixels = numpy.random.default_rng(10 * number + image).integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
+            Image.fromarray(pixels).save(folder / f"{image}.png")
+    (tmp_path / "mine.py").write_text(MINE.replace("from my_helper import HALF", "HALF = 0.25"))
+    encoder = create_encoder("test_resnet", image_size=8, drop_path=0.0, weights=None, seed=5)
+    torch.save(
+        {"state_dict": {f"net.{name}": value for name, value in encoder.model.state_dict().items()}}, tmp_path / "w.ckpt"
+    )
+    options = ("--trial.stimuli.name", "folder", "--trial.stimuli.path", "faces", "--trial.stimuli.num-images", "None")
+    said = run(tmp_path, "-m", "emoreg", "run", "mine.py", *options, "--trial.weights", "w.ckpt", "--controls", "regulated")
+    assert "2 trials: 2 finished" in said
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -10,6 +10,8 @@ _IMAGE_SET = {
     "name": "oasis",
     "path": "elsewhere",
     "target": "arousal",
+    "image_column": "photo",
+    "fit": "crop",
     "num_images": 50,
     "validation_fraction": 0.2,
     "split_seed": 7,

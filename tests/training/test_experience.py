@@ -92,8 +92,7 @@ def test_the_key_holds_what_decides_the_weights_and_nothing_else(path: str, tmp_
     changed = replace_paths(whole(), {path: value})
     assert (key(changed) != key(whole())) == (path in DECIDES_THE_WEIGHTS)
     # By the configuration alone the name of an image set decides too: its content does not count.
-    by_name = {"stimuli.name", "stimuli.path", "stimuli.target"}
-    assert (name(changed) != name(whole())) == (path in DECIDES_THE_WEIGHTS | by_name)
+    assert (name(changed) != name(whole())) == (path in DECIDES_THE_WEIGHTS | CONTENT)
 
 
 def test_the_key_goes_by_content(tmp_path: Path) -> None:
@@ -168,7 +167,8 @@ BASE = replace_paths(
     },
 )
 # The image set by content, the length, and what may round differently without having to.
-NOT_COMPARED = {"stimuli.name", "stimuli.path", "stimuli.target", "pretraining.epochs", "weights", "deterministic"}
+CONTENT = {f"stimuli.{name}" for name in ("name", "path", "target", "image_column", "fit")}
+NOT_COMPARED = CONTENT | {"pretraining.epochs", "weights", "deterministic"}
 
 
 def weights_and_key(config: TrialConfig, storage: Path) -> tuple[dict[str, Tensor], str]:

@@ -61,6 +61,16 @@ def test_prepared_sets_are_known_by_their_fingerprints(study: StudyConfig) -> No
     assert Fingerprints.from_rows(prints.rows()) == prints
 
 
+def test_a_study_says_what_it_leaves_out_of_its_images(study: StudyConfig, one_class: Path) -> None:
+    for number, split in enumerate(("train", "test", "dev")):
+        (one_class / split / "sorrow").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (0, 0, number)).save(one_class / split / "sorrow" / "1.png")
+    told: list[str] = []
+    stimuli = {"stimuli__name": "folder", "stimuli__path": str(one_class), "stimuli__num_images": None}
+    prepare_image_sets(changed(study, **stimuli), told.append)
+    assert told == ["stimuli folder: left out: dev (1)"]
+
+
 def test_which_image_sets_a_study_may_load() -> None:
     neutral = dataclasses.replace(TINY, neutral=ImageSetConfig(name="openmoji-objects"))
     space = {"stimuli.name": Choice(("digits", "openmoji")), **tiny_study().search_space}

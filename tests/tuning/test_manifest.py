@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from emoreg.config import Choice, ResourcesConfig, StudyConfig, replace_paths
-from emoreg.config.resolved import Fingerprints
+from emoreg.config.resolved import Fingerprints, source_of
 from emoreg.errors import ConfigError, StorageError
+from emoreg.results.written import read_written
+from emoreg.storage.files import Files
 from emoreg.storage.sealed import seal, unseal
 from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import tiny_study
@@ -43,6 +45,25 @@ def test_the_study_file_says_what_was_run(study: StudyConfig, tmp_path: Path) ->
     write_manifest(dataclasses.replace(study, optuna_storage="postgresql://me:pass@word@host:5432/db"), tmp_path, PRINTS)
     content = unseal((tmp_path / "study.json").read_bytes())
     assert content["config"]["optuna_storage"] == "postgresql://me:***@host:5432/db"
+
+
+def test_a_changed_file_of_weights_is_refused(study: StudyConfig, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    started = changed(study, weights=str(weights))
+    write_manifest(started, tmp_path, PRINTS)
+    write_manifest(started, tmp_path, PRINTS)
+    weights.write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"fingerprints\.weights .*weights\.pth 16: "):
+        write_manifest(started, tmp_path, PRINTS)
+
+
+def test_sets_that_are_read_otherwise_have_fingerprints_of_their_own(study: StudyConfig, tmp_path: Path) -> None:
+    cropped = changed(study, task__fit="crop")
+    prints = Fingerprints({source_of(study.trial.task, 16): "a", source_of(cropped.trial.task, 16): "b"})
+    write_manifest(cropped, tmp_path, prints)
+    written = read_written(Files(str(tmp_path)))
+    assert Fingerprints.from_rows(written.fingerprints) == prints
 
 
 def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig, tmp_path: Path) -> None:

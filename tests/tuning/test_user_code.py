@@ -48,7 +48,7 @@ def test_a_registered_entry_works_in_a_process_that_has_not_its_file(folder: Pat
     script = (
         "import sys; from emoreg.tuning.user_code import UserCode; from emoreg.config import TrialConfig;"
         "from emoreg.config.resolved import resolve_trial;"
-        "UserCode(open(sys.argv[1], 'rb').read()).register();"
+        "UserCode(open(sys.argv[1], 'rb').read(), '.').restore();"
         "print(resolve_trial(TrialConfig(backbone='test_vit', control='seeded twice')).config.drop_path)"
     )
     there = subprocess.run([sys.executable, "-c", script, str(folder / "code")], capture_output=True, text=True, check=False)
@@ -77,3 +77,19 @@ def test_what_cannot_travel_is_refused_by_name(folder: Path) -> None:
     read_study_file(str(folder / "mine.py"))
     with pytest.raises(ConfigError, match=r"Make what cannot be pickled .* the code of control 'seeded twice' must travel"):
         UserCode.collect()
+
+
+def test_a_worker_works_where_the_study_was_begun(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that relative paths of images and weights lead where they were typed."""
+    began, worker = tmp_path / "began", tmp_path / "worker"
+    began.mkdir()
+    worker.mkdir()
+    monkeypatch.chdir(began)
+    code = UserCode.collect()
+    monkeypatch.chdir(worker)
+    code.restore()
+    assert Path.cwd() == began
+    monkeypatch.chdir(worker)
+    began.rmdir()  # as on a machine that does not have it
+    code.restore()
+    assert Path.cwd() == worker

@@ -7,42 +7,59 @@ from pathlib import Path
 from typing import Any
 
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, files
-from emoreg.data.readers import parquet
+from emoreg.data.layout import find_below
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader
+from emoreg.data.readers import folder, parquet, shards
 from emoreg.errors import ImageSetError
 
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-_LABEL_COLUMNS = ("label", "fine_label")
+
+
+def stamp(request: ImageSetRequest, name: str) -> list[str]:
+    """Name, size and time of change of every file that may be read, but the original's, which torchvision checks by MD5."""
+    if request.path is None or _folder(request, name) is not None:
+        return []
+    return shards.stamp(request, _pattern(name)) or folder.stamp(request)
 
 
 def read(request: ImageSetRequest, name: str) -> ImageSetContents:
-    """From Parquet where the path has it, else the original: below the path, or fetched into the storage.
+    """The original, at the path or below it, Parquet, or a tree of class folders; without a path, fetched into the storage.
 
     Raises:
         ImageSetError: when the original is not there and cannot be fetched.
     """
-    is_original = request.local is not None and (request.local / _FOLDERS[name]).is_dir()
-    if request.path is not None and not is_original:
-        shards = parquet.find_splits(request, rf"{name}(?!\d)")
-        if shards:
-            columns = shards["train"][0].physical_schema.names
-            label = next((column for column in _LABEL_COLUMNS if column in columns), _LABEL_COLUMNS[0])
-            return parquet.labelled(shards, label)
-    root = request.local or request.downloads
-    train, test = (_original(name, root, train=train) for train in (True, False))
-    return ImageSetContents(class_names=train.classes, train=_items(train, "train"), test=_items(test, "test"))
+    original = _folder(request, name)
+    if request.path is not None and original is None:
+        files = shards.find_splits(request, _pattern(name))
+        return folder.read(request) if files is None else parquet.labelled(files, request, "label")
+    root = request.downloads if original is None else original.parent
+    train, test = (_original(name, root, train=train, download=original is None) for train in (True, False))
+    return ImageSetContents(
+        class_names=train.classes,
+        train=_items(train, "train"),
+        test=_items(test, "test"),
+        origins=dict.fromkeys(("train", "test"), _FOLDERS[name]),
+    )
 
 
-def _original(name: str, root: Path, *, train: bool) -> Any:
+def _pattern(name: str) -> str:
+    return rf"{name}(?!\d)"
+
+
+def _folder(request: ImageSetRequest, name: str) -> Path | None:
+    return None if request.local is None else find_below(request.local, _FOLDERS[name])
+
+
+def _original(name: str, root: Path, *, train: bool, download: bool) -> Any:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
-        return dataset(str(root), train=train, download=True)
-    except (OSError, RuntimeError) as error:  # no network, or a download that fails its MD5
+        return dataset(str(root), train=train, download=download)
+    except (OSError, RuntimeError) as error:  # no network, or files that fail their MD5
         raise ImageSetError(
-            f"Unpack {dataset.url} into {str(root)!r}, or give a path to {name} in Parquet: {str(root / _FOLDERS[name])!r} is "
-            f"not whole, and it could not be fetched ({error})"
+            f"Unpack {dataset.url} into {str(root)!r}, or give a path to {name} in Parquet: {str(root / _FOLDERS[name])!r} "
+            f"must be whole, but it is not ({error})"
         ) from error
 
 
@@ -56,11 +73,13 @@ def _reader(name: str, title: str) -> Reader:
         kind="task",
         description=f"{title}: 50,000 + 10,000 photographs, 32x32",
         source="fetched when absent; https://www.cs.toronto.edu/~kriz/cifar.html",
-        layout=f"a folder with {_FOLDERS[name]}, or {name}*train*.parquet and {name}*test*.parquet",
+        layout=f"a folder with {_FOLDERS[name]}, its parent or its archive, {name}*train*.parquet and {name}*test*.parquet, or "
+        "train/<class>/* and test/<class>/*",
         licence="none stated; cite Krizhevsky 2009",
         path="optional",
         targets=("label",),
-        stamp=files(f"{name}[!0-9]*", *parquet.SPLIT_FILES),  # not of the original, which torchvision checks by its MD5
+        has_columns=True,
+        stamp=partial(stamp, name=name),
         read=partial(read, name=name),
     )
 

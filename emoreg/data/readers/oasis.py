@@ -7,6 +7,7 @@ standardised with the training split's mean and deviation.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +15,82 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, files, held_out
-from emoreg.data.readers import parquet
+from emoreg.data.layout import entries, find_below, stamp_of
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, held_out
+from emoreg.data.readers import parquet, shards
 from emoreg.errors import ImageSetError
 
+_TABLE = "OASIS.csv"
 _CLASS_NAMES = {"valence": ("negative", "neutral", "positive"), "arousal": ("calm", "moderate", "aroused")}
 
 
+def stamp(request: ImageSetRequest) -> list[str]:
+    """Name, size and time of change of every file that may be read."""
+    published = _published(request)
+    if published is None:
+        return shards.stamp(request, "oasis")
+    table, folder = published
+    return stamp_of([table, *entries(folder)], table.parent)
+
+
 def read(request: ImageSetRequest) -> ImageSetContents:
-    """From Parquet (whose `label` column holds the valence tertile) or from the published folder."""
-    if request.local is not None and (request.local / "OASIS.csv").is_file():
-        return _read_published(request.local, request.target)
-    shards = parquet.find_splits(request, "oasis", required=True)
+    """From the published folder, or its parent, or from Parquet (whose `label` column holds the valence tertile)."""
+    published = _published(request)
+    if published is not None:
+        return _read_published(*published, request.target)
+    files = shards.find_splits(request, "oasis", required=True)
+    assert files is not None
     if request.target == "valence":
-        return parquet.labelled(shards, "label")
+        return parquet.labelled(files, request, "label")
+    notes = Counter(files.notes)
+    split, held = parquet.held_out_split(files, "valence_mean", notes)
     train, test = (
-        np.array([parquet.column(shards[split], name) for name in ("valence_mean", "arousal_mean")], dtype=np.float64).T
-        for split in ("train", "test")
+        np.array([parquet.column(some, name) for name in ("valence_mean", "arousal_mean")], dtype=np.float64).T
+        for some in (files.splits["train"], held)
     )
     names, train_targets, test_targets = _targets(request.target, train, test)
     return ImageSetContents(
         class_names=names,
-        train=parquet.Rows(shards["train"], train_targets),
-        test=parquet.Rows(shards["test"], test_targets),
+        train=parquet.Rows(files.splits["train"], request.image_column, train_targets),
+        test=parquet.Rows(held, request.image_column, test_targets),
         regression=request.target == "regression",
+        notes=notes,
+        origins=shards.origins(files, split, request.open()[1]),
     )
 
 
-def _read_published(root: Path, target: str) -> ImageSetContents:
-    """A fifth of the themes, in the proportion of the valence tertiles, is the test split, by a hash of the theme."""
-    folder = next((root / name for name in ("Images", "images") if (root / name).is_dir()), None)
+def _published(request: ImageSetRequest) -> tuple[Path, Path] | None:
+    """The table of ratings and the folder of images as they were published, at the path or below it."""
+    table = None if request.local is None else find_below(request.local, _TABLE)
+    if table is None:
+        return None
+    folder = find_below(table.parent, "images", depth=0)
     if folder is None:
-        raise ImageSetError(f"Unpack OASIS's folder Images beside OASIS.csv: {str(root)!r} has none")
-    with open(root / "OASIS.csv", encoding="utf-8-sig", newline="") as stream:
+        raise ImageSetError(f"Unpack OASIS's folder Images beside {_TABLE}: {str(table.parent)!r} has none")
+    return table, folder
+
+
+def _read_published(table: Path, folder: Path, target: str) -> ImageSetContents:
+    """A fifth of the themes, in the proportion of the valence tertiles, is the test split, by a hash of the theme."""
+    with open(table, encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     missing = {"Theme", "Valence_mean", "Arousal_mean"} - set(rows[0] if rows else ())
     if missing:
-        raise ImageSetError(f"Fetch OASIS.csv again: it must have the column(s) {sorted(missing)}, but {str(root)!r} has not")
+        raise ImageSetError(f"Fetch {_TABLE} again: it must have the column(s) {sorted(missing)}, but {str(table)!r} has not")
     themes = np.array([row["Theme"].strip() for row in rows])
     ratings = np.array([(float(row["Valence_mean"] or "nan"), float(row["Arousal_mean"] or "nan")) for row in rows])
     in_test = held_out(themes.tolist(), _tertiles(ratings[:, 0], ratings[:, 0]).tolist())
     names, train_targets, test_targets = _targets(target, ratings[~in_test], ratings[in_test])
+    files = {file.stem.strip().lower(): file for file in entries(folder)}
     train, test = (
-        [Item(folder / f"{theme}.jpg", value, theme) for theme, value in zip(themes[chosen].tolist(), targets, strict=True)]
+        [
+            Item(files.get(theme.lower(), folder / f"{theme}.jpg"), value, theme)
+            for theme, value in zip(themes[chosen].tolist(), targets, strict=True)
+        ]
         for chosen, targets in ((~in_test, train_targets), (in_test, test_targets))
     )
-    return ImageSetContents(class_names=names, train=train, test=test, regression=target == "regression")
+    origins = {"train": f"{_TABLE} and {folder.name}", "test": "a fifth of the themes of each valence tertile"}
+    return ImageSetContents(class_names=names, train=train, test=test, regression=target == "regression", origins=origins)
 
 
 def _tertiles(ratings: Float[np.ndarray, " N"], train: Float[np.ndarray, " M"]) -> Int[np.ndarray, " N"]:
@@ -87,12 +118,13 @@ IMAGE_SETS.add(
         kind="stimuli",
         description="OASIS: 900 scenes with mean ratings of valence and arousal",
         source="Kurdi, Lozano & Banaji 2017, https://osf.io/6pnd7/",
-        layout="a folder with OASIS.csv and Images/*.jpg, or oasis*train*.parquet and oasis*test*.parquet (image, label, "
-        "valence_mean, arousal_mean)",
+        layout="a folder with OASIS.csv and Images/*.jpg, its parent or its archive, or oasis*train*.parquet and "
+        "oasis*test*.parquet (image, label, valence_mean, arousal_mean)",
         licence="free for research, online and offline",
         path="required",
         targets=("valence", "arousal", "regression"),
-        stamp=files("OASIS.csv", "Images", "images", "oasis*", *parquet.SPLIT_FILES),
+        has_columns=True,
+        stamp=stamp,
         read=read,
     ),
 )

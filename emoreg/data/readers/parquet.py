@@ -1,14 +1,14 @@
 """Images in Parquet: one file or a folder of shards, local or behind any URI that pyarrow.fs opens (s3://, gs://, hdfs://).
 
-A row has an `image` (bytes of an encoded image, or Hugging Face's struct of `bytes` and `path`) and a label. Class names come
-from the schema's metadata (`class_names`, a JSON list), from Hugging Face's `ClassLabel` feature, or from the labels' own
-values in their order. Labels of a class that the training split does not have are refused, as missing ones are.
+`emoreg.data.readers.shards` says which files are read, `emoreg.data.readers.columns` what of them. Class names come from the
+schema's metadata (`class_names`, a JSON list), from Hugging Face's `ClassLabel` feature, or from the labels' own values in
+their order. Declared classes without any image are left out. Labels of a class that the training split does not have are
+refused, as missing ones are.
 """
 
 from __future__ import annotations
 
-import json
-import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.fs
 from jaxtyping import Bool
 
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, files, held_out
+from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out
+from emoreg.data.readers.columns import (
+    declared_names,
+    image_column,
+    is_label_type,
+    label_column,
+    label_column_or_none,
+    pictures,
+)
+from emoreg.data.readers.shards import ParquetFiles, Shards, find_files, find_splits, origins, stamp
 from emoreg.errors import ImageSetError
 
-SPLIT_FILES = ("train*", "test*", "val*")
-"""Names of files that say their split and not their set, as shell patterns: read where no name says the set."""
-
-_IMAGE_COLUMNS = ("image", "img")
 _ROWS_AT_ONCE = 512
-
-Shards = list[Any]
-"""The Parquet files of one split, in the order of their names: pyarrow's fragments, which are opened when they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,13 @@ class Rows:
     """The images of shards, a batch of rows in memory at a time, with a target for each row; only those to ``keep``."""
 
     shards: Shards
+    column: str | None
     targets: Sequence[Target]
     keep: Bool[np.ndarray, " N"] | None = None
+
+    def __post_init__(self) -> None:
+        for shard in self.shards:  # before any is decoded
+            image_column(shard.physical_schema, self.column, shard.path)
 
     def __len__(self) -> int:
         return len(self.targets) if self.keep is None else int(self.keep.sum())
@@ -48,13 +53,12 @@ class Rows:
     def __iter__(self) -> Iterator[Item]:
         row = 0
         for shard in self.shards:
-            name = _require_column(shard, _IMAGE_COLUMNS)
+            name = image_column(shard.physical_schema, self.column, shard.path)
             batches = shard.to_batches(columns=[name], batch_size=_ROWS_AT_ONCE)
-            images = (image for batch in batches for image in batch.column(0).to_pylist())
+            images = (image for batch in batches for image in pictures(batch.column(0)))
             for row_in_file, image in enumerate(images):
                 if self.keep is None or self.keep[row]:
-                    picture = image["bytes"] if isinstance(image, dict) else image
-                    yield Item(picture, self.targets[row], f"{shard.path.rpartition('/')[2]} row {row_in_file}")
+                    yield Item(image, self.targets[row], f"{shard.path.rpartition('/')[2]} row {row_in_file}")
                 row += 1
 
 
@@ -64,143 +68,124 @@ def column(shards: Shards, name: str) -> list[Any]:
     Raises:
         ImageSetError: when a shard has no such column.
     """
-    tables = (shard.to_table(columns=[_require_column(shard, (name,))]) for shard in shards)
+    tables = (shard.to_table(columns=[label_column(shard.physical_schema, name, shard.path)]) for shard in shards)
     return [value for table in tables for value in table.column(0).to_pylist()]
-
-
-def _require_column(shard: Any, names: Sequence[str]) -> str:
-    present = shard.physical_schema.names
-    for name in names:
-        if name in present:
-            return name
-    raise ImageSetError(
-        f"Rename a column of {shard.path}, or name the label column as the image set's target: there must be a column "
-        f"{' or '.join(map(repr, names))}, but it has {present}"
-    )
-
-
-def find_shards(request: ImageSetRequest, pattern: str = "") -> dict[str, Shards]:
-    """The shards at the request's path by split: "train" and "test", or "all" for files that name no split.
-
-    Only files whose name begins with the regular expression ``pattern`` count, so that several sets can share a folder; or,
-    where there are none, those whose name begins with their split. A validation file is the test split where there is no
-    test file, and is left alone where there is one.
-    """
-    filesystem, root = request.open()
-    as_shard = partial(pyarrow.dataset.ParquetFileFormat().make_fragment, filesystem=filesystem)
-    info = filesystem.get_file_info(root)
-    if info.is_file:
-        return {"all": [as_shard(root)]}
-    infos = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
-    infos = [info for info in infos if info.is_file and info.extension == "parquet" and info.base_name[0] not in "._"]
-    for accepted in (pattern, "train|test|val"):
-        matching = [info for info in infos if re.match(accepted, info.base_name)]
-        if matching:
-            break
-    splits: dict[str, Shards] = {}
-    for info in sorted(matching, key=lambda info: info.path):
-        words = re.split(r"[^a-z]+", info.base_name.lower())
-        split = next((split for split in ("train", "test", "validation", "valid", "val") if split in words), "all")
-        splits.setdefault("validation" if split.startswith("val") else split, []).append(as_shard(info.path))
-    if "validation" in splits:
-        rest = splits.pop("validation")
-        splits.setdefault("test", rest)
-    if "train" in splits:
-        splits.pop("all", None)
-    elif {"all", "test"} <= set(splits):
-        splits["train"] = splits.pop("all")
-    return splits
-
-
-def find_splits(request: ImageSetRequest, pattern: str, *, required: bool = False) -> dict[str, Shards]:
-    """As ``find_shards``, but both splits or nothing.
-
-    Raises:
-        ImageSetError: when one is missing that is ``required``.
-    """
-    shards = find_shards(request, pattern)
-    if {"train", "test"} <= set(shards):
-        return shards
-    if required:
-        raise ImageSetError(
-            f"Give a path with {pattern}*train*.parquet and {pattern}*test*.parquet (`emoreg data list` has the layout): "
-            f"{request.path!r} does not hold them"
-        )
-    return {}
 
 
 def read(request: ImageSetRequest) -> ImageSetContents:
     """Images and one label column, which the target names; a single file is divided, each class in the same proportion."""
-    shards = find_shards(request)
-    if not {"train", "all"} & set(shards):
+    files = find_files(request)
+    if files is None:
         raise ImageSetError(
             "Give one Parquet file, or a folder with *train*.parquet and *test*.parquet (`emoreg data list` has the layout): "
-            f"{request.path!r} holds {sorted(shards) or 'no Parquet file'}"
+            f"{request.path!r} holds no Parquet file of a training split"
         )
-    return labelled(shards, request.target)
+    return labelled(files, request, request.target)
 
 
 def read_emoji(request: ImageSetRequest) -> ImageSetContents:
     """As ``read``, for emoji*.parquet; emoji without the label that is asked for (cats have no valence) are left out."""
-    return labelled(find_splits(request, "emoji", required=True), request.target, drop_unlabelled=True)
+    files = find_splits(request, "emoji", required=True)
+    assert files is not None
+    return labelled(files, request, request.target, drop_unlabelled=True)
 
 
-def labelled(shards: dict[str, Shards], label: str, *, drop_unlabelled: bool = False) -> ImageSetContents:
-    """The contents of shards with one label column. Rows without a label are left out and counted, or refused later."""
-    first = shards.get("train") or shards["all"]
-    raw = column(first, label)
-    names, values = _classes(first[0].physical_schema, label, raw)
-    declared = {_declared_names(shard.physical_schema, label) for some in shards.values() for shard in some}
-    if len(declared) > 1:
-        raise ImageSetError(
-            f"Keep one image set in a folder: its shards must declare the same class names, but {first[0].path} and its "
-            f"siblings declare {sorted(map(str, declared))}"
-        )
+def labelled(files: ParquetFiles, request: ImageSetRequest, target: str, *, drop_unlabelled: bool = False) -> ImageSetContents:
+    """The contents of files with one label column. Rows without a label are left out and counted, or refused later."""
+    train = files.splits["train"]
+    label = label_column(files.schema, target, train[0].path)
+    raw = column(train, label)
+    notes = Counter(files.notes)
+    split, held = held_out_split(files, label, notes)
+    _check_declared([*train, *held], label)
+    raw_test = raw if split is None else column(held, label)
+    names, values = _classes(files.schema, label, raw, raw_test, notes)
     index: dict[Any, int | None] = {value: position for position, value in enumerate(values)} | {None: None}
-    targets = [index.get(value, -1) for value in raw]
-    if "test" in shards:
-        parts = [(first, targets), (shards["test"], [index.get(value, -1) for value in column(shards["test"], label)])]
-        kept = [np.ones(len(some), dtype=bool) for _, some in parts]
-    else:
-        parts = [(first, targets)] * 2
+    targets, test_targets = ([index.get(value, -1) for value in some] for some in (raw, raw_test))
+    if split is None:
         in_test = held_out([f"row {row}" for row in range(len(targets))], targets)
         kept = [~in_test, in_test]
-    notes = {}
+    else:
+        kept = [np.ones(len(some), dtype=bool) for some in (targets, test_targets)]
     if drop_unlabelled:
-        known = [keep & [target is not None for target in some] for keep, (_, some) in zip(kept, parts, strict=True)]
+        pairs = zip(kept, (targets, test_targets), strict=True)
+        known = [keep & [target is not None for target in some] for keep, some in pairs]
         notes[f"left out: no {label}"] = int(sum(map(np.sum, kept)) - sum(map(np.sum, known)))
         kept = known
-    train, test = (Rows(some, of, keep) for (some, of), keep in zip(parts, kept, strict=True))
-    return ImageSetContents(class_names=names, train=train, test=test, notes=notes)
+    parts = zip((train, held), (targets, test_targets), kept, strict=True)
+    rows = [Rows(shards, request.image_column, some, keep) for shards, some, keep in parts]
+    return ImageSetContents(
+        class_names=names, train=rows[0], test=rows[1], notes=notes, origins=origins(files, split, request.open()[1])
+    )
 
 
-def _classes(schema: Any, label: str, raw: list[Any]) -> tuple[tuple[str, ...], list[Any]]:
-    """Names of the classes, and the label values that stand for them in the same order."""
+def held_out_split(files: ParquetFiles, label: str, notes: Counter[str]) -> tuple[str | None, Shards]:
+    """The labelled split that is the test split, "test" or else "validation", and its files.
+
+    None and the training split's files where there is none: that is then to be divided. What is left out is counted.
+    """
+    chosen = None
+    for split in ("test", "validation"):
+        shards = files.splits.get(split, [])
+        if not shards:
+            continue
+        if not _has_labels(shards, label):
+            notes[f"left out: no labels in {split}"] = _num_rows(shards)
+        elif chosen is None:
+            chosen = split
+        else:
+            notes[f"left out: {split}"] = _num_rows(shards)
+    return chosen, files.splits[chosen or "train"]
+
+
+def _has_labels(shards: Shards, label: str) -> bool:
+    if label_column_or_none(shards[0].physical_schema, label) is None:
+        return False
+    return any(map(_is_label, column(shards, label)))
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a value is neither missing nor one of the usual signs of a missing one."""
+    return value not in (None, "") and value == value and not (isinstance(value, int) and value < 0)  # NaN is not itself
+
+
+def _num_rows(shards: Shards) -> int:
+    return sum(shard.metadata.num_rows for shard in shards)
+
+
+def _check_declared(shards: Shards, label: str) -> None:
+    declared = {declared_names(shard.physical_schema, label) for shard in shards}
+    if len(declared) > 1:
+        raise ImageSetError(
+            f"Keep one image set in a folder: its shards must declare the same class names, but {shards[0].path} and its "
+            f"siblings declare {sorted(map(str, declared))}"
+        )
+
+
+def _classes(
+    schema: pa.Schema, label: str, raw: list[Any], raw_test: list[Any], notes: Counter[str]
+) -> tuple[tuple[str, ...], list[Any]]:
+    """Names of the classes, and the label values that stand for them in the same order. Unused ones are counted."""
     label_type = schema.field(label).type
     if pa.types.is_dictionary(label_type):
         label_type = label_type.value_type
-    present = sorted({value for value in raw if value is not None})
-    if pa.types.is_integer(label_type):
-        declared = _declared_names(schema, label)
-        if declared is not None:
-            return declared, list(range(len(declared)))
-        present = [value for value in present if value >= 0]
-    elif not (pa.types.is_string(label_type) or pa.types.is_large_string(label_type) or pa.types.is_boolean(label_type)):
+    if not is_label_type(label_type):
         raise ImageSetError(
             f"Name another column as the image set's target: labels must be integers or strings, but column {label!r} is "
             f"{label_type}"
         )
-    return tuple(map(str, present)), present
-
-
-def _declared_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    metadata = schema.metadata or {}
-    if label == "label" and b"class_names" in metadata:
-        return tuple(json.loads(metadata[b"class_names"]))
-    if b"huggingface" in metadata:
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"].get(label, {})
-        return tuple(feature["names"]) if "names" in feature else None
-    return None
+    present = sorted({value for value in raw if value is not None})
+    if not pa.types.is_integer(label_type):
+        return tuple(map(str, present)), present
+    declared = declared_names(schema, label)
+    if declared is None:
+        present = [value for value in present if value >= 0]
+        return tuple(map(str, present)), present
+    seen = {*raw, *raw_test}
+    for unused in (name for value, name in enumerate(declared) if value not in seen):
+        notes[f"left out: declared class without an image ({unused})"] += 1
+    used = [value for value in range(len(declared)) if value in seen]
+    return tuple(declared[value] for value in used), used
 
 
 IMAGE_SETS.add(
@@ -213,7 +198,8 @@ IMAGE_SETS.add(
         licence="each vendor's",
         path="required",
         targets=("label", "valence"),
-        stamp=files("emoji*", *SPLIT_FILES),
+        has_columns=True,
+        stamp=partial(stamp, pattern="emoji"),
         read=read_emoji,
     ),
 )
@@ -223,12 +209,13 @@ IMAGE_SETS.add(
         kind="either",
         description="your own images in Parquet",
         source="yours",
-        layout="a folder with *train*.parquet and *test*.parquet (shards allowed), or one file, which is divided 80/20; "
-        "columns image (bytes, or Hugging Face's struct) and label (integer or string)",
+        layout="a folder with *train*.parquet and *test*.parquet (shards allowed, a snapshot of the Hugging Face hub too), or "
+        "one file, which is divided 80/20; a column of images and one of labels (integers or strings)",
         licence="yours",
         path="required",
         targets=("label", "*"),
-        stamp=files("*.parquet"),
+        has_columns=True,
+        stamp=stamp,
         read=read,
     ),
 )

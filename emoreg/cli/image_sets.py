@@ -1,0 +1,130 @@
+"""Image sets in the terminal: ``emoreg data list|prepare|show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from emoreg.cli.terminal import plain_table
+from emoreg.config import ImageSetConfig
+from emoreg.storage.files import Files
+from emoreg.storage.working_copy import join
+
+if TYPE_CHECKING:
+    from emoreg.data import ImageSet
+
+_LINES = 21
+"""Lines of the tables: with the prompts, the title and the contact sheet's place, a screen of 24."""
+_NOTES_SHOWN = 6
+_TEXT_WIDTH = 60
+_LAST = ("converted", "turned")
+"""How the notes begin that matter least."""
+
+
+def print_readers(console: Console) -> None:
+    """The readers of image sets, and where to get what they read."""
+    from emoreg.data import IMAGE_SETS
+
+    for name, reader in IMAGE_SETS.items():
+        console.print(f"{name} ({reader.kind}): {reader.description}", soft_wrap=False)
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(no_wrap=True)
+        texts = {
+            "from": reader.source,
+            "--path": reader.layout,
+            "--target": ", ".join(reader.targets),
+            "licence": reader.licence,
+        }
+        for label, text in texts.items():
+            lines.add_row(f"  {label}", text)
+        console.print(lines)
+
+
+def print_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet: Path | None, console: Console) -> None:
+    """Prepare an image set for a storage and say how it was understood; ``sheet`` is a contact sheet's file, if one is wanted.
+
+    Raises:
+        UserError: for an image set or a storage that cannot be used.
+    """
+    from emoreg.data import check, contact_sheet, load
+    from emoreg.data.fetch import offer
+    from emoreg.tuning.images import image_storage
+    from emoreg.tuning.preflight import check_storage
+
+    check(config)
+    check_storage(storage)
+    image_set = load(config, image_size=image_size, storage=image_storage(storage))
+    offer(config, image_size=image_size, storage=image_storage(storage), files=Files(join(storage, "imagesets")))
+    console.print(
+        f"{image_set.name}: {len(image_set.train)} training and {len(image_set.test)} test images of {image_size} px, "
+        f"fingerprint {image_set.fingerprint[:12]}"
+    )
+    splits, notes = _splits(image_set), _notes(image_set)
+    room = _LINES - sum(2 + table.row_count for table in (splits, notes) if table.row_count) - 2
+    for table in (splits, _targets(image_set) if image_set.regression else _classes(image_set, room), notes):
+        if table.row_count:
+            console.print()
+            console.print(table, soft_wrap=False)
+    if sheet is not None:
+        contact_sheet(image_set, sheet)
+        console.print(f"contact sheet: {sheet}")
+
+
+def _splits(image_set: ImageSet) -> Table:
+    """How many images each split has, and where they come from."""
+    table = _table("split", "images", "from")
+    kind = "split" if image_set.regression else "class"
+    absent = {"train": "its reader", "test": f"a fifth of {'train' if kind == 'split' else 'each class of train'}"}
+    for name, split in (("train", image_set.train), ("test", image_set.test)):
+        table.add_row(name, str(len(split)), _line(image_set.origins.get(name, absent[name])))
+    return table
+
+
+def _classes(image_set: ImageSet, room: int) -> Table:
+    """How many images each class has in each split; those for which there is no ``room``, together."""
+    names = image_set.class_names
+    table = _table("class", "train", "test")
+    counts = np.array([np.bincount(split.targets, minlength=len(names)) for split in (image_set.train, image_set.test)])
+    shown = len(names) if len(names) <= room else room - 1
+    for name, numbers in zip(names[:shown], counts.T, strict=False):
+        table.add_row(_line(name), *map(str, numbers))
+    if shown < len(names):
+        table.add_row(f"{len(names) - shown} others", *map(str, counts[:, shown:].sum(axis=1)))
+    return table
+
+
+def _targets(image_set: ImageSet) -> Table:
+    """Between which numbers each target of the training split lies."""
+    table = _table("target", "lowest", "highest")
+    for name, values in zip(image_set.class_names, image_set.train.targets.T, strict=True):
+        table.add_row(_line(name), f"{values.min():.2f}", f"{values.max():.2f}")
+    return table
+
+
+def _notes(image_set: ImageSet) -> Table:
+    """What was passed over, left out, refused or changed, and how often; notes beyond a screen together."""
+    table = _table("note", "count")
+    notes = sorted(image_set.summary.items(), key=lambda note: note[0].startswith(_LAST))
+    shown = len(notes) if len(notes) <= _NOTES_SHOWN else _NOTES_SHOWN - 1
+    for what, count in notes[:shown]:
+        table.add_row(_line(what), str(count))
+    if shown < len(notes):
+        table.add_row(f"{len(notes) - shown} other notes", str(sum(count for _, count in notes[shown:])))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """An empty table, some columns of which are numbers."""
+    return plain_table(*columns, right=("images", "count", "train", "test", "lowest", "highest"))
+
+
+def _line(text: str) -> Text:
+    """As much of a text as leaves room for the numbers beside it."""
+    line = Text(text)
+    line.truncate(_TEXT_WIDTH, overflow="ellipsis")
+    return line
