@@ -1,9 +1,10 @@
 """What trials and epochs did, as typed rows in Parquet: the product's only truth about results.
 
-``records/trials.parquet`` has one row a trial, ``epochs.parquet`` one row an epoch of a stage, ``probes.parquet`` one row a
-number that a probe measured, ``runs.parquet`` one row a time that the study was run. The schemas are the dataclasses below:
-column names are the fields, in order; each column's meaning is its Arrow field metadata ``doc``, and the schema's metadata
-holds ``emoreg.schema_version``. The files are replaced whole and atomically: a reader never sees half.
+``records/trials.parquet`` has one row a trial, ``epochs.parquet`` one row an epoch of a stage, ``evaluations.parquet`` one row
+a class of a split, ``probes.parquet`` one row a number that a probe measured, ``runs.parquet`` one row a time that the study
+was run. The schemas are the dataclasses below: column names are the fields, in order; each column's meaning is its Arrow field
+metadata ``doc``, and the schema's metadata holds ``emoreg.schema_version``. The files are replaced whole and atomically: a
+reader never sees half.
 """
 
 from __future__ import annotations
@@ -74,6 +75,18 @@ class ProbeRecord:
     probe: str = _column("registered name of the probe")
     name: str = _column("what the probe calls the number")
     value: float = _column("the number")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRecord:
+    """How a trial did, at its end, on the images of one class."""
+
+    identity: str = _column("trial identity")
+    split: str = _column("validation, or test where it was opened")
+    class_name: str = _column("name of the class")
+    num_images: int = _column("images of the class")
+    num_predicted: int = _column("images that were taken for the class")
+    num_correct: int = _column("images of the class that were taken for it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,8 +234,8 @@ class Provenance:
     host: str
 
 
-Row = TypeVar("Row", EpochRecord, ProbeRecord, TrialRecord, RunRecord)
-AnyRow = type[EpochRecord] | type[ProbeRecord] | type[TrialRecord] | type[RunRecord]
+Row = TypeVar("Row", EpochRecord, EvaluationRecord, ProbeRecord, TrialRecord, RunRecord)
+AnyRow = type[EpochRecord] | type[EvaluationRecord] | type[ProbeRecord] | type[TrialRecord] | type[RunRecord]
 
 _ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

@@ -10,7 +10,7 @@ from emoreg.errors import Diverged
 from emoreg.results.outcome import EndReason, OomState, Outcome
 from emoreg.results.records import unfinished_outcome
 from emoreg.storage import checkpoint
-from emoreg.storage.checkpoint import State
+from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.storage.files import Files, sweep
 from emoreg.training.checkpointing import Checkpointer
 from emoreg.training.context import TrialContext
@@ -23,9 +23,6 @@ from emoreg.training.metrics import measure
 from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
 from emoreg.training.optim import reproducible
 from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
-
-CHECKPOINT = "trial.ckpt"
-"""Name of a trial's checkpoint in its folder."""
 
 
 def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter) -> Outcome:
@@ -47,7 +44,7 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
     history = History(context.store.user, trial.identity, reporters)
     with reproducible(config.deterministic):
         task = regulation_stage(trial, context.load_images, device)
-        trial_checkpointer = _checkpointer(trial, context, history)
+        trial_checkpointer = _checkpointer(trial, context, history, task.image_set.class_names)
         emotional_net: EmotionalNet | None = None
         oom = OomState()
         try:
@@ -77,7 +74,8 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
         if context.evaluate_on == "test":
             test = evaluate(learner, Batches(task.image_set.test, device=device))
             history.report(_confusion("test", test, task))
-    metrics = measure(config.metrics, validation, split="val") | (measure(config.metrics, test, split="test") if test else {})
+    metrics = history.value_metrics(config.metrics) | measure(config.metrics, validation, split="val")
+    metrics |= measure(config.metrics, test, split="test") if test else {}
     return Outcome(
         end=EndReason.COMPLETED,
         val_accuracy=validation.accuracy,
@@ -104,8 +102,11 @@ def _confusion(split: str, evaluation: Evaluation, task: Stage) -> Confusion:
     return Confusion(split=split, counts=evaluation.confusion, class_names=task.image_set.class_names)
 
 
-def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History) -> Checkpointer:
-    """What saves regulation; the state and the history of an earlier attempt are taken up, if there was one."""
+def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History, class_names: tuple[str, ...]) -> Checkpointer:
+    """What saves regulation; the state and the history of an earlier attempt are taken up, if there was one.
+
+    At the end the network alone is left, with the names of its classes: what can be exported.
+    """
     sweep(context.folder)
     files, last_epoch = Files(str(context.folder)), trial.config.regulation.epochs
     latest = checkpoint.load(files, CHECKPOINT)
@@ -113,7 +114,7 @@ def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History)
         history.resume(latest["history"])
 
     def write(state: State, is_kept: bool) -> None:
-        checkpoint.save(files, CHECKPOINT, state)
+        checkpoint.save(files, CHECKPOINT, {**state, "class_names": list(class_names)})
         context.on_checkpoint()
 
     return Checkpointer(
