@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score  # type: ignore[import-untyped]
 from torch import Tensor
 
+import emoreg
+from emoreg.config import ImageSetConfig, TrialConfig, replace_paths
 from emoreg.config.registry import METRICS
+from emoreg.errors import ConfigError
 from emoreg.training.learners import Evaluation
 from emoreg.training.metrics import auroc, balanced_accuracy, ccc, ece, macro_f1, measure_values, nll, pearson
+from tests.helpers.trials import TINY, run, tiny
 
 
 def scored(num_images: int = 200, num_classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -70,6 +79,50 @@ def test_values_are_compared_by_target() -> None:
     assert (ccc(same, same), pearson(same, 2 * same)) == (pytest.approx(1.0), pytest.approx(1.0))
     assert math.isnan(pearson(torch.zeros(5), same))
     assert ccc(torch.zeros(5), same) == 0.0
+
+
+def felt(request: emoreg.ImageSetRequest) -> emoreg.ImageSetContents:
+    """Grey patches: valence is their brightness, arousal noise."""
+    random = np.random.default_rng(0)
+    values = random.uniform(-1, 1, (60, 2))
+    images = np.broadcast_to(128 + 100 * values[:, :1, None], (60, 16, 16)).astype(np.uint8)
+    return emoreg.ImageSetContents(
+        class_names=("valence", "arousal"), train=zip(images, values.tolist(), strict=True), regression=True
+    )
+
+
+def valued(*metrics: str, **changes: Any) -> TrialConfig:
+    stimuli = ImageSetConfig(name="felt", validation_fraction=0.2)
+    config = replace(tiny(pretraining__epochs=2, regulation__epochs=1), stimuli=stimuli, metrics=metrics)
+    return replace_paths(config, changes)
+
+
+def test_real_valued_stimuli_are_measured_in_pre_training_whoever_trains(storage: Path) -> None:
+    emoreg.image_set("felt", kind="stimuli", path="none")(felt)
+    names = {f"val_{target}_{name}" for target in ("valence", "arousal") for name in ("pearson", "ccc")}
+    _, recorder, _ = run(valued("macro_f1"), storage)
+    assert all(json.loads(row.metrics).keys() == names for row in recorder.epochs("pretraining"))
+    outcome, other, _ = run(valued("valence_ccc", "auroc", **{"regulation.balance": 0.3}), storage)
+    assert not other.epochs("pretraining"), "its experience is another trial's"
+    assert outcome.metrics.keys() == {"val_valence_ccc", "val_auroc"}
+    assert outcome.metrics["val_valence_ccc"] == json.loads(recorder.epochs("pretraining")[-1].metrics)["val_valence_ccc"]
+    again, _, _ = run(valued("valence_ccc", "auroc", **{"regulation.balance": 0.3}), storage)
+    assert again.metrics == outcome.metrics, "from its checkpoint"
+
+
+def test_a_metric_without_what_it_measures_is_refused(storage: Path) -> None:
+    emoreg.image_set("felt", kind="stimuli", path="none")(felt)
+    with pytest.raises(ConfigError, match=r"Raise stimuli.validation_fraction to 0.1, say: the metric 'arousal_ccc' needs"):
+        run(valued("arousal_ccc", **{"stimuli.validation_fraction": 0.0}), storage)
+    with pytest.raises(ConfigError, match=r"Take 'arousal_ccc' out of metrics.* the target 'arousal', but those of 'digits'"):
+        run(replace(TINY, metrics=("arousal_ccc",)), storage)
+
+
+def test_what_is_better_where_it_is_small_is_minimised() -> None:
+    for name in ("val_nll", "val_ece"):
+        with pytest.raises(ConfigError, match=f"must fit {name}, which is better where it is small"):
+            emoreg.Objective(metric=name)
+    assert emoreg.Objective(metric="val_macro_f1").mode == "max"
 
 
 def test_they_are_entries_of_the_package() -> None:
