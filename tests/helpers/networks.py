@@ -38,11 +38,11 @@ def write_untrained(folder: Path, trial: TrialConfig = TINY, **changes: Any) -> 
     write_network(Files(str(folder)), NetworkConfig(**settings | changes), weights, "")
 
 
-def trained_study(storage: Path, trial: TrialConfig = TINY, *, evaluate_on: Any = "validation") -> tuple[Path, TrialRecord]:
+def trained_study(storage: Path, trial: TrialConfig = TINY, *, name: str = "tiny") -> tuple[Path, TrialRecord]:
     """The folder of a study with one trained trial, which its search has found, and the trial's record."""
-    config = tiny_study(storage=str(storage), trial=trial)
+    config = tiny_study(storage=str(storage), trial=trial, name=name)
     folder = write_study_json(storage / config.name, config)
-    assert run_one(config, evaluate_on, CPU, Console(file=io.StringIO())) == 0
+    assert run_one(config, "validation", CPU, Console(file=io.StringIO())) == 0
     (record,) = Records(folder).trials.values()
     record = dataclasses.replace(record, role="search", number=0)
     Records(folder).add_trial(record)
