@@ -303,6 +303,21 @@ class Study:
         """One row an epoch of a stage of a trial."""
         return self.results.epochs_frame()
 
+    def predictions_frame(self) -> pd.DataFrame | None:
+        """One row an image of a split, for the trials of the study and its confirmation whose networks are kept.
+
+        None where there are none. Columns say what each encoder took the image for: agreement is ``plain_predicted ==
+        emotional_predicted``.
+
+        Raises:
+            StorageError: where one cannot be read.
+        """
+        from emoreg.results.predictions import read_predictions
+
+        places = dict.fromkeys((self.place, join(self.config.storage, self.results.confirming.name)))
+        predictions = read_predictions(*map(Files, places))
+        return None if predictions is None else predictions.to_pandas()
+
     def status(self) -> Status:
         """How the study stands now, also while another process runs it.
 

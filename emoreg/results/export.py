@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
+
 from emoreg.config import TrialConfig, from_json
 from emoreg.errors import ConfigError
 from emoreg.formatting import control_name, format_params
 from emoreg.results.analysis import ranked
+from emoreg.results.predictions import agreement
 from emoreg.results.records import EvaluationRecord, TrialRecord
 from emoreg.results.statistics import share_interval
 from emoreg.results.study import StudyResults
@@ -61,8 +64,15 @@ def _confirmed(study: StudyResults) -> TrialRecord:
     return record
 
 
-def model_card(study: StudyResults, home: StudyResults, record: TrialRecord) -> str:
-    """The model card of a trial's network, in Markdown. The trial ran in ``home``: the study, or its confirmation."""
+def model_card(study: StudyResults, home: StudyResults, record: TrialRecord, predictions: pa.Table | None = None) -> str:
+    """The model card of a trial's network, in Markdown.
+
+    Args:
+        study: that was asked.
+        home: in which the trial ran: the study, or its confirmation.
+        record: of the trial.
+        predictions: of the trial, where they are there.
+    """
     evaluations = [row for row in home.evaluations if row.identity == record.identity]
     title = f"{record.task} by {record.backbone}, regulated by {record.stimuli}"
     return "\n".join(
@@ -80,6 +90,7 @@ def model_card(study: StudyResults, home: StudyResults, record: TrialRecord) -> 
             *_numbers(study, record, evaluations),
             "",
             *_verdict(study, record),
+            *_agreement(predictions),
             *_classes(evaluations),
             *_provenance(home, record),
         ]
@@ -125,6 +136,19 @@ def _verdict(study: StudyResults, record: TrialRecord) -> Iterator[str]:
     for chosen, verdict in study.verdicts.items():
         if chosen == record.identity or _is_planned(study, chosen, record):
             yield from (f"Confirmation: {verdict.sentence}", "")
+
+
+def _agreement(predictions: pa.Table | None) -> Iterator[str]:
+    """How far the two encoders go together."""
+    for split in ("validation", "test") if predictions is not None else ():
+        found = agreement(predictions, split)
+        if found is not None:
+            yield (
+                f"On {split} the two encoders, each by its own head, agree on {100 * found.agree:.1f} % of {found.num_images} "
+                f"images: both are right on {100 * found.both:.1f} %, the plain one alone on {100 * found.only_plain:.1f} %, "
+                f"the emotional one alone on {100 * found.only_emotional:.1f} %."
+            )
+            yield ""
 
 
 def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from emoreg.config import TrialConfig, from_json
 from emoreg.errors import ConfigError
 from emoreg.results.export import find_trial, model_card
+from emoreg.results.predictions import read_predictions
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.storage import checkpoint
@@ -53,5 +54,10 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         versions=home.written.versions,
     )
     ExportedNetwork(written, state["network"])  # what cannot be loaded is not written
-    write_network(Files(str(to)), written, state["network"], model_card(study, home, record))
+    write_network(
+        Files(str(to)),
+        written,
+        state["network"],
+        model_card(study, home, record, read_predictions(files, identity=record.identity)),
+    )
     return record

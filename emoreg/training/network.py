@@ -130,8 +130,15 @@ def write_network(files: Files, config: NetworkConfig, weights: Mapping[str, Ten
     """Write a network; ``config.json``, without which there is none, comes last.
 
     Raises:
+        ConfigError: for a folder that holds something else.
         OSError: where that fails.
     """
+    names = {found.name for found in files.find(deep=False)}
+    if names and WEIGHTS not in names:
+        raise ConfigError(
+            f"Give an empty folder, or one that does not exist yet: {CARD} and {CONFIG} would be replaced there, but "
+            f"{files.uri!r} holds {', '.join(sorted(names)[:3])}"
+        )
     content = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
     config = replace(config, digest=xxhash.xxh3_128(content).hexdigest())
     files.write(WEIGHTS, content)

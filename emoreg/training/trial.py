@@ -22,6 +22,7 @@ from emoreg.training.loop import fit
 from emoreg.training.metrics import measure
 from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
 from emoreg.training.optim import reproducible
+from emoreg.training.predictions import write_predictions
 from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
 
 
@@ -74,6 +75,8 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
         if context.evaluate_on == "test":
             test = evaluate(learner, Batches(task.image_set.test, device=device))
             history.report(_confusion("test", test, task))
+    evaluations = {"validation": validation} | ({"test": test} if test else {})
+    write_predictions(context.folder, trial.identity, evaluations, task.image_set.class_names)
     metrics = history.value_metrics(config.metrics) | measure(config.metrics, validation, split="val")
     metrics |= measure(config.metrics, test, split="test") if test else {}
     return Outcome(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.analysis import kept_networks
+from emoreg.results.predictions import PREDICTIONS
 from emoreg.results.records import TrialRecord
 from emoreg.results.status import live_name
 from emoreg.storage.checkpoint import CHECKPOINT
@@ -113,7 +114,7 @@ class ExperiencePruner(StudyObserver):
 
 
 class NetworkPruner(StudyObserver):
-    """Removes the networks of ended trials that the study does not keep.
+    """Removes the networks, and the predictions, of ended trials that the study does not keep.
 
     It comes after ``StorageSync``: what is removed has its record in the storage.
     """
@@ -136,14 +137,14 @@ class NetworkPruner(StudyObserver):
 
     def sweep(self) -> None:
         """Look at everything stored: earlier drivers were killed, and trials that a scheduler stops may save once more."""
-        stored = {found.name.split("/")[1] for found in self._copy.files.find("trials") if found.name.endswith(CHECKPOINT)}
-        self._stored = stored & self._trials.keys()
+        stored = [found.name.split("/") for found in self._copy.files.find("trials")]
+        self._stored = {identity for _, identity, name in stored if name in (CHECKPOINT, PREDICTIONS)} & self._trials.keys()
         self._prune()
 
     def _prune(self) -> None:
         kept = kept_networks(self._trials.values(), self._config)
         for identity in self._stored - kept:
-            self._copy.remove(f"trials/{identity}/{CHECKPOINT}")
+            self._copy.remove(f"trials/{identity}/{CHECKPOINT}", f"trials/{identity}/{PREDICTIONS}")
         self._stored &= kept
 
 

@@ -99,6 +99,18 @@ def test_a_network_that_was_not_kept_is_refused_by_its_trial(storage: Path) -> N
     assert not (storage / "exported").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(storage: Path, tmp_path: Path) -> None:
+    folder, _ = trained_study(storage, replace_paths(TINY, {"regulation.epochs": 1}))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"Give an empty folder, .* holds README.md"):
+        emoreg.load_study(folder).export(other)
+    assert (other / "README.md").read_text() == "mine"
+    for _ in range(2):  # an export takes the place of an earlier one
+        emoreg.load_study(folder).export(tmp_path / "mine")
+
+
 def test_images_of_another_size_or_range_are_refused(tmp_path: Path) -> None:
     write_untrained(tmp_path)
     network = emoreg.load_network(tmp_path)

@@ -30,6 +30,7 @@ class Driven:
         for record in records:
             self.files.write(f"trials/{record.identity}/log.txt", b"said")
             self.files.write(f"trials/{record.identity}/trial.ckpt", b"network")
+            self.files.write(f"trials/{record.identity}/predictions.parquet", b"predictions")
 
     def end(self, *records: TrialRecord) -> None:
         self.save(*records)
@@ -39,8 +40,13 @@ class Driven:
 
     @property
     def stored(self) -> set[str]:
-        """The trials that have a network."""
-        return {found.name.split("/")[1] for found in self.files.find("trials") if found.name.endswith("trial.ckpt")}
+        """The trials that have a network, and predictions."""
+        names = [found.name.split("/") for found in self.files.find("trials")]
+        networks, predictions = (
+            {identity for _, identity, name in names if name == kept} for kept in ("trial.ckpt", "predictions.parquet")
+        )
+        assert networks == predictions
+        return networks
 
 
 def searched(number: int, accuracy: float, **values: Any) -> TrialRecord:
