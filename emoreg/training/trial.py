@@ -17,13 +17,13 @@ from emoreg.training.context import TrialContext
 from emoreg.training.events import Confusion, Experienced, Reporter
 from emoreg.training.experience import load_or_pretrain
 from emoreg.training.history import History, seconds_of
-from emoreg.training.learners import EmotionLearner, Evaluation, RegulationLearner, evaluate
+from emoreg.training.learners import EmotionLearner, RegulationLearner, evaluate
 from emoreg.training.loop import fit
 from emoreg.training.metrics import measure
 from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
 from emoreg.training.optim import reproducible
 from emoreg.training.predictions import write_predictions
-from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
+from emoreg.training.stages import pretraining_stage, regulation_stage
 
 
 def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter) -> Outcome:
@@ -69,14 +69,14 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
         except Diverged as diverged:
             return _diverged(diverged, history)
         assert task.validation is not None
-        validation = fitted.evaluation or evaluate(learner, task.validation)
-        history.report(_confusion("validation", validation, task))
-        test: Evaluation | None = None
+        evaluations = {"validation": fitted.evaluation or evaluate(learner, task.validation)}
         if context.evaluate_on == "test":
-            test = evaluate(learner, Batches(task.image_set.test, device=device))
-            history.report(_confusion("test", test, task))
-    evaluations = {"validation": validation} | ({"test": test} if test else {})
-    write_predictions(context.folder, trial.identity, evaluations, task.image_set.class_names)
+            evaluations["test"] = evaluate(learner, Batches(task.image_set.test, device=device))
+    class_names = task.image_set.class_names
+    for split, evaluation in evaluations.items():
+        history.report(Confusion(split=split, counts=evaluation.confusion, class_names=class_names))
+    write_predictions(context.folder, trial.identity, evaluations, class_names)
+    validation, test = evaluations["validation"], evaluations.get("test")
     metrics = history.value_metrics(config.metrics) | measure(config.metrics, validation, split="val")
     metrics |= measure(config.metrics, test, split="test") if test else {}
     return Outcome(
@@ -99,10 +99,6 @@ def _diverged(diverged: Diverged, history: History) -> Outcome:
     cost = history.cost if diverged.stage == "regulation" else replace(history.cost, experience_seconds=None)
     outcome = unfinished_outcome(history.own, EndReason.DIVERGED, str(diverged), pretraining=cost)
     return replace(outcome, diverged_stage=diverged.stage, diverged_step=diverged.step)
-
-
-def _confusion(split: str, evaluation: Evaluation, task: Stage) -> Confusion:
-    return Confusion(split=split, counts=evaluation.confusion, class_names=task.image_set.class_names)
 
 
 def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History, class_names: tuple[str, ...]) -> Checkpointer:

@@ -57,7 +57,8 @@ def estimate_disk(config: StudyConfig, *, slots: int) -> DiskUse:
     searched = draw_trials(config, drawn)[:num_search] if num_search else []
     controls, confirmed = ([*map(resolve_trial, trials)] for trials in (config.control_trials(), config.confirmed))
     every = [*searched, *controls, *confirmed]
-    encoders = {trial.config.backbone: _encoder_bytes(trial.config) for trial in every}
+    by_backbone = {trial.config.backbone: trial.config for trial in every}
+    encoders = {backbone: _encoder_bytes(trial) for backbone, trial in by_backbone.items()}
     networks = {trial.identity: _num_encoders(trial) * encoders[trial.config.backbone] for trial in every}
     peak = max((networks[trial.identity] * _copies(trial.config.regulation.optimizer) for trial in every), default=0)
     mean = fsum(networks[trial.identity] for trial in searched) / max(1, len(searched))

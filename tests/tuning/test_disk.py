@@ -17,6 +17,7 @@ from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Use
 from emoreg.training.backbones import create_encoder
+from emoreg.tuning import disk
 from emoreg.tuning.disk import DiskUse, check_disk, estimate_disk
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import TINY, run
@@ -62,6 +63,14 @@ def test_experiences_are_the_snapshots_of_shared_runs() -> None:
     every: dict[str, Any] = {"search_space": {"pretraining.epochs": Int(1, 9)}, "num_trials": 200}
     assert estimate(**every).experiences == 9 * state
     assert estimate(**every, experience=ExperienceConfig(budget_gib=state / 2**30)).experiences == state
+
+
+def test_each_backbone_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    real = disk.create_encoder
+    monkeypatch.setattr(disk, "create_encoder", lambda name, **options: built.append(name) or real(name, **options))
+    estimate(search_space={"backbone": Choice(("test_resnet", "test_vit")), **LENGTHS}, num_trials=30)
+    assert sorted(built) == ["test_resnet", "test_vit"]
 
 
 def test_it_is_about_what_a_trial_leaves(storage: Path) -> None:
