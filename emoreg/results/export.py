@@ -16,7 +16,6 @@ from emoreg.results.records import EvaluationRecord, TrialRecord
 from emoreg.results.statistics import share_interval
 from emoreg.results.study import StudyResults
 
-BEST, CONFIRMED = "best", "confirmed"
 _LEAST_DIGITS = 4
 
 
@@ -74,7 +73,7 @@ def model_card(study: StudyResults, home: StudyResults, record: TrialRecord, pre
         predictions: of the trial, where they are there.
     """
     evaluations = [row for row in home.evaluations if row.identity == record.identity]
-    title = f"{record.task} by {record.backbone}, regulated by {record.stimuli}"
+    title = f"{record.task} by {record.backbone} ({control_name(record.control)})"
     return "\n".join(
         [
             *("---", "library_name: emoreg", "tags: [image-classification, emotional-regulation]", "---", ""),
@@ -105,7 +104,7 @@ def _description(record: TrialRecord) -> Iterator[str]:
         measured = "" if record.measured_balance is None else f", {record.measured_balance:.3f} on validation"
         yield f"Its response is balanced against that of a plain one: form {record.form}, kind {record.kind}, b = "
         yield f"{record.balance:.3f}{measured}. The method is a reconstruction of that of arXiv:2606.13081."
-    yield f"Trained as: {control_name(record.control)}. {record.num_parameters:,} parameters."
+    yield f"{record.num_parameters:,} parameters. Trained as the study's trial called {control_name(record.control)}."
     yield ""
 
 

@@ -15,7 +15,6 @@ from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
-from emoreg.training.backbones import code_fingerprint
 from emoreg.training.network import ExportedNetwork, NetworkConfig, exported_config, write_network
 
 
@@ -32,7 +31,7 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         The trial's record.
 
     Raises:
-        ConfigError: where there is no such trial, or its network was not kept.
+        ConfigError: where there is no such trial, its network was not kept, or its backbone is not registered here as it was.
         OSError: where a storage does not answer, or cannot be written.
     """
     home, record = find_trial(study, trial)
@@ -50,7 +49,7 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         class_names=tuple(state["class_names"]),
         image_size=config.image_size,
         measured_balance=record.measured_balance,
-        backbone_code=code_fingerprint(config.backbone),
+        backbone_code=home.written.code.get(f"backbone {config.backbone}"),
         versions=home.written.versions,
     )
     ExportedNetwork(written, state["network"])  # what cannot be loaded is not written

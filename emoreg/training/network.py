@@ -79,6 +79,13 @@ class ExportedNetwork(nn.Module):
         Raises:
             ConfigError: for a backbone that is not there, or is another one now.
         """
+        code = code_fingerprint(config.trial.backbone)
+        if code != config.backbone_code:
+            now = "is not registered here" if code is None else "has other code here"
+            raise ConfigError(
+                f"Import the file that registers backbone {config.trial.backbone!r}, as it was when the network was trained: "
+                f"it must be the same code, but it {now}"
+            )
         super().__init__()
         self.config = config
         self.class_names = config.class_names
@@ -175,13 +182,6 @@ def load_network(folder: str | Path) -> ExportedNetwork:
         raise StorageError(f"Export the network again: {CONFIG} of {files.uri!r} cannot be read ({error})") from error
     if xxhash.xxh3_128(content).hexdigest() != config.digest:
         raise StorageError(f"Export the network again: {WEIGHTS} of {files.uri!r} must be as it was written, but is not")
-    code = code_fingerprint(config.trial.backbone)
-    if code != config.backbone_code:
-        now = "is not registered here" if code is None else "has other code here"
-        raise ConfigError(
-            f"Import the file that registers backbone {config.trial.backbone!r}, as it was when the network was trained: it "
-            f"must be the same code, but it {now}"
-        )
     return ExportedNetwork(config, load_tensors(content.to_pybytes()))
 
 
