@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from emoreg.tracking.observer import StudyObserver
     from emoreg.training.backbones import backbone
     from emoreg.training.metrics import metric
+    from emoreg.training.network import load_network
     from emoreg.training.probes import probe
     from emoreg.tuning.adapters import objective, trainable
 
@@ -75,6 +76,7 @@ __all__ = [
     "backbone",
     "control",
     "image_set",
+    "load_network",
     "load_study",
     "metric",
     "objective",
@@ -90,6 +92,7 @@ _LAZY = {
     "StudyObserver": "emoreg.tracking.observer",
     "backbone": "emoreg.training.backbones",
     "image_set": "emoreg.data",
+    "load_network": "emoreg.training.network",
     "load_study": "emoreg.study",
     "metric": "emoreg.training.metrics",
     "objective": "emoreg.tuning.adapters",

@@ -227,6 +227,25 @@ class Study:
 
         return write_report([self.place], output=output, images=images, price_per_hour=price_per_hour)
 
+    def export(self, to: str | Path, *, trial: str = "best") -> TrialRecord:
+        """Write a trained network where ``emoreg.load_network`` finds it, with its configuration and a model card.
+
+        Args:
+            to: folder or URI to write to; what was exported there before is replaced.
+            trial: "best", of the search by its first objective; "confirmed", the confirmed configuration that was best on
+                validation, on the first fresh seed; or the identity of a finished trial whose network was kept.
+
+        Returns:
+            The record of the exported trial.
+
+        Raises:
+            UserError: where there is no such trial, its network was not kept, or the folder cannot be written to.
+        """
+        refuse_while_imported("study.export()")
+        from emoreg.training.export import export_network
+
+        return export_network(self.results, self.config.storage, to, trial)
+
     def refresh(self) -> Study:
         """Forget what was read, so that it is read again when it is asked for; the study itself."""
         self._results = None
@@ -283,6 +302,21 @@ class Study:
     def epochs_frame(self) -> pd.DataFrame:
         """One row an epoch of a stage of a trial."""
         return self.results.epochs_frame()
+
+    def predictions_frame(self) -> pd.DataFrame | None:
+        """One row an image of a split, for the trials of the study and its confirmation whose networks are kept.
+
+        None where there are none. Columns say what each encoder took the image for: agreement is ``plain_predicted ==
+        emotional_predicted``.
+
+        Raises:
+            StorageError: where one cannot be read.
+        """
+        from emoreg.results.predictions import read_predictions
+
+        places = dict.fromkeys((self.place, join(self.config.storage, self.results.confirming.name)))
+        predictions = read_predictions(*map(Files, places))
+        return None if predictions is None else predictions.to_pandas()
 
     def status(self) -> Status:
         """How the study stands now, also while another process runs it.

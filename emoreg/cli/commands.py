@@ -15,7 +15,7 @@ from emoreg.cli.terminal import terminal
 from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
 from emoreg.config.trial import Fit
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
-from emoreg.study import Study
+from emoreg.study import Study, load_study
 from emoreg.study_file import find_study
 
 
@@ -148,6 +148,35 @@ class Status(WrittenCommand):
             print(status_json(status))
         else:
             print_status(status, terminal())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(WrittenCommand):
+    """Write a trained network, its configuration and its model card to a folder, from which `emoreg.load_network` loads it."""
+
+    to: str
+    """Folder or URI to write to. What was exported there before is replaced."""
+    trial: str | None = None
+    """Identity of a finished trial of the study or its confirmation, whose network was kept."""
+    best: Switch = False
+    """The best trial of the search: what is exported unless something else is asked for."""
+    confirmed: Switch = False
+    """The confirmed configuration that was best on validation, on the first of its fresh seeds."""
+
+    def __call__(self) -> int:
+        """The exit code."""
+        asked = {"best": self.best, "confirmed": self.confirmed, self.trial or "": self.trial is not None}
+        given = [trial for trial, is_given in asked.items() if is_given] or ["best"]
+        require(len(given) == 1, "one network is exported", given, "give one of --trial, --best and --confirmed")
+        with reading("Check the storage and the folder to write to"):
+            study = load_study(find_study(self.study, self.storage))
+            record = study.export(self.to, trial=given[0])
+        accuracy = "" if record.val_accuracy is None else f", validation accuracy {100 * record.val_accuracy:.1f} %"
+        console = terminal()
+        console.print(f"exported: trial {record.identity}, {record.backbone}, seed {record.seed}{accuracy}")
+        console.print(f"to:       {self.to}")
+        console.print(f"use:      emoreg.load_network({self.to!r})")
         return 0
 
 

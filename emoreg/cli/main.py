@@ -39,6 +39,7 @@ a plain one on the task. Does that help, and how much of it?
   emoreg confirm STUDY      its best on fresh seeds, beside every control, once on
                             the test split: the answer, and how sure it is
   emoreg report STUDY...    its answer as one HTML file: verdicts, curves, costs
+  emoreg export STUDY       a trained network, to be used outside of its study
   emoreg status STUDY       how it stands; with --address, how its job does
   emoreg dashboard STUDY    its search in optuna-dashboard
   emoreg tensorboard STUDY  its trials in TensorBoard
@@ -115,6 +116,7 @@ COMMANDS: dict[str, type[Callable[[], int]]] = {
     "submit": cluster.Submit,
     "status": commands.Status,
     "report": commands.Report,
+    "export": commands.Export,
     "dashboard": serve.Dashboard,
     "tensorboard": serve.TensorBoard,
     "logs": cluster.Logs,

@@ -19,6 +19,7 @@ from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison, fewest_seeds
 from emoreg.results.study import StudyResults
 from emoreg.storage.files import Files
+from emoreg.storage.housekeeping import size_text
 from emoreg.storage.working_copy import join
 
 if TYPE_CHECKING:
@@ -180,14 +181,16 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     from emoreg.config.search_space import describe, size
     from emoreg.training.devices import device_name, pick_device
     from emoreg.training.optim import length_dependence
+    from emoreg.tuning.disk import estimate_disk
     from emoreg.tuning.estimate import estimate_cost
-    from emoreg.tuning.images import image_storage, prepare_image_sets
+    from emoreg.tuning.images import image_set_bytes, image_storage, prepare_image_sets
     from emoreg.tuning.preflight import check_study
 
     check_study(config)
     fingerprints = prepare_image_sets(config)
     device = pick_device("cpu" if config.resources.gpus_per_trial == 0 else "auto")
     cost = estimate_cost(config, device, image_storage(config.storage))
+    disk = estimate_disk(config, slots=cost.concurrency)
     settings = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
@@ -213,6 +216,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
         "cost": f"{duration(cost.device_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, at most: "
         "no pre-training shared, nothing stopped early",
+        "disk": f"{disk}, at most; image sets {size_text(image_set_bytes(config))}",
         "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items())
         + " for a training step of one encoder",
     }.items():

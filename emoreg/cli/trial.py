@@ -16,11 +16,12 @@ from emoreg.errors import Interrupted
 from emoreg.results.outcome import EndReason
 from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord, utc_now
 from emoreg.results.tables import Records
+from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.tracking import tensorboard
 from emoreg.training.context import EvaluatedSplit, TrialContext
 from emoreg.training.devices import device_name
-from emoreg.training.events import Event
+from emoreg.training.events import Confusion, Event
 from emoreg.training.trial import run_trial
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from emoreg.tuning.coordinator import coordinate
@@ -52,20 +53,26 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
 
     with coordinate(config) as coordinator:
         copy = coordinator.copy
-        records = Records(copy.folder, coordinator.turn)
+        records, folder = Records(copy.folder, coordinator.turn), copy.folder / "trials" / trial.identity
         copy.pull(*own)
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
         console.print(
             f"trial {trial.identity}: {trial.config.backbone}, control {trial.config.control}, seed {trial.config.seed}, on "
             f"{device_name(device)}"
         )
+        earlier = records.trials.get(trial.identity)
+        if earlier is not None and earlier.status == "finished" and not (folder / CHECKPOINT).exists():
+            if evaluate_on == "validation":
+                _print_recorded(earlier, console)
+                return 0
+            console.print("its network was not kept (resources.keep_networks): it is trained again to be tested")
         lines = EpochLines(trial.config, console)
         store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
         store.sweep()
         context = TrialContext(
             load_images=load_images,
             store=store,
-            folder=copy.folder / "trials" / trial.identity,
+            folder=folder,
             device=device,
             evaluate_on=evaluate_on,
             checkpoint_seconds=config.resources.checkpoint_seconds,
@@ -87,9 +94,11 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
                 records.add_epoch(row)
             for probe in lines.probes:
                 records.add_probe(probe)
+            for confusion in lines.confusions:
+                for evaluation in confusion.rows(trial.identity):
+                    records.add_evaluation(evaluation)
             records.write()
             copy.push("records", *own)
-        earlier = records.trials.get(trial.identity)
         record = TrialRecord.of(
             trial,
             outcome,
@@ -114,19 +123,30 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
     return 0
 
 
+def _print_recorded(record: TrialRecord, console: Console) -> None:
+    """What a finished trial came to whose network is gone."""
+    console.print(
+        f"it finished on {record.ended[:10]} with validation accuracy {record.val_accuracy:.4f}, and its network was not kept "
+        "(resources.keep_networks): nothing is left to run, `--replay` trains it again from its start"
+    )
+
+
 class EpochLines:
-    """Prints a line an epoch, and keeps the rows of epochs and probes. A ``Reporter``."""
+    """Prints a line an epoch, and keeps what is recorded. A ``Reporter``."""
 
     def __init__(self, trial: TrialConfig, console: Console) -> None:
         self._totals = {"pretraining": trial.pretraining.epochs, "regulation": trial.regulation.epochs}
         self._console = console
         self.epochs: list[EpochRecord] = []
         self.probes: list[ProbeRecord] = []
+        self.confusions: list[Confusion] = []
 
     def report(self, event: Event) -> None:
         """Tell of an epoch; other events are nothing to a terminal."""
         if isinstance(event, ProbeRecord):
             self.probes.append(event)
+        if isinstance(event, Confusion):
+            self.confusions.append(event)
         if not isinstance(event, EpochRecord):
             return
         self.epochs.append(event)

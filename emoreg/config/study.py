@@ -91,6 +91,8 @@ class SchedulerConfig:
         validate(self, "scheduler")
 
 
+_BETTER_SMALL = ("val_loss", "device_seconds", "val_nll", "val_ece")
+
 MEASURED = ("val_accuracy", "val_loss", "device_seconds")
 """What every trial has for an objective, whatever its metrics are."""
 
@@ -128,7 +130,7 @@ _OBJECTIVE_RULES = (
     ),
     Rule(
         "mode",
-        lambda c: c.mode == "min" or c.metric not in ("val_loss", "device_seconds"),
+        lambda c: c.mode == "min" or c.metric not in _BETTER_SMALL,
         "must fit {c.metric}, which is better where it is small",
         "set mode='min'",
     ),
@@ -205,6 +207,8 @@ class ResourcesConfig:
     """Pause before the first retry of a trial; each further one doubles it."""
     max_failures: PositiveInt = 3
     """Trials that a fault in code, not the machine, may break before the study stops."""
+    keep_networks: Literal["best", "all", "none"] = "best"
+    """Trained networks that stay when trials have ended, to be exported: the search's best and the confirmed, all, or none."""
     grace_seconds: Positive = 25.0
     """What trials have to save their state after SIGTERM, as Slurm, Kubernetes and spot instances send it."""
 

@@ -286,7 +286,8 @@ class TrialConfig:
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
     """`regulated`: as configured. What that must beat: plain, compute_matched, emotional, untrained, shuffled, neutral."""
     metrics: _Names = ()
-    """Registered metrics that are measured on validation after every epoch, besides accuracy and loss."""
+    """Measured on validation after every epoch, besides accuracy and loss: macro_f1, balanced_accuracy, auroc, nll, ece, of
+    real-valued stimuli valence_pearson, valence_ccc, arousal_pearson, arousal_ccc, or registered ones."""
     probes: _Names = ()
     """Registered probes that look at the network after chosen epochs, and change no number of the trial."""
     probe_every: PositiveInt = 1

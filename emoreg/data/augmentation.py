@@ -23,8 +23,9 @@ _CROP_Y, _CROP_X, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _ERASE, _AREA, _AS
 _ERASE_COLOR = slice(11, 14)
 NUM_DRAWS = 14
 """U: uniform numbers that an image's augmentation takes."""
+MEAN, STD = 0.5, 0.25
+"""By which pixels in [0, 1] are normalised."""
 
-_MEAN, _STD = 0.5, 0.25
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's
@@ -32,12 +33,12 @@ _GREY = (0.2989, 0.587, 0.114)  # torchvision's
 
 def normalize(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     """Bring pixels in [0, 1] to about zero mean and unit variance, alike for stimuli and task: one encoder sees both."""
-    return (images - _MEAN) / _STD
+    return (images - MEAN) / STD
 
 
 def denormalize(images: Float[Tensor, "B 3 S S"]) -> UInt8[Tensor, "B 3 S S"]:
     """Bring normalised pixels back to bytes, to be looked at."""
-    return (images * _STD + _MEAN).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return (images * STD + MEAN).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def crop_and_flip(

@@ -88,6 +88,25 @@ def leading(records: Iterable[TrialRecord], objectives: Sequence[Objective], bac
     return [best[backbone] for backbone in backbones if backbone in best]
 
 
+def kept_networks(records: Iterable[TrialRecord], config: StudyConfig) -> set[str]:
+    """The ended trials whose files stay, by identity: by ``resources.keep_networks``, and those that failed, which go on.
+
+    "best" is what the search has found, the confirmed configurations on each of their seeds, and what `emoreg trial` ran.
+    """
+    rows = [*records]
+    failed = {row.identity for row in rows if row.status == "failed"}
+    finished = [row for row in rows if row.status == "finished"]
+    match config.resources.keep_networks:
+        case "none":
+            return failed
+        case "all":
+            return failed | {row.identity for row in finished}
+        case "best":
+            best = leading(finished, config.objectives, config.backbones())
+            asked = [row for row in finished if row.role == "trial" or (row.role == "confirm" and row.control == "regulated")]
+            return failed | {row.identity for row in (*best, *asked)}
+
+
 def _finished(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [row for row in records if row.number is not None and row.status == "finished"]
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
@@ -147,6 +148,14 @@ def compare(family: Mapping[Key, Sequence[float]], *, num_resamples: int = 9999)
             visible=visible_effect(deviation, n, len(family)) if n > 1 else math.inf,
         )
     return found
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of ``n`` images, by Wilson (1927): it stays within [0, 1], also for few."""
+    z = NormalDist().inv_cdf(0.975)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half_width = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half_width), min(1.0, middle + half_width)
 
 
 def fewest_seeds(num_comparisons: int) -> int:

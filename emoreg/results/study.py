@@ -20,7 +20,7 @@ from emoreg.errors import StorageError
 from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading
 from emoreg.results.confirmation import Confirmed, confirmed_rows, verdicts
 from emoreg.results.plan import Opening, read_openings
-from emoreg.results.records import EpochRecord, ProbeRecord, Row, RunRecord, TrialRecord
+from emoreg.results.records import EpochRecord, EvaluationRecord, ProbeRecord, Row, RunRecord, TrialRecord
 from emoreg.results.statistics import Verdict
 from emoreg.results.written import WrittenStudy, read_written, stored_rows
 from emoreg.storage.files import Files
@@ -29,6 +29,7 @@ _LOST = {
     "epochs": "learning curves and balances over epochs",
     "runs": "waiting, restarts and versions by run",
     "probes": "what probes saw",
+    "evaluations": "how each class was recognised",
 }
 """What is not known without a table of the records that nothing is concluded from."""
 
@@ -45,6 +46,7 @@ class StudyResults:
         epochs: every epoch, by trial, in the order in which they were reported.
         runs: every time that it was run.
         probes: every number that a probe returned.
+        evaluations: how each trial did on each class.
         openings: of the test set, the first one first; none but for a confirmation.
         confirmation: the study's, where it has one.
         problems: what could not be read, and what can then not be concluded.
@@ -56,6 +58,7 @@ class StudyResults:
     epochs: tuple[EpochRecord, ...]
     runs: tuple[RunRecord, ...]
     probes: tuple[ProbeRecord, ...] = ()
+    evaluations: tuple[EvaluationRecord, ...] = ()
     folder: Path | None = None
     openings: tuple[Opening, ...] = ()
     confirmation: StudyResults | None = None
@@ -170,6 +173,10 @@ class StudyResults:
         """One row a number that a probe returned after an epoch."""
         return _frame(self.probes, ProbeRecord)
 
+    def evaluations_frame(self) -> pd.DataFrame:
+        """One row a class of a split that a trial was evaluated on, at its end."""
+        return _frame(self.evaluations, EvaluationRecord)
+
 
 def load_results(place: str | Path) -> StudyResults:
     """Read what a study left.
@@ -205,7 +212,7 @@ def _load(files: Files) -> StudyResults:
         why = f"There is no records/{table}.parquet of {files.uri!r}"
         try:
             rows = stored_rows(files, table, row_type)
-            is_lost = rows is None and bool(trials) and table != "probes"
+            is_lost = rows is None and bool(trials) and table not in ("probes", "evaluations")
         except StorageError as error:
             rows, why, is_lost = None, str(error), True
         if is_lost:
@@ -220,6 +227,7 @@ def _load(files: Files) -> StudyResults:
         epochs=rows_or_none("epochs", EpochRecord),
         runs=tuple(sorted(rows_or_none("runs", RunRecord), key=lambda row: row.run)),
         probes=rows_or_none("probes", ProbeRecord),
+        evaluations=rows_or_none("evaluations", EvaluationRecord),
         openings=tuple(read_openings(files)),
         problems=tuple(problems),
     )

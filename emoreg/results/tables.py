@@ -22,8 +22,8 @@ import xxhash
 from emoreg.errors import StorageError
 from emoreg.results.records import (
     SCHEMA_VERSION,
-    AnyRow,
     EpochRecord,
+    EvaluationRecord,
     ProbeRecord,
     Provenance,
     Row,
@@ -90,6 +90,7 @@ class Records:
         self._turn = turn
         self._epochs = _Table(folder, "epochs", EpochRecord, "identity", "stage", "epoch")
         self._probes = _Table(folder, "probes", ProbeRecord, "identity", "stage", "epoch", "probe", "name")
+        self._evaluations = _Table(folder, "evaluations", EvaluationRecord, "identity", "split", "class_name")
         self._trials = _Table(folder, "trials", TrialRecord, "identity")
         self._runs = _Table(folder, "runs", RunRecord, "run")
         self._by_trial: dict[str, dict[tuple[str, int], EpochRecord]] = {}
@@ -98,6 +99,7 @@ class Records:
         self.trials: Mapping[str, TrialRecord] = self._trials.rows
         self.epochs: Mapping[tuple[str, str, int], EpochRecord] = self._epochs.rows
         self.probes: Mapping[tuple[str, str, int, str, str], ProbeRecord] = self._probes.rows
+        self.evaluations: Mapping[tuple[str, str, str], EvaluationRecord] = self._evaluations.rows
         self.runs: Mapping[int, RunRecord] = self._runs.rows
 
     def refresh(self) -> None:
@@ -129,6 +131,10 @@ class Records:
         """Keep a probe's row until the next ``write``."""
         self._probes.add(row)
 
+    def add_evaluation(self, row: EvaluationRecord) -> None:
+        """Keep a row of a trial's evaluation until the next ``write``."""
+        self._evaluations.add(row)
+
     def epochs_of(self, identity: str) -> list[EpochRecord]:
         """The epochs of one trial, in the order in which they were reported."""
         return list(self._by_trial.get(identity, {}).values())
@@ -155,12 +161,14 @@ class Records:
             self._runs.merge(is_newer=True)
             self._epochs.merge(is_newer=False)  # those of running trials are newer in memory
             self._probes.merge(is_newer=False)
+            self._evaluations.merge(is_newer=False)
             yield
 
     def _write(self) -> None:
         self._epochs.write()
-        if self._probes.rows:
-            self._probes.write()
+        for table in (self._probes, self._evaluations):
+            if table.rows:
+                table.write()
         self._trials.write()
 
 
@@ -193,7 +201,7 @@ def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | Non
             return table
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise StorageError(
-            f"Move {name} away and run the study again (trials that have a checkpoint are not paid for twice): records must be "
+            f"Move {name} away and run the study again (what it has kept is not paid for twice): records must be "
             f"Parquet, as emoreg wrote it, but it cannot be read ({error})"
         ) from error
 
@@ -249,7 +257,7 @@ def write_table(path: Path, table: pa.Table) -> None:
         )
 
 
-def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
+def _write(path: Path, row_type: type, rows: list[Any]) -> None:
     columns = schema(row_type)
     values = zip(*map(attrgetter(*columns.names), rows), strict=True) if rows else ((),) * len(columns)
     table = pa.Table.from_arrays(

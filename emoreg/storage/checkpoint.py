@@ -30,6 +30,9 @@ _VERSION = 1
 _TRAILER = struct.Struct(f"<{len(_MAGIC)}sIQ16s")  # magic, version, bytes of the body, checksum of the body
 _CHUNK = 1 << 20
 
+CHECKPOINT = "trial.ckpt"
+"""Name of a trial's checkpoint in its folder: at its end, of its network."""
+
 State = dict[str, Any]
 """What a file holds: tensors, numbers, strings, and lists and dicts of them."""
 

@@ -37,6 +37,7 @@ from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord
 from emoreg.tracking.pictures import confusion_matrix, sample_sheet
 from emoreg.training.events import BalanceSample, Confusion, Event, Experienced, ImagesSample
+from emoreg.training.metrics import stage_of_metric
 
 COMPARED: Mapping[str, str] = {
     "backbone": "backbone",
@@ -148,7 +149,7 @@ def write_experiment(folder: Path, study: StudyConfig) -> None:
         folder: the study's folder. What was written there before is replaced.
         study: the study.
     """
-    metrics = {**METRICS, **{f"regulation/val_{name}": name for name in study.trial.metrics}}
+    metrics = {**METRICS, **{f"{stage_of_metric(name)}/val_{name}": name for name in study.trial.metrics}}
     experiment = api_pb2.Experiment(
         description=f"emoreg study {study.name}",
         time_created_secs=time.time(),

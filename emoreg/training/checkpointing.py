@@ -98,6 +98,10 @@ class LoopState:
             "hits": torch.stack(self.hits).tolist() if self.hits else [],
         }
 
+    def to_final_dict(self) -> State:
+        """What a file holds of it once all epochs are done: the network, and what it took to fit in memory."""
+        return {"network": self.network.state_dict(), "oom": asdict(self.micro_batches.state), "epoch": self.epoch}
+
     def load_dict(self, saved: Mapping[str, Any]) -> None:
         """Take up what ``to_dict`` made."""
         self.network.load_state_dict(saved["network"])
@@ -125,7 +129,8 @@ class Checkpointer:
         write: writes a state, in the background; with whether it counts.
         seconds: least time between two others.
         should_stop: whether the trial is to stop.
-        last_epoch: after which it has nothing left to stop.
+        last_epoch: after which it has nothing left to stop, and only its network is saved; None for a loop that others may
+            continue.
     """
 
     latest: State | None
@@ -152,10 +157,11 @@ class Checkpointer:
         is_kept = is_whole and self.keeps(state.epoch)
         if not (is_kept or self.should_save()):
             return
-        saved = {**state.to_dict(), "history": self.history.to_rows()}
+        is_final = is_whole and state.epoch == self.last_epoch
+        saved = {**(state.to_final_dict() if is_final else state.to_dict()), "history": self.history.to_rows()}
         self._writer.submit(lambda copied: self.write(copied, is_kept), saved)
         self._saved = time.monotonic()
-        if self.should_stop() and not (is_whole and state.epoch == self.last_epoch):
+        if self.should_stop() and not is_final:
             self._writer.flush()
             raise Interrupted("the trial was asked to stop, and all that it did is saved: run it again to go on")
 

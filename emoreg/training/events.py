@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from emoreg.results.outcome import PretrainingCost
-from emoreg.results.records import EpochRecord, ProbeRecord, Stage
+from emoreg.results.records import EpochRecord, EvaluationRecord, ProbeRecord, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +39,23 @@ class Confusion:
     split: str
     counts: Int[Tensor, "C C"]
     class_names: tuple[str, ...]
+
+    def rows(self, identity: str) -> list[EvaluationRecord]:
+        """The records of a trial's evaluation: a row a class."""
+        columns = (self.counts.sum(dim=1), self.counts.sum(dim=0), self.counts.diagonal())
+        return [
+            EvaluationRecord(
+                identity=identity,
+                split=self.split,
+                class_name=name,
+                num_images=num_images,
+                num_predicted=num_predicted,
+                num_correct=num_correct,
+            )
+            for name, num_images, num_predicted, num_correct in zip(
+                self.class_names, *(column.tolist() for column in columns), strict=True
+            )
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

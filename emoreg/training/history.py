@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -83,6 +84,12 @@ class History:
             experience_seconds=seconds_of(everyone, "pretraining"),
             waiting_seconds=self.waiting_seconds,
         )
+
+    def value_metrics(self, names: Iterable[str]) -> dict[str, float]:
+        """Those of the named metrics that the last epoch of pre-training measured, whoever trained it, by column."""
+        measured = [json.loads(record.metrics) for _, record, _ in self._epochs if record.stage == "pretraining"]
+        last: dict[str, float] = measured[-1] if measured else {}
+        return {f"val_{name}": last[f"val_{name}"] for name in names if f"val_{name}" in last}
 
     def _is_own(self, epoch: _Epoch) -> bool:
         return epoch[0] == self._study and epoch[1].identity == self._identity

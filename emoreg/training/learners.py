@@ -5,7 +5,7 @@ Legend: B images of a batch, N of a split, S their side, C scores for each: clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -129,14 +129,44 @@ class RegulationLearner(Learner):
         return F.cross_entropy(response.logits, targets, reduction="sum").double()
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What images are taken for: the most probable class of each, and its probability."""
+
+    classes: Int[Tensor, " N"]
+    confidence: Float[Tensor, " N"]
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "N C"]) -> Prediction:
+        """The prediction by scores."""
+        confidence, classes = scores.softmax(dim=1).max(dim=1)
+        return cls(classes, confidence)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """How a network does on a split: unsmoothed mean loss; scores, targets and, if there is one, balance of each image."""
+    """How a network does on a split.
+
+    Attributes:
+        loss: mean over the images, unsmoothed.
+        scores: of each image.
+        targets: of each image.
+        balance: of each image; None where there is none.
+        plain: prediction of the plain encoder with its own head; None where there is none.
+        emotional: that of the emotional encoder.
+    """
 
     loss: float
     scores: Float[Tensor, "N C"]
     targets: Int[Tensor, " N"] | Float[Tensor, "N C"]
     balance: Float[Tensor, " N"] | None
+    plain: Prediction | None = None
+    emotional: Prediction | None = None
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the images are taken for."""
+        return Prediction.of(self.scores)
 
     @property
     def accuracy(self) -> float | None:
@@ -157,19 +187,32 @@ class Evaluation:
 def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | None = None) -> Evaluation:
     """Run a network over a split, in evaluation mode and without augmentation; ``micro_batches`` knows what fits in memory."""
 
-    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Prediction | None, Prediction | None]:
         response = learner.respond(images)
         balance = None if response.balance is None else response.balance.float().expand(len(targets))
-        return learner.total_loss(response, targets), response.logits, balance
+        plain, emotional = (
+            None if scores is None else Prediction.of(scores) for scores in (response.plain, response.emotional)
+        )
+        return learner.total_loss(response, targets), response.logits, balance, plain, emotional
 
     learner.network.eval()
     micro_batches = micro_batches or MicroBatches(learner.network)
     batches = [(micro_batches.evaluate(assess, *batch), batch[1]) for batch in split.evaluation()]
-    losses, scores, balances = zip(*(part for parts, _ in batches for part in parts), strict=True)
+    losses, scores, balances, plains, emotionals = zip(*(part for parts, _ in batches for part in parts), strict=True)
     # On the CPU: counting is not deterministic on a GPU, and torch refuses it there in the deterministic mode.
     return Evaluation(
         loss=float(torch.stack(losses).sum()) / len(split),
         scores=torch.cat(scores).cpu(),
         targets=torch.cat([targets for _, targets in batches]).cpu(),
         balance=None if balances[0] is None else torch.cat(balances).cpu(),
+        plain=_joined(plains),
+        emotional=_joined(emotionals),
     )
+
+
+def _joined(parts: Sequence[Prediction | None]) -> Prediction | None:
+    """The predictions of all batches, on the CPU."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    return Prediction(torch.cat([part.classes for part in there]).cpu(), torch.cat([part.confidence for part in there]).cpu())

@@ -19,7 +19,6 @@ from emoreg.training.checkpointing import Checkpointer, LoopState
 from emoreg.training.devices import gpu_utilisation
 from emoreg.training.events import BalanceSample
 from emoreg.training.learners import Evaluation, Learner, evaluate
-from emoreg.training.metrics import measure
 from emoreg.training.oom import MicroBatches
 from emoreg.training.optim import build_optimizer
 from emoreg.training.probes import run_probes
@@ -112,7 +111,7 @@ def _begin(stage: Stage, network: nn.Module, saved: State | None, oom: OomState 
 def _record(stage: Stage, state: LoopState, evaluation: Evaluation | None, *, seconds: float) -> EpochRecord:
     """The row of the epoch that ends; ``state.seconds`` are those of its training alone."""
     balance = evaluation.balance if evaluation is not None else None
-    metrics = measure(stage.metrics, evaluation, split="val") if evaluation is not None else {}
+    metrics = stage.measure(evaluation) if evaluation is not None else {}
     return EpochRecord(
         identity=stage.trial.identity,
         stage=stage.name,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig
+from emoreg.config.registry import METRICS
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.data import ImageSet, LoadImages, parts
 from emoreg.data.augmentation import denormalize
@@ -18,6 +19,8 @@ from emoreg.errors import ConfigError, ImageSetError
 from emoreg.results.records import Stage as StageName
 from emoreg.seeding import generator
 from emoreg.training.events import ImagesSample
+from emoreg.training.learners import Evaluation
+from emoreg.training.metrics import ValueMetric, measure, measure_values
 from emoreg.training.optim import pretraining_schedule, regulation_schedule
 
 _NUM_SAMPLE_IMAGES = 32
@@ -37,7 +40,6 @@ class Stage:
         batch_stream: name of the random stream that batches are drawn from.
         train: training images.
         validation: those held out, evaluated after every epoch; None if there are none.
-        metrics: registered metrics that are measured on them.
     """
 
     name: StageName
@@ -49,7 +51,6 @@ class Stage:
     batch_stream: str
     train: Batches
     validation: Batches | None
-    metrics: tuple[str, ...] = ()
 
     def batches(self, rng: torch.Generator, *, first: int) -> Iterator[Batch]:
         """One epoch of training batches, from its step ``first`` on: see ``Batches.epoch``."""
@@ -68,6 +69,12 @@ class Stage:
         """Learning rate of a step."""
         num_steps = self.settings.epochs * self.train.num_steps(self.settings.batch_size)
         return self.settings.optimizer.learning_rate * self.schedule(step, num_steps)
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """Metrics on the validation images, by column: the trial's of a task, every registered one of real-valued stimuli."""
+        if self.image_set.regression:
+            return measure_values(self.image_set.class_names, evaluation)
+        return measure(self.trial.config.metrics, evaluation, split="val") if self.name == "regulation" else {}
 
     def sample(self) -> ImagesSample:
         """A few augmented training images with their labels, drawn from a stream of their own."""
@@ -97,6 +104,8 @@ def pretraining_stage(trial: ResolvedTrial, load_images: LoadImages, device: tor
     if image_set.regression:
         _check_regression(config, image_set.name)
     train, validation = parts(image_set, source)
+    if source == config.stimuli:
+        _check_value_metrics(config, image_set, len(validation))
     batches = Batches(train, device=device)
     return Stage(
         name="pretraining",
@@ -140,7 +149,6 @@ def regulation_stage(trial: ResolvedTrial, load_images: LoadImages, device: torc
         batch_stream="task batches",
         train=Batches(train, device=device),
         validation=Batches(validation, device=device),
-        metrics=config.metrics,
     )
 
 
@@ -164,6 +172,24 @@ def _cut_to(num_images: int, image_set: ImageSet, source: ImageSetConfig) -> Ima
             f"training images, {num_images}, but it has {available}"
         )
     return replace(source, num_images=num_images)
+
+
+def _check_value_metrics(config: TrialConfig, image_set: ImageSet, num_validation: int) -> None:
+    """Refuse metrics of real-valued targets that the stimuli do not have, or without images to measure them on."""
+    for name in config.metrics:
+        entry = METRICS[name]
+        if not isinstance(entry, ValueMetric):
+            continue
+        if not image_set.regression or entry.target not in image_set.class_names:
+            raise ConfigError(
+                f"Take {name!r} out of metrics, or choose stimuli whose targets are real numbers: it needs the target "
+                f"{entry.target!r}, but those of {image_set.name!r} are {', '.join(image_set.class_names)}"
+            )
+        if not num_validation and config.pretraining.epochs:
+            raise ConfigError(
+                f"Raise stimuli.validation_fraction to 0.1, say: the metric {name!r} needs validation images of the stimuli, "
+                f"but {config.stimuli.validation_fraction:g} of {image_set.name!r} is none"
+            )
 
 
 def _check_regression(config: TrialConfig, name: str) -> None:

@@ -10,22 +10,20 @@ from emoreg.errors import Diverged
 from emoreg.results.outcome import EndReason, OomState, Outcome
 from emoreg.results.records import unfinished_outcome
 from emoreg.storage import checkpoint
-from emoreg.storage.checkpoint import State
+from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.storage.files import Files, sweep
 from emoreg.training.checkpointing import Checkpointer
 from emoreg.training.context import TrialContext
 from emoreg.training.events import Confusion, Experienced, Reporter
 from emoreg.training.experience import load_or_pretrain
 from emoreg.training.history import History, seconds_of
-from emoreg.training.learners import EmotionLearner, Evaluation, RegulationLearner, evaluate
+from emoreg.training.learners import EmotionLearner, RegulationLearner, evaluate
 from emoreg.training.loop import fit
 from emoreg.training.metrics import measure
 from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
 from emoreg.training.optim import reproducible
-from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
-
-CHECKPOINT = "trial.ckpt"
-"""Name of a trial's checkpoint in its folder."""
+from emoreg.training.predictions import write_predictions
+from emoreg.training.stages import pretraining_stage, regulation_stage
 
 
 def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter) -> Outcome:
@@ -47,7 +45,7 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
     history = History(context.store.user, trial.identity, reporters)
     with reproducible(config.deterministic):
         task = regulation_stage(trial, context.load_images, device)
-        trial_checkpointer = _checkpointer(trial, context, history)
+        trial_checkpointer = _checkpointer(trial, context, history, task.image_set.class_names)
         emotional_net: EmotionalNet | None = None
         oom = OomState()
         try:
@@ -76,13 +74,16 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
         except Diverged as diverged:
             return _diverged(diverged, history)
         assert task.validation is not None
-        validation = fitted.evaluation or evaluate(learner, task.validation)
-        history.report(_confusion("validation", validation, task))
-        test: Evaluation | None = None
+        evaluations = {"validation": fitted.evaluation or evaluate(learner, task.validation)}
         if context.evaluate_on == "test":
-            test = evaluate(learner, Batches(task.image_set.test, device=device))
-            history.report(_confusion("test", test, task))
-    metrics = measure(config.metrics, validation, split="val") | (measure(config.metrics, test, split="test") if test else {})
+            evaluations["test"] = evaluate(learner, Batches(task.image_set.test, device=device))
+    class_names = task.image_set.class_names
+    for split, evaluation in evaluations.items():
+        history.report(Confusion(split=split, counts=evaluation.confusion, class_names=class_names))
+    write_predictions(context.folder, trial.identity, evaluations, class_names)
+    validation, test = evaluations["validation"], evaluations.get("test")
+    metrics = history.value_metrics(config.metrics) | measure(config.metrics, validation, split="val")
+    metrics |= measure(config.metrics, test, split="test") if test else {}
     return Outcome(
         end=EndReason.COMPLETED,
         val_accuracy=validation.accuracy,
@@ -105,12 +106,11 @@ def _diverged(diverged: Diverged, history: History) -> Outcome:
     return replace(outcome, diverged_stage=diverged.stage, diverged_step=diverged.step)
 
 
-def _confusion(split: str, evaluation: Evaluation, task: Stage) -> Confusion:
-    return Confusion(split=split, counts=evaluation.confusion, class_names=task.image_set.class_names)
+def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History, class_names: tuple[str, ...]) -> Checkpointer:
+    """What saves regulation; the state and the history of an earlier attempt are taken up, if there was one.
 
-
-def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History) -> Checkpointer:
-    """What saves regulation; the state and the history of an earlier attempt are taken up, if there was one."""
+    At the end the network alone is left, with the names of its classes: what can be exported.
+    """
     sweep(context.folder)
     files, last_epoch = Files(str(context.folder)), trial.config.regulation.epochs
     latest = checkpoint.load(files, CHECKPOINT)
@@ -118,7 +118,7 @@ def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History)
         history.resume(latest["history"])
 
     def write(state: State, is_kept: bool) -> None:
-        checkpoint.save(files, CHECKPOINT, state)
+        checkpoint.save(files, CHECKPOINT, {**state, "class_names": list(class_names)})
         context.on_checkpoint()
 
     return Checkpointer(

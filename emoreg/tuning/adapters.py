@@ -21,6 +21,7 @@ from emoreg.data import LoadImages, load
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord
+from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, scratch
@@ -28,7 +29,7 @@ from emoreg.training.context import TrialContext
 from emoreg.training.devices import DeviceChoice, pick_device
 from emoreg.training.events import Event, Reporter
 from emoreg.training.stages import check_images
-from emoreg.training.trial import CHECKPOINT, run_trial
+from emoreg.training.trial import run_trial
 from emoreg.tuning.images import image_storage
 from emoreg.tuning.preflight import check_trial
 

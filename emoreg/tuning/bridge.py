@@ -19,7 +19,7 @@ from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.results.tables import Records
 from emoreg.storage.files import storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
-from emoreg.training.events import Experienced
+from emoreg.training.events import Confusion, Experienced
 from emoreg.tuning.dispatcher import Assignment, Dispatcher
 from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.searcher import ASSIGNMENT
@@ -129,6 +129,9 @@ class TuneBridge(tune.Callback):
                 self._dispatcher.experience_ready(trial_id)
             case ProbeRecord() as row:
                 self._records.add_probe(row)
+            case Confusion() as confusion:
+                for evaluation in confusion.rows(_assignment(trial).trial.identity):
+                    self._records.add_evaluation(evaluation)
             case TrialEnded() as end:
                 self._end(trial, end.outcome, end.log_tail)
             case TrialSaved():

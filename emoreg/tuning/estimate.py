@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from emoreg.config import StudyConfig, TrialConfig
-from emoreg.config.resolved import resolve_trial
+from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import num_searched, resolve, suggest
 from emoreg.data import ImageSet, Split, load, parts
 from emoreg.data.batches import Batches
@@ -27,7 +27,7 @@ from emoreg.training.model import create_emotional_net
 from emoreg.training.optim import build_optimizer
 
 _TIMED_STEPS = 3
-_SAMPLED_CONFIGS = 64
+_DRAWN_TRIALS = 64
 _EVALUATION_SHARE = 1 / 3  # a forward pass costs about a third of a training step
 
 
@@ -76,7 +76,7 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     finally:
         torch.set_num_threads(threads)
     seconds = partial(_trial_seconds, stimuli=stimuli, task=task, speed=speed)
-    sampled = [seconds(trial) for trial in _sampled(config)]
+    sampled = [seconds(trial.config) for trial in draw_trials(config)]
     num_search = num_searched(config)
     controls = {(resolved := resolve_trial(trial)).identity: resolved.config for trial in config.control_trials()}
     return Cost(
@@ -88,19 +88,24 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     )
 
 
-def _sampled(config: StudyConfig) -> list[TrialConfig]:
+def draw_trials(config: StudyConfig, count: int = _DRAWN_TRIALS) -> list[ResolvedTrial]:
+    """Draw so many trials of the search, uniformly; those that break a rule are left out.
+
+    Raises:
+        ConfigError: where none is valid.
+    """
     uniform = _Uniform(random.Random(config.sampler.seed))
     trials = []
     refusal = ""
-    for _ in range(_SAMPLED_CONFIGS):
+    for _ in range(count):
         try:
-            trials.append(resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, uniform))).config)
+            trials.append(resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, uniform))))
         except ConfigError as error:  # values that break a rule together: the search leaves them out too
             refusal = str(error)
     if not trials:
         raise ConfigError(
             "Narrow the ranges of the search space, or add a When: it must hold valid configurations, but "
-            f"{_SAMPLED_CONFIGS} draws were not, the last by {refusal}"
+            f"{count} draws were not, the last by {refusal}"
         )
     return trials
 

@@ -65,6 +65,13 @@ def image_sets(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig]]:
             yield role, dataclasses.replace(image_set, name=name)
 
 
+def image_set_bytes(config: StudyConfig) -> int:
+    """Bytes of the prepared image sets that a trial of the study may load."""
+    load_images, size = partial(load, storage=image_storage(config.storage)), config.trial.image_size
+    sets = {source_of(image_set, size): load_images(image_set, image_size=size) for _, image_set in image_sets(config)}
+    return sum(split.images.nbytes for image_set in sets.values() for split in (image_set.train, image_set.test))
+
+
 def available_controls(trial: TrialConfig, names: Iterable[str]) -> tuple[str, ...]:
     """Those of the controls whose image sets a trial names."""
     return tuple(name for name in names if getattr(trial, CONTROLS[name].images) is not None)

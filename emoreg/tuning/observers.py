@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.results.analysis import kept_networks
+from emoreg.results.predictions import PREDICTIONS
 from emoreg.results.records import TrialRecord
 from emoreg.results.status import live_name
+from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import sweep
 from emoreg.storage.working_copy import WorkingCopy
@@ -108,6 +111,41 @@ class ExperiencePruner(StudyObserver):
         if message not in self._notified:
             self._notified.add(message)
             self._notify(message)
+
+
+class NetworkPruner(StudyObserver):
+    """Removes the networks, and the predictions, of ended trials that the study does not keep.
+
+    It comes after ``StorageSync``: what is removed has its record in the storage.
+    """
+
+    def __init__(self, config: StudyConfig, copy: WorkingCopy, trials: Mapping[str, TrialRecord]) -> None:
+        self._config = config
+        self._copy = copy
+        self._trials = trials
+        self._stored: set[str] = set()
+        """Trials that have ended and may have a network in the storage."""
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Remove the trial's network, or that of a former best."""
+        self._stored.add(trial.identity)
+        self._prune()
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Sweep."""
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Look at everything stored: earlier drivers were killed, and trials that a scheduler stops may save once more."""
+        stored = [found.name.split("/") for found in self._copy.files.find("trials")]
+        self._stored = {identity for _, identity, name in stored if name in (CHECKPOINT, PREDICTIONS)} & self._trials.keys()
+        self._prune()
+
+    def _prune(self) -> None:
+        kept = kept_networks(self._trials.values(), self._config)
+        for identity in self._stored - kept:
+            self._copy.remove(f"trials/{identity}/{CHECKPOINT}", f"trials/{identity}/{PREDICTIONS}")
+        self._stored &= kept
 
 
 class StopRelay(StudyObserver):

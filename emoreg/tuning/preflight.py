@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-import emoreg.training.probes  # noqa: F401 - registers our own, of which a driver needs nothing else
+import emoreg.training.metrics
+import emoreg.training.probes  # noqa: F401 - they register our own, of which a driver needs nothing else
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import METRICS, PROBES
 from emoreg.data import check

@@ -100,7 +100,7 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
             point = {GRID: trial.user_attrs[GRID]} if GRID in trial.user_attrs else {}
             study.enqueue_trial(dict(trial.params), user_attrs={REPLACES: trial.number, **point})
             did["failed in an earlier run: tried again"] += 1
-    did["ended in Optuna's history without a record: run again from its checkpoint"] = len(reruns)
+    did["ended in Optuna's history without a record: run again"] = len(reruns)
     renumbered = _renumber(study, config, records, resolved)
     did["recorded with a number that is not its own in Optuna's history: renumbered"] = len(renumbered)
     messages = [f"{count} {'trial' if count == 1 else 'trials'} {what}" for what, count in did.items() if count]

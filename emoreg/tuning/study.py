@@ -36,11 +36,19 @@ from emoreg.tracking.study_tensorboard import StudyTensorBoard
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.coordinator import Coordinator, coordinate
+from emoreg.tuning.disk import check_disk, estimate_disk
 from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.images import offer_image_sets, prepare_image_sets
 from emoreg.tuning.manifest import provenance, write_manifest
 from emoreg.tuning.nodes import is_node_lost
-from emoreg.tuning.observers import ExperiencePruner, Heartbeat, StopRelay, StorageSync, TrialEnds
+from emoreg.tuning.observers import (
+    ExperiencePruner,
+    Heartbeat,
+    NetworkPruner,
+    StopRelay,
+    StorageSync,
+    TrialEnds,
+)
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.placement import Placement
 from emoreg.tuning.postgres import no_answer_error
@@ -148,6 +156,7 @@ class _StudyRun:
         told.on_message("preparing image sets")
         fingerprints = prepare_image_sets(config, told.on_message)
         self._records = Records(self._copy.folder, coordinator.turn)
+        self._networks = NetworkPruner(config, self._copy, self._records.trials)
         with coordinator.turn():
             self._records.refresh()
             if prepare is not None:
@@ -172,6 +181,7 @@ class _StudyRun:
             records.add_trial(dataclasses.replace(records.trials[identity], number=number))
         tensorboard.write_experiment(self._copy.folder, config)
         self._write_missing_ends()
+        self._networks.sweep()
         for rerun in reconciled.reruns:
             trial = resolved(resolve(config.trial, rerun.params))
             beside.append(Job(trial=trial, role="search", number=rerun.number, params=rerun.params))
@@ -206,6 +216,7 @@ class _StudyRun:
         placement = Placement(config, told.on_message)
         placement.check()
         placement.check_gpus()
+        check_disk(config, estimate_disk(config, slots=placement.slots()))
         waiting = placement.waiting()
         if waiting is not None:
             told.on_message(waiting)
@@ -220,6 +231,7 @@ class _StudyRun:
                     LiveStatus(copy.folder, is_alone=self._coordinator.is_alone),
                     StudyTensorBoard(copy, config),
                     StorageSync(self._coordinator),
+                    self._networks,
                     ExperiencePruner(config, copy, store, notify=told.on_message),
                     *observers,
                 )

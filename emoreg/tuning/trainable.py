@@ -35,7 +35,7 @@ from emoreg.storage.working_copy import WorkingCopy, join, node_cache
 from emoreg.tracking.tensorboard import TensorBoardReporter
 from emoreg.training.context import TrialContext
 from emoreg.training.devices import device_name
-from emoreg.training.events import Event, Experienced
+from emoreg.training.events import Confusion, Event, Experienced
 from emoreg.training.trial import run_trial
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.coordinator import SharedRunLocks
@@ -134,7 +134,7 @@ class ToTune:
             log.info("%s epoch %d: loss %.4g, %.1f s", event.stage, event.epoch, event.train_loss, event.seconds)
             num_epochs = self.assignment.trial.config.regulation.epochs
             tune.report(epoch_result(event, role=self.assignment.role, num_epochs=num_epochs))
-        elif isinstance(event, Experienced | ProbeRecord):
+        elif isinstance(event, Experienced | ProbeRecord | Confusion):
             tune.report({EVENT: event})
 
 

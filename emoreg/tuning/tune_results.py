@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from emoreg.results.outcome import EndReason, Outcome
-from emoreg.results.records import EpochRecord, Role
-from emoreg.training.events import Experienced
+from emoreg.results.records import EpochRecord, ProbeRecord, Role
+from emoreg.training.events import Confusion, Experienced
 
 EVENT = "event"
 """Key of what a result tells: one of ``TuneEvent``."""
@@ -59,7 +59,7 @@ class TrialBroken:
     errno: int | None
 
 
-TuneEvent = TrialPlaced | EpochRecord | Experienced | TrialEnded | TrialSaved | TrialBroken
+TuneEvent = TrialPlaced | EpochRecord | ProbeRecord | Experienced | Confusion | TrialEnded | TrialSaved | TrialBroken
 
 
 def metric_key(metric: str) -> str:

@@ -18,14 +18,16 @@ from PIL import Image
 import emoreg
 from emoreg.cli.commands import Show
 from emoreg.cli.main import main
-from emoreg.config import StudyConfig, leaves
+from emoreg.config import StudyConfig, leaves, replace_paths
 from emoreg.storage.files import Files
 from emoreg.study_file import read_study_file
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from emoreg.tuning.coordinator import coordinate
 from emoreg.tuning.images import prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
+from tests.helpers.networks import trained_study
 from tests.helpers.studies import study_file
+from tests.helpers.trials import TINY
 
 ROOT = Path(__file__).parents[2]
 Output = pytest.CaptureFixture[str]
@@ -178,7 +180,7 @@ BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
         "See `emoreg --help`: a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, "
-        "report, dashboard, tensorboard, logs, stop, but it is 'runn'",
+        "report, export, dashboard, tensorboard, logs, stop, but it is 'runn'",
     ),
     ("run", "Missing from emoreg run: STUDY"),
     (
@@ -460,3 +462,27 @@ def test_a_storage_that_cannot_be_read_is_named(
     said = capsys.readouterr().err
     assert "Check the storage's address" in said
     assert "(no answer from s3://***@bucket of study.json)" in said
+
+
+def test_a_trained_network_is_exported_and_loaded(capsys: Output, tmp_path: Path, prepared: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "imagesets").symlink_to(prepared / "imagesets")
+    folder, record = trained_study(tmp_path / "runs", replace_paths(TINY, {"regulation.epochs": 1}))
+    code, out, _ = emoreg_(capsys, "export", "tiny", "--to", "model")
+    assert code == 0
+    assert out.splitlines() == [
+        f"exported: trial {record.identity}, test_resnet, seed 0, validation accuracy {100 * (record.val_accuracy or 0):.1f} %",
+        "to:       model",
+        "use:      emoreg.load_network('model')",
+    ]
+    assert emoreg.load_network("model").config.identity == record.identity
+    assert emoreg_(capsys, "export", str(folder), "--to", "again", "--trial", record.identity[:5])[0] == 0
+    for options, message in (
+        (["--best", "--confirmed"], "Give one of --trial, --best and --confirmed: one network is exported"),
+        (["--confirmed"], "Confirm the study first"),
+        (["--trial", "0123"], "'0123' must name one trial of the study or its confirmation, but it names none"),
+    ):
+        code, _, err = emoreg_(capsys, "export", "tiny", "--to", "other", *options)
+        assert code == 2
+        assert message in err
+    assert not Path("other").exists()

@@ -181,6 +181,8 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert " ".join(settings["trials"]).startswith("3 of the search + 2 controls, ")
     assert settings["registered"] == ["control", "of_this_test"], "by the study's file"
     assert "of waiting, at most" in text
+    disk = r"disk networks 2\.9 MiB, checkpoints of running trials [\d.]+ MiB, experiences [\d.]+ MiB, at most; image sets 1\.3"
+    assert re.search(disk, " ".join(text.split()))
     assert "test_resnet" in " ".join(settings["measured"])
     assert "Study 'tiny' (mine.py)" in text
     assert "…" not in text

@@ -17,7 +17,7 @@ from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig, TrialC
 from emoreg.config.registry import PROBES
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
-from emoreg.training.trial import CHECKPOINT
+from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import CPU, TINY, load_state, same, timeless, tiny
@@ -83,6 +83,19 @@ def test_a_finished_trial_is_looked_at_again_and_not_trained_again(study: StudyC
     once_more, text = single(study)
     assert settled(once_more) == settled(tested), "it goes on saying so"
     assert "test accuracy" not in text
+
+
+def test_a_finished_trial_whose_network_is_gone_is_told_and_not_trained_again(study: StudyConfig) -> None:
+    first, _ = single(study)
+    path = Path(study.storage) / "tiny" / "trials" / first.identity / CHECKPOINT
+    path.unlink()
+    again, text = single(study)
+    assert again == first
+    assert f"it finished on {first.ended[:10]} with validation accuracy {first.val_accuracy:.4f}" in text
+    assert not path.exists()
+    tested, text = single(study, "test")
+    assert "its network was not kept (resources.keep_networks): it is trained again to be tested" in text
+    assert (tested.test_accuracy is not None, tested.val_loss) == (True, first.val_loss)
 
 
 def test_a_trial_of_the_study_stays_what_it_was(study: StudyConfig) -> None:

@@ -40,8 +40,10 @@ study = emoreg.Study(
         task=emoreg.ImageSetConfig(**digits, split_seed=1),
         pretraining=emoreg.PretrainingConfig(epochs=1, batch_size=16),
         regulation=emoreg.RegulationConfig(epochs=1, batch_size=16),
+        metrics=("macro_f1",),
         deterministic=True,
     ),
+    objectives=(emoreg.Objective(metric="val_macro_f1"),),
     search_space={"regulation.balance": emoreg.Float(0.05, 0.95)},
     num_trials=1,
     controls=("regulated", "halved"),
@@ -63,7 +65,7 @@ def test_a_study_file_runs_as_a_program_and_under_emoreg_run(storage: Path, tmp_
     program = run(tmp_path, "mine.py")
     assert "3 trials: 3 finished, in " in program
     assert "\nbest " in program
-    assert "Study('mine', 1 trial over regulation.balance, in runs/mine: ended, 3 finished; best val_accuracy " in program
+    assert "Study('mine', 1 trial over regulation.balance, in runs/mine: ended, 3 finished; best val_macro_f1 " in program
     study = emoreg.load_study(tmp_path / "runs" / "mine")
     assert {row.control: row.balance for row in study.trials if row.role == "control"} == {"regulated": 0.5, "halved": 0.25}
     command = run(tmp_path, "-m", "emoreg", "run", "mine.py")
@@ -86,6 +88,9 @@ def test_one_of_each_thing_that_a_study_s_file_may_bring(tmp_path: Path) -> None
     assert ((probes.value > 0.5) & (probes.value <= 1)).all()
     plan = run(tmp_path, "-m", "emoreg", "confirm", "studies.own_code", "--seeds", "2", "--dry-run")
     assert "short_pretraining" in plan
+    run(tmp_path, "-m", "emoreg", "export", "studies.own_code", "--to", "model")
+    load = "import emoreg, studies.own_code, torch; print(emoreg.load_network('model')(torch.rand(2, 3, 16, 16)).shape)"
+    assert run(tmp_path, "-c", load).strip() == "torch.Size([2, 2])"
 
 
 @pytest.mark.slow

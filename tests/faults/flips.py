@@ -28,6 +28,7 @@ from emoreg.config.resolved import Fingerprints, resolve_trial
 from emoreg.data import prepare
 from emoreg.errors import Diverged, StorageError, UserError
 from emoreg.results.plan import PLAN, choose, confirming, opening_of, plan_trials, read_openings, write_openings
+from emoreg.results.predictions import read_predictions
 from emoreg.results.records import utc_now
 from emoreg.results.status import Live, live_name, parse_live, read_status
 from emoreg.results.study import load_results
@@ -99,7 +100,12 @@ def read_results(path: Path) -> object:
 
 def read_records(path: Path) -> object:
     records = Records(_study_of(path))
-    return records.trials, records.epochs, records.probes, records.runs
+    return records.trials, records.epochs, records.evaluations, records.probes, records.runs
+
+
+def read_the_predictions(path: Path) -> object:
+    predictions = read_predictions(Files(str(path.parents[2])), identity=path.parent.name)
+    return None if predictions is None else predictions.to_pylist()
 
 
 def read_the_status(path: Path) -> object:
@@ -179,6 +185,8 @@ KINDS = {
     "a prepared image set": Kind("imagesets/*.arrow", (), heals=True),
     "trials.parquet": Kind(f"{NAME}/records/trials.parquet", (*OF_RECORDS, read_the_status)),
     "epochs.parquet": Kind(f"{NAME}/records/epochs.parquet", OF_RECORDS),
+    "evaluations.parquet": Kind(f"{NAME}/records/evaluations.parquet", OF_RECORDS),
+    "a trial's predictions": Kind(f"{NAME}/trials/*/predictions.parquet", (read_the_predictions,)),
     "probes.parquet": Kind(f"{NAME}/records/probes.parquet", OF_RECORDS),
     "runs.parquet": Kind(f"{NAME}/records/runs.parquet", (*OF_RECORDS, read_the_status)),
     "study.json": Kind(f"{NAME}/study.json", (read_manifest, read_results, read_the_status)),

@@ -10,20 +10,18 @@ from tests.faults.harness import Ground, Tally, fault
 from tests.faults.study import NAME
 from tests.helpers.disks import need_mounts, read_only, small_disk
 
-_AMPLE_MB = 500
+_AMPLE_MB = 250
 
 
 @fault("a full disk")
 def full_disk(ground: Ground, chance: Random) -> Tally:
-    size = sum(path.stat().st_size for path in ground.undisturbed.rglob("*") if path.is_file()) / 2**20
-    with (
-        small_disk(ground.new_folder("disk"), chance.uniform(0.2, 0.8) * size) as disk,
-        ground.study(str(disk.folder)) as study,
-    ):
+    with small_disk(ground.new_folder("disk"), _AMPLE_MB) as disk, ground.study(str(disk.folder)) as study:
         driver = study.start()
+        study.comes_to(chance.randrange(1, 6))
+        disk.fill()
         code = study.ended(driver)
         _expect_words(study.tally, code, driver.output, "the disk is full")
-        disk.grow(_AMPLE_MB)
+        disk.grow(2 * _AMPLE_MB)
         return study.finish()
 
 

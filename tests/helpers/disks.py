@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,12 @@ class SmallDisk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def fill(self) -> None:
+        """Leave no byte, as another program may."""
+        with suppress(OSError), open(self.folder / "filler", "wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
 
     def grow(self, megabytes: float) -> None:
         subprocess.run(["mount", "-o", f"remount,{_size(megabytes)}", str(self.folder)], check=True)

@@ -24,7 +24,7 @@ from emoreg.results.outcome import Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.results.records import Stage as StageName
 from emoreg.storage import checkpoint
-from emoreg.storage.checkpoint import State
+from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.training.backbones import Encoder
@@ -35,7 +35,7 @@ from emoreg.training.history import History
 from emoreg.training.learners import Learner
 from emoreg.training.loop import Fitted, fit
 from emoreg.training.stages import Stage, pretraining_stage, regulation_stage
-from emoreg.training.trial import CHECKPOINT, run_trial
+from emoreg.training.trial import run_trial
 
 CPU = torch.device("cpu")
 

@@ -159,25 +159,31 @@ def everything_is_whole(storage: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_and_tears_nothing(finished_size: float, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 0.6 * finished_size) as small:
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 20) as small:
+        output = run(small.folder, code=2)
+        assert re.search(r"Free [\d.]+ MiB in .*, or ask for less: --resources\.keep-networks none", output)
+        assert not list(small.folder.glob("tiny/trials/*"))
+        small.grow(200)
+        run(small.folder)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_tears_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 200) as small:
         disk = small.folder
-        output = run(disk, "--resources.max-retries", "0", code=2)
+        process = start(disk, "--resources.max-retries", "0")
+        wait_for(lambda: any(disk.glob("tiny/trials/*/log.txt")), process)
+        small.fill()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
         assert "the disk is full" in output
         assert "run the same command again" in output
         everything_is_whole(disk)
-        small.grow(200)
+        small.grow(400)
         run(disk)
         assert [row["status"] for row in trials(disk).values()] == ["finished"] * 5
         assert not list(disk.rglob("*.tmp"))
-
-
-@pytest.fixture(scope="module")
-def finished_size(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Megabytes that the whole study leaves."""
-    storage = tmp_path_factory.mktemp("whole")
-    run(storage)
-    return sum(path.stat().st_size for path in storage.rglob("*") if path.is_file()) / 2**20
 
 
 @pytest.mark.soak

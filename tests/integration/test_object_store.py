@@ -47,10 +47,11 @@ def test_killed_and_run_again_it_equals_a_study_in_a_folder(bucket: str, tmp_pat
     names = {found.name for found in Files(join(bucket, "tiny")).find()}
     for identity in after.trials:
         assert f"trials/{identity}/log.txt" in names
-        assert f"trials/{identity}/trial.ckpt" in names
         events = {name.rpartition(".tfevents.")[2] for name in names if name.startswith(f"events/{identity}/")}
         assert "end" in events
         assert len(events) > 1, "the epochs' own"
+    best = max((row for row in after.trials.values() if row.role == "search"), key=lambda row: row.val_accuracy or 0.0)
+    assert [name for name in names if name.endswith(".ckpt")] == [f"trials/{best.identity}/trial.ckpt"], "the best alone"
     assert {"optuna.journal", "study.json", "records/runs.parquet"} <= names
     assert not [name for name in names if name.endswith((".tmp", ".lock")) or ".driver" in name]
     assert b"secret" not in Files(join(bucket, "tiny")).read("study.json").to_pybytes()

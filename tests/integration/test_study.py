@@ -92,6 +92,16 @@ def test_what_is_left_on_disk(finished: Path) -> None:
         assert own[-1]["val_accuracy"] == row["val_accuracy"]
         assert list((folder / "events" / identity).glob("events.out.tfevents.*"))
     assert {path.name for path in (folder / "trials").iterdir()} == rows.keys()
+    best = max((row for row in rows.values() if row["role"] == "search"), key=lambda row: float(str(row["val_accuracy"])))
+    assert list(folder.glob("trials/*/trial.ckpt")) == [folder / "trials" / str(best["identity"]) / "trial.ckpt"], (
+        "the best alone"
+    )
+    evaluations = pq.read_table(folder / "records" / "evaluations.parquet").to_pylist()
+    for identity, row in rows.items():
+        own = [found for found in evaluations if found["identity"] == identity]
+        assert {found["split"] for found in own} == {"validation"}
+        share = sum(found["num_correct"] for found in own) / sum(found["num_images"] for found in own)
+        assert share == row["val_accuracy"]
     (ran,) = pq.read_table(folder / "records" / "runs.parquet").to_pylist()
     assert (ran["run"], ran["ending"], ran["slots"], ran["num_trials"]) == (1, "completed", 1, 5)
     assert ran["paid_seconds"] == pytest.approx(sum(float(str(row["pretraining_seconds"])) for row in rows.values()))

@@ -22,12 +22,11 @@ from emoreg.data.batches import Batches
 from emoreg.results.outcome import OomState, Outcome
 from emoreg.results.records import EpochRecord, TrialRecord
 from emoreg.results.tables import Records
-from emoreg.storage.checkpoint import State
+from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.learners import EmotionLearner, RegulationLearner, evaluate
 from emoreg.training.model import EmotionalNet, Regulation, create_emotional_net
 from emoreg.training.oom import MicroBatches
-from emoreg.training.trial import CHECKPOINT
 from tests.helpers.trials import (
     CPU,
     RANDOM,

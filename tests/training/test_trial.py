@@ -21,7 +21,7 @@ from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError, ImageSetError, Interrupted
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.seeding import derive_seed, generator
-from emoreg.storage.checkpoint import State
+from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.training import trial
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.context import TrialContext
@@ -29,7 +29,6 @@ from emoreg.training.events import BalanceSample, Confusion, Experienced, Images
 from emoreg.training.learners import Learner
 from emoreg.training.optim import reproducible
 from emoreg.training.stages import Stage
-from emoreg.training.trial import CHECKPOINT
 from tests.helpers.trials import (
     CPU,
     RANDOM,
@@ -242,6 +241,22 @@ def test_a_finished_trial_is_not_trained_again(storage: Path) -> None:
     assert second.epochs("regulation") == recorder.epochs("regulation")  # clock included: read, not run
     assert dataclasses.replace(again, test_accuracy=None) == first
     assert again.test_accuracy is not None
+
+
+def test_a_finished_trial_keeps_its_network_and_no_optimizer(storage: Path) -> None:
+    config = tiny()
+    with pytest.raises(Stop):
+        run(config, storage, Recorder(("regulation", 1)), checkpoint_seconds=0)
+    path = storage / identity_of(config) / CHECKPOINT
+    unfinished = path.stat().st_size
+    _, _, network = run(config, storage)
+    state = load_state(path)
+    assert state is not None
+    assert state.keys() == {"network", "oom", "epoch", "history", "class_names"}
+    assert state["class_names"] == [str(digit) for digit in range(10)]
+    weights = sum(value.nbytes for value in network.values())
+    assert path.stat().st_size < 1.1 * weights
+    assert unfinished > 2.9 * weights
 
 
 def test_a_trial_alone_keeps_its_things_as_one_of_a_study_does(storage: Path) -> None:

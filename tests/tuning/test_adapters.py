@@ -16,7 +16,7 @@ import emoreg
 from emoreg.config import RegulationConfig
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason
-from emoreg.training.trial import CHECKPOINT
+from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.tuning import adapters
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from tests.helpers.trials import TINY, run, tiny

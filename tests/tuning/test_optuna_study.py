@@ -424,7 +424,7 @@ def test_what_optuna_was_told_without_a_record_is_run_again(storage: str | None,
         assert resolve(config.trial, rerun.params).identity == rerun.identity
     assert reconciled.messages == [
         "1 trial ended in Optuna's history without a record, with another configuration than today's: left as it is",
-        "3 trials ended in Optuna's history without a record: run again from its checkpoint",
+        "3 trials ended in Optuna's history without a record: run again",
     ]
     assert len(study.trials) == 5
     assert reconcile(study, config, by_identity(failed), resolve_trial) == reconciled

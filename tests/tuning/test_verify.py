@@ -20,7 +20,7 @@ from emoreg.tuning.verify import verify
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import CPU
 
-KINDS = {"study.json": 1, "Optuna's journal": 1, "records": 2, "checkpoints": 1, "image sets": 1}
+KINDS = {"study.json": 1, "Optuna's journal": 1, "records": 3, "checkpoints": 1, "predictions": 1, "image sets": 1}
 
 
 @pytest.fixture
