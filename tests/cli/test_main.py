@@ -459,4 +459,4 @@ def test_a_storage_that_cannot_be_read_is_named(
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert "Check the storage's address" in said
-    assert "(no answer from s3://***@bucket of study.json)" in said
+    assert "(no answer from s3://key:***@bucket of study.json)" in said
