@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +188,8 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     check_study(config)
     fingerprints = prepare_image_sets(config)
     device = pick_device("cpu" if config.resources.gpus_per_trial == 0 else "auto")
-    cost = estimate_cost(config, device, image_storage(config.storage))
+    copies = image_storage(config.storage)
+    cost = estimate_cost(config, device, copies)
     settings = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
     settings.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
@@ -215,6 +217,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         "no pre-training shared, nothing stopped early",
         "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items())
         + " for a training step of one encoder",
+        "disk": f"{shutil.disk_usage(copies).free / 2**30:.1f} GiB free at {copies}",
     }.items():
         plan.add_row(name, text)
     if own:

@@ -19,6 +19,7 @@ from jaxtyping import Bool
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.decode import Picture
+from emoreg.storage.files import expand
 
 HELD_OUT = 0.2
 """Share of a set without a test split of its own that becomes one."""
@@ -87,7 +88,7 @@ class ImageSetRequest:
     @property
     def local(self) -> Path | None:
         """``path`` as a place on this machine, with ``~`` expanded; None where there is none, or it is a URI."""
-        return None if self.path is None or "://" in self.path else Path(self.path).expanduser().absolute()
+        return None if self.path is None or "://" in self.path else expand(self.path).absolute()
 
     def open(self) -> tuple[Any, str]:
         """The file system of ``path``, and the path in it."""

@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -28,6 +27,7 @@ from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
 from emoreg.errors import ConfigError
 from emoreg.seeding import global_stream
+from emoreg.storage.files import expand
 
 _ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 _PATCHES_PER_SIDE = 8
@@ -119,7 +119,7 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
             )
     if weights == "hub":
         _check_hub(name, timm_name)
-    elif weights is not None and not Path(weights).expanduser().is_file():
+    elif weights is not None and not expand(weights).is_file():
         raise ConfigError(f"Correct the path of weights: they must be a file or 'hub', but {weights!r} is not there")
 
 
@@ -161,7 +161,7 @@ def _registered(name: str, image_size: int, drop_path: float, weights: str | Non
         raise ConfigError(f"Return a torch.nn.Module from backbone {name!r}: it returns {type(model).__name__}")
     if weights is not None:
         try:
-            model.load_state_dict(torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True))
+            model.load_state_dict(torch.load(expand(weights), map_location="cpu", weights_only=True))
         except Exception as error:  # a file can be wrong in more ways than there are names for
             raise _misfit(weights, name, f"it cannot be loaded ({type(error).__name__}: {error})") from error
     return model
@@ -200,7 +200,7 @@ def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, u
     timm leaves a layer as initialised if the weights have none of its name. So each is compared with ``untrained``, the
     model from the same seed without weights: what is equal to the bit was not loaded.
     """
-    overlay = {"file": str(Path(weights).expanduser()), "custom_load": False}
+    overlay = {"file": str(expand(weights)), "custom_load": False}
     source = {} if weights == "hub" else {"pretrained_cfg_overlay": overlay}
     try:
         model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)

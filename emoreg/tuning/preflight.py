@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,8 @@ from emoreg.data import check
 from emoreg.errors import ConfigError
 from emoreg.formatting import counted
 from emoreg.results.tables import Records
-from emoreg.storage.files import Files
+from emoreg.storage.files import Files, expand
+from emoreg.storage.permissions import check_writable
 from emoreg.storage.working_copy import join
 from emoreg.training.backbones import check_backbone
 from emoreg.tuning.images import naming
@@ -40,7 +40,7 @@ def store_uri(config: StudyConfig) -> str:
 
 
 def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).expanduser().resolve())
+    return place if "://" in place else str(expand(place).resolve())
 
 
 def named_study(config: StudyConfig, name: str) -> Files:
@@ -69,6 +69,9 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     check_storage(config.storage)
     if config.experience.uri is not None:
         Files(config.experience.uri).check()
+    _check_writable(study_files(config), "", "records", "events", "trials", "optuna.journal")
+    _check_writable(Files(store_uri(config)), "", ".locks")
+    _check_writable(Files(config.storage), "imagesets")
     check_warm_start(config, partial(named_study, config))
     gpus = max(config.trial_resources(backbone).gpus or 0.0 for backbone in config.backbones())
     if gpus and address is None and not torch.cuda.is_available():
@@ -94,6 +97,13 @@ def check_trial(config: TrialConfig) -> None:
 def check_storage(storage: str) -> None:
     """Refuse a storage that cannot be written, by writing to it."""
     Files(storage).check()
+
+
+def _check_writable(files: Files, *names: str) -> None:
+    """Refuse what another user of the storage has made for himself alone."""
+    if files.folder is not None:
+        for name in names:
+            check_writable(files.folder / name)
 
 
 def lost_epochs(records: Records) -> list[str]:

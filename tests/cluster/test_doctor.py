@@ -26,8 +26,8 @@ HERE = Report(
 )
 Output = pytest.CaptureFixture[str]
 WHAT = [
-    *("Python", "torch", "device", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "CPU"),
-    *("storage", "shared memory"),
+    *("Python", "torch", "device", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard"),
+    *("CPU", "memory", "home", "file locks", "storage", "shared memory"),
     *("images: openmoji", "images: openmoji-objects", "images: digits", "images: prepared", "images: others"),
 ]
 
@@ -190,7 +190,7 @@ def test_a_healthy_cluster_is_found_healthy_and_its_bucket_left_as_it_was(
     assert re.search(r"^ok versions Python \S+, ray \S+, .*, emoreg \S+ \(code \w+\)", text, flags=re.MULTILINE), text
     assert "ok versions all nodes: as here" in text
     assert "ok GPUs all nodes: Ray gives away 0, torch sees none" in text
-    assert re.search(r"^ok storage all nodes: s3://\*\*\*@emoreg/store\w+ seen and written", text, flags=re.MULTILINE), text
+    assert re.search(r"^ok storage all nodes: s3://\w+:\*\*\*@emoreg/store\w+ seen and written", text, flags=re.MULTILINE), text
     assert "asks for a token" in text
     assert "secret" not in text
     address = bucket.partition("endpoint_override=")[2].partition("&")[0]
