@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ from emoreg.errors import ConfigError
 from emoreg.formatting import counted
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files, expand
-from emoreg.storage.permissions import check_writable
+from emoreg.storage.permissions import check_writable, user_name
 from emoreg.storage.working_copy import join
 from emoreg.training.backbones import check_backbone
 from emoreg.tuning.images import naming
@@ -58,6 +59,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     Raises:
         UserError: naming the rule, the value and the way out.
     """
+    check_home(address)
     for backbone in config.backbones():
         check_trial(dataclasses.replace(config.trial, backbone=backbone))
     for path, distribution in config.search_space.items():
@@ -78,6 +80,24 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
         raise ConfigError(
             f"Set resources.gpus_per_trial to 0 for CPU, leave it out to take what there is, or see `emoreg doctor`: it asks "
             f"for {gpus:g} GPUs, but torch {torch.__version__} sees none here"
+        )
+
+
+def check_home(address: str | None) -> None:
+    """Refuse a process without a home: Ray looks for one, and a Ray that is started here keeps its token there.
+
+    Args:
+        address: of the Ray cluster that is joined; None where one is started.
+
+    Raises:
+        ConfigError: naming HOME.
+    """
+    home = Path(os.path.expanduser("~"))  # as it is where there is none
+    has_token = (home / ".ray" / "auth_token").exists() or bool(os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
+    if not home.is_absolute() or (address is None and not has_token and not os.access(home, os.W_OK)):
+        raise ConfigError(
+            "Set HOME to a folder that can be written: Ray keeps its token there, but that of "
+            f"{user_name(os.geteuid())} is {str(home)!r}"
         )
 
 
