@@ -30,6 +30,12 @@ def without_secrets(text: str, url: str = "") -> str:
     return text
 
 
+def is_percent_encoded(uri: str) -> bool:
+    """Whether the key in a URI has no @, / or blank: else it would be cut elsewhere than its writer means, and a part shown."""
+    userinfo = uri.partition("://")[2].partition("?")[0].rpartition("@")[0]
+    return not re.match(r"[^:/]*:.*[@/\s]", userinfo)
+
+
 def _masked(match: re.Match[str]) -> str:
     start, end = match.start(1) - match.start(), match.end(1) - match.start()
     return f"{match[0][:start]}***{match[0][end:]}"

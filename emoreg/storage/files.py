@@ -20,7 +20,7 @@ from typing import BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from emoreg.config import without_secrets
+from emoreg.config import is_percent_encoded, without_secrets
 from emoreg.errors import ConfigError, StorageError
 from emoreg.storage.permissions import make_folder, share, user_name
 from emoreg.storage.retry import Patience
@@ -218,12 +218,17 @@ class Files:
         """
         self.uri = without_secrets(uri)
         uri = uri if "://" in uri else os.path.abspath(expand(uri))
+        if not is_percent_encoded(uri):
+            raise StorageError(
+                "Write / as %2F, @ as %40 and a blank as %20 in the key of the storage's URI: it must be percent-encoded, but "
+                f"that of {uri.partition('://')[0]}://... is not"
+            )
         try:
             self._filesystem, root = _open(uri, num_attempts=3 if patience is None else 1)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
-                "Name a folder as storage, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path; "
-                f"in keys, write / as %2F and @ as %40): {self.uri!r} cannot be used ({_first_line(error, uri)})"
+                "Name a folder as storage, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path): "
+                f"{self.uri!r} cannot be used ({without_secrets(str(error), uri).partition(chr(10))[0]})"
             ) from error
         self._root = root.rstrip("/")
         if not self._root:
@@ -365,7 +370,3 @@ def _open(uri: str, *, num_attempts: int) -> tuple[pafs.FileSystem, str]:
 def _is_unanswered(error: Exception) -> bool:
     """Whether an object store did not answer, or answered that something broke."""
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not _FINAL.search(str(error))
-
-
-def _first_line(error: Exception, uri: str) -> str:
-    return without_secrets(str(error), uri).partition("\n")[0]

@@ -6,7 +6,6 @@ tells Optuna.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +29,7 @@ from emoreg.tuning.searcher import ASSIGNMENT
 from emoreg.tuning.signals import Stop
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved
 
-_MEMORY_FULL = "running low on memory"
+_MEMORY_FULL = "running low on memory"  # in the words of Ray's memory monitor
 
 
 class TuneBridge(tune.Callback):
@@ -170,7 +169,7 @@ class TuneBridge(tune.Callback):
         if not self._dispatcher.is_running(trial_id):  # its worker died after it had ended, or it was told before
             return
         assigned = _assignment(trial)
-        fault = self._faults.get(trial_id) or TrialBroken(_death(trial), None)
+        fault = self._faults.get(trial_id) or TrialBroken(death_of(trial.error_file), None)
         full = storage_full_error(fault.errno, fault.message)
         if self._dispatcher.broke(trial_id, fault.errno):
             self._observers.on_retry(assigned.trial, fault.message)
@@ -194,14 +193,15 @@ class TuneBridge(tune.Callback):
                 self._stop.ask()
 
 
-def _death(trial: Trial) -> str:
-    """Why a trial's worker died. Ray's memory monitor, which ends workers before the kernel does, tells it in a text alone."""
+def death_of(error_file: str | None) -> str:
+    """Why a worker died, as far as Tune's file of a trial's error tells: Ray's memory monitor has no other place to say it."""
     text = ""
-    with suppress(OSError):
-        text = Path(trial.error_file or os.devnull).read_text()
+    if error_file is not None:
+        with suppress(OSError):  # Tune has not come to write it
+            text = Path(error_file).read_text()
     if _MEMORY_FULL not in text:
         return "its worker died"
-    used = re.search(r"[\d.]+ ?GB used / [\d.]+ ?GB", text)
+    used = re.search(r"[\d.]+GB used / [\d.]+GB", text)
     return (
         f"the memory of its node was full{f' ({used[0]})' if used else ''}, so Ray ended its worker: run fewer trials at once "
         "(--resources.max-concurrent), take a smaller batch, or set RAY_memory_usage_threshold where Ray is started"

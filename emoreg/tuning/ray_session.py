@@ -28,6 +28,7 @@ Answer = Literal["open", "refused", "silent"]
 ANSWER_SECONDS = 30.0
 """How long a cluster may take to answer."""
 _CONNECT_SECONDS = 5.0
+_LONGEST_ROOT = 107 - len("/0123abcd/session_2026-11-29_12-00-00_000000_4194304/sockets/plasma_store")
 _USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
@@ -59,6 +60,7 @@ def ray_session(
             # Its logs and sockets, of which Ray itself removes nothing. First goes what killed runs have left.
             # The paths of sockets must be short, which TMPDIR may not be.
             root = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"emoreg-ray-{os.getuid()}"
+            _check_length(root)
             folder = end.enter_context(scratch_folder(root))
             _end_orphans(root)
             end.callback(ray.shutdown)
@@ -95,6 +97,14 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _check_length(root: Path) -> None:
+    if len(bytes(root)) > _LONGEST_ROOT:
+        raise ConfigError(
+            "Set RAY_TMPDIR to a shorter path, or leave it out for /tmp: the paths of Ray's sockets may have 107 bytes, so its "
+            f"folder's {_LONGEST_ROOT}, but {str(root)!r} has {len(bytes(root))}"
+        )
 
 
 def _end_orphans(root: Path) -> None:

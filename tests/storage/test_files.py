@@ -85,6 +85,9 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
         ("s4://bucket/x", "Unrecognized filesystem"),
         ("s3://", "Name a bucket or a folder"),
         ("s3://name:secret@bucket/x?colour=red", "Unexpected query parameter"),
+        ("s3://name:my@secret@bucket/x", "Write / as %2F, @ as %40"),
+        ("s3://name:my/secret@bucket/x", "Write / as %2F, @ as %40"),
+        ("s3://name:my secret@bucket/x", "but that of s3://... is not"),
         ("file://host/x", "Unsupported hostname"),
     ],
 )

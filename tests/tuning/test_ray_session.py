@@ -60,6 +60,16 @@ def test_a_process_that_uses_a_ray_already_is_refused(monkeypatch: pytest.Monkey
         pass
 
 
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", f"{tmp_path}/scratch_local_job_1234567")
+    with (
+        pytest.raises(ConfigError, match=r"Set RAY_TMPDIR to a shorter path, .*scratch_local"),
+        ray_session(None, {}),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """Ray's sockets lie in it, whose paths must be short."""
