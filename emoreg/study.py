@@ -182,6 +182,9 @@ class Study:
         """
         refuse_while_imported("study.confirm()")
         from emoreg.cli.progress import Progress
+        from emoreg.tuning.preflight import check_home
+
+        check_home(address)  # before Ray is imported
         from emoreg.tuning.confirm import plan_confirmation, run_confirmation
 
         plan = plan_confirmation(self.config, top=top, num_seeds=num_seeds, first_seed=first_seed, address=address)

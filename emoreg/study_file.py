@@ -17,7 +17,7 @@ from types import ModuleType
 
 from emoreg.config import STORAGE
 from emoreg.errors import ConfigError, UserError
-from emoreg.storage.files import Files
+from emoreg.storage.files import Files, expand
 from emoreg.storage.working_copy import join
 from emoreg.study import Study, imported_file
 
@@ -28,7 +28,7 @@ def read_study_file(reference: str) -> Study:
     Raises:
         ConfigError: where it is missing, fails, runs a study, or has no ``study``: a ``Study``, or a function that gives one.
     """
-    path = Path(reference).expanduser()
+    path = expand(reference)
     is_file = reference.endswith(".py") or "/" in reference
     if is_file and not path.is_file():
         raise ConfigError(f"Correct the path: a study is a module or a Python file, but there is no file {reference!r}")
@@ -133,7 +133,7 @@ def find_study(reference: str, storage: str | None) -> str:
     Raises:
         ConfigError: where nothing is called so, or it was never run.
     """
-    if "://" in reference or (Path(reference).expanduser() / "study.json").exists():
+    if "://" in reference or (expand(reference) / "study.json").exists():
         return reference
     named_in = STORAGE if storage is None else storage
     place = join(named_in, reference)
@@ -142,7 +142,7 @@ def find_study(reference: str, storage: str | None) -> str:
     try:
         study = read_study_file(reference)
     except ConfigError:
-        if Path(reference).expanduser().is_file():  # its own error says more
+        if expand(reference).is_file():  # its own error says more
             raise
         raise ConfigError(
             f"Give --storage, or the study's folder: a study is its name in {named_in!r}, its folder or URI, or the module or "

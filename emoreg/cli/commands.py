@@ -38,6 +38,9 @@ class Confirm(ConfirmationOptions, StudyCommand):
     def __call__(self) -> int:
         """The exit code."""
         from emoreg.cli.summary import exit_code, print_confirmation, print_confirmation_plan
+        from emoreg.tuning.preflight import check_home
+
+        check_home(self.address)  # before Ray is imported
         from emoreg.tuning.confirm import plan_confirmation
 
         require(self.top > 0, "--top must be above 0", self.top, "give 1 to confirm the best of each backbone")

@@ -1,8 +1,8 @@
 """The command line: ``emoreg run|trial|show|submit|...``. A command is a dataclass: its fields are options, its docstring help.
 
 Heavy imports stand inside the commands, so that ``--help`` and a mistyped option answer at once. Exit codes: 0 done, 1
-with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted. Who follows a job gets the
-job's, and 0 after Ctrl-C, which leaves the job alone.
+with failed trials, a diverged `emoreg trial` or a doctor's finding, 2 wrong input, 130 interrupted, by whatever signal. Who
+follows a job gets the job's, and 0 after Ctrl-C, which leaves the job alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import emoreg
 from emoreg.cli import cluster, commands, serve
 from emoreg.cli.options import StudyCommand, StudyOptions, Switch
 from emoreg.cli.terminal import terminal
-from emoreg.config import Float, StudyConfig
+from emoreg.config import Float, StudyConfig, without_secrets
 from emoreg.errors import ConfigError, Interrupted, StudyAborted, UserError
 from emoreg.storage.files import refused_error
 from emoreg.study import Study
 from emoreg.study_file import read_study_file, shipped_studies
+from emoreg.tuning.signals import stop_on_signals
 
 _OVERVIEW = """\
 Hyperparameter studies of emotional regulation: a network is pre-trained on
@@ -128,21 +129,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that ``arguments`` (by default the program's own) name, and exit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = _parse(arguments)
-        code = command()
+        with stop_on_signals(_interrupt):  # where no study runs, which saves first
+            command = _parse(arguments)
+            code = command()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (UserError, OSError) as error:
         if "--debug" in arguments:
-            traceback.print_exception(error)
+            shown = "".join(traceback.format_exception(error)).rstrip()
         else:
-            print(f"emoreg: {error if isinstance(error, UserError) else refused_error(error)}", file=sys.stderr)
+            shown = f"emoreg: {error if isinstance(error, UserError) else refused_error(error)}"
+        print(without_secrets(shown), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("emoreg: interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _interrupt(number: int) -> None:
+    raise KeyboardInterrupt
 
 
 def _parse(arguments: list[str]) -> Callable[[], int]:
@@ -199,7 +206,7 @@ def _options(kind: type[Command], prog: str, arguments: list[str], default: Comm
             cause = cause.__context__
         if cause is not None:
             raise cause from None
-        print(told.getvalue(), end="", file=sys.stderr)
+        print(without_secrets(told.getvalue()), end="", file=sys.stderr)
         raise
     except BrokenPipeError:  # the reader of --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from emoreg.config import FIRST_SEED, Distribution, StudyConfig, TrialConfig, TrialResources, leaves
+from emoreg.config import FIRST_SEED, Distribution, StudyConfig, TrialConfig, TrialResources, leaves, without_secrets
 from emoreg.config.search_space import pin
 from emoreg.errors import StorageError
-from emoreg.storage.files import without_credentials
 
 WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
 Switch = FlagCreatePairsOff[bool]
@@ -118,4 +117,4 @@ def reading(
     except BrokenPipeError:  # the reader of our output has enough of it
         raise
     except OSError as error:
-        raise StorageError(f"{refusal} ({without_credentials(str(error))})") from error
+        raise StorageError(f"{refusal} ({without_secrets(str(error))})") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -42,7 +41,6 @@ class _Viewer(WrittenCommand):
         with reading():
             files = Files(find_study(self.study, self.storage), patience=Patience())
             config = read_written(files).config
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here is to end with this process
         with WorkingCopy(files) as copy, tempfile.TemporaryFile() as output:
             sizes: dict[str, int] = {}
             _follow(copy, shown, sizes)
@@ -120,16 +118,17 @@ def _dashboard(config: StudyConfig, folder: Path) -> list[str]:
         return ["optuna-dashboard", str(journal.resolve())]
     import sqlalchemy
 
-    from emoreg.tuning.postgres import address_of, reason_of
+    from emoreg.tuning.postgres import address_of, reason_of, without_password
 
     address = address_of(re.sub(r":\*\*\*(?=@)|(?<=[?&])\w+=\*\*\*&?", "", config.optuna_storage))
+    shown = without_password(address)
     if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
-        raise StorageError(f"Go to the folder where {config.name!r} was run: its history is in {address}, which is not there")
+        raise StorageError(f"Go to the folder where {config.name!r} was run: its history is in {shown}, which is not there")
     try:
         sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect().close()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         raise StorageError(
-            f"Start the database of the study's history, and give its password by PGPASSWORD or ~/.pgpass: {address} must "
+            f"Start the database of the study's history, and give its password by PGPASSWORD or ~/.pgpass: {shown} must "
             f"answer, but does not ({reason_of(error, address)})"
         ) from error
     return ["optuna-dashboard", str(address)]

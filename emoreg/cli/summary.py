@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,8 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     check_study(config)
     fingerprints = prepare_image_sets(config)
     device = pick_device("cpu" if config.resources.gpus_per_trial == 0 else "auto")
-    cost = estimate_cost(config, device, image_storage(config.storage))
+    copies = image_storage(config.storage)
+    cost = estimate_cost(config, device, copies)
     disk = estimate_disk(config, slots=cost.concurrency)
     settings = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
     settings.columns[0].no_wrap = True
@@ -216,7 +218,8 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
         "cost": f"{duration(cost.device_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, at most: "
         "no pre-training shared, nothing stopped early",
-        "disk": f"{disk}, at most; image sets {size_text(image_set_bytes(config))}",
+        "disk": f"{disk}, at most; image sets {size_text(image_set_bytes(config))}; "
+        f"{size_text(shutil.disk_usage(copies).free)} free at {copies}",
         "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items())
         + " for a training step of one encoder",
     }.items():

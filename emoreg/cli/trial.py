@@ -32,8 +32,8 @@ from emoreg.tuning.signals import stop_on_signals
 def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.device, console: Console) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
 
-    It computes with the threads that it would have in the study: the numbers are the same, and so is the pace. The first SIGINT
-    (Ctrl-C) or SIGTERM lets it finish its step and save; the second ends it at once.
+    It computes with the threads that it would have in the study: the numbers are the same, and so is the pace. The first signal
+    (Ctrl-C: see ``tuning.signals``) lets it finish its step and save; a second Ctrl-C or SIGTERM ends it at once.
 
     Returns:
         The exit code: 0, 1 for a trial that diverged, or 130 for one that was interrupted and has saved what it did.

@@ -13,6 +13,7 @@ import emoreg
 from emoreg.config import SECRETS, StudyConfig, leaves
 from emoreg.errors import ConfigError
 from emoreg.provenance import COMMIT_FILE, git, is_checkout, own_commit
+from emoreg.storage.files import expand
 from emoreg.study_file import own_modules
 
 _MIB = 2**20
@@ -75,9 +76,9 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
         ConfigError: for files that are more than Ray takes.
     """
     root = Path(emoreg.__file__).resolve().parents[1]
-    results = {root / "runs", Path(config.storage).expanduser().resolve()}
+    results = {root / "runs", expand(config.storage).resolve()}
     files = {name: root / name for name in _listed(root, results) if (root / name).is_file()}
-    path = Path(reference).expanduser().resolve()
+    path = expand(reference).resolve()
     is_file = reference.endswith(".py") or "/" in reference
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) if is_file else module.__name__ == reference:

@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from emoreg.config import ImageSetConfig
+from emoreg.config import ImageSetConfig, without_secrets
 from emoreg.errors import UserError
 from emoreg.formatting import counted
-from emoreg.storage.files import Files, without_credentials
+from emoreg.storage.files import Files
+from emoreg.storage.locks import has_locks
+from emoreg.storage.permissions import user_name
 
 _GIB = 2**30
 _LEAST_GIB = 5.0
@@ -55,13 +57,15 @@ def examine(storage: str) -> Iterator[Finding]:
             yield Finding("ok", name, importlib.import_module(name).__version__)
         except ImportError as error:
             yield Finding("bad", name, f"cannot be imported: {error}", "pip install -e . again")
-    yield Finding("ok", "CPU", f"{len(os.sched_getaffinity(0))} cores for this process of {os.cpu_count()}")
+    yield from _share()
+    yield _home()
     try:
         files = Files(storage)
         files.check()
+        yield from _locks(files)
         yield from _room(files)
     except UserError as error:
-        yield Finding("bad", "storage", storage, str(error))
+        yield Finding("bad", "storage", without_secrets(storage), str(error))
     yield from _image_sets(storage)
 
 
@@ -85,6 +89,28 @@ def _device() -> Iterator[Finding]:
     cure = "none needed: its compiled operators are for another torch build, and emoreg uses none of them"
     found = f"{importlib.metadata.version('torchvision')}, operators {operators}"
     yield _unless(operators == "compiled", "ok", "torchvision", found, cure)
+
+
+def _share() -> Iterator[Finding]:
+    from emoreg.tuning.machine import machine_share
+
+    here = machine_share()
+    yield Finding("ok", "CPU", f"{counted(here.cpus, 'core')} for this process of {os.cpu_count()}")
+    yield Finding("ok", "memory", f"{here.memory / _GIB:.1f} GiB for this process")
+
+
+def _home() -> Finding:
+    home, user = os.path.expanduser("~"), user_name(os.geteuid())
+    is_good = os.access(home, os.W_OK)
+    cure = "set HOME to a folder that can be written: libraries keep weights and settings there"
+    return _unless(is_good, "note", "home", home if is_good else f"{user} has none that can be written ({home})", cure)
+
+
+def _locks(files: Files) -> Iterator[Finding]:
+    if files.folder is not None:
+        is_locking = has_locks(files.folder)
+        found = "had" if is_locking else "none: drivers have a token instead, machines may pre-train the same twice"
+        yield _unless(is_locking, "note", "file locks", found, "mount it with -o flock, or name another with --storage")
 
 
 def _room(files: Files) -> Iterator[Finding]:
@@ -169,7 +195,7 @@ def examine_nodes(nodes: Sequence[Mapping[str, Any]], storage: str, *, seconds: 
         files.write(mark, mark.encode())
         reports = _ask(nodes, str(files.folder or storage), mark, seconds)
     except OSError as error:
-        cure = f"mend its permissions or credentials here, or name another with --storage ({without_credentials(str(error))})"
+        cure = f"mend its permissions or credentials here, or name another with --storage ({without_secrets(str(error))})"
         yield Finding("bad", "storage", f"this machine cannot write to {uri}", cure)
         reports, uri = _ask(nodes, None, "", seconds), None
     finally:
@@ -204,7 +230,7 @@ def _ask(nodes: Sequence[Mapping[str, Any]], storage: str | None, mark: str, sec
         try:
             reports.append(Report(**ray.get(call)) if call in done else f"no answer in {seconds:g} s")
         except RayTaskError as error:
-            reports.append(f"{type(error.cause).__name__}: {without_credentials(' '.join(str(error.cause).split()))}")
+            reports.append(f"{type(error.cause).__name__}: {without_secrets(' '.join(str(error.cause).split()))}")
         except RayError as error:
             reports.append(f"it is lost ({type(error).__name__})")
     return reports

@@ -7,7 +7,6 @@ nobody follows.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import secrets
 import shlex
@@ -22,6 +21,8 @@ from emoreg.cluster.bundle import NO_SECRETS, Bundle, collect, secrets_of
 from emoreg.config import CONFIRM, StudyConfig, without_secrets
 from emoreg.errors import ConfigError, EmoregError
 from emoreg.results.status import Status, read_status
+from emoreg.storage.files import expand
+from emoreg.storage.permissions import user_name
 from emoreg.storage.working_copy import join
 from emoreg.study_file import read_study_file
 
@@ -122,7 +123,7 @@ def prepare(reference: str, config: StudyConfig, options: Sequence[str], *, conf
     place = join(places["--storage"], study)
     folders = [text for option, place in places.items() if "://" not in place for text in (option, place)]
     words = ["python", "-m", "emoreg", "confirm" if confirm else "run", bundle.study, *options, *folders, "--address", "auto"]
-    metadata = {"study": study, "user": _user(), "command": command, "commit": bundle.commit or ""}
+    metadata = {"study": study, "user": user_name(os.getuid()), "command": command, "commit": bundle.commit or ""}
     return Submission(
         study=study,
         bundle=bundle,
@@ -217,7 +218,7 @@ def _check_config(config: StudyConfig, bundle: Bundle) -> None:
     for role, image_set in image_sets(config):
         path = image_set.path
         _check_travels(f"trial.{role}.path", path, bundle)
-        if path is None or "://" in path or Path(path).expanduser().exists():
+        if path is None or "://" in path or expand(path).exists():
             with naming(role):
                 check(image_set)
     weights = config.trial.weights
@@ -250,10 +251,3 @@ def _places(config: StudyConfig) -> dict[str, str]:
         for option, place in places.items()
         if place is not None
     }
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user may have no name
-        return str(os.getuid())

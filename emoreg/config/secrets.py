@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, unquote, unquote_plus
 
-SECRETS = (re.compile(r"://[^:/@\s]*:(\S+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s'\"]+)"))
+SECRETS = (
+    re.compile(r"://[^:/\s]*:(\S+)@"),  # up to the last @: a password may hold some
+    re.compile(
+        r"[?&](?:[\w-]*(?:pass|pwd|secret|token|key|signature|credential)[\w-]*|sig)=([^&\s]+?)(?=['\"]*(?:[&\s]|$))",
+        re.IGNORECASE,
+    ),
+)
 """Find the passwords and keys in URLs: their first group."""
 
 
-def without_secrets(text: str) -> str:
-    """The text with ``***`` in place of the passwords and keys of its URLs."""
+def without_secrets(text: str, url: str = "") -> str:
+    """The text with ``***`` in place of the passwords and keys of its URLs.
+
+    Args:
+        text: to be shown.
+        url: whose passwords and keys are hidden wherever they stand in the text, percent-encoded or not.
+    """
     for pattern in SECRETS:
-        text = pattern.sub(lambda match: match[0].replace(match[1], "***"), text)
+        text = pattern.sub(_masked, text)
+    for secret in (match[1] for pattern in SECRETS for match in pattern.finditer(url)):
+        for form in {secret, unquote(secret), unquote_plus(secret), quote(unquote(secret), safe="")}:
+            text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
     return text
+
+
+def is_percent_encoded(uri: str) -> bool:
+    """Whether the key in a URI has no @, / or blank: else it would be cut elsewhere than its writer means, and a part shown."""
+    userinfo = uri.partition("://")[2].partition("?")[0].rpartition("@")[0]
+    return not re.match(r"[^:/]*:.*[@/\s]", userinfo)
+
+
+def _masked(match: re.Match[str]) -> str:
+    start, end = match.start(1) - match.start(), match.end(1) - match.start()
+    return f"{match[0][:start]}***{match[0][end:]}"

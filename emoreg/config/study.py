@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from emoreg.config.distributions import Choice, Distribution
 from emoreg.config.paths import read_path, replace_paths
@@ -210,7 +211,7 @@ class ResourcesConfig:
     keep_networks: Literal["best", "all", "none"] = "best"
     """Trained networks that stay when trials have ended, to be exported: the search's best and the confirmed, all, or none."""
     grace_seconds: Positive = 25.0
-    """What trials have to save their state after SIGTERM, as Slurm, Kubernetes and spot instances send it."""
+    """What trials have to save their state after SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2, as clusters and lost terminals send."""
 
     def __post_init__(self) -> None:
         validate(self, "resources", _gpu_rules("gpus_per_trial"))
@@ -322,6 +323,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         validate(self, rules=_STUDY_RULES)
+        if self.optuna_storage is not None:
+            self._check_database(self.optuna_storage)
         for place, (path, distribution) in enumerate(self.search_space.items()):
             self._check_parameter(path, distribution, list(self.search_space)[:place])
         for control in self.controls:  # each must be possible for the trial
@@ -340,6 +343,23 @@ class StudyConfig:
                 backbone,
                 f"name one of {', '.join(self.backbones())}, or drop it",
             )
+
+    def _check_database(self, url: str) -> None:
+        """Refuse an ``optuna_storage`` that no database has, without a word of the password in it."""
+        scheme, _, rest = url.partition("://")
+        shown = f"{scheme[:20]}://..."
+        require(
+            scheme != "postgres",
+            "optuna_storage must name its kind of database as SQLAlchemy does",
+            shown,
+            "write postgresql://",
+        )
+        require(
+            scheme.startswith("sqlite") or (rest.count("@") < 2 and not re.search(r"\s", rest)),
+            "user and password in optuna_storage must be percent-encoded",
+            shown,
+            "write @ as %40 and a blank as %20 in the URL of the database",
+        )
 
     def _check_parameter(self, path: str, distribution: Distribution, before: list[str]) -> None:
         """Refuse a distribution at ``path`` that the trial cannot have there; ``before`` stand the others' paths."""
@@ -371,13 +391,8 @@ class StudyConfig:
 
     def without_password(self) -> StudyConfig:
         """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""
-        url, uri = self.optuna_storage, self.experience.uri
-        return dataclasses.replace(
-            self,
-            storage=without_secrets(self.storage),
-            optuna_storage=None if url is None else without_secrets(url),
-            experience=dataclasses.replace(self.experience, uri=None if uri is None else without_secrets(uri)),
-        )
+        hidden: StudyConfig = _without_secrets(self)
+        return hidden
 
     def trial_resources(self, backbone: str) -> TrialResources:
         """What a trial of this backbone asks for; ``gpus`` None means one where there are GPUs."""
@@ -394,3 +409,18 @@ class StudyConfig:
         """The backbones that the study compares: those searched, or the one that the trial has."""
         searched = self.search_space.get("backbone")
         return tuple(map(str, searched.values)) if isinstance(searched, Choice) else (self.trial.backbone,)
+
+
+def _without_secrets(part: Any) -> Any:
+    """A configuration, or a value in it, with the secrets in its texts hidden."""
+    if isinstance(part, str):
+        hidden = without_secrets(part)
+        return part if hidden == part else hidden  # a name that was read from disk stays one
+    if isinstance(part, tuple):
+        return tuple(map(_without_secrets, part))
+    if isinstance(part, Mapping):
+        return {key: _without_secrets(value) for key, value in part.items()}
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        changed = {item.name: _without_secrets(getattr(part, item.name)) for item in dataclasses.fields(part)}
+        return dataclasses.replace(part, **changed)
+    return part

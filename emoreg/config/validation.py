@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Interval
 
 from emoreg.config.registry import Registry
+from emoreg.config.secrets import without_secrets
 from emoreg.errors import ConfigError
 
 Positive = Annotated[float, Interval(gt=0)]
@@ -94,7 +95,7 @@ class Rule:
 def require(condition: bool, constraint: str, value: object, hint: str) -> None:
     """Raise a ``ConfigError`` that says what to do, the constraint and the value given, unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"{hint[:1].upper()}{hint[1:]}: {constraint}, but it is {value!r}")
+        raise ConfigError(f"{hint[:1].upper()}{hint[1:]}: {constraint}, but it is {without_secrets(repr(value))}")
 
 
 def validate(config: object, place: str = "", rules: Sequence[Rule] = ()) -> None:

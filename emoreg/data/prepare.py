@@ -26,7 +26,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import xxhash
-from filelock import FileLock
 
 from emoreg.config import ImageSetConfig
 from emoreg.config.registry import IMAGE_SETS
@@ -36,7 +35,8 @@ from emoreg.data.hub import SCHEME, check_hub
 from emoreg.data.image_set import ImageSet, Split, Targets
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
-from emoreg.storage.files import replacing, scratch_folder, sweep
+from emoreg.storage.files import expand, replacing, scratch_folder, sweep
+from emoreg.storage.locks import exclusive
 
 FORMAT_VERSION = "2"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
@@ -84,7 +84,7 @@ def check(config: ImageSetConfig) -> Reader:
         raise ImageSetError(f"Leave out the image_column of {name!r}: it has no columns, but it is {config.image_column!r}")
     if path is not None and path.startswith(SCHEME):
         check_hub(path)
-    elif path is not None and "://" not in path and not Path(path).expanduser().exists():
+    elif path is not None and "://" not in path and not expand(path).exists():
         raise ImageSetError(
             f"Correct the path of {name!r}: {path!r} does not exist, and must be {reader.layout} (from {reader.source})"
         )
@@ -160,8 +160,7 @@ def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> Ima
     """The prepared set at ``path``; where there is none, one process makes it, and those that come meanwhile wait for it."""
     image_set = _open(path, name, key)
     if image_set is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with exclusive(path.with_suffix(".lock")):
             image_set = _open(path, name, key)  # another process may have made it while this one waited
             if image_set is None:
                 if path.exists():

@@ -22,6 +22,7 @@ from emoreg.config.trial import Fit
 from emoreg.data.decode import Picture, Refused
 from emoreg.data.hub import SCHEME
 from emoreg.data.layout import fail
+from emoreg.storage.files import expand
 
 HELD_OUT = 0.2
 """Share of a set without a test split of its own that becomes one."""
@@ -96,7 +97,7 @@ class ImageSetRequest:
     @property
     def local(self) -> Path | None:
         """``path`` as a place on this machine, with ``~`` expanded; None where there is none, or it is a URI."""
-        return None if self.path is None or "://" in self.path else Path(self.path).expanduser().absolute()
+        return None if self.path is None or "://" in self.path else expand(self.path).absolute()
 
     @property
     def is_of_hub(self) -> bool:

@@ -7,12 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.extra import report_extra
 from emoreg.results.study import StudyResults, load_results
-from emoreg.storage.files import replacing
+from emoreg.storage.files import expand, replacing
+from emoreg.storage.permissions import make_folder
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is done, how much of it has been done, and of how much."""
@@ -32,7 +34,8 @@ def write_report(
 ) -> Path:
     """Write the report of one study, or of several side by side.
 
-    Where images are left out for want of a browser, it warns (``ReportWarning``).
+    The page comes first, then the images. Where these are left out, for want of a browser or because it hangs, it warns
+    (``ReportWarning``).
 
     Args:
         places: folders or URIs of the studies, or what was read from them.
@@ -69,13 +72,13 @@ def write_report(
         stream.write(render(parts, compared, price_per_hour).encode())
     if images:
         named = names_of(parts, compared)
-        tell("Drawing images", 0, len(named))
+        tell("Drawing images", 0, 2 * len(named))
         try:
             with _writing_to(folder):
-                draw_images(named, folder / "figures")
+                draw_images(named, folder / "figures", partial(tell, "Drawing images"))
         except ImagesNotDrawn as error:
             warnings.warn(str(error), ReportWarning, stacklevel=2)
-        tell("Drawing images", len(named), len(named))
+        tell("Drawing images", 2 * len(named), 2 * len(named))
     return folder / "index.html"
 
 
@@ -107,8 +110,8 @@ def _writing_to(folder: Path) -> Iterator[None]:
 def _open_folder(output: str | Path | None, study: StudyResults) -> Path:
     """The folder to write to, made, and found to let itself be written to."""
     default = Path("report") / study.name if study.folder is None else study.folder / "report"
-    folder = default if output is None else Path(output).expanduser()
+    folder = default if output is None else expand(output)
     with _writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tempfile.TemporaryFile(dir=folder).close()
     return folder

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 
-from emoreg.config import CONFIRM
+from emoreg.config import CONFIRM, without_secrets
 from emoreg.formatting import control_name
 from emoreg.report.tables import Row, Table, numbers, percent, texts
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
-from emoreg.storage.files import without_credentials
 
 
 def commands(study: StudyResults) -> list[tuple[str, str]]:
@@ -19,7 +18,7 @@ def commands(study: StudyResults) -> list[tuple[str, str]]:
     if study.confirmation is not None:
         typed = _typed(study.confirmation) or _command(study, "confirm")
         found.append(("Confirm its best on the test set", typed))
-    place = shlex.quote(without_credentials(study.place))
+    place = shlex.quote(without_secrets(study.place))
     found.append(("Make this report again: every mean, interval and p-value from the records", f"emoreg report {place}"))
     found.append(("Run one trial again and compare it with its record", replay_command(study, "IDENTITY")))
     return found

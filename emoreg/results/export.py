@@ -176,7 +176,7 @@ def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[str]:
 
 def _provenance(study: StudyResults, record: TrialRecord) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in study.written.versions.items())
-    sets = ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in study.written.fingerprints)
+    sets = ", ".join(f"{name} {str(fingerprint)[:12]}" for name, *_, fingerprint in study.written.fingerprints)
     yield from ("## Where it comes from", "")
     yield f"- study {study.name!r}, trial {record.identity} ({record.role}), seed {record.seed}, ended {record.ended}"
     if record.sampled:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from emoreg.config import Value
+from emoreg.config import Value, without_secrets
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost, Status
 
@@ -161,7 +161,7 @@ class TrialRecord:
             balance=config.regulation.balance,
             pretraining_epochs=config.pretraining.epochs,
             params=json.dumps(dict(params)),
-            config=json.dumps(dataclasses.asdict(config)),
+            config=without_secrets(json.dumps(dataclasses.asdict(config))),
             metrics=json.dumps(dict(outcome.metrics)),
             pretraining_seconds=pretraining.paid_seconds,
             experience_seconds=pretraining.experience_seconds,

@@ -248,7 +248,6 @@ def write_table(path: Path, table: pa.Table) -> None:
         OSError: where it cannot be written; the former one stays whole.
     """
     digests = json.dumps({name: _digest(table[name]) for name in table.column_names})
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         pq.write_table(
             table.replace_schema_metadata({**(table.schema.metadata or {}), _DIGESTS: digests}),

@@ -9,6 +9,8 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ from typing import BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from emoreg.errors import StorageError
+from emoreg.config import is_percent_encoded, without_secrets
+from emoreg.errors import ConfigError, StorageError
+from emoreg.storage.permissions import make_folder, share, user_name
 from emoreg.storage.retry import Patience
 
 Answer = TypeVar("Answer")
@@ -34,7 +38,8 @@ _UNUSABLE = {
 """What makes a storage unusable, by the number of the error."""
 _MAY_COME_BACK = {errno.ESTALE, errno.ETIMEDOUT}
 """Those of them that another attempt may not meet."""
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s?]*|[^/@\s]*)@")  # a secret key may hold a slash
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524}  # 524: the kernel's own ENOTSUPP, which NFS lets through
+_LOOK_SECONDS = 3600.0
 _FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 4(?!08|29)\d\d")
 _SILENT_SECONDS = 3
 """How long one request of an object store may stand still."""
@@ -46,7 +51,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The folder is made where it is missing. An error of the disk names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary, stream = _locked(lambda: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"))
     try:
         with stream:
@@ -69,40 +74,88 @@ def sweep(folder: Path) -> list[Path]:
 
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
-    """An empty folder below ``root``, gone at the end; first goes what processes left there that were killed."""
-    root.mkdir(parents=True, exist_ok=True)
+    """An empty folder below ``root``, gone at the end; first goes what processes left there that were killed.
+
+    Cleaners of temporary folders, which remove what was not looked at for days, leave it.
+    """
+    make_folder(root)
     for lock in root.glob("*.lock"):
-        _remove_of_the_dead(lock)
-    for folder in root.iterdir():
-        if not folder.with_suffix(".lock").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove_of_the_dead(lock, lock.with_suffix(""))
     lock, stream = _locked(lambda: root / f"{secrets.token_hex(4)}.lock")
     folder = lock.with_suffix("")
     with stream:
         try:
-            folder.mkdir()
-            yield folder
+            make_folder(folder)
+            with _looked_at(lock, folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink()
 
 
+@contextmanager
+def _looked_at(*paths: Path) -> Iterator[None]:
+    """Within, the times at which files, and what is in folders, were looked at and their attributes changed stay young."""
+    has_ended = threading.Event()
+
+    def look() -> None:
+        while not has_ended.wait(_LOOK_SECONDS):
+            for path in paths:
+                with suppress(OSError):  # gone meanwhile
+                    for file in (path, *path.rglob("*")):
+                        _look_at(file)
+
+    thread = threading.Thread(target=look, name="scratch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
+
+
+def _look_at(path: Path) -> None:
+    with suppress(OSError):
+        os.chmod(path, stat.S_IMODE(path.stat().st_mode))
+        if path.is_file():
+            with open(path, "rb") as stream:
+                stream.read(1)
+
+
 def _locked(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
-    """A new file, locked for as long as its writer lives: ``_remove_of_the_dead`` goes by the lock, on any machine."""
+    """A new file, locked for as long as its writer lives: ``_remove_of_the_dead`` goes by the lock, on any machine.
+
+    Where the file system has no locks it has none either, and stays if its writer dies.
+    """
     while True:
         path = name()
         stream = open(path, "xb")  # noqa: SIM115
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        share(path)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            if not is_without_locks(error):
+                stream.close()
+                path.unlink()
+                raise
         if os.fstat(stream.fileno()).st_nlink:
             return path, stream
         stream.close()  # swept away before it was locked
 
 
-def _remove_of_the_dead(path: Path) -> bool:
+def is_without_locks(error: OSError) -> bool:
+    """Whether an error of a lock says that the file system has none: Lustre without -o flock, NFS without its lock server."""
+    return error.errno in _NO_LOCKS
+
+
+def _remove_of_the_dead(path: Path, folder: Path | None = None) -> bool:
+    """Remove a file, and a folder with it, unless the file's writer lives."""
     # Gone: its writer has just ended. Blocked: its writer lives. NFS locks only what is open for writing. What cannot be
     # removed now, the next sweep may.
     with suppress(OSError), open(path, "rb+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         path.unlink()
         return True
     return False
@@ -144,7 +197,7 @@ class Files:
     """The files below one folder, by names relative to it. Every write is atomic.
 
     Attributes:
-        uri: the folder, without the credentials that a URI may hold: for messages.
+        uri: the folder, without the passwords and keys that a URI may hold: for messages.
         folder: its path, where it lies in a file system of this machine; else None.
         location: the same for every way to write the URI of one folder.
         name: of the folder itself.
@@ -161,14 +214,21 @@ class Files:
 
         Raises:
             StorageError: for a URI that pyarrow cannot use.
+            ConfigError: for a path with ``~`` where there is no home.
         """
-        self.uri = without_credentials(uri)
+        self.uri = without_secrets(uri)
+        uri = uri if "://" in uri else os.path.abspath(expand(uri))
+        if not is_percent_encoded(uri):
+            raise StorageError(
+                "Write / as %2F, @ as %40 and a blank as %20 in the key of the storage's URI: it must be percent-encoded, but "
+                f"that of {uri.partition('://')[0]}://... is not"
+            )
         try:
             self._filesystem, root = _open(uri, num_attempts=3 if patience is None else 1)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
                 "Name a folder as storage, or a URI that pyarrow can open (file:///path, s3://bucket/path, gs://bucket/path): "
-                f"{self.uri!r} cannot be used ({without_credentials(str(error)).partition(chr(10))[0]})"
+                f"{self.uri!r} cannot be used ({without_secrets(str(error), uri).partition(chr(10))[0]})"
             ) from error
         self._root = root.rstrip("/")
         if not self._root:
@@ -277,10 +337,24 @@ class Files:
         return f"{self._root}/{name}" if name else self._root
 
 
+def expand(path: str | Path) -> Path:
+    """A path with its ``~`` resolved.
+
+    Raises:
+        ConfigError: where this process's user has no home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Set HOME, or write the path without ~: {str(path)!r} needs a home folder, but {user_name(os.geteuid())} has none"
+        ) from error
+
+
 def _open(uri: str, *, num_attempts: int) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI or a path, and the path in it. Its requests do not stand still for minutes."""
     if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(Path(uri).expanduser())
+        return pafs.LocalFileSystem(), uri
     if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:  # else it retries for 15 minutes by itself
         uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_SILENT_SECONDS}"
     filesystem, root = pafs.FileSystem.from_uri(uri)
@@ -296,8 +370,3 @@ def _open(uri: str, *, num_attempts: int) -> tuple[pafs.FileSystem, str]:
 def _is_unanswered(error: Exception) -> bool:
     """Whether an object store did not answer, or answered that something broke."""
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not _FINAL.search(str(error))
-
-
-def without_credentials(text: str) -> str:
-    """``text`` with the credentials of the URIs in it hidden: what may be shown and written down."""
-    return _CREDENTIALS.sub("***@", text)

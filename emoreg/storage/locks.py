@@ -1,8 +1,8 @@
 """One holder at a time, of a key or of a whole study. What a holder that died had, others may have.
 
-File locks, which the operating system takes from a process that dies, serve whoever sees a folder. An object store has none:
-there the driver of a study leaves a token and says every few seconds that it lives; one that meets another's token has lost its
-study, and writes nothing more.
+File locks, which the operating system takes from a process that dies, serve whoever sees a folder. An object store has none,
+nor have some file systems: there the driver of a study leaves a token and says every few seconds that it lives; one that meets
+another's token has lost its study, and writes nothing more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from emoreg.errors import StorageError
-from emoreg.storage.files import Files
+from emoreg.storage.files import Files, is_without_locks
+from emoreg.storage.permissions import make_folder, share
 from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import seal, unseal
 
@@ -55,21 +56,29 @@ class FileLocks:
     """Locks by files. A ``Locks``."""
 
     def __init__(self, folder: Path) -> None:
-        """Lock by files in ``folder``: shared by all processes that see it, also by NFS."""
+        """Lock by files in ``folder``: shared by all processes that see it, also by NFS.
+
+        Where the file system has no locks: shared by the processes of this user on this machine.
+        """
         self._folder = folder
+        self._local = _local_folder(str(folder))
         self._held: dict[str, BinaryIO] = {}
 
     @classmethod
     def of(cls, files: Files) -> FileLocks:
         """The locks of a store: in its own folder or, for an object store, in one of this user on this machine."""
-        if files.folder is not None:
-            return cls(files.folder / ".locks")
-        name = hashlib.sha256(files.location.encode()).hexdigest()[:16]
-        return cls(Path(tempfile.gettempdir()) / f"emoreg-locks-{os.getuid()}" / name)
+        return cls(_local_folder(files.location) if files.folder is None else files.folder / ".locks")
 
     def try_acquire(self, key: str) -> bool:
         """Take the lock of ``key`` if nobody has it, this object included; at once."""
-        lock = _try_lock(self._folder / f"{key}.lock")
+        try:
+            lock = _try_lock(self._folder / f"{key}.lock")
+        except OSError as error:
+            if not is_without_locks(error) or self._folder == self._local:
+                raise
+            log.info("%s has no file locks: processes of this machine alone share pre-training that runs", self._folder)
+            self._folder = self._local
+            return self.try_acquire(key)
         if lock is not None:
             self._held[key] = lock
         return lock is not None
@@ -79,27 +88,76 @@ class FileLocks:
         self._held.pop(key).close()
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of ``path``; where the file system has no locks, nothing is waited for."""
+    with _open_lock(path) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            if not is_without_locks(error):
+                raise
+        yield
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the file system of a folder, which is made where it is missing, has file locks."""
+    path = folder / f".check.{secrets.token_hex(4)}"
+    try:
+        with _open_lock(path) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        if not is_without_locks(error):
+            raise
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
 def _try_lock(path: Path) -> BinaryIO | None:
     """The open file, locked until it is closed; None where it is locked already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = open(path, "ab")  # noqa: SIM115 - NFS locks only what is open for writing
+    while True:
+        stream = _open_lock(path)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(stream.fileno()).st_nlink:
+                return stream
+        except BlockingIOError:
+            stream.close()
+            return None
+        except OSError:
+            stream.close()
+            raise
+        stream.close()  # removed before it was locked, as by a cleaner of temporary folders
+
+
+def _local_folder(place: str) -> Path:
+    name = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"emoreg-locks-{os.getuid()}" / name
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    make_folder(path.parent)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        return None
+        stream = open(path, "ab")  # noqa: SIM115 - NFS locks only what is open for writing
+    except PermissionError:
+        return open(path, "rb")
+    share(path)
+    with suppress(OSError):
+        os.utime(stream.fileno())  # cleaners of temporary folders leave what is young
     return stream
 
 
 class Fence:
-    """Whether a driver still has its study in an object store. Workers build their own, from the driver's token."""
+    """Whether a driver still has its study where there are no file locks. Workers build their own, from the driver's token."""
 
     def __init__(self, files: Files, token: str | None) -> None:
         """Stand before the study's folder.
 
         Args:
             files: the study's folder.
-            token: the driver's; None for a folder, whose lock nobody can lose.
+            token: the driver's; None where it has a file lock, which nobody can lose.
         """
         self.token = token
         self._files = files
@@ -140,26 +198,35 @@ def study_lock(files: Files, patience: Patience | None = None) -> AbstractContex
 
     Args:
         files: the study's folder.
-        patience: tells of a driver that died in an object store, for which 20 seconds are waited, and ends that.
+        patience: tells of a driver that died where there are no file locks, for which 20 seconds are waited, and ends that.
 
     Raises:
         StorageError: where another driver holds it.
     """
-    return _lock_folder(files) if files.folder is not None else _lock_objects(files, patience or Patience())
+    if files.folder is not None and has_locks(files.folder):
+        return _lock_folder(files)
+    return _hold_token(files, patience or Patience())
 
 
 def is_held(files: Files) -> bool:
     """Whether a driver runs the study in a folder now. No driver is disturbed."""
-    if files.folder is None:
-        holder = _read(files)
-        return holder is not None and not holder.is_dead and time.time() - holder.beat < _STALE_SECONDS
+    if files.folder is not None and _is_locked(files.folder / ".lock"):
+        return True
+    holder = _read(files)
+    return holder is not None and not holder.is_dead and time.time() - holder.beat < _STALE_SECONDS
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        with open(files.folder / ".lock", "rb") as stream:  # for a moment: nothing else sees the locks of other machines
+        with open(path, "rb") as stream:  # for a moment: nothing else sees the locks of other machines
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        if not is_without_locks(error):
+            raise
     return False
 
 
@@ -176,7 +243,7 @@ def _lock_folder(files: Files) -> Iterator[Fence]:
 
 
 @contextmanager
-def _lock_objects(files: Files, patience: Patience) -> Iterator[Fence]:
+def _hold_token(files: Files, patience: Patience) -> Iterator[Fence]:
     before = _read(files)
     if before is not None and not before.is_dead:
         _wait_for_silence(files, before, patience)
@@ -245,7 +312,7 @@ def _refusal(files: Files, who: str) -> StorageError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Holder:
-    """The driver of a study in an object store, as it says itself.
+    """The driver of a study that has no file lock, as it says itself.
 
     Attributes:
         kernel: which one runs it, and in which namespace its process has its number; "" where that is not known.

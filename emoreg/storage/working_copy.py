@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from emoreg.storage.files import Files, replacing, scratch_folder
+from emoreg.storage.files import Files, expand, replacing, scratch_folder
 
 
 def node_cache() -> Path:
@@ -35,7 +35,7 @@ def join(storage: str, name: str) -> str:
 
 def split(place: str) -> tuple[str, str]:
     """The storage and the name of what ``join`` has joined: "s3://bucket/studies?region=x" and "quickstart"."""
-    path, question, query = place.partition("?") if "://" in place else (str(Path(place).expanduser()), "", "")
+    path, question, query = place.partition("?") if "://" in place else (str(expand(place)), "", "")
     storage, _, name = path.rstrip("/").rpartition("/")
     return (storage or ("/" if path.startswith("/") else ".")) + question + query, name
 
@@ -53,7 +53,7 @@ class WorkingCopy:
 
         Args:
             files: the folder in the storage.
-            check: called before each write to an object store; raises where another driver has the study: see ``locks.Fence``.
+            check: called by each ``push``, before it writes; raises where another driver has the study: see ``locks.Fence``.
         """
         self.files = files
         self._check = check
@@ -97,6 +97,7 @@ class WorkingCopy:
             StorageError: where another driver has the study.
         """
         if not self.is_remote:
+            self._check()
             return
         with self._lock:
             for name in names:

@@ -32,6 +32,7 @@ from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tracking.pictures import response_figures
+from emoreg.tracking.tensorboard import open_run
 
 RUN = "study"
 """Folder of the study's runs: no identity is called so."""
@@ -54,7 +55,7 @@ class StudyTensorBoard(StudyObserver):
     def on_run_start(self, status: RunStatus) -> None:
         """Begin ``run-N``: how busy this run of the study keeps slots and GPUs, by the number of trials that have ended."""
         self._status = status
-        self._busy = SummaryWriter(str(self._copy.folder / "events" / RUN / f"run-{status.run.run}"))
+        self._busy = open_run(self._copy.folder / "events" / RUN / f"run-{status.run.run}")
 
     def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
         """Note how busy the trial's GPU is."""
@@ -122,7 +123,7 @@ def _rewriting(copy: WorkingCopy, run: str) -> Iterator[SummaryWriter]:
     """A writer of a run's only file, which takes the place of the former one."""
     folder = copy.folder / "events" / run
     former = [path.relative_to(copy.folder).as_posix() for path in folder.glob("events.out.tfevents.*")]
-    with SummaryWriter(str(folder), purge_step=0) as writer:
+    with open_run(folder, purge_step=0) as writer:
         yield writer
     copy.remove(*former)
 

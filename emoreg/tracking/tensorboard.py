@@ -35,6 +35,7 @@ from torch.utils.tensorboard import SummaryWriter
 from emoreg.config import Choice, StudyConfig, Value, read_path
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord
+from emoreg.storage.permissions import make_folder
 from emoreg.tracking.pictures import confusion_matrix, sample_sheet
 from emoreg.training.events import BalanceSample, Confusion, Event, Experienced, ImagesSample
 from emoreg.training.metrics import stage_of_metric
@@ -68,6 +69,12 @@ _NAMES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_
 _END = "events.out.tfevents.end"
 
 
+def open_run(folder: Path, **options: Any) -> SummaryWriter:
+    """TensorBoard's writer of a run, whose folder is the group's too where the storage is."""
+    make_folder(folder)
+    return SummaryWriter(str(folder), **options)
+
+
 class TensorBoardReporter(ExitStack):
     """Writes one trial's events, on disk as soon as they are reported: a ``Reporter``, for the time of a ``with`` block.
 
@@ -90,7 +97,7 @@ class TensorBoardReporter(ExitStack):
         (run / _END).unlink(missing_ok=True)  # it runs again, so it has not ended
         self._names = (*_NAMES, "measured_balance_std") if trial.config.regulation.kind == "dynamic" else _NAMES
         self._epoch = 0
-        self._writer = self.enter_context(SummaryWriter(str(run), purge_step=1))
+        self._writer = self.enter_context(open_run(run, purge_step=1))
         values = {path: read_path(trial.config, path) for path in COMPARED} | dict(params)
         _add(self._writer, hparams_pb(values, trial_id=trial.identity))
         self._writer.flush()
@@ -164,7 +171,7 @@ def write_experiment(folder: Path, study: StudyConfig) -> None:
 def _whole(path: Path) -> Iterator[SummaryWriter]:
     """A writer whose file is ``path``, in place of the former one, once the block has ended well."""
     token = f".{secrets.token_hex(4)}"
-    with SummaryWriter(str(path.parent), filename_suffix=token) as writer:
+    with open_run(path.parent, filename_suffix=token) as writer:
         yield writer
     (written,) = path.parent.glob(f"*{token}")
     written.replace(path)

@@ -30,6 +30,7 @@ from emoreg.config.registry import BACKBONES
 from emoreg.data.layout import POINTER_CURE, is_pointer
 from emoreg.errors import ConfigError
 from emoreg.seeding import global_stream
+from emoreg.storage.files import expand
 from emoreg.training.weights import read_weights
 
 _ALIASES = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
@@ -164,7 +165,7 @@ def _registered(name: str, image_size: int, drop_path: float, weights: str | Non
         raise ConfigError(f"Return a torch.nn.Module from backbone {name!r}: it returns {type(model).__name__}")
     if weights is not None:
         try:
-            model.load_state_dict(read_weights(Path(weights).expanduser(), model.state_dict()))
+            model.load_state_dict(read_weights(expand(weights), model.state_dict()))
         except Exception as error:  # a file can be wrong in more ways than there are names for
             raise _misfit(weights, name, f"it cannot be loaded ({type(error).__name__}: {error})") from error
     return model
@@ -208,7 +209,7 @@ def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, u
             source = {}
             if weights != "hub":
                 file = Path(folder) / "weights.pth"  # from which timm brings what has another size into its place
-                torch.save(read_weights(Path(weights).expanduser(), untrained.state_dict()), file)
+                torch.save(read_weights(expand(weights), untrained.state_dict()), file)
                 source = {"pretrained_cfg_overlay": {"file": str(file), "custom_load": False}}
             model: nn.Module = timm.create_model(timm_name, pretrained=True, **source, **options)
     except Exception as error:  # a file can be wrong in more ways than there are names for
@@ -221,7 +222,7 @@ def _with_weights(timm_name: str, options: Mapping[str, Any], weights: str, *, u
 
 
 def _check_file(weights: str) -> None:
-    path = Path(weights).expanduser()
+    path = expand(weights)
     if not path.is_file():
         raise ConfigError(f"Correct the path of weights: they must be a file or 'hub', but {weights!r} is not there")
     with open(path, "rb") as stream:

@@ -13,6 +13,7 @@ import torch
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.data import LoadImages, load
 from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import expand
 from emoreg.training.devices import pick_device
 
 EvaluatedSplit = Literal["validation", "test"]
@@ -55,7 +56,7 @@ class TrialContext:
 
         ``device`` None is the GPU if there is one.
         """
-        root = Path(storage).expanduser().resolve()
+        root = expand(storage).resolve()
         return cls(
             load_images=partial(load, storage=root),
             store=ExperienceStore(str(root / "experience"), user=study_name),

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ import emoreg
 from emoreg.config import ImageSetConfig, TrialConfig
 from emoreg.config.resolved import CUTS, ResolvedTrial
 from emoreg.errors import ConfigError, Diverged
+from emoreg.storage.files import expand
 from emoreg.storage.housekeeping import Use
 from emoreg.training.backbones import code_fingerprint
 from emoreg.training.checkpointing import Checkpointer
@@ -157,7 +157,7 @@ def weights_digest(weights: str | None) -> str | None:
     if weights is None or weights == "hub":
         return weights
     try:
-        with open(Path(weights).expanduser(), "rb") as stream:
+        with open(expand(weights), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(

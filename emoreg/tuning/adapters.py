@@ -23,7 +23,7 @@ from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import Files
+from emoreg.storage.files import Files, expand
 from emoreg.storage.working_copy import join, scratch
 from emoreg.training.context import TrialContext
 from emoreg.training.devices import DeviceChoice, pick_device
@@ -98,7 +98,7 @@ def trainable(trial: TrialConfig, *, storage: str = STORAGE) -> Callable[[dict[s
     """
     from emoreg.tuning.user_code import UserCode
 
-    place = storage if "://" in storage else str(Path(storage).expanduser().resolve())  # Tune works in another folder
+    place = storage if "://" in storage else str(expand(storage).resolve())  # Tune works in another folder
     return partial(emoreg_trial, trial=trial, storage=place, user_code=UserCode.collect())
 
 

@@ -6,7 +6,10 @@ tells Optuna.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -25,6 +28,8 @@ from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.searcher import ASSIGNMENT
 from emoreg.tuning.signals import Stop
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved
+
+_MEMORY_FULL = "running low on memory"  # in the words of Ray's memory monitor
 
 
 class TuneBridge(tune.Callback):
@@ -167,7 +172,7 @@ class TuneBridge(tune.Callback):
         if not self._dispatcher.is_running(trial_id):  # its worker died after it had ended, or it was told before
             return
         assigned = _assignment(trial)
-        fault = self._faults.get(trial_id, TrialBroken("its worker died", None))
+        fault = self._faults.get(trial_id) or TrialBroken(death_of(trial.error_file), None)
         full = storage_full_error(fault.errno, fault.message)
         if self._dispatcher.broke(trial_id, fault.errno):
             self._observers.on_retry(assigned.trial, fault.message)
@@ -189,6 +194,21 @@ class TuneBridge(tune.Callback):
             self.num_aborted += 1
             if self.num_aborted >= self._max_failures:
                 self._stop.ask()
+
+
+def death_of(error_file: str | None) -> str:
+    """Why a worker died, as far as Tune's file of a trial's error tells: Ray's memory monitor has no other place to say it."""
+    text = ""
+    if error_file is not None:
+        with suppress(OSError):  # Tune has not come to write it
+            text = Path(error_file).read_text()
+    if _MEMORY_FULL not in text:
+        return "its worker died"
+    used = re.search(r"[\d.]+GB used / [\d.]+GB", text)
+    return (
+        f"the memory of its node was full{f' ({used[0]})' if used else ''}, so Ray ended its worker: run fewer trials at once "
+        "(--resources.max-concurrent), take a smaller batch, or set RAY_memory_usage_threshold where Ray is started"
+    )
 
 
 def _assignment(trial: Trial) -> Assignment:

@@ -121,6 +121,12 @@ class LocalCoordinator(Coordinator):
         self.copy = end.enter_context(WorkingCopy(self._files, check=self.check))
         self.copy.pull("study.json", "records", "optuna.journal")
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """See ``Coordinator``."""
+        self.check()
+        yield
+
     def check(self) -> None:
         """See ``Coordinator``."""
         self._fence.check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from emoreg.errors import ConfigError
 from emoreg.training.learners import EmotionLearner
 from emoreg.training.model import create_emotional_net
 from emoreg.training.optim import build_optimizer
+from emoreg.tuning.machine import machine_share, num_fit
 
 _TIMED_STEPS = 3
 _DRAWN_TRIALS = 64
@@ -145,11 +145,12 @@ def _seconds_per_image(config: TrialConfig, task: ImageSet, device: torch.device
 
 
 def _concurrency(config: StudyConfig, device: torch.device) -> int:
-    wanted = [config.trial_resources(backbone) for backbone in config.backbones()]  # the greatest: no cost is too low
-    fits = (os.cpu_count() or 1) / max(asked.cpus or 0.0 for asked in wanted)
-    if device.type == "cuda":
-        fits = min(fits, torch.cuda.device_count() / max(asked.gpus or 1.0 for asked in wanted))
-    return max(1, min(int(fits), config.resources.max_concurrent or int(fits)))
+    on_gpu = device.type == "cuda"
+    here = {**machine_share().resources, "GPU": torch.cuda.device_count()}
+    wanted = [config.trial_resources(backbone) for backbone in config.backbones()]
+    wanted = [dataclasses.replace(asked, gpus=(asked.gpus or 1.0) * on_gpu, accelerator_type=None) for asked in wanted]
+    fits = min(num_fit(asked, here) for asked in wanted)  # of the greatest: no cost is too low
+    return max(1, min(fits, config.resources.max_concurrent or fits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import math
+import secrets
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,16 +21,17 @@ import optuna
 import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
 from emoreg.errors import StorageError
 from emoreg.results.outcome import Outcome
 from emoreg.seeding import derive_seed
+from emoreg.storage.permissions import make_folder, share
 from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import digest
-from emoreg.tuning.postgres import address_of, enable_connect_retry, no_answer, reason_of
+from emoreg.tuning.postgres import address_of, enable_connect_retry, no_answer, reason_of, without_password
 
 # User attributes of Optuna's trials. A proposal that is valid has ``identity`` and ``seed`` too.
 INVALID = "invalid"
@@ -97,11 +99,23 @@ def _journal(path: Path) -> optuna.storages.BaseStorage:
     # driver left behind would then never be released.
     path = path.resolve()
     with _journal_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _drop_torn_line(path)
-        backend = _Journal(str(path))
+        backend = _Journal(str(path), _journal_lock(path))
+        share(path)
         backend.check()
         return optuna.storages.JournalStorage(backend)
+
+
+def _journal_lock(path: Path) -> JournalFileSymlinkLock | JournalFileOpenLock:
+    """Optuna's own, which is a symbolic link, or its other one where the file system has no links."""
+    link = path.with_name(f".{path.name}.{secrets.token_hex(4)}.link")
+    try:
+        link.symlink_to(path)
+        link.unlink()
+    except OSError:
+        return JournalFileOpenLock(str(path))
+    return JournalFileSymlinkLock(str(path))
 
 
 def check_journal(path: Path) -> None:
@@ -179,7 +193,7 @@ def _open_database(config: StudyConfig, directions: list[Any], url: str, patienc
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         shown = f"{url.partition('://')[0][:20]!r}..."
         raise refuse("it is no database URL", "Write it like sqlite:///study.db or postgresql://user@host/name") from error
-    shown = address.render_as_string(hide_password=True)
+    shown = without_password(address)
     is_sqlite = address.get_backend_name() == "sqlite"
     # A file that another process writes to is waited for; a connection that the server closed in between is made again.
     engine = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.config import StudyConfig, TrialResources
 from emoreg.errors import ConfigError
+from emoreg.tuning.machine import GPU_KIND, Resources, bundle, num_fit
 
-Resources = Mapping[str, float]
-"""Amounts by Ray's names: CPU, GPU, memory in bytes, accelerator_type:T4."""
-
-_KIND = "accelerator_type:"
-_SOME = 0.001  # of a kind of GPU, of which a node has 1: Ray's own way to ask for it
 _GIB = 2**30
 _REFRESH_SECONDS = 0.5
 _ANSWER_SECONDS = 60.0
@@ -153,22 +148,6 @@ class Placement:
         return self._nodes
 
 
-def bundle(asked: TrialResources) -> dict[str, float]:
-    """What a trial asks for, in Ray's names."""
-    resources = {
-        "CPU": asked.cpus or 0.0,
-        "GPU": asked.gpus or 0.0,
-        "memory": math.ceil((asked.memory_gib or 0.0) * _GIB),
-        f"{_KIND}{asked.accelerator_type}": _SOME if asked.accelerator_type else 0.0,
-    }
-    return {name: amount for name, amount in resources.items() if amount}
-
-
-def num_fit(asked: TrialResources, node: Resources) -> int:
-    """How many trials a node holds at once."""
-    return min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in bundle(asked).items())
-
-
 def may_hold(asked: TrialResources, kind: Resources) -> bool:
     """Whether a machine of a launcher's type may hold the trial; it may have memory and models of GPU that are not told of."""
     return not kind or all(
@@ -183,7 +162,7 @@ def find_launchable(launcher_file: Path = _LAUNCHER_FILE) -> dict[str, Resources
     labels and `ray up`'s file on this machine tell: the machines at hand are then all that there will be.
     """
     groups = {node["Labels"].get(_NODE_GROUP) for node in ray.nodes() if node["Alive"]} - {None}
-    path = launcher_file.expanduser()
+    path = Path(os.path.expanduser(launcher_file))  # as it is where there is no home
     if not path.is_file():
         return {} if groups else None
     types = json.loads(path.read_text())["available_node_types"]
@@ -195,7 +174,7 @@ def find_launchable(launcher_file: Path = _LAUNCHER_FILE) -> dict[str, Resources
 def describe(resources: Resources) -> str:
     """Resources in words: 8 CPUs, 1 GPU (T4), 32 GiB."""
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    kinds = [name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)]
+    kinds = [name.removeprefix(GPU_KIND) for name in resources if name.startswith(GPU_KIND)]
     parts = [f"{cpus:g} CPU{'' if cpus == 1 else 's'}"]
     if gpus:
         parts.append(f"{gpus:g} GPU{'s' if gpus > 1 else ''}" + (f" ({', '.join(kinds)})" if kinds else ""))

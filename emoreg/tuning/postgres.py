@@ -21,6 +21,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from emoreg.config import without_secrets
 from emoreg.errors import StorageError
 from emoreg.storage.retry import Patience
 
@@ -59,14 +60,19 @@ def address_of(url: str) -> sqlalchemy.URL:
     return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
 
 
+def without_password(address: sqlalchemy.URL) -> str:
+    """The URL of a database as it may be shown."""
+    return without_secrets(address.render_as_string(hide_password=False))
+
+
 def reason_of(error: Exception, address: sqlalchemy.URL) -> str:
     """What a database's driver says is wrong, in a line without the password."""
-    return str(error.__cause__ or error).splitlines()[0].replace(str(address.password or "\0"), "***")
+    return without_secrets(str(error.__cause__ or error), address.render_as_string(hide_password=False)).splitlines()[0]
 
 
 def no_answer(address: sqlalchemy.URL) -> str:
     """What a user is told to wait for: the ``reason`` of every ``Patience.retry`` at a database."""
-    return f"{address.render_as_string(hide_password=True)} does not answer"
+    return f"{without_password(address)} does not answer"
 
 
 def no_answer_error(url: str, error: OperationalError) -> StorageError:
@@ -152,7 +158,7 @@ def create_table(url: str) -> None:
     except (SQLAlchemyError, ImportError) as error:
         raise StorageError(
             "Check that the server of optuna_storage runs, and user, password and name: "
-            f"{address.render_as_string(hide_password=True)} cannot be used ({reason_of(error, address)})"
+            f"{without_password(address)} cannot be used ({reason_of(error, address)})"
         ) from error
 
 

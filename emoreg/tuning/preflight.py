@@ -18,7 +18,8 @@ from emoreg.data import check
 from emoreg.errors import ConfigError
 from emoreg.formatting import counted
 from emoreg.results.tables import Records
-from emoreg.storage.files import Files
+from emoreg.storage.files import Files, expand
+from emoreg.storage.permissions import check_writable, user_name
 from emoreg.storage.working_copy import join
 from emoreg.training.backbones import check_backbone
 from emoreg.tuning.images import naming
@@ -41,7 +42,7 @@ def store_uri(config: StudyConfig) -> str:
 
 
 def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).expanduser().resolve())
+    return place if "://" in place else str(expand(place).resolve())
 
 
 def named_study(config: StudyConfig, name: str) -> Files:
@@ -59,6 +60,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     Raises:
         UserError: naming the rule, the value and the way out.
     """
+    check_home(address)
     for backbone in config.backbones():
         check_trial(dataclasses.replace(config.trial, backbone=backbone))
     for path, distribution in config.search_space.items():
@@ -70,12 +72,33 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     check_storage(config.storage)
     if config.experience.uri is not None:
         Files(config.experience.uri).check()
+    _check_writable(study_files(config), "", "records", "events", "trials", "optuna.journal")
+    _check_writable(Files(store_uri(config)), "", ".locks")
+    _check_writable(Files(config.storage), "imagesets")
     check_warm_start(config, partial(named_study, config))
     gpus = max(config.trial_resources(backbone).gpus or 0.0 for backbone in config.backbones())
     if gpus and address is None and not torch.cuda.is_available():
         raise ConfigError(
             f"Set resources.gpus_per_trial to 0 for CPU, leave it out to take what there is, or see `emoreg doctor`: it asks "
             f"for {gpus:g} GPUs, but torch {torch.__version__} sees none here"
+        )
+
+
+def check_home(address: str | None) -> None:
+    """Refuse a process without a home: Ray looks for one, and a Ray that is started here keeps its token there.
+
+    Args:
+        address: of the Ray cluster that is joined; None where one is started.
+
+    Raises:
+        ConfigError: naming HOME.
+    """
+    home = Path(os.path.expanduser("~"))  # as it is where there is none
+    has_token = (home / ".ray" / "auth_token").exists() or bool(os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
+    if not home.is_absolute() or (address is None and not has_token and not os.access(home, os.W_OK)):
+        raise ConfigError(
+            "Set HOME to a folder that can be written: Ray keeps its token there, but that of "
+            f"{user_name(os.geteuid())} is {str(home)!r}"
         )
 
 
@@ -95,6 +118,13 @@ def check_trial(config: TrialConfig) -> None:
 def check_storage(storage: str) -> None:
     """Refuse a storage that cannot be written, by writing to it."""
     Files(storage).check()
+
+
+def _check_writable(files: Files, *names: str) -> None:
+    """Refuse what another user of the storage has made for himself alone."""
+    if files.folder is not None:
+        for name in names:
+            check_writable(files.folder / name)
 
 
 def lost_epochs(records: Records) -> list[str]:

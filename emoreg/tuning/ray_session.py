@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import Literal
 
 import ray
+from ray._private import worker
 from ray.exceptions import AuthenticationError
 
 from emoreg.errors import ConfigError
 from emoreg.storage.files import scratch_folder
+from emoreg.tuning.machine import machine_share
+from emoreg.tuning.signals import signals_blocked
 
 Answer = Literal["open", "refused", "silent"]
 
 ANSWER_SECONDS = 30.0
 """How long a cluster may take to answer."""
 _CONNECT_SECONDS = 5.0
+_LONGEST_ROOT = 107 - len("/0123abcd/session_2026-11-29_12-00-00_000000_4194304/sockets/plasma_store")
+_USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 @contextmanager
@@ -48,21 +53,35 @@ def ray_session(
         )
     if address is not None:
         _check_address(address, from_outside)
-    with environment(settings), ExitStack() as end:
+    with environment(settings), _without_lines_of_ray(), ExitStack() as end:
         tune_log = logging.getLogger("ray.tune")
         end.callback(tune_log.setLevel, tune_log.level)
         if address is None:
             # Its logs and sockets, of which Ray itself removes nothing. First goes what killed runs have left.
             # The paths of sockets must be short, which TMPDIR may not be.
             root = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"emoreg-ray-{os.getuid()}"
+            _check_length(root)
             folder = end.enter_context(scratch_folder(root))
             _end_orphans(root)
             end.callback(ray.shutdown)
-            _init("local", settings, include_dashboard=False, _temp_dir=str(folder))
+            end.enter_context(environment({_USAGE_STATISTICS: os.environ.get(_USAGE_STATISTICS, "0")}))
+            with signals_blocked():  # what Ray starts inherits it: it lives until the trials have saved
+                _start(settings, folder)
         else:
             end.callback(ray.shutdown)
             _join(address, settings)
         yield
+
+
+@contextmanager
+def _without_lines_of_ray() -> Iterator[None]:
+    """Within, Ray prints no coloured lines among those of the study: the switch is its debugger's, and it has no other."""
+    before = worker._worker_logs_enabled
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 @contextmanager
@@ -80,6 +99,14 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _check_length(root: Path) -> None:
+    if len(bytes(root)) > _LONGEST_ROOT:
+        raise ConfigError(
+            "Set RAY_TMPDIR to a shorter path, or leave it out for /tmp: the paths of Ray's sockets may have 107 bytes, so its "
+            f"folder's {_LONGEST_ROOT}, but {str(root)!r} has {len(bytes(root))}"
+        )
+
+
 def _end_orphans(root: Path) -> None:
     """End what is left of a private Ray that was killed: processes whose options name a folder below ``root`` that is gone.
 
@@ -92,7 +119,20 @@ def _end_orphans(root: Path) -> None:
                 os.kill(int(command.parent.name), signal.SIGKILL)
 
 
-def _init(address: str, settings: Mapping[str, str], **options: bool | str) -> None:
+def _start(settings: Mapping[str, str], folder: Path) -> None:
+    here = machine_share()  # Ray itself counts the machine's cores and, in a job, the machine's memory
+    _init(
+        "local",
+        settings,
+        include_dashboard=False,
+        num_cpus=here.cpus,
+        object_store_memory=here.object_store,
+        _memory=round(here.resources["memory"]),
+        _temp_dir=str(folder),
+    )
+
+
+def _init(address: str, settings: Mapping[str, str], **options: bool | int | str) -> None:
     environment = {"env_vars": dict(settings)}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints a traceback for each trial that the machine broke

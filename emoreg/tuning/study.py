@@ -100,8 +100,8 @@ def run_study(
 ) -> RunEnd:
     """Run what is missing of a study, until all is there, it is told to stop, or faults in code stop it.
 
-    The first SIGINT or SIGTERM lets each trial finish its step and save; a second one, or the end of
-    ``resources.grace_seconds`` after SIGTERM, leaves at once. Either way, running the study again goes on.
+    The first signal (see ``signals``) lets each trial finish its step and save; SIGINT or SIGTERM after it, or the end of
+    ``resources.grace_seconds`` after another one than SIGINT, leave at once. Either way, running the study again goes on.
 
     Args:
         config: the study.

@@ -30,6 +30,7 @@ from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.locks import Fence
+from emoreg.storage.permissions import make_folder, share
 from emoreg.storage.retry import Patience
 from emoreg.storage.working_copy import WorkingCopy, join, node_cache
 from emoreg.tracking.tensorboard import TensorBoardReporter
@@ -229,8 +230,9 @@ def log_tail(files: Files, identity: str) -> str | None:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Append to the trial's log what is logged, how the trial breaks, and where a crash of native code happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with open(path, "a", buffering=1) as stream:
+        share(path)
         handler = logging.StreamHandler(stream)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root, ours = logging.getLogger(), logging.getLogger("emoreg")

@@ -461,7 +461,7 @@ def test_a_storage_that_cannot_be_read_is_named(
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert "Check the storage's address" in said
-    assert "(no answer from s3://***@bucket of study.json)" in said
+    assert "(no answer from s3://key:***@bucket of study.json)" in said
 
 
 def test_a_trained_network_is_exported_and_loaded(capsys: Output, tmp_path: Path, prepared: Path) -> None:

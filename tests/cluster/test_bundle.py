@@ -11,7 +11,7 @@ import pytest
 
 import emoreg
 from emoreg.cluster.bundle import COMMIT_FILE, collect, secrets_of
-from emoreg.config import ExperienceConfig, without_secrets
+from emoreg.config import ExperienceConfig
 from emoreg.errors import ConfigError
 from emoreg.study_file import read_study_file
 from tests.helpers.studies import STUDY_FILE, tiny_study
@@ -146,22 +146,6 @@ def test_a_password_that_a_study_reads_from_the_environment_hinders_nothing(chec
     collect("studies/mine.py", study).write(tmp_path / "x.zip", secrets_of(study))
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         assert all(b"pa55word99" not in archive.read(name) for name in archive.namelist())
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        (URL, "postgresql://anna:***@db/studies"),
-        ("postgresql+psycopg://anna:p/w@db/x", "postgresql+psycopg://anna:***@db/x"),
-        ("--experience.uri=s3://AK:SK%2F@bucket/x?region=a", "--experience.uri=s3://AK:***@bucket/x?region=a"),
-        ("postgresql://db/x?user=anna&password=pw", "postgresql://db/x?user=anna&password=***"),
-        ("postgresql://anna@db/x", "postgresql://anna@db/x"),
-        ("s3://bucket/a:b?endpoint_override=host:9000", "s3://bucket/a:b?endpoint_override=host:9000"),
-        ("studies@home:1", "studies@home:1"),
-    ],
-)
-def test_secrets_are_masked(text: str, masked: str) -> None:
-    assert without_secrets(text) == masked
 
 
 def test_every_setting_is_looked_at_for_secrets() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import importlib.util
 import re
 import subprocess
@@ -15,6 +17,7 @@ from emoreg.cli.cluster import print_findings
 from emoreg.cluster.doctor import Finding, Report, examine, judge, judge_access
 from emoreg.config import ImageSetConfig
 from emoreg.data import load
+from tests.helpers.filesystems import no_locks
 from tests.integration.cluster import Cluster, lose, wait_for_node
 
 GIB = 2**30
@@ -26,8 +29,8 @@ HERE = Report(
 )
 Output = pytest.CaptureFixture[str]
 WHAT = [
-    *("Python", "torch", "device", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "CPU"),
-    *("storage", "shared memory"),
+    *("Python", "torch", "device", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard"),
+    *("CPU", "memory", "home", "file locks", "storage", "shared memory"),
     *("images: openmoji", "images: openmoji-objects", "images: digits", "images: prepared", "images: others"),
 ]
 
@@ -50,6 +53,14 @@ def test_every_line_is_there_with_a_verdict(tmp_path: Path, capsys: Output, monk
     assert "Nothing here would stop a study." in text
     assert all(what in text for what in expected)
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_what_works_with_a_limit_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setattr(fcntl, "flock", no_locks(errno.ENOSYS, tmp_path))
+    notes = {finding.what: finding for finding in examine(str(tmp_path)) if finding.verdict == "note"}
+    assert notes["home"].found.endswith("has none that can be written (/nowhere)")
+    assert "-o flock" in notes["file locks"].cure
 
 
 def test_prepared_image_sets_are_named(tmp_path: Path) -> None:
@@ -190,7 +201,7 @@ def test_a_healthy_cluster_is_found_healthy_and_its_bucket_left_as_it_was(
     assert re.search(r"^ok versions Python \S+, ray \S+, .*, emoreg \S+ \(code \w+\)", text, flags=re.MULTILINE), text
     assert "ok versions all nodes: as here" in text
     assert "ok GPUs all nodes: Ray gives away 0, torch sees none" in text
-    assert re.search(r"^ok storage all nodes: s3://\*\*\*@emoreg/store\w+ seen and written", text, flags=re.MULTILINE), text
+    assert re.search(r"^ok storage all nodes: s3://\w+:\*\*\*@emoreg/store\w+ seen and written", text, flags=re.MULTILINE), text
     assert "asks for a token" in text
     assert "secret" not in text
     address = bucket.partition("endpoint_override=")[2].partition("&")[0]

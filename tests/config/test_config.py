@@ -27,7 +27,6 @@ from emoreg.config import (
     TrialConfig,
     TrialResources,
     When,
-    without_secrets,
 )
 from emoreg.errors import ConfigError
 
@@ -221,16 +220,6 @@ def test_resources_of_a_backbone_are_its_own_or_the_study_s() -> None:
     )
     assert config.trial_resources("resnet18") == TrialResources(cpus=2, gpus=0)
     assert config.trial_resources("resnet50") == TrialResources(cpus=2, gpus=1, accelerator_type="H100")
-
-
-def test_passwords_are_hidden_in_what_is_written() -> None:
-    config = study(
-        optuna_storage="postgresql://me:hush@host/db", experience=ExperienceConfig(uri="s3://key:hush@bucket?secret_key=hush")
-    )
-    hidden = config.without_password()
-    assert "hush" not in repr(hidden)
-    assert hidden.optuna_storage == "postgresql://me:***@host/db"
-    assert without_secrets("s3://bucket?access_token=abc&region=x") == "s3://bucket?access_token=***&region=x"
 
 
 def test_importing_the_configuration_imports_nothing_heavy() -> None:

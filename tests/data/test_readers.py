@@ -510,9 +510,7 @@ class TestCifar:
         batch = original / "cifar-10-batches-py" / "data_batch_1"
         batch.write_bytes(batch.read_bytes()[:-1])
         before = sorted(original.rglob("*"))
-        with pytest.raises(
-            ImageSetError, match=r"Unpack https://.*cifar-10-batches-py' must be whole, but it is not"
-        ):
+        with pytest.raises(ImageSetError, match=r"Unpack https://.*cifar-10-batches-py' must be whole, but it is not"):
             loaded(tmp_path, "cifar10", original)
         assert sorted(original.rglob("*")) == before
 

@@ -50,13 +50,25 @@ def freeze_workers(storage: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGHUP,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.soak),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.soak),
+    ],
+)
 def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
     process = start(tmp_path, *LONG, *ONE)
     wait_for(lambda: is_training(tmp_path), process)
-    os.kill(process.pid, number)
+    if number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+    else:  # a lost terminal and a cluster's scheduler send it to all that was started, perhaps twice
+        os.killpg(process.pid, number)
+        os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "finish their step and save" in output
@@ -131,6 +143,17 @@ def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail
     (tmp_path / "tiny" / "trials" / broken / "trial.ckpt").rmdir()
     run(tmp_path, "--controls", "regulated")
     assert trials(tmp_path)[broken]["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_full_memory_is_recorded_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    output = run(tmp_path, *ONE, "--resources.max-retries", "0", code=1)
+    assert "(raylet)" not in output
+    assert "\x1b[" not in output
+    (row,) = trials(tmp_path).values()
+    assert re.match(r"the memory of its node was full \(.*\), so Ray ended its worker: run fewer trials", str(row["message"]))
 
 
 @pytest.mark.slow

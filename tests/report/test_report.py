@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from emoreg.errors import ConfigError, StorageError
-from emoreg.report import write_report
+from emoreg.report import ReportWarning, images, write_report
 from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
@@ -450,6 +451,23 @@ def test_without_a_browser_the_page_is_written_all_the_same(tmp_path: Path) -> N
     assert done.stdout == f"{folder / 'report' / 'index.html'}\n"
     assert "Install Chrome or Chromium for PNG and SVG, which are left out: `plotly_get_chrome`" in done.stderr
     assert (folder / "report" / "index.html").exists()
+
+
+def test_a_browser_that_hangs_is_ended_and_the_page_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/process\nexec sleep 1000\n")
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    clock = SimpleNamespace(monotonic=lambda: 100.0 * (tmp_path / "process").exists())  # once the browser runs
+    monkeypatch.setattr(images, "time", clock)
+    with pytest.warns(ReportWarning, match=r"or give --no-images: .* drew nothing for 60 seconds, and was ended"):
+        page = write_report([folder])
+    assert "Regulation" in page.read_text()
+    status = Path("/proc") / (tmp_path / "process").read_text().strip() / "status"
+    assert not status.exists() or "State:\tZ" in status.read_text(), "the browser runs on"
 
 
 def change(folder: Path, name: str, changed: Callable[[list[Row]], list[Row]]) -> None:

@@ -1,23 +1,29 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import os
 import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from emoreg.errors import StorageError
 from emoreg.storage import locks
 from emoreg.storage.files import Files
-from emoreg.storage.locks import Fence, FileLocks, is_held, study_lock
+from emoreg.storage.locks import Fence, FileLocks, exclusive, has_locks, is_held, study_lock
 from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import seal, unseal
+from emoreg.storage.working_copy import WorkingCopy
+from tests.helpers.filesystems import no_locks
 
 DRIVE = """
 import sys
@@ -234,6 +240,57 @@ def test_a_worker_knows_its_driver_by_the_token(bucket: str, tmp_path: Path) -> 
     with study_lock(Files(str(tmp_path))) as fence:
         assert fence.token is None
         Fence(Files(str(tmp_path)), None).check()
+
+
+@pytest.fixture
+def lockless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose file system has no locks; that of temporary folders has some."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(fcntl, "flock", no_locks(errno.ENOLCK, tmp_path / "lustre"))
+    return tmp_path / "lustre"
+
+
+def test_without_file_locks_a_study_has_one_driver_all_the_same(lockless: Path) -> None:
+    files = Files(str(lockless / "study"))
+    assert not is_held(files)
+    with study_lock(files) as fence:
+        assert is_held(files)
+        with pytest.raises(StorageError, match=r"another process is running .*lustre/study"), study_lock(files):
+            pass
+        Fence(files, fence.token).check()
+        with WorkingCopy(files, check=Fence(files, "another token").check) as copy, pytest.raises(StorageError):
+            copy.push("records")
+    assert not is_held(files)
+    assert [found.name for found in files.find()] == []
+
+
+def test_without_file_locks_those_of_this_machine_serve(lockless: Path) -> None:
+    one, other = (FileLocks.of(Files(str(lockless))) for _ in range(2))
+    assert one.try_acquire("a")
+    assert not other.try_acquire("a")
+    assert other.try_acquire("b")
+    one.release("a")
+    assert other.try_acquire("a")
+    for key in ("a", "b"):
+        other.release(key)
+    with exclusive(lockless / "image set.lock"):
+        assert not has_locks(lockless)
+
+
+def test_a_lock_that_a_cleaner_removed_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def clean_and_lock(stream: BinaryIO, kind: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "a.lock").unlink()
+        flock(stream, kind)
+
+    monkeypatch.setattr(fcntl, "flock", clean_and_lock)
+    one, other = FileLocks(tmp_path), FileLocks(tmp_path)
+    assert one.try_acquire("a")
+    assert not other.try_acquire("a")
+    one.release("a")
 
 
 def test_two_drivers_that_begin_at_one_moment(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

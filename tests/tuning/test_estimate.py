@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from emoreg.data import ImageSet, Split, load
 from emoreg.errors import ConfigError
 from emoreg.tuning import estimate
 from emoreg.tuning.estimate import Cost, estimate_cost
+from emoreg.tuning.machine import machine_share
 from tests.helpers import trials
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import CPU, TINY, run, tiny
@@ -76,8 +76,10 @@ def _refuse(*_: object) -> None:
 
 
 def test_trials_share_the_machine(storage: Path) -> None:
-    cores = os.cpu_count() or 1
+    cores = machine_share().cpus
     assert cost(storage).concurrency == cores
+    half = machine_share().resources["memory"] / 2 / 2**30
+    assert cost(storage, resources=ResourcesConfig(cpus_per_trial=0.001, memory_gib_per_trial=half)).concurrency == 2
     assert cost(storage, resources=ResourcesConfig(cpus_per_trial=2 * cores)).concurrency == 1
     greater = {"test_resnet": TrialResources(cpus=2 * cores)}
     assert cost(storage, resources_by_backbone=greater).concurrency == 1

@@ -42,7 +42,7 @@ def test_the_study_file_says_what_was_run(study: StudyConfig, tmp_path: Path) ->
     assert content["device"]
     assert content["platform"]
     assert not list(tmp_path.glob("*.tmp"))
-    write_manifest(dataclasses.replace(study, optuna_storage="postgresql://me:pass@word@host:5432/db"), tmp_path, PRINTS)
+    write_manifest(dataclasses.replace(study, optuna_storage="postgresql://me:pass%40word@host:5432/db"), tmp_path, PRINTS)
     content = unseal((tmp_path / "study.json").read_bytes())
     assert content["config"]["optuna_storage"] == "postgresql://me:***@host:5432/db"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import threading
 from collections.abc import Mapping
@@ -695,3 +697,15 @@ def test_another_fault_of_the_storage_is_not_tried_again() -> None:
     with pytest.raises(StorageInternalError):
         _retrying(transaction)(_RetryingStorage("sqlite://"))
     assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_journal_needs_no_symbolic_links(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def symlink(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    study = open_study(study_config(), tmp_path)
+    study.tell(study.ask(), 0.5)
+    assert [trial.value for trial in open_study(study_config(), tmp_path).trials] == [0.5]
+    assert [path.name for path in tmp_path.iterdir()] == ["optuna.journal"]

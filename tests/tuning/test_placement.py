@@ -11,7 +11,8 @@ from ray.tune import PlacementGroupFactory
 
 from emoreg.config import Choice, ResourcesConfig, StudyConfig, TrialResources
 from emoreg.errors import ConfigError
-from emoreg.tuning.placement import Placement, bundle, describe, find_launchable, may_hold, num_fit, table
+from emoreg.tuning.machine import bundle, num_fit
+from emoreg.tuning.placement import Placement, describe, find_launchable, may_hold, table
 from tests.helpers.studies import tiny_study
 
 SMALL, BIG = TrialResources(cpus=1, gpus=1), TrialResources(cpus=1, gpus=2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from emoreg.storage.working_copy import node_cache
 from emoreg.tuning.images import image_storage
 from emoreg.tuning.preflight import (
     adopt_controls,
+    check_home,
     check_storage,
     check_study,
     lost_epochs,
@@ -56,6 +58,31 @@ def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(t
         check_storage(str(tmp_path / "file" / "runs"))
     check_storage(str(tmp_path / "new" / "runs"))
     assert list((tmp_path / "new" / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("home", "said"), [(None, r"is '~'"), ("/nowhere", r"is '/nowhere'")])
+def test_a_process_without_a_home_is_refused_by_name(
+    home: str | None, said: str, study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if home is None:
+        monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])  # a container's user of any number
+    else:
+        monkeypatch.setenv("HOME", home)
+        check_home("127.0.0.1:6379")  # who joins needs no token of his own
+    with pytest.raises(ConfigError, match=f"Set HOME to a folder that can be written: .* {said}"):
+        check_study(study)
+
+
+def test_a_folder_of_another_user_s_is_refused_before_anything_runs(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+    monkeypatch.setattr("emoreg.tuning.preflight.check_writable", checked.append)
+    check_study(study)
+    storage = Path(study.storage)
+    assert {storage / "imagesets", storage / "experience" / ".locks", storage / study.name / "records"} <= {*checked}
 
 
 CHECK = """

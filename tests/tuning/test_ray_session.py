@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private.utils import push_error_to_driver
+from ray._private.worker import global_worker
 
 from emoreg.errors import ConfigError
+from emoreg.report.images import _with_descendants
 from emoreg.storage.files import scratch_folder
+from emoreg.tuning.machine import MachineShare
 from emoreg.tuning.ray_session import _end_orphans, environment, knock, ray_session
 
 
@@ -56,6 +60,16 @@ def test_a_process_that_uses_a_ray_already_is_refused(monkeypatch: pytest.Monkey
         pass
 
 
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", f"{tmp_path}/scratch_local_job_1234567")
+    with (
+        pytest.raises(ConfigError, match=r"Set RAY_TMPDIR to a shorter path, .*scratch_local"),
+        ray_session(None, {}),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """Ray's sockets lie in it, whose paths must be short."""
@@ -85,18 +99,30 @@ def test_what_a_killed_ray_left_running_is_ended_and_a_living_one_is_left_alone(
 
 
 @pytest.mark.slow
-def test_without_an_address_a_private_ray_runs_for_the_block(monkeypatch: pytest.MonkeyPatch, short_tmp: Path) -> None:
+def test_without_an_address_a_private_ray_runs_for_the_block(
+    monkeypatch: pytest.MonkeyPatch, short_tmp: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     level = logging.getLogger("ray.tune").level
     monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
-    (short_tmp / f"emoreg-ray-{os.getuid()}" / "of a killed run" / "session").mkdir(parents=True)
+    (short_tmp / f"emoreg-ray-{os.getuid()}" / "0badcafe" / "session").mkdir(parents=True)
+    (short_tmp / f"emoreg-ray-{os.getuid()}" / "0badcafe.lock").touch()  # of a killed run
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    here = MachineShare(cpus=1, memory=3 * 2**30)
+    monkeypatch.setattr("emoreg.tuning.ray_session.machine_share", lambda: here)
     with ray_session(None, {"EMOREG_SETTING": "1"}):
-        assert len(ray.nodes()) == 1
+        (node,) = ray.nodes()
+        assert {name: node["Resources"][name] for name in here.resources} == here.resources
+        started = [Path("/proc") / str(number) for number in _with_descendants(os.getpid())]
+        (reporter,) = (process for process in started if "UsageStatsHead" in (process / "cmdline").read_text())
+        assert "RAY_USAGE_STATS_ENABLED=0" in (reporter / "environ").read_text()
+        push_error_to_driver(global_worker, "worker_died", "A worker died")
         assert ray.get(ray.remote(lambda: os.environ["EMOREG_SETTING"]).remote()) == "1"
         assert knock(ray.get_runtime_context().gcs_address) == "open"
         (folder,) = (path for path in (short_tmp / f"emoreg-ray-{os.getuid()}").iterdir() if path.is_dir())
         assert list(folder.glob("session_*/logs"))
     assert not ray.is_initialized()
-    assert "EMOREG_SETTING" not in os.environ
+    assert "A worker died" not in capfd.readouterr().out
+    assert {"EMOREG_SETTING", "RAY_USAGE_STATS_ENABLED"} & os.environ.keys() == set()
     assert logging.getLogger("ray.tune").level == level, "a user's own Tune speaks as before"
     assert not list((short_tmp / f"emoreg-ray-{os.getuid()}").iterdir()), "Ray's session is gone, and that of a killed run"
