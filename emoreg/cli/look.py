@@ -56,11 +56,15 @@ def print_status(status: Status, console: Console) -> None:
     if status.slots is not None:
         waiting = "" if status.waiting_share is None else f", {100 * status.waiting_share:.0f} % of their time spent waiting"
         line(f"  slots     {status.slots}{waiting}")
+    if (used := _used(status)) is not None:
+        line(f"  budget    {used}")
     if best is not None:
         found = ", ".join([best.backbone, *format_params(best.params)])
         line(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", style="green")
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")
+    for params in status.enqueued:
+        line(f"  enqueued  {', '.join(format_params(params))}")
     if status.confirmation is not None:
         table = plain_table("  seeds done", "backbone", "finished", right=("finished",))
         for row in status.confirmation:
@@ -109,6 +113,16 @@ def print_report(places: Sequence[str], output: str | None, *, price_per_hour: f
         console.print(f"figures: {path.parent / 'figures'} (as PNG and SVG)")
 
 
+def _used(status: Status) -> str | None:
+    """What of a study's budget is used, in words; None where it has none over all its runs."""
+    hours, budget = status.device_hours, status.budget
+    parts = [] if budget.device_hours is None else [f"{hours:.3g} of {budget.device_hours:g} device hours used"]
+    if budget.price_per_hour is not None:
+        most = "" if budget.cost is None else f" of {budget.cost:g}"
+        parts.append(f"{hours * budget.price_per_hour:.2f}{most} spent, at {budget.price_per_hour:g} an hour")
+    return ", ".join(parts) or None
+
+
 def _state(status: Status) -> str:
     when = "" if status.last_ended is None else f"; its last trial ended {duration(age(status.last_ended))} ago"
     if status.state == "running":
@@ -119,7 +133,7 @@ def _state(status: Status) -> str:
         return f"done, every trial has ended{when}"
     stopped = {
         None: "killed, for its last run has no end and no driver lives",
-        "interrupted": "interrupted",
+        "interrupted": "interrupted" if status.stop_reason is None else f"stopped {status.stop_reason}",
         "aborted": "stopped by faults in code",
     }
     return f"{stopped[status.ending]}{when}; run it again to go on"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
-SECRETS = (re.compile(r"://[^:/@\s]*:(\S+)@"), re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s'\"]+)"))
+SECRETS = (
+    re.compile(r"://[^:/@\s]*:(\S+)@"),
+    re.compile(r"[?&]\w*(?:password|secret|token)\w*=([^&\s'\"]+)"),
+    re.compile(r"--notify[ =]['\"]?\w+://([^\s'\"]+)"),  # a webhook's secret is its path
+)
 """Find the passwords and keys in URLs: their first group."""
 
 
@@ -13,3 +18,9 @@ def without_secrets(text: str) -> str:
     for pattern in SECRETS:
         text = pattern.sub(lambda match: match[0].replace(match[1], "***"), text)
     return text
+
+
+def shown_url(url: str) -> str:
+    """A URL whose path is a secret, as it may be shown: "https://hooks.slack.com/***"."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}/***"

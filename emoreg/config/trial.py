@@ -22,7 +22,7 @@ from emoreg.config.validation import (
     validate,
 )
 
-_Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
+Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
 _ImageSize = Annotated[
     int,
     Constraint(
@@ -266,9 +266,9 @@ class TrialConfig:
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
     """`regulated`: as configured. What that must beat: plain, compute_matched, emotional, untrained, shuffled, neutral."""
-    metrics: _Names = ()
+    metrics: Names = ()
     """Registered metrics that are measured on validation after every epoch, besides accuracy and loss."""
-    probes: _Names = ()
+    probes: Names = ()
     """Registered probes that look at the network after chosen epochs, and change no number of the trial."""
     probe_every: PositiveInt = 1
     """Probes run after every so many epochs."""

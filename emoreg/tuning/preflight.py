@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-import emoreg.training.probes  # noqa: F401 - registers our own, of which a driver needs nothing else
+import emoreg.tracking.trackers
+import emoreg.training.probes  # noqa: F401 - registers our own, of which a driver needs nothing else, as the line above
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import METRICS, PROBES
 from emoreg.data import check
@@ -19,6 +20,7 @@ from emoreg.formatting import counted
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
+from emoreg.tracking.loggers import check_loggers
 from emoreg.training.backbones import check_backbone
 from emoreg.tuning.images import naming
 from emoreg.tuning.reconcile import check_warm_start
@@ -66,6 +68,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
             with naming(path.partition(".")[0]):
                 for name in distribution.values:
                     check(dataclasses.replace(owner, name=str(name)))
+    check_loggers(config)
     check_storage(config.storage)
     if config.experience.uri is not None:
         Files(config.experience.uri).check()

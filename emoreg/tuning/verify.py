@@ -11,6 +11,7 @@ import pyarrow as pa
 from emoreg.data.prepare import is_whole
 from emoreg.errors import UserError
 from emoreg.results.plan import PLAN, read_openings
+from emoreg.results.requests import FOLDER, read_enqueued
 from emoreg.results.tables import read_table
 from emoreg.results.written import read_written
 from emoreg.storage import checkpoint
@@ -53,6 +54,9 @@ def verify(place: str) -> Iterator[Verified]:
             yield Verified("Optuna's journal", found, _told(partial(_check_journal, files, found)))
         elif found.startswith("records/") and found.endswith(".parquet"):
             yield Verified("records", found, _told(partial(_read_table, files, found)))
+        elif found.startswith(f"{FOLDER}/enqueue."):
+            problem = None if read_enqueued(files, found) else "it does not match its digest: it is passed over"
+            yield Verified("requests", found, problem)
         elif found.startswith("trials/") and found.endswith(".ckpt"):
             yield Verified("checkpoints", found, _state(files, found))
     yield from _experiences(Files(store), name)

@@ -79,7 +79,7 @@ def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path) -> Non
     content = json.loads(status_json(read_status(str(storage / "made-up"))))
     assert content.keys() == {
         "name", "place", "state", "ending", "num_runs", "started", "last_ended", "trials", "running", "num_waiting", "best",
-        "slots", "waiting_share", "seconds_left", "confirmation",
+        "slots", "waiting_share", "seconds_left", "confirmation", "stop_reason", "device_hours", "budget", "enqueued",
     }  # fmt: skip
     assert content["trials"] == {"planned": 76, "finished": 68, "pruned": 6, "failed": 2, "ended": 76}
     assert content["seconds_left"] is content["num_waiting"] is content["confirmation"] is None
