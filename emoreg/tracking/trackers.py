@@ -22,9 +22,8 @@ class WandB(TrialLogger[Any]):
         import wandb
 
         self._wandb = wandb
-        if wandb.Settings().mode == "online" and not wandb.login(
-            prompt=False, verify=False
-        ):  # else it would ask in the terminal
+        is_online = wandb.setup().settings.mode == "online"
+        if is_online and not wandb.login(prompt=False, verify=False):  # else it would ask in the terminal
             raise ConfigError("Run `wandb login`, or set WANDB_MODE=offline: W&B must have an API key, but there is none")
 
     def begin(self, trial: ResolvedTrial, settings: Mapping[str, Any]) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +18,7 @@ from emoreg.config import StudyConfig, resolve_trial
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.errors import ConfigError
 from emoreg.results.records import EpochRecord, RunRecord
-from emoreg.tracking import trackers
+from emoreg.tracking import trackers  # noqa: F401 - registers our own
 from emoreg.tracking.loggers import LoggerThread, TrialLogger, check_loggers, start_loggers
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tuning.user_code import UserCode
@@ -223,6 +226,9 @@ def test_a_logger_stays_with_the_driver() -> None:
     assert b"held" not in UserCode.collect().pickled
 
 
+OTHERS = pytest.mark.filterwarnings("default")  # whose warnings are not ours
+
+
 def follow(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log one trial with a tracker that is installed, in a folder."""
     monkeypatch.chdir(folder)
@@ -238,6 +244,7 @@ def follow(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert messages == []
 
 
+@OTHERS
 def test_mlflow_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="extra `mlflow` is not installed")
     for _ in range(2):
@@ -251,6 +258,7 @@ def test_mlflow_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run.data.metrics["trial/val_accuracy"] == 0.5
 
 
+@OTHERS
 def test_aim_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aim = pytest.importorskip("aim", reason="extra `aim` is not installed")
     follow("aim", tmp_path, monkeypatch)
@@ -265,6 +273,7 @@ def test_aim_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(found.values.sparse_list()[1]) == [0.1, 0.2, 0.3]
 
 
+@OTHERS
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -275,10 +284,17 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert text in content
 
 
-def test_wandb_without_a_key_says_so_and_does_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_a_key_says_so_and_does_not_ask(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="extra `wandb` is not installed")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"^Run `wandb login`, or set WANDB_MODE=offline"):
-        trackers.WandB(STUDY)
+    code = "from emoreg.tracking.trackers import WandB; from tests.helpers.studies import tiny_study; WandB(tiny_study())"
+    without = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=without | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "ConfigError: Run `wandb login`, or set WANDB_MODE=offline" in done.stderr
