@@ -69,6 +69,17 @@ def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later() -> None
     assert ray.get(watcher.remote(signal, True)) is True
 
 
+def test_a_stop_signal_for_one_trial_leaves_the_others_alone() -> None:
+    signal = StopSignal()
+    with closing(signal.watch("a")) as first, closing(signal.watch("b")) as second, closing(signal.watch("a")) as again:
+        signal.set("a")
+        until(first)
+        until(again)
+        assert not second()
+        signal.set()
+        until(second)
+
+
 def test_a_signal_that_is_gone_tells_nobody_to_stop() -> None:
     signal = StopSignal()
     with closing(signal.watch("a")) as is_set:
