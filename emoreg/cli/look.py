@@ -64,7 +64,7 @@ def print_status(status: Status, console: Console) -> None:
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")
     for params in status.enqueued:
-        line(f"  enqueued  {', '.join(format_params(params))}")
+        line(f"  enqueued  {' '.join(f'{path}={value}' for path, value in params.items())}")
     if status.confirmation is not None:
         table = plain_table("  seeds done", "backbone", "finished", right=("finished",))
         for row in status.confirmation:

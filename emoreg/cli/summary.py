@@ -225,4 +225,6 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
 
 def _as_text(value: Any) -> str:
     """A setting's value as the command line would take it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{path}={_as_text(chosen)}" for path, chosen in value.items())
     return " ".join(map(_as_text, value)) if isinstance(value, tuple) else str(value)
