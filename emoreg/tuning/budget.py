@@ -96,7 +96,7 @@ def slurm_seconds_left(environment: Mapping[str, str], notify: Callable[[str], N
     if job is None:
         return None
     end = environment.get("SLURM_JOB_END_TIME", "")
-    if end.isdecimal():
+    if end.isdecimal() and int(end) > time.time():  # else it is 0, or the job was given more time since
         return int(end) - time.time()
     command = ["squeue", "--noheader", f"--job={job}", "--format=%L"]
     try:

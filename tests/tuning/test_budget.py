@@ -143,7 +143,9 @@ def test_where_the_environment_does_not_say_squeue_is_asked(
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     messages: list[Any] = []
-    assert slurm_seconds_left({"SLURM_JOB_ID": "7"}, messages.append) == seconds
+    for environment in ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "0"}):
+        messages.clear()
+        assert slurm_seconds_left(environment, messages.append) == seconds
     assert len(messages) == (answer not in ("echo UNLIMITED",) and seconds is None)
 
 
