@@ -200,13 +200,11 @@ class Study:
 
     def _notifying(self, progress: StudyObserver) -> AbstractContextManager[None]:
         """Send a word at the end of a run within, if the study asks for one."""
+        if self.config.notify is None:
+            return nullcontext()
         from emoreg.tracking.notify import notifying
 
-        return (
-            nullcontext()
-            if self.config.notify is None
-            else notifying(self.config.notify, self.name, self.place, progress.on_message)
-        )
+        return notifying(self.config.notify, self.name, self.place, progress.on_message)
 
     def _ended(self, end: str) -> Study:
         """The study after a run that ended so, to be read anew."""

@@ -7,6 +7,7 @@ torch, Ray nor Optuna, and no lock: a driver is not disturbed.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -19,6 +20,8 @@ from emoreg.results.analysis import TrialSummary
 from emoreg.results.written import stored_rows
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import seal, unseal
+
+log = logging.getLogger(__name__)
 
 FOLDER = "requests"
 _ENQUEUE, _STOP = f"{FOLDER}/enqueue.", f"{FOLDER}/stop."
@@ -117,7 +120,15 @@ def asked_to_stop(files: Files) -> frozenset[str]:
 
 def remove_stop(files: Files, identity: str) -> None:
     """Forget that a trial is to stop: it has ended."""
-    files.remove(f"{_STOP}{identity}")
+    remove_request(files, f"{_STOP}{identity}")
+
+
+def remove_request(files: Files, name: str) -> None:
+    """Remove a request that is done; one that cannot be, as another user's, stays, and does no harm."""
+    try:
+        files.remove(name)
+    except OSError as error:
+        log.warning("%s is done, and cannot be removed: %s", name, error)
 
 
 def _names(files: Files, prefix: str) -> list[str]:

@@ -56,11 +56,17 @@ def check_loggers(config: StudyConfig) -> None:
     """
     for name in config.loggers:
         LOGGERS.require(name, of="loggers")
-        if name not in LOGGERS.user_names() and find_spec(name) is None:  # ours are called as the packages that they need
+        if name not in LOGGERS.user_names() and not _is_installed(name):  # ours are called as the packages that they need
             raise ConfigError(
                 f"Install it (pip install -e '.[{name}]'), or drop the logger: a logger's package must be installed, but "
                 f"{name!r} is not"
             )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of its name, as W&B leaves its own in the working directory, is none."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def start_loggers(config: StudyConfig, notify: Callable[[str], None]) -> list[LoggerThread]:

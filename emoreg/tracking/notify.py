@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from emoreg.config import shown_url, without_secrets
+from emoreg.errors import UserError
 from emoreg.formatting import counted, format_params
-from emoreg.results.status import Status, read_status
+from emoreg.results.status import read_status
 
 _ANSWER_SECONDS = 10.0
 
@@ -32,12 +33,16 @@ def notifying(url: str, study: str, place: str, tell: Callable[[str], None]) -> 
     try:
         yield
     except Exception as error:
-        _send(url, _failed(study, without_secrets(str(error))), tell)
+        _send(url, _failed(study, error), tell)
         raise
-    _send(url, _ended(read_status(place)), tell)
+    _send(url, _ended(study, place), tell)
 
 
-def _ended(status: Status) -> dict[str, Any]:
+def _ended(study: str, place: str) -> dict[str, Any]:
+    try:
+        status = read_status(place)
+    except (UserError, OSError) as error:  # the storage does not answer any more
+        return _failed(study, error)
     trials, best = status.trials, status.best
     counts = {"finished": trials.finished, "pruned": trials.pruned, "failed": trials.failed}
     text = f"study {status.name!r}: {status.ending}, {trials.ended} of {counted(trials.planned, 'trial')} have ended, "
@@ -57,7 +62,8 @@ def _ended(status: Status) -> dict[str, Any]:
     }
 
 
-def _failed(study: str, reason: str) -> dict[str, Any]:
+def _failed(study: str, error: Exception) -> dict[str, Any]:
+    reason = without_secrets(str(error))
     return {"text": f"study {study!r} could not go on: {reason}", "study": study, "ending": "error", "reason": reason}
 
 

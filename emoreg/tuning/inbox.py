@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from emoreg.results.requests import EnqueuedTrial, enqueued
+from emoreg.results.requests import EnqueuedTrial, enqueued, remove_request
 from emoreg.storage.files import Files
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ class Polled(Generic[T]):
 
     def __init__(self, read: Callable[[Files], T], files: Files, found: T, clock: Clock) -> None:
         """Begin with what was ``found``, and look when first asked."""
-        self.found = found
+        self._found = found
         self._read, self._files, self._clock = read, files.impatient(), clock
         self._seconds = _LOOK_SECONDS if files.folder is not None else _REMOTE_LOOK_SECONDS
         self._next_look = clock()
@@ -33,8 +33,8 @@ class Polled(Generic[T]):
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + self._seconds
             with suppress(OSError):  # the next look may find what this one did not
-                self.found = self._read(self._files)
-        return self.found
+                self._found = self._read(self._files)
+        return self._found
 
 
 class Inbox:
@@ -43,13 +43,14 @@ class Inbox:
     def __init__(self, files: Files, *, clock: Clock = time.monotonic) -> None:
         """Look into the study's folder."""
         self._files = files
+        self._removed: set[str] = set()
         self._polled = Polled[tuple[EnqueuedTrial, ...]](enqueued, files, (), clock)
 
     def trials(self) -> tuple[EnqueuedTrial, ...]:
         """Those that wait, in the order in which they were asked for."""
-        return self._polled()
+        return tuple(trial for trial in self._polled() if trial.name not in self._removed)
 
     def remove(self, name: str) -> None:
         """Remove a request: its trial runs, or cannot."""
-        self._polled.found = tuple(trial for trial in self._polled.found if trial.name != name)
-        self._files.remove(name)
+        self._removed.add(name)
+        remove_request(self._files, name)

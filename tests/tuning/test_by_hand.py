@@ -103,6 +103,26 @@ def test_a_driver_killed_on_the_way_neither_loses_an_enqueued_trial_nor_runs_it_
     assert waiting(tmp_path) == []
 
 
+def test_a_request_that_cannot_be_removed_is_run_once_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = study_config(SPACE, num_trials=1)
+    ask_first(tmp_path, config, regulation__balance=0.25)
+
+    def refuse(self: Files, name: str) -> None:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(Files, "remove", refuse)
+    for _ in range(2):
+        search = Search(config, tmp_path)
+        if search.next("a") is not None:
+            search.finish("a", 0.5)
+        assert search.next("b") is None
+        assert search.is_done
+    assert search.states == [COMPLETE]
+    assert "is done, and cannot be removed: [Errno 13] Permission denied" in caplog.text
+
+
 @pytest.fixture(params=["journal", "sqlite"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
     return None if request.param == "journal" else f"sqlite:///{tmp_path}/optuna.db"
