@@ -213,10 +213,11 @@ class Study:
         self.refresh()
         match end:
             case RunEnd.INTERRUPTED:
-                why, trials = self.runs[-1].stop_reason, self.status().trials
+                why, status = self.runs[-1].stop_reason, self.status()
+                how, used = "was interrupted" if why is None else f"stopped {why}", status.used and f"; {status.used}"
                 raise Interrupted(
-                    f"Run study {self.name!r} again to go on: it {'was interrupted' if why is None else f'stopped {why}'}; "
-                    f"{trials.ended} of {counted(trials.planned, 'trial')} have ended, and what the others did is saved"
+                    f"Run study {self.name!r} again to go on: it {how}; {status.trials.ended} of "
+                    f"{counted(status.trials.planned, 'trial')} have ended, and what the others did is saved{used}"
                 )
             case RunEnd.ABORTED:
                 last = max((row for row in self.trials if row.status == "failed"), key=lambda row: row.ended)

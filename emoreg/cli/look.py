@@ -56,8 +56,8 @@ def print_status(status: Status, console: Console) -> None:
     if status.slots is not None:
         waiting = "" if status.waiting_share is None else f", {100 * status.waiting_share:.0f} % of their time spent waiting"
         line(f"  slots     {status.slots}{waiting}")
-    if (used := _used(status)) is not None:
-        line(f"  budget    {used}")
+    if status.used:
+        line(f"  budget    {status.used}")
     if best is not None:
         found = ", ".join([best.backbone, *format_params(best.params)])
         line(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", style="green")
@@ -111,16 +111,6 @@ def print_report(places: Sequence[str], output: str | None, *, price_per_hour: f
         console.print(f"figures: {warning.message}")
     if images and not left_out:
         console.print(f"figures: {path.parent / 'figures'} (as PNG and SVG)")
-
-
-def _used(status: Status) -> str | None:
-    """What of a study's budget is used, in words; None where it has none over all its runs."""
-    hours, budget = status.device_hours, status.budget
-    parts = [] if budget.device_hours is None else [f"{hours:.3g} of {budget.device_hours:g} device hours used"]
-    if budget.price_per_hour is not None:
-        most = "" if budget.cost is None else f" of {budget.cost:g}"
-        parts.append(f"{hours * budget.price_per_hour:.2f}{most} spent, at {budget.price_per_hour:g} an hour")
-    return ", ".join(parts) or None
 
 
 def _state(status: Status) -> str:

@@ -157,6 +157,16 @@ class Status:
     enqueued: tuple[Mapping[str, Value], ...]
     confirmation: tuple[Seeds, ...] | None
 
+    @property
+    def used(self) -> str:
+        """What of a budget for all runs is used, in words: "3.2 of 10 device hours used"; empty where there is none."""
+        hours, budget = self.device_hours, self.budget
+        parts = [] if budget.device_hours is None else [f"{hours:.3g} of {budget.device_hours:g} device hours used"]
+        if budget.price_per_hour is not None:
+            most = "" if budget.cost is None else f" of {budget.cost:g}"
+            parts.append(f"{hours * budget.price_per_hour:.2f}{most} spent, at {budget.price_per_hour:g} an hour")
+        return ", ".join(parts)
+
 
 def read_status(place: str) -> Status:
     """How the study in a folder or at a URI stands. Nothing is written, and a driver is not disturbed.

@@ -221,7 +221,8 @@ class TrialLogger(StudyObserver, ABC, Generic[Run]):
 
     def on_saved(self, trial: ResolvedTrial) -> None:
         """End the run of a trial that will go on when the study is run again."""
-        self.finish(self._runs.pop(trial.identity), {}, "interrupted")
+        if trial.identity in self._runs:  # else it never had a worker
+            self.finish(self._runs.pop(trial.identity), {}, "interrupted")
 
     def on_run_end(self, status: RunStatus) -> None:
         """End the runs of trials that were cut off."""

@@ -103,6 +103,7 @@ def test_a_trial_begun_again_is_one_run_and_each_epoch_is_logged_once() -> None:
 def test_runs_of_trials_that_did_not_end_are_closed_and_one_that_never_began_is_told() -> None:
     logger = Calls(STUDY)
     other = resolve_trial(dataclasses.replace(STUDY.trial, seed=1))
+    logger.on_saved(TRIAL)
     logger.on_start(TRIAL, "search")
     logger.on_saved(TRIAL)
     logger.on_end(other, ended(other.config, status="failed"))
