@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from emoreg import torchvision_import
 from emoreg.config import (
     AugmentationConfig,
+    BudgetConfig,
     Choice,
     ExperienceConfig,
     Float,
@@ -40,6 +41,7 @@ from emoreg.errors import EmoregError
 if TYPE_CHECKING:
     from emoreg.data import ImageSetContents, ImageSetRequest, image_set
     from emoreg.study import Study, load_study, run_trial
+    from emoreg.tracking.loggers import logger
     from emoreg.tracking.observer import StudyObserver
     from emoreg.training.backbones import backbone
     from emoreg.training.metrics import metric
@@ -51,6 +53,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AugmentationConfig",
+    "BudgetConfig",
     "Choice",
     "EmoregError",
     "ExperienceConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "image_set",
     "load_network",
     "load_study",
+    "logger",
     "metric",
     "objective",
     "probe",
@@ -94,6 +98,7 @@ _LAZY = {
     "image_set": "emoreg.data",
     "load_network": "emoreg.training.network",
     "load_study": "emoreg.study",
+    "logger": "emoreg.tracking.loggers",
     "metric": "emoreg.training.metrics",
     "objective": "emoreg.tuning.adapters",
     "probe": "emoreg.training.probes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 from emoreg.config import (
     FIRST_SEED,
     STORAGE,
+    BudgetConfig,
     Distribution,
     ExperienceConfig,
     Objective,
@@ -21,6 +23,7 @@ from emoreg.config import (
     StudyConfig,
     TrialConfig,
     TrialResources,
+    Value,
 )
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.formatting import counted, format_params
@@ -61,6 +64,7 @@ class StudySettings(TypedDict, total=False):
     storage: str
     trial: TrialConfig
     search_space: Mapping[str, Distribution]
+    fixed: Mapping[str, Value]
     num_trials: int
     sampler: SamplerConfig
     scheduler: SchedulerConfig
@@ -69,7 +73,10 @@ class StudySettings(TypedDict, total=False):
     control_seeds: tuple[int, ...]
     confirmed: tuple[TrialConfig, ...]
     resources: ResourcesConfig
+    budget: BudgetConfig
     resources_by_backbone: Mapping[str, TrialResources]
+    loggers: tuple[str, ...]
+    notify: str | None
     experience: ExperienceConfig
     warm_start_from: tuple[str, ...]
     optuna_storage: str | None
@@ -148,7 +155,7 @@ class Study:
         check_study(self.config, address=address)  # before Ray is imported, which takes seconds
         from emoreg.tuning.study import run_study
 
-        with Progress(self.place) as progress:
+        with Progress(self.place) as progress, self._notifying(progress):
             end = run_study(self.config, address=address, observers=(progress, *observers), command=command)
         return self._ended(end)
 
@@ -189,10 +196,18 @@ class Study:
 
         plan = plan_confirmation(self.config, top=top, num_seeds=num_seeds, first_seed=first_seed, address=address)
         confirmation = Study.from_config(plan.config)
-        with Progress(confirmation.place) as progress:
+        with Progress(confirmation.place) as progress, confirmation._notifying(progress):
             end = run_confirmation(plan, again=again, address=address, observers=(progress, *observers), command=command)
         self.refresh()
         return confirmation._ended(end)
+
+    def _notifying(self, progress: StudyObserver) -> AbstractContextManager[None]:
+        """Send a word at the end of a run within, if the study asks for one."""
+        if self.config.notify is None:
+            return nullcontext()
+        from emoreg.tracking.notify import notifying
+
+        return notifying(self.config.notify, self.name, self.place, progress.on_message)
 
     def _ended(self, end: str) -> Study:
         """The study after a run that ended so, to be read anew."""
@@ -201,7 +216,12 @@ class Study:
         self.refresh()
         match end:
             case RunEnd.INTERRUPTED:
-                raise Interrupted(f"Run study {self.name!r} again to go on: it was interrupted, and what it did is saved")
+                why, status = self.runs[-1].stop_reason, self.status()
+                how, used = "was interrupted" if why is None else f"stopped {why}", status.used and f"; {status.used}"
+                raise Interrupted(
+                    f"Run study {self.name!r} again to go on: it {how}; {status.trials.ended} of "
+                    f"{counted(status.trials.planned, 'trial')} have ended, and what the others did is saved{used}"
+                )
             case RunEnd.ABORTED:
                 last = max((row for row in self.trials if row.status == "failed"), key=lambda row: row.ended)
                 raise StudyAborted(
@@ -210,6 +230,43 @@ class Study:
                     f"{last.identity}:\n{last.log_tail}"
                 )
         return self
+
+    def enqueue(self, values: Mapping[str, Value]) -> Study:
+        """Have a trial with these values tried first in the search, whether the study runs now or later.
+
+        It counts as a trial of the search, and runs even where ``num_trials`` have been proposed.
+
+        Args:
+            values: by searched path; the sampler proposes those that are left out.
+
+        Returns:
+            The study itself.
+
+        Raises:
+            ConfigError: for values that the search space does not have, that break a rule together, or of a trial that has run.
+        """
+        refuse_while_imported("study.enqueue()")
+        from emoreg.results.requests import enqueue
+
+        enqueue(Files(self.place), self.config, values)
+        return self
+
+    def stop_trial(self, identity: str) -> str:
+        """Have a trial of the search that runs now save and end, as pruned; the study goes on.
+
+        Args:
+            identity: the trial's, or its beginning.
+
+        Returns:
+            Its whole identity.
+
+        Raises:
+            ConfigError: where no such trial runs.
+        """
+        from emoreg.results.requests import ask_to_stop
+
+        running = [trial.identity for trial in self.status().running or () if trial.role == "search"]
+        return ask_to_stop(Files(self.place), self.config, running, identity)
 
     def report(self, output: str | Path | None = None, *, images: bool = True, price_per_hour: float | None = None) -> Path:
         """Write the report: one HTML file that needs no server and no network.
@@ -385,7 +442,7 @@ def load_study(place: str | Path) -> Study:
         raise ConfigError(
             f"Rename the folder to {config.name!r}: a study lies in a folder of its name, but this is {files.uri!r}"
         )
-    return Study.from_config(dataclasses.replace(config, storage=storage))
+    return Study.from_config(dataclasses.replace(config, storage=storage, notify=None))
 
 
 def run_trial(trial: TrialConfig, *, storage: str = STORAGE, device: Literal["auto", "cpu", "cuda"] = "auto") -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -19,7 +20,7 @@ from emoreg.config import STORAGE
 from emoreg.errors import ConfigError, UserError
 from emoreg.storage.files import Files, expand
 from emoreg.storage.working_copy import join
-from emoreg.study import Study, imported_file
+from emoreg.study import Study, imported_file, load_study
 
 
 def read_study_file(reference: str) -> Study:
@@ -152,6 +153,22 @@ def find_study(reference: str, storage: str | None) -> str:
     if not Files(place).exists("study.json"):
         raise ConfigError(f"Run the study first (`emoreg run {reference}`): there is none in {place!r} yet")
     return place
+
+
+def open_study(reference: str, storage: str | None) -> Study:
+    """The study that was run, as ``find_study`` finds it, or the one that a module or file defines.
+
+    Raises:
+        ConfigError: where there is neither.
+    """
+    try:
+        return load_study(find_study(reference, storage))
+    except ConfigError as error:
+        try:
+            study = read_study_file(reference)
+        except ConfigError:
+            raise error from None
+    return study if storage is None else Study.from_config(dataclasses.replace(study.config, storage=storage))
 
 
 def shipped_studies() -> list[str]:

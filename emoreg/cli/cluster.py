@@ -17,10 +17,12 @@ import tyro
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from emoreg.cli.options import ConfirmationOptions, Debug, StudyCommand, Switch
+from emoreg.cli.options import ConfirmationOptions, Debug, StudyCommand, Switch, reading
 from emoreg.cli.terminal import new_table, terminal
 from emoreg.errors import ConfigError
 from emoreg.formatting import duration
+from emoreg.study import load_study
+from emoreg.study_file import find_study
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -138,10 +140,24 @@ class Logs(_JobCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Stop(_JobCommand):
-    """Stop the newest job of a study: its trials save, and submitting it again goes on."""
+    """Stop the newest job of a study: its trials save, and submitting it again goes on.
+
+    With --trial one trial of its search alone, wherever the study runs.
+    """
+
+    trial: str | None = None
+    """Identity, or its beginning, of a trial that runs (`emoreg status`): it saves, counts as pruned, and the study goes on."""
+    storage: str | None = None
+    """With --trial: folder or URI that holds the study, where it is not `runs` or what the study's file says."""
 
     def __call__(self) -> int:
         """The exit code."""
+        if self.trial is not None:
+            with reading():
+                study = load_study(find_study(self.study, self.storage))
+                identity = study.stop_trial(self.trial)
+            print(f"study {study.name!r}: trial {identity} is told to stop; it saves first, and counts as pruned")
+            return 0
         from emoreg.cluster.client import connect, follow
         from emoreg.cluster.jobs import Job, newest_job, study_status
 

@@ -13,10 +13,11 @@ from tyro.conf import Positional, arg
 from emoreg.cli.options import WRITTEN, ConfirmationOptions, Debug, Device, StudyCommand, Switch, WrittenCommand, reading
 from emoreg.cli.terminal import terminal
 from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
+from emoreg.config.by_hand import parse_values
 from emoreg.config.trial import Fit
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.study import Study, load_study
-from emoreg.study_file import find_study
+from emoreg.study_file import find_study, open_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,29 @@ class Export(WrittenCommand):
         console.print(f"exported: trial {record.identity}, {record.backbone}, seed {record.seed}{accuracy}")
         console.print(f"to:       {self.to}")
         console.print(f"use:      emoreg.load_network({self.to!r})")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enqueue:
+    """Put a trial first in the search of a study, whether it runs now or later.
+
+    The values are held against the search space; the sampler proposes those that are left out.
+    """
+
+    study: Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
+    values: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="PATH=VALUE [PATH=VALUE ...]", help="Values, as regulation.balance=0.3.")
+    ]
+    storage: str | None = None
+    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
+    debug: Debug = False
+
+    def __call__(self) -> int:
+        """The exit code."""
+        with reading():
+            study = open_study(self.study, self.storage).enqueue(parse_values(self.values))
+        print(f"study {study.name!r}: enqueued {', '.join(self.values)}; the next trial of its search has these values")
         return 0
 
 

@@ -56,11 +56,15 @@ def print_status(status: Status, console: Console) -> None:
     if status.slots is not None:
         waiting = "" if status.waiting_share is None else f", {100 * status.waiting_share:.0f} % of their time spent waiting"
         line(f"  slots     {status.slots}{waiting}")
+    if status.used:
+        line(f"  budget    {status.used}")
     if best is not None:
         found = ", ".join([best.backbone, *format_params(best.params)])
         line(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", style="green")
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")
+    for params in status.enqueued:
+        line(f"  enqueued  {' '.join(f'{path}={value}' for path, value in params.items())}")
     if status.confirmation is not None:
         table = plain_table("  seeds done", "backbone", "finished", right=("finished",))
         for row in status.confirmation:
@@ -119,7 +123,7 @@ def _state(status: Status) -> str:
         return f"done, every trial has ended{when}"
     stopped = {
         None: "killed, for its last run has no end and no driver lives",
-        "interrupted": "interrupted",
+        "interrupted": "interrupted" if status.stop_reason is None else f"stopped {status.stop_reason}",
         "aborted": "stopped by faults in code",
     }
     return f"{stopped[status.ending]}{when}; run it again to go on"

@@ -42,6 +42,7 @@ a plain one on the task. Does that help, and how much of it?
   emoreg report STUDY...    its answer as one HTML file: verdicts, curves, costs
   emoreg export STUDY       a trained network, to be used outside of its study
   emoreg status STUDY       how it stands; with --address, how its job does
+  emoreg enqueue STUDY PATH=VALUE...   put a trial first in its search
   emoreg dashboard STUDY    its search in optuna-dashboard
   emoreg tensorboard STUDY  its trials in TensorBoard
   emoreg trial STUDY        one trial, in this process, without Ray
@@ -53,7 +54,7 @@ a plain one on the task. Does that help, and how much of it?
   emoreg doctor             what this machine or a cluster lacks, and the cure
   emoreg submit STUDY       run a study, or confirm it, on a Ray cluster
   emoreg logs STUDY         what the job of a submitted study has printed
-  emoreg stop STUDY         let its trials save, and end it
+  emoreg stop STUDY         end its job, its trials saved; --trial ID: that trial alone
 
 STUDY is a module or a Python file with `study`, or the name or folder of one
 that was run where it is only looked at. emoreg ships:
@@ -111,6 +112,7 @@ COMMANDS: dict[str, type[Callable[[], int]]] = {
     "confirm": commands.Confirm,
     "trial": commands.Trial,
     "show": commands.Show,
+    "enqueue": commands.Enqueue,
     "experience": commands.Experience,
     "doctor": commands.Doctor,
     "data": commands.Data,

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
-from emoreg.config import FIRST_SEED, Distribution, StudyConfig, TrialConfig, TrialResources, leaves, without_secrets
+from emoreg.config import FIRST_SEED, Distribution, StudyConfig, TrialConfig, TrialResources, Value, leaves, without_secrets
+from emoreg.config.by_hand import parse_values
 from emoreg.config.search_space import pin
 from emoreg.errors import StorageError
 
@@ -29,6 +31,16 @@ class StudyOptions(StudyConfig):
     """
 
     search_space: Suppress[Mapping[str, Distribution]] = field(default_factory=dict)
+    fixed: Annotated[
+        Mapping[str, Value],
+        PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[PATH=VALUE ...]",
+            instance_from_str=parse_values,
+            is_instance=lambda value: isinstance(value, Mapping),
+            str_from_instance=lambda values: [f"{path}={value}" for path, value in values.items()],
+        ),
+    ] = field(default_factory=dict)
     confirmed: Suppress[tuple[TrialConfig, ...]] = ()
     resources_by_backbone: Suppress[Mapping[str, TrialResources]] = field(default_factory=dict)
 

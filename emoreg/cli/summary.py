@@ -53,7 +53,8 @@ def exit_code(study: StudyResults, ended: Interrupted | StudyAborted | None, com
     """Say how to go on where the run of a study did not end by itself; the exit code."""
     match ended:
         case Interrupted():
-            console.print(f"Interrupted: run the same command again to go on.\n  {command}")
+            is_signalled = not study.runs or study.runs[-1].stop_reason is None
+            console.print(f"{'Interrupted: run the same command again to go on.' if is_signalled else ended}\n  {command}")
             return 130
         case StudyAborted():
             console.print(f"{ended}\n  {command}")
@@ -231,4 +232,6 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
 
 def _as_text(value: Any) -> str:
     """A setting's value as the command line would take it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{path}={_as_text(chosen)}" for path, chosen in value.items())
     return " ".join(map(_as_text, value)) if isinstance(value, tuple) else str(value)

@@ -23,7 +23,7 @@ _LITERAL = 8  # a shorter password may stand in code for something else
 
 NO_SECRETS = (
     "Take it out, and let the nodes of the cluster have it: an instance's role, or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head"
+    "AWS_SECRET_ACCESS_KEY, where Ray is started; PGPASSWORD or ~/.pgpass on the head; --notify's URL in the study file"
 )
 
 

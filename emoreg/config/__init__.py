@@ -5,12 +5,13 @@ from emoreg.config.distributions import Choice, Distribution, Float, Int, When
 from emoreg.config.paths import Value, leaves, read_path, replace_paths
 from emoreg.config.registry import BACKBONES, CONTROLS, IMAGE_SETS, METRICS, PROBES, Registry, registries
 from emoreg.config.resolved import Fingerprints, ResolvedTrial, resolve_trial
-from emoreg.config.secrets import SECRETS, is_percent_encoded, without_secrets
+from emoreg.config.secrets import SECRETS, is_percent_encoded, shown_url, without_secrets
 from emoreg.config.serialization import from_json, to_json
 from emoreg.config.study import (
     CONFIRM,
     FIRST_SEED,
     STORAGE,
+    BudgetConfig,
     ExperienceConfig,
     Objective,
     ResourcesConfig,
@@ -31,9 +32,9 @@ from emoreg.config.validation import require
 
 __all__ = [
     "BACKBONES", "CONFIRM", "CONTROLS", "FIRST_SEED", "IMAGE_SETS", "METRICS", "PROBES", "SECRETS", "STORAGE",
-    "AugmentationConfig", "Choice", "Control", "Distribution", "ExperienceConfig", "Fingerprints", "Float",
+    "AugmentationConfig", "BudgetConfig", "Choice", "Control", "Distribution", "ExperienceConfig", "Fingerprints", "Float",
     "ImageSetConfig", "Int", "Objective", "OptimizerConfig", "PretrainingConfig", "Registry", "RegulationConfig",
     "ResolvedTrial", "ResourcesConfig", "SamplerConfig", "SchedulerConfig", "StudyConfig", "TrialConfig", "TrialResources",
     "Value", "When", "control", "control_named", "from_json", "in_order", "is_percent_encoded", "leaves", "read_path",
-    "registries", "replace_paths", "require", "resolve_trial", "to_json", "without_secrets",
+    "registries", "replace_paths", "require", "resolve_trial", "shown_url", "to_json", "without_secrets",
 ]  # fmt: skip

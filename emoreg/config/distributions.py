@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from decimal import Decimal
+from typing import Annotated, Any
 
 from emoreg.config.paths import Value
 from emoreg.config.validation import DISTINCT, Positive, PositiveInt, Rule, not_empty, validate
@@ -113,3 +115,12 @@ class Choice:
 
 Distribution = Int | Float | Choice
 """In this order: what JSON has is read as the first that takes it, and Int does not take 1.0."""
+
+
+def steps(distribution: Float | Int) -> Sequence[Any]:
+    """The values from low to high by step; high itself only where a step ends there."""
+    if isinstance(distribution, Int):
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    # In decimals, so that 0 to 1 by 0.1 ends at 1.0 and holds 0.3 rather than 0.30000000000000004.
+    low, high, step = (Decimal(str(value)) for value in (distribution.low, distribution.high, distribution.step or 1.0))
+    return tuple(float(low + index * step) for index in range(int((high - low) / step) + 1))

@@ -91,7 +91,10 @@ PROBES: Registry[Any] = Registry("probe")
 METRICS: Registry[Any] = Registry("metric")
 """What is measured on validation besides accuracy and loss: see ``training``."""
 
+LOGGERS: Registry[Any] = Registry("logger")
+"""What follows a study from its driver: see ``tracking.loggers``."""
+
 
 def registries() -> tuple[Registry[Any], ...]:
     """Every registry of the package."""
-    return (CONTROLS, IMAGE_SETS, BACKBONES, PROBES, METRICS)
+    return (CONTROLS, IMAGE_SETS, BACKBONES, PROBES, METRICS, LOGGERS)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, Protocol
 
-from emoreg.config.distributions import Choice, Distribution, Float, Int
+from emoreg.config.distributions import Choice, Distribution, Float, Int, steps
 from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.study import StudyConfig
 from emoreg.config.trial import TrialConfig
@@ -44,9 +43,9 @@ def suggest(space: SearchSpace, base: TrialConfig, trial: Suggester) -> dict[str
             case Float(low=low, step=None, log=log):
                 params[path] = trial.suggest_float(path, low, distribution.high, log=log)
             case Float(low=low, step=step):
-                params[path] = trial.suggest_float(path, low, _steps(distribution)[-1], step=step)
+                params[path] = trial.suggest_float(path, low, steps(distribution)[-1], step=step)
             case Int(low=low, step=step, log=log):
-                params[path] = trial.suggest_int(path, low, _steps(distribution)[-1], step=step, log=log)
+                params[path] = trial.suggest_int(path, low, steps(distribution)[-1], step=step, log=log)
             case Choice(values=values):
                 params[path] = trial.suggest_categorical(path, values)
     return params
@@ -144,16 +143,7 @@ def _values(distribution: Distribution) -> Sequence[Value] | None:
         case Float(step=None) if distribution.low < distribution.high:
             return None
         case _:
-            return _steps(distribution)
-
-
-def _steps(distribution: Float | Int) -> Sequence[Any]:
-    """The values from low to high by step; high itself only where a step ends there."""
-    if isinstance(distribution, Int):
-        return range(distribution.low, distribution.high + 1, distribution.step)
-    # In decimals, so that 0 to 1 by 0.1 ends at 1.0 and holds 0.3 rather than 0.30000000000000004.
-    low, high, step = (Decimal(str(value)) for value in (distribution.low, distribution.high, distribution.step or 1.0))
-    return tuple(float(low + index * step) for index in range(int((high - low) / step) + 1))
+            return steps(distribution)
 
 
 def _as_text(distribution: Distribution) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 SECRETS = (
     re.compile(r"://[^:/\s]*:(\S+)@"),  # up to the last @: a password may hold some
@@ -11,6 +11,7 @@ SECRETS = (
         r"[?&](?:[\w-]*(?:pass|pwd|secret|token|key|signature|credential)[\w-]*|sig)=([^&\s]+?)(?=['\"]*(?:[&\s]|$))",
         re.IGNORECASE,
     ),
+    re.compile(r"--notify[ =]['\"]?\w+://([^\s'\"]+)"),  # a webhook's secret is its path
 )
 """Find the passwords and keys in URLs: their first group."""
 
@@ -28,6 +29,12 @@ def without_secrets(text: str, url: str = "") -> str:
         for form in {secret, unquote(secret), unquote_plus(secret), quote(unquote(secret), safe="")}:
             text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
     return text
+
+
+def shown_url(url: str) -> str:
+    """A URL whose path is a secret, as it may be shown: "https://hooks.slack.com/***"."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}/***"
 
 
 def is_percent_encoded(uri: str) -> bool:

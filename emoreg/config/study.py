@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
+from emoreg.config.by_hand import check_values
 from emoreg.config.distributions import Choice, Distribution
-from emoreg.config.paths import read_path, replace_paths
+from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.registry import CONTROLS
-from emoreg.config.secrets import without_secrets
-from emoreg.config.trial import TrialConfig
+from emoreg.config.secrets import shown_url, without_secrets
+from emoreg.config.trial import Names, TrialConfig
 from emoreg.config.validation import (
     DISTINCT,
     Constraint,
@@ -144,14 +146,14 @@ class TrialResources:
 
     Example:
         >>> import emoreg
-        >>> emoreg.TrialResources(gpus=2, accelerator_type="H100").cpus is None
+        >>> emoreg.TrialResources(gpus=0.5, accelerator_type="H100").cpus is None
         True
     """
 
     cpus: Positive | None = None
     """CPU cores."""
     gpus: NotNegative | None = None
-    """GPUs, fractions allowed."""
+    """GPUs: 0, 1, or a fraction of one."""
     memory_gib: Positive | None = None
     """Memory that Ray sets aside, in GiB."""
     accelerator_type: _AcceleratorType | None = None
@@ -167,9 +169,9 @@ def _gpu_rules(gpus: str) -> tuple[Rule, ...]:
     return (
         Rule(
             gpus,
-            lambda c: count(c) is None or count(c) <= 1 or count(c) == int(count(c)),
-            "above 1 must be whole",
-            "take 0.5, 1 or 2, say",
+            lambda c: count(c) is None or count(c) <= 1,
+            "must be at most 1, for a trial computes on one GPU: a second one would stand idle",
+            "take 1 (more GPUs run more trials at once), or a fraction, so that trials share one",
         ),
         Rule(
             "accelerator_type",
@@ -193,7 +195,7 @@ class ResourcesConfig:
     cpus_per_trial: Positive = 1.0
     """CPU cores a trial, which are also its threads on a CPU."""
     gpus_per_trial: NotNegative | None = None
-    """GPUs a trial, fractions allowed. None: one where Ray has or may start GPUs, none elsewhere. 0: CPU."""
+    """GPUs a trial, at most 1; a fraction shares one. None: one where Ray has or may start GPUs, none elsewhere. 0: CPU."""
     memory_gib_per_trial: Positive | None = None
     """Memory that Ray sets aside for a trial, in GiB. None: none, so CPUs and GPUs alone say how many fit on a machine."""
     accelerator_type: _AcceleratorType | None = None
@@ -238,7 +240,52 @@ class ExperienceConfig:
         validate(self, "experience")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    """What a study may take. It ends before it has taken more, with its trials saved, and goes on when it is run again.
+
+    Example:
+        >>> import emoreg
+        >>> emoreg.BudgetConfig(device_hours=100, cost=50, price_per_hour=2.5).most_device_hours
+        20.0
+    """
+
+    hours: Positive | None = None
+    """Most wall time of one run. None: no end."""
+    device_hours: Positive | None = None
+    """Most hours of devices that all runs take together: a trial on half a GPU takes half. None: no end."""
+    cost: Positive | None = None
+    """Most money that all runs take together, at price_per_hour. None: no end."""
+    price_per_hour: Positive | None = None
+    """What an hour of the device costs."""
+
+    def __post_init__(self) -> None:
+        validate(self, "budget", _BUDGET_RULES)
+
+    @property
+    def most_device_hours(self) -> float:
+        """What ``device_hours`` and ``cost`` allow together; infinite where both are None."""
+        by_cost = None if self.cost is None or self.price_per_hour is None else self.cost / self.price_per_hour
+        return min((limit for limit in (self.device_hours, by_cost) if limit is not None), default=math.inf)
+
+
+_BUDGET_RULES = (
+    Rule(
+        "price_per_hour",
+        lambda c: c.cost is None or c.price_per_hour is not None,
+        "must be given for a cost, which it makes of device hours",
+        "give what an hour of the device costs",
+    ),
+)
+
+
 _STUDY_RULES = (
+    Rule(
+        "budget.hours",
+        lambda c: c.budget.hours is None or 3600 * c.budget.hours > c.resources.grace_seconds,
+        "must be longer than resources.grace_seconds ({c.resources.grace_seconds:g} s), in which trials save at its end",
+        "give more, or set resources.grace_seconds lower",
+    ),
     Rule(
         "objectives",
         lambda c: len({objective.metric for objective in c.objectives}) == len(c.objectives),
@@ -296,6 +343,8 @@ class StudyConfig:
     """Every setting of a trial that the search does not choose."""
     search_space: Annotated[Mapping[str, Distribution], _NO_SPACE] = field(default_factory=dict)
     """Distributions by path into the trial."""
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    """Values that searched paths have from now on, wherever they exist; they may change while the study keeps its name."""
     num_trials: NotNegativeInt = 20
     """Trials that the sampler proposes; the controls come on top. 0: the controls alone."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -312,8 +361,14 @@ class StudyConfig:
     """Trials that open the test split: those of a confirmation, which `emoreg confirm` makes of a study."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """What one trial takes of a machine."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What the study may take: it ends before that."""
     resources_by_backbone: Mapping[str, TrialResources] = field(default_factory=dict)
     """Trials of these backbones ask for something else: set in a study file."""
+    loggers: Names = ()
+    """Registered loggers that follow the study beside TensorBoard: wandb, mlflow, aim, or one's own."""
+    notify: str | None = field(default=None, repr=False)
+    """URL that is sent a POST of JSON when a run has ended: how, trials counted, the best. It is kept nowhere."""
     experience: ExperienceConfig = field(default_factory=ExperienceConfig)
     """Where pre-trained encoders are kept."""
     warm_start_from: tuple[str, ...] = ()
@@ -327,6 +382,10 @@ class StudyConfig:
             self._check_database(self.optuna_storage)
         for place, (path, distribution) in enumerate(self.search_space.items()):
             self._check_parameter(path, distribution, list(self.search_space)[:place])
+        if self.notify is not None:
+            is_url = re.fullmatch(r"https?://[^/\s@]*@?[^/\s@]+(/\S*)?", self.notify) is not None
+            require(is_url, "notify must be an http:// or https:// URL", "***", "give one whole")
+        object.__setattr__(self, "fixed", check_values(self.search_space, self.fixed))
         for control in self.controls:  # each must be possible for the trial
             dataclasses.replace(self.trial, control=control)
         for metric in (objective.custom_metric for objective in self.objectives):
@@ -392,7 +451,7 @@ class StudyConfig:
     def without_password(self) -> StudyConfig:
         """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""
         hidden: StudyConfig = _without_secrets(self)
-        return hidden
+        return hidden if self.notify is None else dataclasses.replace(hidden, notify=shown_url(self.notify))
 
     def trial_resources(self, backbone: str) -> TrialResources:
         """What a trial of this backbone asks for; ``gpus`` None means one where there are GPUs."""

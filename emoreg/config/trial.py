@@ -22,7 +22,7 @@ from emoreg.config.validation import (
     validate,
 )
 
-_Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
+Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
 _Sampling = Literal["natural", "balanced", "sqrt"]
 _ClassWeights = Literal["none", "balanced", "sqrt"]
 Fit = Literal["squeeze", "crop"]
@@ -285,10 +285,10 @@ class TrialConfig:
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
     """`regulated`: as configured. What that must beat: plain, compute_matched, emotional, untrained, shuffled, neutral."""
-    metrics: _Names = ()
+    metrics: Names = ()
     """Measured on validation after every epoch, besides accuracy and loss: macro_f1, balanced_accuracy, auroc, nll, ece, of
     real-valued stimuli valence_pearson, valence_ccc, arousal_pearson, arousal_ccc, or registered ones."""
-    probes: _Names = ()
+    probes: Names = ()
     """Registered probes that look at the network after chosen epochs, and change no number of the trial."""
     probe_every: PositiveInt = 1
     """Probes run after every so many epochs."""

@@ -199,6 +199,15 @@ def device_time(records: Iterable[TrialRecord]) -> DeviceTime:
     )
 
 
+def device_hours(config: StudyConfig, runs: Iterable[RunRecord]) -> float:
+    """Hours of devices that runs took: in which slots ran trials, or were held for those that waited for pre-training.
+
+    A slot takes as much as the trial that asks for most: its share of a GPU, or 1 where the study names none.
+    """
+    share = max(float(config.trial_resources(backbone).gpus or 1.0) for backbone in config.backbones())
+    return share * math.fsum(run.slot_seconds for run in runs) / 3600
+
+
 def waiting_share(runs: Iterable[RunRecord]) -> float:
     """Share of the slots' time that went into waiting for an experience which another trial was training, in [0, 1]."""
     rows = [*runs]

@@ -17,6 +17,8 @@ class EndReason(StrEnum):
     """It did all its epochs."""
     STOPPED_BY_SCHEDULER = "stopped_by_scheduler"
     """Other trials were better at a rung."""
+    STOPPED_BY_HAND = "stopped_by_hand"
+    """Somebody had it stopped."""
     DIVERGED = "diverged"
     """A loss left the finite numbers."""
     INFRASTRUCTURE = "infrastructure"
@@ -30,7 +32,7 @@ class EndReason(StrEnum):
         match self:
             case EndReason.COMPLETED:
                 return "finished"
-            case EndReason.STOPPED_BY_SCHEDULER | EndReason.DIVERGED:
+            case EndReason.STOPPED_BY_SCHEDULER | EndReason.STOPPED_BY_HAND | EndReason.DIVERGED:
                 return "pruned"
             case EndReason.INFRASTRUCTURE | EndReason.CODE_ERROR:
                 return "failed"

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from emoreg.config import ResolvedTrial, StudyConfig, Value, from_json
+from emoreg.config import BudgetConfig, ResolvedTrial, StudyConfig, Value, from_json
 from emoreg.formatting import control_name
-from emoreg.results.analysis import Tally, TrialSummary, num_planned, objective_value, waiting_share
+from emoreg.results.analysis import Tally, TrialSummary, device_hours, num_planned, objective_value, waiting_share
 from emoreg.results.plan import read_openings
 from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
+from emoreg.results.requests import enqueued
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.storage.locks import is_held
@@ -121,6 +122,7 @@ class Status:
 
     Attributes:
         ending: of the last run: completed, interrupted or aborted.
+        stop_reason: of the last run, where it stopped before its budget or Slurm's time ended.
         num_runs: times that it was run.
         started: the last run, ISO 8601 UTC; None while a driver that has just begun has not said so.
         last_ended: the last trial that ended, ISO 8601 UTC.
@@ -128,7 +130,10 @@ class Status:
         num_waiting: trials that wait for an experience which another is training.
         slots: trials that can run at once.
         waiting_share: of the slots' time, over all runs, in [0, 1].
+        device_hours: of all runs together.
+        budget: of the study.
         seconds_left: at the pace of this run.
+        enqueued: values by path of the trials that somebody wants to be tried first.
         confirmation: what is done of one; None for a search.
     """
 
@@ -136,6 +141,7 @@ class Status:
     place: str
     state: State
     ending: str | None
+    stop_reason: str | None
     num_runs: int
     started: str | None
     last_ended: str | None
@@ -145,8 +151,21 @@ class Status:
     best: Best | None
     slots: int | None
     waiting_share: float | None
+    device_hours: float
+    budget: BudgetConfig
     seconds_left: float | None
+    enqueued: tuple[Mapping[str, Value], ...]
     confirmation: tuple[Seeds, ...] | None
+
+    @property
+    def used(self) -> str:
+        """What of a budget for all runs is used, in words: "3.2 of 10 device hours used"; empty where there is none."""
+        hours, budget = self.device_hours, self.budget
+        parts = [] if budget.device_hours is None else [f"{hours:.3g} of {budget.device_hours:g} device hours used"]
+        if budget.price_per_hour is not None:
+            most = "" if budget.cost is None else f" of {budget.cost:g}"
+            parts.append(f"{hours * budget.price_per_hour:.2f}{most} spent, at {budget.price_per_hour:g} an hour")
+        return ", ".join(parts)
 
 
 def read_status(place: str) -> Status:
@@ -176,6 +195,7 @@ def read_status(place: str) -> Status:
         place=files.uri,
         state=state,
         ending=ending,
+        stop_reason=runs[-1].stop_reason if runs and driven is None else None,
         num_runs=len(runs),
         started=min((run.started for run in current), default=None),
         last_ended=max((trial.ended for trial in tally.trials), default=None),
@@ -191,7 +211,10 @@ def read_status(place: str) -> Status:
         best=_best(config, tally),
         slots=sum(found.slots for found in told) or (None if told or not runs else runs[-1].slots or None),
         waiting_share=waiting_share(runs) if any(run.slot_seconds for run in runs) else None,
+        device_hours=device_hours(config, runs),
+        budget=config.budget,
         seconds_left=max(0, planned - len(tally.trials)) / pace if pace else None,
+        enqueued=tuple(trial.params for trial in enqueued(files)),
         confirmation=_seeds(beside, tally) if config.confirmed else None,
     )
 

@@ -182,7 +182,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
 
 
 def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A table of the records, or some of its columns; ``name`` is for messages.
+    """A table of the records, or those of ``columns`` that its emoreg wrote; ``name`` is for messages.
 
     Raises:
         StorageError: for a file that is damaged, or of another emoreg.
@@ -211,7 +211,7 @@ def _check(table: pa.Table, columns: list[str] | None) -> None:
     if _DIGESTS not in table.schema.metadata:
         raise ValueError("it has no digests: an earlier emoreg wrote it, or another program")
     digests: dict[str, str] = json.loads(table.schema.metadata[_DIGESTS])
-    for column in digests if columns is None else columns:
+    for column in digests if columns is None else {*columns} & {*digests, *table.column_names}:
         if column not in table.column_names or _digest(table[column]) != digests.get(column):
             raise ValueError(f"its column {column!r} does not match its digest")
 

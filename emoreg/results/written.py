@@ -65,7 +65,7 @@ def read_written(files: Files) -> WrittenStudy:
 def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
     """The rows of ``records/TABLE.parquet`` in a study's folder; None where there is no such table.
 
-    The fields of ``row_type``, a dataclass or named tuple, are the columns that are read.
+    The fields of ``row_type``, a dataclass or named tuple, are the columns that are read; those that came later have defaults.
 
     Raises:
         StorageError: for a table that is damaged, or of another emoreg.
@@ -75,7 +75,7 @@ def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
         content = files.read(name)
     except FileNotFoundError:
         return None
-    columns = list(row_type.__annotations__)
-    stored = read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", columns)
+    stored = read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", list(row_type.__annotations__))
+    columns = stored.column_names
     values = zip(*(stored[column].to_pylist() for column in columns), strict=True)  # far quicker than its dictionaries
     return [row_type(**dict(zip(columns, row, strict=True))) for row in values]

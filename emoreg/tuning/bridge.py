@@ -156,11 +156,15 @@ class TuneBridge(tune.Callback):
         self._broke(trial)
 
     def _stopped(self, trial: Trial) -> None:
-        message = f"stopped by the scheduler {self._scheduler}"
-        outcome = self._recorder.unfinished(trial.trial_id, _assignment(trial), EndReason.STOPPED_BY_SCHEDULER, message)
-        self._end(trial, outcome, None)
+        self._cut_short(trial, EndReason.STOPPED_BY_SCHEDULER, f"stopped by the scheduler {self._scheduler}")
+
+    def _cut_short(self, trial: Trial, end: EndReason, message: str) -> None:
+        self._end(trial, self._recorder.unfinished(trial.trial_id, _assignment(trial), end, message), None)
 
     def _saved(self, trial: Trial) -> None:
+        if _assignment(trial).trial.identity in self._stop.trials:
+            self._cut_short(trial, EndReason.STOPPED_BY_HAND, "stopped by hand")
+            return
         if not self._stop.is_asked:  # nobody has asked it to
             self._broke(trial)
             return

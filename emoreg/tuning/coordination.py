@@ -60,36 +60,41 @@ class ActorLocks:
 
 class _StopSignal:
     def __init__(self) -> None:
-        self._is_set = asyncio.Event()
+        self._asked: set[str | None] = set()
+        self._changed = asyncio.Condition()
 
-    async def set(self) -> None:
-        self._is_set.set()
+    async def set(self, identity: str | None) -> None:
+        async with self._changed:
+            self._asked.add(identity)
+            self._changed.notify_all()
 
-    async def wait(self) -> None:
-        await self._is_set.wait()
+    async def wait(self, identity: str) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._asked & {None, identity}))
 
 
 class StopSignal:
-    """Tells the trials of a study, wherever they run, to save and end. Made by the driver; sent to workers by pickling."""
+    """Tells trials of a study, wherever they run, to save and end. Made by the driver; sent to workers by pickling."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lost only with the driver
         self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_StopSignal).remote()
 
-    def set(self) -> None:
-        """Tell all trials to stop, those that begin later too."""
-        self._actor.set.remote()
+    def set(self, identity: str | None = None) -> None:
+        """Tell a trial to stop, or all, those that begin later too."""
+        self._actor.set.remote(identity)
 
-    def watch(self) -> StopWatcher:
-        """Begin to watch it, in a worker."""
-        return StopWatcher(self._actor)
+    def watch(self, identity: str) -> StopWatcher:
+        """Begin to watch it for a trial, in its worker."""
+        return StopWatcher(self._actor.wait.remote(identity))
 
 
 class StopWatcher:
     """Whether the stop signal is set, asked as often as one likes: it looks a few times a second."""
 
-    def __init__(self, actor: Any) -> None:
-        self._call = actor.wait.remote()
+    def __init__(self, call: Any) -> None:
+        """Look whether ``call`` has returned."""
+        self._call = call
         self._is_set = False
         self._next_poll = 0.0
 

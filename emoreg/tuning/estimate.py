@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ def draw_trials(config: StudyConfig, count: int = _DRAWN_TRIALS) -> list[Resolve
     Raises:
         ConfigError: where none is valid.
     """
-    uniform = _Uniform(random.Random(config.sampler.seed))
+    uniform = _Uniform(random.Random(config.sampler.seed), config.fixed)
     trials = []
     refusal = ""
     for _ in range(count):
@@ -158,12 +158,17 @@ class _Uniform:
     """Values for a search space, uniform or uniform in the logarithm: a ``Suggester``. Steps between reals do not matter."""
 
     draws: random.Random
+    fixed: Mapping[str, Any]
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+        if name in self.fixed:
+            return float(self.fixed[name])
         return math.exp(self.draws.uniform(math.log(low), math.log(high))) if log else self.draws.uniform(low, high)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if name in self.fixed:
+            return int(self.fixed[name])
         return round(self.suggest_float(name, low, high, log=True)) if log else self.draws.randrange(low, high + 1, step)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self.draws.choice(list(choices))
+        return self.fixed[name] if name in self.fixed else self.draws.choice(list(choices))

@@ -10,15 +10,18 @@ from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.analysis import kept_networks
 from emoreg.results.predictions import PREDICTIONS
 from emoreg.results.records import TrialRecord
+from emoreg.results.requests import asked_to_stop, remove_stop
 from emoreg.results.status import live_name
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import sweep
+from emoreg.storage.files import Files, sweep
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tracking.tensorboard import finish
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.coordinator import Coordinator
+from emoreg.tuning.inbox import Clock, Polled
+from emoreg.tuning.signals import Stop
 
 _PRUNE_SECONDS = 60.0
 _PUSH_SECONDS = 5.0
@@ -157,6 +160,31 @@ class StopRelay(StudyObserver):
     def on_stopping(self) -> None:
         """Tell them."""
         self._signal.set()
+
+
+class TrialStopper(StudyObserver):
+    """Stops the trials that somebody has asked to stop, one by one."""
+
+    def __init__(self, files: Files, stop: Stop, signal: StopSignal, *, clock: Clock = time.monotonic) -> None:
+        """Look into the study's folder, and tell trials by ``signal``; ``stop`` knows which they are."""
+        self._files, self._stop, self._signal = files, stop, signal
+        self._polled = Polled[frozenset[str]](asked_to_stop, files, frozenset(), clock)
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Forget what was asked of trials that have ended."""
+        for identity in asked_to_stop(self._files) & status.trials.keys():
+            remove_stop(self._files, identity)
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Tell trials that are to stop."""
+        for identity in self._polled() - self._stop.trials:
+            self._stop.trials.add(identity)
+            self._signal.set(identity)
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Forget what was asked of the trial."""
+        if trial.identity in self._stop.trials:
+            remove_stop(self._files, trial.identity)
 
 
 class Heartbeat(StudyObserver):

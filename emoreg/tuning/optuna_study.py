@@ -38,6 +38,8 @@ INVALID = "invalid"
 """Of a proposal that breaks a rule of the configuration: the rule."""
 GRID = "grid"
 """Of a trial of the grid sampler: its point as JSON."""
+BY_HAND = "by_hand"
+"""Of a trial that somebody wanted to be tried first: the name of the request."""
 REPLACES = "replaces"
 """Of a trial that stands for another from now on: that one's number."""
 RESTORED = "restored"
@@ -321,8 +323,14 @@ def no_experimental_warnings() -> Iterator[None]:
         yield
 
 
-def sampler_of(config: SamplerConfig, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-    """The sampler of the next proposal of a study whose storage holds ``trials``: its seed depends on how many are its own.
+def sampler_of(config: StudyConfig, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+    """The sampler of the next proposal of a study whose storage holds ``trials``; what the study fixes, it does not choose."""
+    sampler = _free_sampler(config.sampler, trials)
+    return optuna.samplers.PartialFixedSampler(dict(config.fixed), sampler) if config.fixed else sampler
+
+
+def _free_sampler(config: SamplerConfig, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+    """The sampler that chooses everything: its seed depends on how many of the trials are the study's own.
 
     A proposal is thus a function of the study's seed, its own number, and what the sampler learns from: a search that goes on
     after a kill proposes what it would have, and not what it has proposed before.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import emoreg.tracking.trackers
 import emoreg.training.metrics
 import emoreg.training.probes  # noqa: F401 - they register our own, of which a driver needs nothing else
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
@@ -21,6 +22,7 @@ from emoreg.results.tables import Records
 from emoreg.storage.files import Files, expand
 from emoreg.storage.permissions import check_writable, user_name
 from emoreg.storage.working_copy import join
+from emoreg.tracking.loggers import check_loggers
 from emoreg.training.backbones import check_backbone
 from emoreg.tuning.images import naming
 from emoreg.tuning.reconcile import check_warm_start
@@ -69,6 +71,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
             with naming(path.partition(".")[0]):
                 for name in distribution.values:
                     check(dataclasses.replace(owner, name=str(name)))
+    check_loggers(config)
     check_storage(config.storage)
     if config.experience.uri is not None:
         Files(config.experience.uri).check()

@@ -11,6 +11,8 @@ from emoreg.results.records import EpochRecord, Provenance, RunRecord, TrialReco
 from emoreg.results.tables import Records
 from emoreg.tuning.dispatcher import Assignment
 
+_WRITE_SECONDS = 60.0
+
 
 class Recorder:
     """Writes the rows of trials, and keeps that of the run.
@@ -27,6 +29,7 @@ class Recorder:
         self._devices: dict[str, str] = {}
         self._costs: dict[str, PretrainingCost] = {}
         self._last_count = time.monotonic()
+        self._next_write = self._last_count + _WRITE_SECONDS
 
     def start(self, trial_id: str) -> None:
         """A trial has a worker."""
@@ -89,8 +92,11 @@ class Recorder:
             slot_seconds=self.run.slot_seconds + seconds * (running + waiting),
             waiting_slot_seconds=self.run.waiting_slot_seconds + seconds * waiting,
         )
+        if now >= self._next_write:  # a kill costs the account of devices no more
+            self._next_write = now + _WRITE_SECONDS
+            self._records.add_run(self.run)
 
-    def end_run(self, ending: str) -> None:
-        """Write that, and how, the run ended."""
-        self.run = dataclasses.replace(self.run, ended=utc_now(), ending=ending)
+    def end_run(self, ending: str, stop_reason: str | None) -> None:
+        """Write that, how and why the run ended."""
+        self.run = dataclasses.replace(self.run, ended=utc_now(), ending=ending, stop_reason=stop_reason)
         self._records.add_run(self.run)

@@ -20,18 +20,26 @@ _WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stop:
-    """Whether a run is to stop, and by when. Asked by signal handlers, which may do no more than note it."""
+    """Whether a run is to stop, and by when. Asked by signal handlers, which may do no more than note it.
+
+    Attributes:
+        is_asked: whether it is to stop.
+        reason: why, where no signal has asked first: "before its 8 hours were over".
+        trials: identities of those that are to stop by themselves.
+    """
 
     def __init__(self, grace_seconds: float = math.inf) -> None:
         """Begin unasked.
 
         Args:
-            grace_seconds: that trials have to save their state after another signal than SIGINT.
+            grace_seconds: that trials have to save their state after another signal than SIGINT, and before a budget ends.
         """
         self._grace_seconds = grace_seconds
         self._deadline = math.inf
         self._is_signalled = False
         self.is_asked = False
+        self.reason: str | None = None
+        self.trials: set[str] = set()
 
     def ask(self, signal_number: int | None = None) -> None:
         """Stop; after another signal than SIGINT within the grace period.
@@ -45,6 +53,12 @@ class Stop:
         self.is_asked = True
         if signal_number not in (None, signal.SIGINT):
             self._deadline = min(self._deadline, time.monotonic() + self._grace_seconds)
+
+    def ask_before(self, reason: str) -> None:
+        """Stop within the grace period, for the run must end soon."""
+        if not self.is_asked:
+            self.is_asked, self.reason = True, reason
+            self._deadline = time.monotonic() + self._grace_seconds
 
     @property
     def is_overdue(self) -> bool:

@@ -20,8 +20,10 @@ from emoreg.config.search_space import grid, num_searched, resolve, suggest
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import Outcome
 from emoreg.results.records import TrialRecord
+from emoreg.results.requests import check_enqueued
 from emoreg.tuning.coordinator import Coordinator
-from emoreg.tuning.optuna_study import GRID, INVALID, count_proposed, no_experimental_warnings, sampler_of, told
+from emoreg.tuning.inbox import Inbox
+from emoreg.tuning.optuna_study import BY_HAND, GRID, INVALID, count_proposed, no_experimental_warnings, sampler_of, told
 from emoreg.tuning.queue import Job
 
 _MAX_INVALID = 100
@@ -81,6 +83,8 @@ class OptunaSource:
         resolved: Callable[[TrialConfig], ResolvedTrial],
         records: Mapping[str, TrialRecord],
         coordinator: Coordinator,
+        inbox: Inbox,
+        notify: Callable[[str], None],
         on_repeat: Callable[[str, int, Mapping[str, Value]], None],
     ) -> None:
         """Take up what the storage holds.
@@ -91,6 +95,8 @@ class OptunaSource:
             resolved: gives a trial its identity.
             records: trials that ended, by identity.
             coordinator: between the drivers of the study.
+            inbox: trials that somebody wants to be tried first. They run, and count, even beyond ``num_trials``.
+            notify: told of one of them that cannot be.
             on_repeat: told the identity, number and values of a proposal that a recorded trial, a control's perhaps, stands
                 for, before Optuna is.
 
@@ -102,6 +108,8 @@ class OptunaSource:
         self._resolved = resolved
         self._records = records
         self._coordinator = coordinator
+        self._inbox = inbox
+        self._notify = notify
         self._on_repeat = on_repeat
         self._open: dict[str, list[_Proposal]] = {}
         self._elsewhere: list[_Proposal] = []
@@ -115,12 +123,12 @@ class OptunaSource:
         if config.sampler.name == "grid":
             taken = self._grid_points()
             points = grid(config.search_space, config.trial)
-            self._grid = (point for point in points if json.dumps(point) not in taken)
+            self._grid = (point for point in points if json.dumps(point) not in taken and self._is_fixed(point))
 
     @property
     def is_exhausted(self) -> bool:
         """Whether nothing more will be proposed."""
-        return self._num_proposed >= self._num_wanted
+        return self._num_proposed >= self._num_wanted and not self._inbox.trials()
 
     @property
     def is_waiting(self) -> bool:
@@ -135,12 +143,15 @@ class OptunaSource:
         """
         with self._coordinator.turn():
             self._num_proposed = count_proposed(self._study)  # others may have proposed
-            if self.is_exhausted or not self._enqueue_grid_point():
+            if not self._enqueue_by_hand() and (self.is_exhausted or not self._enqueue_grid_point()):
                 return None
             with no_experimental_warnings():
-                self._study.sampler = sampler_of(self._config.sampler, self._study.get_trials(deepcopy=False))
+                self._study.sampler = sampler_of(self._config, self._study.get_trials(deepcopy=False))
             self._num_proposed += 1
-            return self._accept(self._propose(self._study.ask(), {}))
+            trial = self._study.ask()
+            if (request := trial.user_attrs.get(BY_HAND)) is not None:
+                self._inbox.remove(request)
+            return self._accept(self._propose(trial, {}))
 
     def take_up(self) -> list[Job]:
         """Jobs that a dead driver, or another's claim, had left."""
@@ -177,6 +188,27 @@ class OptunaSource:
         """A trial was saved unfinished: the next driver takes it up."""
         self._open.pop(identity, None)
 
+    def _enqueue_by_hand(self) -> bool:
+        """Have Optuna propose what somebody wants to be tried first; False if there is nothing."""
+        trials = self._study.get_trials(deepcopy=False)
+        states = {trial.user_attrs[BY_HAND]: trial.state for trial in trials if BY_HAND in trial.user_attrs}
+        for wanted in self._inbox.trials():
+            if states.get(wanted.name) == TrialState.WAITING:  # behind others
+                return True
+            if wanted.name not in states:
+                try:
+                    params = check_enqueued(self._config, wanted.params)
+                except ConfigError as error:
+                    self._notify(f"A trial that was enqueued is left out, for the study has changed since: {error}")
+                else:
+                    self._study.enqueue_trial(params, user_attrs={BY_HAND: wanted.name})
+                    return True
+            self._inbox.remove(wanted.name)  # it cannot be, or a driver that has taken it was killed before it said so
+        return False
+
+    def _is_fixed(self, point: Mapping[str, Value]) -> bool:
+        return all(point[path] == value for path, value in self._config.fixed.items() if path in point)
+
     def _grid_points(self) -> set[str | None]:
         return {trial.user_attrs.get(GRID) for trial in self._study.get_trials(deepcopy=False)}
 
@@ -199,6 +231,8 @@ class OptunaSource:
             resolved = self._resolved(resolve(self._config.trial, params))
         except ConfigError as error:
             was_counted = INVALID not in trial.user_attrs  # else an earlier driver was killed before it told
+            if BY_HAND in trial.user_attrs:
+                self._notify(f"A trial that was enqueued is left out, with what the sampler proposed beside it: {error}")
             trial.set_user_attr(INVALID, str(error))
             self._study.tell(trial, state=TrialState.FAIL)
             self._num_proposed -= was_counted

@@ -31,14 +31,17 @@ from emoreg.storage.files import Files, refused_error, storage_full_error
 from emoreg.storage.working_copy import scratch
 from emoreg.tracking import tensorboard
 from emoreg.tracking.live_status import LiveStatus
+from emoreg.tracking.loggers import start_loggers
 from emoreg.tracking.observer import Observers, StudyObserver
 from emoreg.tracking.study_tensorboard import StudyTensorBoard
 from emoreg.tuning.bridge import TuneBridge
+from emoreg.tuning.budget import Budget
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.coordinator import Coordinator, coordinate
 from emoreg.tuning.disk import check_disk, estimate_disk
 from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.images import offer_image_sets, prepare_image_sets
+from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.manifest import provenance, write_manifest
 from emoreg.tuning.nodes import is_node_lost
 from emoreg.tuning.observers import (
@@ -48,6 +51,7 @@ from emoreg.tuning.observers import (
     StopRelay,
     StorageSync,
     TrialEnds,
+    TrialStopper,
 )
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.placement import Placement
@@ -117,6 +121,7 @@ def run_study(
     check_study(config, address=address)
     stop = Stop(config.resources.grace_seconds)
     told = Observers(observers)
+    budget = Budget(config, stop, told.on_message)
     with (
         _own_errors(config),
         stop_on_signals(stop.ask),
@@ -125,10 +130,11 @@ def run_study(
         run = _StudyRun(config, coordinator, told, prepare)
         if not run.dispatcher.has_work:
             return RunEnd.COMPLETED
+        budget.check(run.runs)
         told.on_message("starting Ray")
         with (
             ray_session(address, _TUNE_SETTINGS),
-            run.driven(address, stop, observers, command) as (tuner, bridge),
+            run.driven(address, stop, (budget, *observers), command) as (tuner, bridge),
             stop_on_signals(stop.ask),  # once more: Ray has put handlers of its own over ours
             suppress(KeyboardInterrupt),  # told twice, or out of grace
         ):
@@ -143,6 +149,7 @@ class _StudyRun:
 
     Attributes:
         dispatcher: hands out the trials.
+        runs: rows of the study's runs, earlier ones too.
         end: how it ended.
     """
 
@@ -157,6 +164,7 @@ class _StudyRun:
         fingerprints = prepare_image_sets(config, told.on_message)
         self._records = Records(self._copy.folder, coordinator.turn)
         self._networks = NetworkPruner(config, self._copy, self._records.trials)
+        self.runs = self._records.runs
         with coordinator.turn():
             self._records.refresh()
             if prepare is not None:
@@ -191,6 +199,8 @@ class _StudyRun:
             resolved=resolved,
             records=records.trials,
             coordinator=self._coordinator,
+            inbox=Inbox(self._copy.files),
+            notify=told.on_message,
             on_repeat=partial(_number, records),
         )
         retry = RetryPolicy(config.resources, is_node_lost, has_one_disk=not self._copy.is_remote)
@@ -227,12 +237,14 @@ class _StudyRun:
                 (
                     Heartbeat(beat),
                     StopRelay(signal),
+                    TrialStopper(copy.files, stop, signal),
                     TrialEnds(copy),
                     LiveStatus(copy.folder, is_alone=self._coordinator.is_alone),
                     StudyTensorBoard(copy, config),
                     StorageSync(self._coordinator),
                     self._networks,
                     ExperiencePruner(config, copy, store, notify=told.on_message),
+                    *start_loggers(config, told.on_message),
                     *observers,
                 )
             )
@@ -273,7 +285,7 @@ class _StudyRun:
                 records.write()
                 if bridge.storage_error is None:
                     self.end = self._ending(bridge)
-                    recorder.end_run(self.end)
+                    recorder.end_run(self.end, stop.reason if self.end is RunEnd.INTERRUPTED else None)
                     all_told.on_run_end(bridge.status)
 
     def _ending(self, bridge: TuneBridge) -> RunEnd:

@@ -82,7 +82,7 @@ class WorkerContext:
         offered: the image sets that each machine fetches from the storage; None where there is one machine, which has them.
         checkpoint_seconds: between two checkpoints.
         metrics: registered metrics that objectives may name.
-        stop_signal: set when the study is to stop.
+        stop_signal: set when the study, or one of its trials, is to stop.
         user_code: what the user has registered.
     """
 
@@ -150,7 +150,7 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
     tune.report({EVENT: TrialPlaced(ray.get_runtime_context().get_node_id(), device_name(device))})
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
     torch.set_num_threads(max(1, int(cpus)))
-    with closing(worker.stop_signal.watch()) as should_stop, ExitStack() as after:
+    with closing(worker.stop_signal.watch(identity)) as should_stop, ExitStack() as after:
         patience = Patience(notify=log.warning, should_stop=should_stop)
         files = Files(join(places.storage, worker.study), patience=patience)
         copy = after.enter_context(WorkingCopy(files, check=Fence(files, places.token).check))

@@ -21,7 +21,7 @@ from ray import cloudpickle
 import emoreg
 from emoreg.config import StudyConfig
 from emoreg.config.code import source_fingerprint
-from emoreg.config.registry import registries
+from emoreg.config.registry import LOGGERS, registries
 from emoreg.errors import ConfigError
 from emoreg.tuning.images import image_sets
 
@@ -43,6 +43,7 @@ class UserCode:
         entries = [
             (registry.kind, name, registry[name], registry.origin(name))
             for registry in registries()
+            if registry is not LOGGERS  # which workers do not need
             for name in registry.user_names()
         ]
         with ExitStack() as after:

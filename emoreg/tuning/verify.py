@@ -12,6 +12,7 @@ from emoreg.data.prepare import is_whole
 from emoreg.errors import UserError
 from emoreg.results.plan import PLAN, read_openings
 from emoreg.results.predictions import PREDICTIONS
+from emoreg.results.requests import FOLDER, read_enqueued
 from emoreg.results.tables import read_table
 from emoreg.results.written import read_written
 from emoreg.storage import checkpoint
@@ -56,6 +57,9 @@ def verify(place: str) -> Iterator[Verified]:
             yield Verified("records", found, _told(partial(_read_table, files, found)))
         elif found.startswith("trials/") and found.endswith(PREDICTIONS):
             yield Verified("predictions", found, _told(partial(_read_table, files, found)))
+        elif found.startswith(f"{FOLDER}/enqueue."):
+            problem = None if read_enqueued(files, found) else "it does not match its digest: it is passed over"
+            yield Verified("requests", found, problem)
         elif found.startswith("trials/") and found.endswith(".ckpt"):
             yield Verified("checkpoints", found, _state(files, found))
     yield from _experiences(Files(store), name)

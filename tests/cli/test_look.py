@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from emoreg.cli.look import print_report, print_status, status_json
+from emoreg.config import BudgetConfig
 from emoreg.results.status import RunningTrial, Status, read_status
 from tests.helpers.written import made_up_config, write_study
 
@@ -60,6 +61,24 @@ def test_what_runs_is_a_table(storage: Path) -> None:
     assert "  search       def    vit       starting" in text
 
 
+def test_what_is_used_of_a_budget_why_it_stopped_and_what_waits_to_be_tried_is_told(storage: Path) -> None:
+    done = read_status(str(storage / "made-up"))
+    assert "budget" not in shown(done)
+    assert "enqueued" not in shown(done)
+    status = dataclasses.replace(
+        done,
+        ending="interrupted",
+        stop_reason="before its 2 hours were over (budget.hours)",
+        device_hours=1.25,
+        budget=BudgetConfig(hours=2, device_hours=10, cost=25, price_per_hour=2),
+        enqueued=({"backbone": "test_vit", "regulation.balance": 0.3},),
+    )
+    text = shown(status)
+    assert "made-up: stopped before its 2 hours were over (budget.hours); its last trial" in text
+    assert "  budget    1.25 of 10 device hours used, 2.50 of 25 spent, at 2 an hour\n" in text
+    assert "  enqueued  backbone=test_vit regulation.balance=0.3\n" in text
+
+
 @pytest.mark.parametrize(
     ("state", "ending", "words"),
     [
@@ -79,7 +98,7 @@ def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path) -> Non
     content = json.loads(status_json(read_status(str(storage / "made-up"))))
     assert content.keys() == {
         "name", "place", "state", "ending", "num_runs", "started", "last_ended", "trials", "running", "num_waiting", "best",
-        "slots", "waiting_share", "seconds_left", "confirmation",
+        "slots", "waiting_share", "seconds_left", "confirmation", "stop_reason", "device_hours", "budget", "enqueued",
     }  # fmt: skip
     assert content["trials"] == {"planned": 76, "finished": 68, "pruned": 6, "failed": 2, "ended": 76}
     assert content["seconds_left"] is content["num_waiting"] is content["confirmation"] is None

@@ -179,8 +179,8 @@ def test_a_bad_setting_is_one_message_and_code_2(
 BAD_COMMANDS = [
     (
         "runn tiny_cli_study.py",
-        "See `emoreg --help`: a command must be one of run, confirm, trial, show, experience, doctor, data, submit, status, "
-        "report, export, dashboard, tensorboard, logs, stop, but it is 'runn'",
+        "See `emoreg --help`: a command must be one of run, confirm, trial, show, enqueue, experience, doctor, data, submit, "
+        "status, report, export, dashboard, tensorboard, logs, stop, but it is 'runn'",
     ),
     ("run", "Missing from emoreg run: STUDY"),
     (

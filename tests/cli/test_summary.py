@@ -25,7 +25,7 @@ from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
 from emoreg.results.tables import Records
 from emoreg.tuning.confirm import ConfirmationPlan
-from emoreg.tuning.manifest import write_manifest
+from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, identity_of, tiny
 from tests.helpers.written import made_up_config, write_study
@@ -154,6 +154,12 @@ def test_how_a_run_ended_is_its_exit_code(tmp_path: Path) -> None:
     assert not text_of(console)
     assert exit_code(found, Interrupted("stopped"), "emoreg run mine.py", console) == 130
     assert text_of(console) == "Interrupted: run the same command again to go on.\n  emoreg run mine.py\n"
+    reason = "before its 8 hours were over (budget.hours)"
+    begun = Records(tmp_path).begin_run(provenance(tiny_study(), None))
+    Records(tmp_path).add_run(dataclasses.replace(begun, ending="interrupted", stop_reason=reason))
+    told = Interrupted(f"Run study 'tiny' again to go on: it stopped {reason}")
+    assert exit_code(results(tiny_study(), tmp_path), told, "emoreg run mine.py", console) == 130
+    assert text_of(console).endswith(f"\n{told}\n  emoreg run mine.py\n")
     assert exit_code(found, StudyAborted("Mend the fault"), "emoreg run mine.py", console) == 1
     assert text_of(console).endswith("Mend the fault\n  emoreg run mine.py\n")
 

@@ -99,7 +99,11 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (SchedulerConfig, {"reduction_factor": 1}, "scheduler.reduction_factor must be 2 or more"),
     (ResourcesConfig, {"cpus_per_trial": 0.0}, "resources.cpus_per_trial must be above 0"),
     (ResourcesConfig, {"gpus_per_trial": -0.5}, "resources.gpus_per_trial must be 0 or more"),
-    (ResourcesConfig, {"gpus_per_trial": 1.5}, "resources.gpus_per_trial above 1 must be whole"),
+    (
+        ResourcesConfig,
+        {"gpus_per_trial": 2},
+        "Take 1 (more GPUs run more trials at once), or a fraction, so that trials share one: resources.gpus_per_trial",
+    ),
     (ResourcesConfig, {"memory_gib_per_trial": 0}, "resources.memory_gib_per_trial must be above 0"),
     (
         ResourcesConfig,
@@ -112,7 +116,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         "has no meaning for a trial without a GPU",
     ),
     (TrialResources, {"cpus": -1}, "cpus must be above 0"),
-    (TrialResources, {"gpus": 2.5}, "gpus above 1 must be whole"),
+    (TrialResources, {"gpus": 2}, "gpus must be at most 1, for a trial computes on one GPU"),
     (ResourcesConfig, {"max_concurrent": 0}, "resources.max_concurrent must be above 0"),
     (ResourcesConfig, {"max_retries": -1}, "resources.max_retries must be 0 or more"),
     (study, {"name": "../etc"}, "Rename the study: name must be 1 to 64 letters"),
@@ -120,7 +124,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (study, {"num_trials": -1}, "num_trials must be 0 or more"),
     (
         study,
-        {"search_space": {"backbone": Choice(("resnet18",))}, "resources_by_backbone": {"resnet50": TrialResources(gpus=2)}},
+        {"search_space": {"backbone": Choice(("resnet18",))}, "resources_by_backbone": {"resnet50": TrialResources(gpus=1)}},
         "Name one of resnet18, or drop it: resources_by_backbone must name backbones of the study, but it is 'resnet50'",
     ),
     (study, {"search_space": {}}, "search_space must not be empty"),

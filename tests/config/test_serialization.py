@@ -39,7 +39,7 @@ def through_json(value: Any) -> Any:
 def test_a_study_survives_json(name: str) -> None:
     study = read_study_file(name).config
     study = dataclasses.replace(
-        study, confirmed=(study.trial,), resources_by_backbone={study.backbones()[0]: TrialResources(gpus=2)}
+        study, confirmed=(study.trial,), resources_by_backbone={study.backbones()[0]: TrialResources(gpus=1)}
     )
     written = through_json(study)
     assert from_json(StudyConfig, written) == study

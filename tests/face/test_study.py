@@ -9,12 +9,18 @@ from typing import get_type_hints
 import pytest
 
 import emoreg
+from emoreg.config import to_json
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
+from emoreg.results.records import utc_now
+from emoreg.results.requests import asked_to_stop, enqueued
+from emoreg.results.status import Live, RunningTrial, live_name
 from emoreg.results.tables import Records
-from emoreg.study import StudySettings
+from emoreg.storage.files import Files
+from emoreg.storage.sealed import seal
+from emoreg.study import StudySettings, imported_file
 from emoreg.tuning.study import RunEnd
 from tests.helpers.studies import ended, tiny_study
-from tests.helpers.written import made_up_config, write_study
+from tests.helpers.written import begin_run, driven, made_up_config, write_study
 
 SPACE = {"regulation.balance": emoreg.Float(0.05, 0.95)}
 
@@ -113,8 +119,45 @@ def test_how_a_run_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ends.append(RunEnd.INTERRUPTED)
     with pytest.raises(Interrupted, match="Run study 'tiny' again to go on"):
         study.run()
+    last = max(Records(folder).runs.values(), key=lambda run: run.run)
+    Records(folder).add_run(dataclasses.replace(last, ending="interrupted", stop_reason="before Slurm ends job 7"))
+    told = r"^Run study 'tiny' again to go on: it stopped before Slurm ends job 7; \d+ of \d+ trials have ended, and"
+    with pytest.raises(Interrupted, match=told):
+        study.run()
     failed = dataclasses.replace(ended(status="failed", message="its code"), log_tail="Traceback: KeyError: 'x'")
     Records(folder).add_trial(failed)
     ends.append(RunEnd.ABORTED)
     with pytest.raises(StudyAborted, match=r"(?s)Mend the fault .* broke 3 trials \(resources.max_failures\).*KeyError: 'x'"):
         study.run()
+
+
+def test_a_trial_is_enqueued_before_the_study_has_run_and_not_while_its_file_is_imported(tmp_path: Path) -> None:
+    study = emoreg.Study("mine", search_space=SPACE, storage=str(tmp_path))
+    assert study.enqueue({"regulation.balance": 0.3}) is study
+    assert [trial.params for trial in enqueued(Files(study.place))] == [{"regulation.balance": 0.3}]
+    with pytest.raises(ConfigError, match=r"regulation.balance must be a value that is searched, but it is 2"):
+        study.enqueue({"regulation.balance": 2})
+    token = imported_file.set("mine.py")
+    try:
+        with pytest.raises(ConfigError, match=r"^Put study.enqueue\(\) under"):
+            study.enqueue({"regulation.balance": 0.4})
+    finally:
+        imported_file.reset(token)
+
+
+def test_a_trial_of_the_search_that_runs_is_stopped_and_no_other(written: Path) -> None:
+    study = emoreg.load_study(written)
+    (searched, control), run = [row.identity for row in study.trials[:2]], begin_run(written)
+    running = [
+        RunningTrial(identity=identity, role=role, control="regulated", backbone="test_vit")
+        for identity, role in ((searched, "search"), (control, "control"))
+    ]
+    live = Live(time=utc_now(), slots=2, waiting=0, running=tuple(running))
+    (written / live_name(run.run)).write_bytes(seal(to_json(live)))
+    with driven(written):
+        assert study.stop_trial(searched[:6]) == searched
+        with pytest.raises(ConfigError, match=f"^Name a trial that runs now, of which there are {searched}: "):
+            study.stop_trial(control)
+    assert asked_to_stop(Files(str(written))) == {searched}
+    with pytest.raises(ConfigError, match="of which there are none"):
+        study.stop_trial(searched)

@@ -62,13 +62,13 @@ def test_every_gpu_of_unlike_nodes_is_in_use_at_once(unlike_nodes: Cluster, tmp_
 
 def test_each_backbone_gets_what_it_asks_for(unlike_nodes: Cluster, tmp_path: Path) -> None:
     settings = "resources=ResourcesConfig(accelerator_type='T4', gpus_per_trial=0.5), "
-    settings += f'resources_by_backbone={{"{BIG}": TrialResources(gpus=2, accelerator_type="H100", memory_gib=0.25)}}'
+    settings += f'resources_by_backbone={{"{BIG}": TrialResources(gpus=1, accelerator_type="H100", memory_gib=0.25)}}'
     places, _ = held(unlike_nodes, tmp_path, settings, 2)
     nodes = {backbone: {place["node"] for place in places if place["backbone"] == backbone} for backbone in (SMALL, BIG)}
     assert len(nodes[SMALL]) == len(nodes[BIG]) == 1
     assert nodes[SMALL] != nodes[BIG]
     big = [place for place in places if place["backbone"] == BIG]
-    assert sorted(gpu for place in big for gpu in place["gpus"]) == [0, 1, 2, 3]
+    assert len({gpu for place in big for gpu in place["gpus"]}) == 2
     assert all(place["asked"]["memory"] == 2**28 for place in big)
 
 

@@ -54,7 +54,7 @@ def test_a_holder_killed_gives_its_lock_back_within_seconds() -> None:
 
 def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later() -> None:
     def watch(signal: StopSignal, wait: bool) -> bool:
-        with closing(signal.watch()) as is_set:
+        with closing(signal.watch("a")) as is_set:
             if wait:
                 until(is_set)
             return is_set()
@@ -69,9 +69,20 @@ def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later() -> None
     assert ray.get(watcher.remote(signal, True)) is True
 
 
+def test_a_stop_signal_for_one_trial_leaves_the_others_alone() -> None:
+    signal = StopSignal()
+    with closing(signal.watch("a")) as first, closing(signal.watch("b")) as second, closing(signal.watch("a")) as again:
+        signal.set("a")
+        until(first)
+        until(again)
+        assert not second()
+        signal.set()
+        until(second)
+
+
 def test_a_signal_that_is_gone_tells_nobody_to_stop() -> None:
     signal = StopSignal()
-    with closing(signal.watch()) as is_set:
+    with closing(signal.watch("a")) as is_set:
         ray.kill(signal._actor)
         until(lambda: bool(ray.wait([is_set._call], timeout=0)[0]))
         until(lambda: is_set._next_poll == float("inf") or is_set())

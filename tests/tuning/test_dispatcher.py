@@ -37,7 +37,9 @@ from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Role, TrialRecord
 from emoreg.results.tables import Records
+from emoreg.storage.files import Files
 from emoreg.tuning.dispatcher import Assignment, Dispatcher
+from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.queue import Job
 from emoreg.tuning.reconcile import reconcile
@@ -130,6 +132,7 @@ class Search:
         for row in records:
             self.records.add_trial(row)
         coordinator = coordinator or Alone()
+        self.messages: list[str] = []
         self.repeats: list[tuple[str, int]] = []
         source = OptunaSource(
             self.study,
@@ -137,6 +140,8 @@ class Search:
             resolved=resolve_trial,
             records=self.records.trials,
             coordinator=coordinator,
+            inbox=Inbox(Files(str(folder))),
+            notify=self.messages.append,
             on_repeat=lambda identity, number, params: self.repeats.append((identity, number)),
         )
         self.source = source

@@ -97,7 +97,7 @@ def propose(study: optuna.Study, config: StudyConfig, params: Mapping[str, Value
     if params is not None:
         study.enqueue_trial(dict(params))
     with no_experimental_warnings():
-        study.sampler = sampler_of(config.sampler, study.get_trials(deepcopy=False))
+        study.sampler = sampler_of(config, study.get_trials(deepcopy=False))
     trial = study.ask()
     trial_config = resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, trial)))
     trial.set_user_attr("identity", trial_config.identity)
@@ -169,7 +169,7 @@ def test_a_journal_torn_by_a_kill_is_read_on(tmp_path: Path) -> None:
 
 def test_sampler_names_and_their_startup_trials() -> None:
     with no_experimental_warnings():
-        samplers = {name: sampler_of(study_config(sampler=name).sampler, ()) for name in SAMPLERS}
+        samplers = {name: sampler_of(study_config(sampler=name), ()) for name in SAMPLERS}
     assert {name: type(sampler).__name__ for name, sampler in samplers.items()} == {
         "tpe": "TPESampler",
         "gp": "GPSampler",

@@ -15,9 +15,9 @@ from emoreg.tuning.machine import bundle, num_fit
 from emoreg.tuning.placement import Placement, describe, find_launchable, may_hold, table
 from tests.helpers.studies import tiny_study
 
-SMALL, BIG = TrialResources(cpus=1, gpus=1), TrialResources(cpus=1, gpus=2)
+SMALL, BIG = TrialResources(cpus=1, gpus=1), TrialResources(cpus=16, gpus=1)
 ONE = {"CPU": 8.0, "GPU": 1.0, "memory": 32.0 * 2**30, "accelerator_type:T4": 1.0}
-FOUR = {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * 2**30}
+FOUR = {"CPU": 16.0, "GPU": 4.0, "memory": 64.0 * 2**30}
 CPUS = {"CPU": 4.0}
 LAUNCHED = "ray.io/node-group"
 
@@ -93,10 +93,10 @@ def test_each_backbone_asks_for_its_own() -> None:
     config = tiny_study(
         search_space={"backbone": Choice(("test_resnet", "test_vit"))},
         resources=ResourcesConfig(cpus_per_trial=2, gpus_per_trial=0.5, memory_gib_per_trial=4, accelerator_type="T4"),
-        resources_by_backbone={"test_vit": TrialResources(gpus=2, accelerator_type="H100")},
+        resources_by_backbone={"test_vit": TrialResources(gpus=1, accelerator_type="H100")},
     )
     assert config.trial_resources("test_resnet") == TrialResources(cpus=2, gpus=0.5, memory_gib=4, accelerator_type="T4")
-    assert config.trial_resources("test_vit") == TrialResources(cpus=2, gpus=2, memory_gib=4, accelerator_type="H100")
+    assert config.trial_resources("test_vit") == TrialResources(cpus=2, gpus=1, memory_gib=4, accelerator_type="H100")
     on_cpu = tiny_study(resources=config.resources, resources_by_backbone={"test_resnet": TrialResources(gpus=0)})
     assert on_cpu.trial_resources("test_resnet").accelerator_type is None
 
@@ -105,7 +105,7 @@ def test_tune_is_asked_for_the_bundle_of_the_backbone(cluster: FakeCluster) -> N
     cluster.has(FOUR)
     placement = placed(study(gpus=1, test_vit=BIG))
     assert placement.bundles("test_resnet") == PlacementGroupFactory([{"CPU": 1.0, "GPU": 1.0}])
-    assert placement.bundles("test_vit").required_resources["GPU"] == 2
+    assert placement.bundles("test_vit").required_resources["CPU"] == 16
     assert pickle.loads(pickle.dumps(placement)).bundles("test_vit") == placement.bundles("test_vit"), "Tune ships it"
 
 
@@ -132,8 +132,8 @@ def test_what_never_fits_is_refused_with_what_there_is(cluster: FakeCluster) -> 
     cluster.has(ONE, CPUS, ONE)
     message = (
         r"Ask for less \(.*--resources.gpus-per-trial.*resources_by_backbone.*\) or add such a machine: .* "
-        r"a trial of backbone 'test_vit' asks for 1 CPU, 2 GPUs and the cluster has 2 nodes with 8 CPUs, 1 GPU \(T4\), 32 GiB; "
-        r"1 node with 4 CPUs$"
+        r"a trial of backbone 'test_vit' asks for 16 CPUs, 1 GPU and the cluster has 2 nodes with 8 CPUs, 1 GPU \(T4\), "
+        r"32 GiB; 1 node with 4 CPUs$"
     )
     with pytest.raises(ConfigError, match=message):
         placed(study(gpus=1, test_vit=BIG)).check()
@@ -148,7 +148,7 @@ def test_what_waits_is_said_and_follows_the_cluster(cluster: FakeCluster) -> Non
     cluster.has(ONE)
     waiting = placement.waiting()
     assert waiting is not None
-    assert waiting.startswith("a trial of backbone 'test_vit' asks for 1 CPU, 2 GPUs and the cluster has 1 node with 8 CPUs")
+    assert waiting.startswith("a trial of backbone 'test_vit' asks for 16 CPUs, 1 GPU and the cluster has 1 node with 8 CPUs")
     assert waiting.endswith("such trials wait until there is a machine that can hold them")
 
 
@@ -159,7 +159,7 @@ def test_what_the_launcher_may_start_is_waited_for_and_what_it_may_not_is_refuse
     assert placement.bundles("test_resnet").required_resources["GPU"] == 1, "its workers have one"
     with pytest.raises(ConfigError, match=r"1 node with 0 CPUs, and may start worker \(8 CPUs, 1 GPU\)$"):
         placement.check()
-    launch(tmp_path, head={"CPU": 0}, worker={"CPU": 8, "GPU": 1}, large={"CPU": 8, "GPU": 4})
+    launch(tmp_path, head={"CPU": 0}, worker={"CPU": 8, "GPU": 1}, large={"CPU": 16, "GPU": 4})
     placement = placed(study(test_vit=BIG))
     placement.check()
     assert placement.may_wait > 1, "several wait, so that several machines start"
@@ -197,4 +197,4 @@ def test_a_type_of_machine_may_have_what_is_not_told() -> None:
 def test_machines_in_words() -> None:
     assert table([]) == "no nodes"
     assert describe({"CPU": 1.0, "GPU": 0.5, "memory": 1.5 * 2**30}) == "1 CPU, 0.5 GPU, 1.5 GiB"
-    assert table([FOUR, ONE, FOUR]) == "2 nodes with 8 CPUs, 4 GPUs, 64 GiB; 1 node with 8 CPUs, 1 GPU (T4), 32 GiB"
+    assert table([FOUR, ONE, FOUR]) == "2 nodes with 16 CPUs, 4 GPUs, 64 GiB; 1 node with 8 CPUs, 1 GPU (T4), 32 GiB"

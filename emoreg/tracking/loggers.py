@@ -1,0 +1,235 @@
+"""Loggers beside TensorBoard: observers that a study names, each in a thread of its own. None holds it up, or ends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
+
+from emoreg.config import StudyConfig, leaves, without_secrets
+from emoreg.config.registry import LOGGERS
+from emoreg.config.resolved import ResolvedTrial
+from emoreg.errors import ConfigError
+from emoreg.results.records import EpochRecord, Role, TrialRecord
+from emoreg.tracking.observer import RunStatus, StudyObserver
+
+Logger = Callable[[StudyConfig], StudyObserver]
+Run = TypeVar("Run")
+_Factory = TypeVar("_Factory", bound=Logger)
+
+_LAST_SECONDS = 60.0
+"""What a logger has to write its last, at the end of a run; a sixth of it where the run was interrupted."""
+_NO_NUMBERS = ("identity", "stage", "epoch", "step", "metrics")
+
+
+def logger(name: str) -> Callable[[_Factory], _Factory]:
+    """Register the decorated class or function as a logger, for ``StudyConfig.loggers``.
+
+    It is called in the driver with the study's configuration, and returns a ``StudyObserver``. That is told everything but
+    ticks, in a thread of its own. If it raises an error, the user is told, and it is left out until the study is run again.
+
+    Example:
+        >>> import emoreg
+        >>> @emoreg.logger("bell")
+        ... class Bell(emoreg.StudyObserver):
+        ...     def __init__(self, study): ...
+        ...     def on_end(self, trial, record):
+        ...         print("\\a", record.identity)
+        >>> emoreg.Study("mine", search_space={"drop_path": emoreg.Float(0, 0.5)}, loggers=("bell",)).config.loggers
+        ('bell',)
+    """
+    return partial(LOGGERS.add, name)
+
+
+def check_loggers(config: StudyConfig) -> None:
+    """Refuse a study that names a logger which is not registered, or whose package is not installed.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for name in config.loggers:
+        LOGGERS.require(name, of="loggers")
+        if name not in LOGGERS.user_names() and not _is_installed(name):  # ours are called as the packages that they need
+            raise ConfigError(
+                f"Install it (pip install -e '.[{name}]'), or drop the logger: a logger's package must be installed, but "
+                f"{name!r} is not"
+            )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of its name, as W&B leaves its own in the working directory, is none."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def start_loggers(config: StudyConfig, notify: Callable[[str], None]) -> list[LoggerThread]:
+    """The loggers that a study names, each in a thread; ``notify`` is told of those that fail."""
+    shown = config.without_password()
+    return [LoggerThread(name, partial(LOGGERS[name], shown), notify) for name in config.loggers]
+
+
+class LoggerThread(StudyObserver):
+    """Passes everything but ticks on to a logger in a thread of its own, until its first failure, which is told."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], StudyObserver],
+        notify: Callable[[str], None],
+        *,
+        last_seconds: float = _LAST_SECONDS,
+    ) -> None:
+        """Begin.
+
+        Args:
+            name: of the logger.
+            make: makes it, in its thread.
+            notify: told why it is left out, in the driver's thread.
+            last_seconds: that it has for its last words.
+        """
+        self._name, self._make, self._notify, self._last_seconds = name, make, notify, last_seconds
+        self._calls: queue.SimpleQueue[Callable[[StudyObserver], None] | None] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name=f"logger {name}", daemon=True)
+        self._thread.start()
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Pass it on."""
+        first = _still(status)
+        self._calls.put(lambda logger: logger.on_run_start(first))
+
+    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_start(trial, role))
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_epoch(trial, row))
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_end(trial, record))
+
+    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_retry(trial, reason))
+
+    def on_saved(self, trial: ResolvedTrial) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_saved(trial))
+
+    def on_stopping(self) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_stopping())
+
+    def on_message(self, message: str) -> None:
+        """Pass it on."""
+        self._calls.put(lambda logger: logger.on_message(message))
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Tell if it has failed."""
+        self._tell()
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Pass it on, and wait a while for the logger's last words."""
+        last = _still(status)
+        self._calls.put(lambda logger: logger.on_run_end(last))
+        self._calls.put(None)
+        self._thread.join(self._last_seconds / (6 if status.run.ending == "interrupted" else 1))
+        if self._thread.is_alive():
+            self._notify(f"The logger {self._name!r} does not come to its end, and is left behind: the records have everything")
+        self._tell()
+
+    def _work(self) -> None:
+        try:
+            observer = self._make()
+            while (call := self._calls.get()) is not None:
+                call(observer)
+        except Exception as error:  # noqa: BLE001 - whatever happens to a logger, the study goes on
+            self._error = error
+
+    def _tell(self) -> None:
+        if self._error is not None:
+            why = without_secrets(f"{type(self._error).__name__}: {self._error}")
+            self._error = None
+            self._notify(
+                f"The logger {self._name!r} is left out until the study is run again, for it failed ({why}); the records have "
+                "everything"
+            )
+
+
+def _still(status: RunStatus) -> RunStatus:
+    """The status with trials that do not grow meanwhile."""
+    return dataclasses.replace(status, trials=dict(status.trials))
+
+
+class TrialLogger(StudyObserver, ABC, Generic[Run]):
+    """Base of loggers for which each trial is a run of its own: its settings, its numbers by epoch, how it ended.
+
+    A trial that goes on from its checkpoint reports its former epochs again: within a run of the study, each is logged once.
+    """
+
+    def __init__(self, study: StudyConfig) -> None:
+        """Begin for a study."""
+        self.study = study
+        self._runs: dict[str, Run] = {}
+        self._last: dict[tuple[str, str], int] = {}
+
+    @abstractmethod
+    def begin(self, trial: ResolvedTrial, settings: Mapping[str, Any]) -> Run:
+        """Begin the run of a trial, anew if it had one; ``settings`` by path, with its identity, role, backbone and control."""
+
+    @abstractmethod
+    def log(self, run: Run, numbers: Mapping[str, float], epoch: int) -> None:
+        """Log the numbers of an epoch, by ``stage/name``."""
+
+    @abstractmethod
+    def finish(self, run: Run, numbers: Mapping[str, float], status: str) -> None:
+        """End a run: as finished, pruned or failed, with what was measured, or as interrupted."""
+
+    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
+        """Begin the run of a trial, which may have begun it before."""
+        if trial.identity not in self._runs:
+            texts = {path: without_secrets(value) if isinstance(value, str) else value for path, value in leaves(trial.config)}
+            settings = {"identity": trial.identity, "role": role, **texts}
+            self._runs[trial.identity] = self.begin(trial, settings)
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """Log an epoch that was not logged yet."""
+        key = row.identity, row.stage
+        if row.epoch > self._last.get(key, 0):
+            self._last[key] = row.epoch
+            columns = {name: value for name, value in dataclasses.asdict(row).items() if name not in _NO_NUMBERS}
+            numbers = _finite({**columns, **json.loads(row.metrics)})
+            named = {f"{row.stage}/{name}": value for name, value in numbers.items()}
+            self.log(self._runs[row.identity], named, row.epoch)
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Log how a trial ended."""
+        self.on_start(trial, record.role)
+        names = ("val_accuracy", "val_loss", "test_accuracy", "measured_balance", "device_seconds", "regulation_epochs")
+        numbers = {name: getattr(record, name) for name in names} | json.loads(record.metrics)
+        named = {f"trial/{name}": value for name, value in _finite(numbers).items()}
+        self.finish(self._runs.pop(record.identity), named, record.status)
+
+    def on_saved(self, trial: ResolvedTrial) -> None:
+        """End the run of a trial that will go on when the study is run again."""
+        if trial.identity in self._runs:  # else it never had a worker
+            self.finish(self._runs.pop(trial.identity), {}, "interrupted")
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """End the runs of trials that were cut off."""
+        while self._runs:
+            _, run = self._runs.popitem()
+            self.finish(run, {}, "interrupted")
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
