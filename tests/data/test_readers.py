@@ -401,6 +401,13 @@ class TestFer2013:
             pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
         assert counts(loaded(tmp_path, "fer2013", tmp_path)) == ([3] * 7, [1] * 7)
 
+    def test_among_other_sets_its_own_folder_is_found(self, tmp_path: Path, noise: Noise, png: Encode) -> None:
+        for place, num_classes in (("", 2), ("fer2013/", 7)):
+            for split in ("train", "test"):
+                images = [png(noise(row)) for row in range(14)]
+                write_parquet(tmp_path / f"{place}{split}.parquet", images, [row % num_classes for row in range(14)])
+        assert loaded(tmp_path, "fer2013", tmp_path).num_outputs == 7
+
 
 class TestOasis:
     @pytest.fixture

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -99,9 +100,9 @@ def _matching(filesystem: Any, root: str, pattern: str) -> list[Any]:
     info = filesystem.get_file_info(root)
     if info.is_file:
         return [info]
-    for depth in (1, _DEPTH):
-        infos = [info for info in _below(filesystem, root, depth) if info.extension.lower() == "parquet"]
-        for accepts in (partial(_begins, pattern), begins_with_split):
+    for accepts in (partial(_begins, pattern), begins_with_split):
+        for depth in (1, _DEPTH):
+            infos = _below(filesystem, root, depth)
             matching = [info for info in infos if any(map(accepts, _relative(info.path, root).split("/")))]
             if matching:
                 return _of_one_folder(matching, root)
@@ -118,17 +119,17 @@ def _begins(pattern: str, name: str) -> bool:
 
 
 def _below(filesystem: Any, root: str, depth: int) -> list[Any]:
-    """The files up to ``depth`` levels below a folder that are neither hidden nor in a folder that is passed over."""
-    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        infos = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=depth > 1, allow_not_found=True))
-        found = [info.path for info in infos if info.is_file]
-    else:  # not by a selector, which follows links, in circles too
+    """The Parquet files up to ``depth`` levels below a folder that are neither hidden nor in a folder that is passed over."""
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):  # not by a selector, which follows links, in circles too
         found = []
-        for parent, folders, files in os.walk(root, onerror=fail):
-            is_last = os.path.relpath(parent, root).count(os.sep) + 2 > depth
+        for parent, folders, files in os.walk(root, onerror=fail) if os.path.isdir(root) else ():
+            is_last = len(Path(parent).relative_to(root).parts) + 1 == depth
             folders[:] = [] if is_last else [name for name in folders if rubbish(name) is None]
             found += [os.path.join(parent, name) for name in files]
-    parts = ((path, *_relative(path, root).split("/")) for path in found)
+    else:
+        infos = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=depth > 1, allow_not_found=True))
+        found = [info.path for info in infos if info.is_file]
+    parts = ((path, *_relative(path, root).split("/")) for path in found if path.lower().endswith(".parquet"))
     kept = [path for path, *above, base in parts if not any(map(rubbish, above)) and base[0] not in "._"]
     return list(filesystem.get_file_info(kept)) if kept else []
 
