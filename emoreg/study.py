@@ -132,8 +132,9 @@ class Study:
     def run(self, *, address: str | None = None, observers: Sequence[StudyObserver] = (), command: str | None = None) -> Study:
         """Run what is missing of the study, with its progress in the terminal or the notebook.
 
-        A study that was interrupted, killed or finished before goes on from what it has. The first Ctrl-C (or SIGTERM) lets the
-        running trials save, the second one leaves at once; both raise ``Interrupted``, and running the study again goes on.
+        A study that was interrupted, killed or finished before goes on from what it has. The first Ctrl-C (or SIGTERM,
+        SIGHUP, SIGUSR1, SIGUSR2) lets the running trials save, Ctrl-C or SIGTERM after it leaves at once; both raise
+        ``Interrupted``, and running the study again goes on.
 
         Args:
             address: of a Ray cluster, or "auto" for the one that this machine belongs to; None starts Ray here.

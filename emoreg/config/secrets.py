@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 SECRETS = (
@@ -38,9 +41,24 @@ def shown_url(url: str) -> str:
 
 
 def is_percent_encoded(uri: str) -> bool:
-    """Whether the key in a URI has no @, / or blank: else it would be cut elsewhere than its writer means, and a part shown."""
-    userinfo = uri.partition("://")[2].partition("?")[0].rpartition("@")[0]
+    """Whether the password in a URL has no @, / or blank: else it would be cut elsewhere than it is meant, and a part shown."""
+    userinfo = uri.partition("://")[2].rpartition("@")[0]
     return not re.match(r"[^:/]*:.*[@/\s]", userinfo)
+
+
+def hide_secrets(part: Any) -> Any:
+    """A configuration, or a value in it, with the passwords and keys in its texts hidden."""
+    if isinstance(part, str):
+        hidden = without_secrets(part)
+        return part if hidden == part else hidden  # a name that was read from disk stays one
+    if isinstance(part, tuple):
+        return tuple(map(hide_secrets, part))
+    if isinstance(part, Mapping):
+        return {key: hide_secrets(value) for key, value in part.items()}
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        values = {item.name: hide_secrets(getattr(part, item.name)) for item in dataclasses.fields(part)}
+        return dataclasses.replace(part, **values)
+    return part
 
 
 def _masked(match: re.Match[str]) -> str:

@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from emoreg.config.by_hand import check_values
 from emoreg.config.distributions import Choice, Distribution
 from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.registry import CONTROLS
-from emoreg.config.secrets import shown_url, without_secrets
+from emoreg.config.secrets import hide_secrets, shown_url
 from emoreg.config.trial import Names, TrialConfig
 from emoreg.config.validation import (
     DISTINCT,
@@ -28,6 +28,7 @@ from emoreg.config.validation import (
     matches,
     not_empty,
     require,
+    require_database_url,
     validate,
 )
 
@@ -379,7 +380,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         validate(self, rules=_STUDY_RULES)
         if self.optuna_storage is not None:
-            self._check_database(self.optuna_storage)
+            require_database_url("optuna_storage", self.optuna_storage)
         for place, (path, distribution) in enumerate(self.search_space.items()):
             self._check_parameter(path, distribution, list(self.search_space)[:place])
         if self.notify is not None:
@@ -402,23 +403,6 @@ class StudyConfig:
                 backbone,
                 f"name one of {', '.join(self.backbones())}, or drop it",
             )
-
-    def _check_database(self, url: str) -> None:
-        """Refuse an ``optuna_storage`` that no database has, without a word of the password in it."""
-        scheme, _, rest = url.partition("://")
-        shown = f"{scheme[:20]}://..."
-        require(
-            scheme != "postgres",
-            "optuna_storage must name its kind of database as SQLAlchemy does",
-            shown,
-            "write postgresql://",
-        )
-        require(
-            scheme.startswith("sqlite") or (rest.count("@") < 2 and not re.search(r"\s", rest)),
-            "user and password in optuna_storage must be percent-encoded",
-            shown,
-            "write @ as %40 and a blank as %20 in the URL of the database",
-        )
 
     def _check_parameter(self, path: str, distribution: Distribution, before: list[str]) -> None:
         """Refuse a distribution at ``path`` that the trial cannot have there; ``before`` stand the others' paths."""
@@ -450,7 +434,7 @@ class StudyConfig:
 
     def without_password(self) -> StudyConfig:
         """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""
-        hidden: StudyConfig = _without_secrets(self)
+        hidden: StudyConfig = hide_secrets(self)
         return hidden if self.notify is None else dataclasses.replace(hidden, notify=shown_url(self.notify))
 
     def trial_resources(self, backbone: str) -> TrialResources:
@@ -468,18 +452,3 @@ class StudyConfig:
         """The backbones that the study compares: those searched, or the one that the trial has."""
         searched = self.search_space.get("backbone")
         return tuple(map(str, searched.values)) if isinstance(searched, Choice) else (self.trial.backbone,)
-
-
-def _without_secrets(part: Any) -> Any:
-    """A configuration, or a value in it, with the secrets in its texts hidden."""
-    if isinstance(part, str):
-        hidden = without_secrets(part)
-        return part if hidden == part else hidden  # a name that was read from disk stays one
-    if isinstance(part, tuple):
-        return tuple(map(_without_secrets, part))
-    if isinstance(part, Mapping):
-        return {key: _without_secrets(value) for key, value in part.items()}
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        changed = {item.name: _without_secrets(getattr(part, item.name)) for item in dataclasses.fields(part)}
-        return dataclasses.replace(part, **changed)
-    return part

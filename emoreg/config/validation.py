@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Interval
 
 from emoreg.config.registry import Registry
-from emoreg.config.secrets import without_secrets
+from emoreg.config.secrets import is_percent_encoded, without_secrets
 from emoreg.errors import ConfigError
 
 Positive = Annotated[float, Interval(gt=0)]
@@ -96,6 +96,16 @@ def require(condition: bool, constraint: str, value: object, hint: str) -> None:
     """Raise a ``ConfigError`` that says what to do, the constraint and the value given, unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"{hint[:1].upper()}{hint[1:]}: {constraint}, but it is {without_secrets(repr(value))}")
+
+
+def require_database_url(path: str, url: str) -> None:
+    """Raise a ``ConfigError``, without the password, for a URL that SQLAlchemy would read otherwise than it is meant."""
+    scheme = f"{url.partition('://')[0][:20]}://..."
+    require(
+        scheme != "postgres://...", f"{path} must name its kind of database as SQLAlchemy does", scheme, "write postgresql://"
+    )
+    hint = "write @ as %40, / as %2F and a blank as %20 in the password"
+    require(is_percent_encoded(url), f"the password in {path} must be percent-encoded", scheme, hint)
 
 
 def validate(config: object, place: str = "", rules: Sequence[Rule] = ()) -> None:

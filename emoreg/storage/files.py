@@ -90,7 +90,7 @@ def scratch_folder(root: Path) -> Iterator[Path]:
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink()
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -130,7 +130,6 @@ def _locked(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
     while True:
         path = name()
         stream = open(path, "xb")  # noqa: SIM115
-        share(path)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:
@@ -139,6 +138,7 @@ def _locked(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
                 path.unlink()
                 raise
         if os.fstat(stream.fileno()).st_nlink:
+            share(path)
             return path, stream
         stream.close()  # swept away before it was locked
 

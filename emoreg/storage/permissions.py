@@ -35,11 +35,11 @@ def share(path: Path) -> None:
 
     A folder that is everybody's, with the sticky bit, as /tmp, shares nothing.
     """
-    own, around = path.stat(), path.parent.stat()
-    allowed = around.st_mode & (stat.S_IRWXG if stat.S_ISDIR(own.st_mode) else stat.S_IRGRP | stat.S_IWGRP)
-    is_shared = own.st_gid == around.st_gid and not around.st_mode & stat.S_ISVTX
-    if is_shared and allowed & ~own.st_mode:
-        with suppress(OSError):  # another user's; or a file system that has modes of its own
+    with suppress(OSError):  # gone meanwhile, or another user's, or a file system that has modes of its own
+        own, around = path.stat(), path.parent.stat()
+        allowed = around.st_mode & (stat.S_IRWXG if stat.S_ISDIR(own.st_mode) else stat.S_IRGRP | stat.S_IWGRP)
+        is_shared = own.st_gid == around.st_gid and not around.st_mode & stat.S_ISVTX
+        if is_shared and allowed & ~own.st_mode:
             path.chmod(stat.S_IMODE(own.st_mode) | allowed)
 
 

@@ -54,8 +54,10 @@ def test_what_a_driver_says_of_a_password_is_masked_in_either_spelling() -> None
     ("url", "message"),
     [
         ("postgres://u:hu@sh@h/d", r"Write postgresql://: optuna_storage must name .* but it is 'postgres://\.\.\.'"),
-        ("postgresql://u:hu@sh@h/d", r"Write @ as %40 .* but it is 'postgresql://\.\.\.'"),
-        ("postgresql://u:hu sh@h/d", r"Write @ as %40 and a blank as %20"),
+        ("postgresql://u:hu@sh@h/d", r"Write @ as %40.* but it is 'postgresql://\.\.\.'"),
+        ("postgresql://u:hu sh@h/d", r"Write @ as %40, / as %2F and a blank as %20"),
+        ("postgresql://u:hu/sh@h/d", r"the password in optuna_storage must be percent-encoded"),
+        ("postgresql://u:hu?sh@sh@h/d", r"Write @ as %40"),
     ],
 )
 def test_a_url_that_no_database_has_is_refused_without_its_password(url: str, message: str) -> None:
