@@ -101,10 +101,12 @@ def _description(record: TrialRecord) -> Iterator[str]:
     if regulation.needs_emotional:
         yield f"An encoder ({record.backbone}) was pre-trained on {record.stimuli} for {record.pretraining_epochs} epochs."
     if regulation.needs_emotional and regulation.needs_plain:
-        measured = "" if record.measured_balance is None else f", {record.measured_balance:.3f} on validation"
-        yield f"Its response is balanced against that of a plain one: form {record.form}, kind {record.kind}, b = "
-        yield f"{record.balance:.3f}{measured}. The method is a reconstruction of that of arXiv:2606.13081."
-    yield f"{record.num_parameters:,} parameters. Trained as the study's trial called {control_name(record.control)}."
+        yield (
+            f"Its response is balanced against that of a plain one: form {record.form}, kind {record.kind}, balance "
+            f"{record.balance:.3f} as configured and {record.measured_balance:.3f} on validation. The method is a "
+            "reconstruction of that of arXiv:2606.13081."
+        )
+    yield f"The trial was of the kind {control_name(record.control)!r}, its network has {record.num_parameters:,} parameters."
     yield ""
 
 
