@@ -54,7 +54,7 @@ a plain one on the task. Does that help, and how much of it?
   emoreg doctor             what this machine or a cluster lacks, and the cure
   emoreg submit STUDY       run a study, or confirm it, on a Ray cluster
   emoreg logs STUDY         what the job of a submitted study has printed
-  emoreg stop STUDY         end its job, its trials saved; --trial ID: that trial alone
+  emoreg stop STUDY         let its trials save, and end its job, or --trial ID
 
 STUDY is a module or a Python file with `study`, or the name or folder of one
 that was run where it is only looked at. emoreg ships:

@@ -213,6 +213,7 @@ def test_what_is_not_there_is_refused_before_anything_runs(tmp_path: Path, monke
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     (tmp_path / "wandb").mkdir()  # as it leaves one where it has run
     for name in ("wandb", "mlflow", "aim"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(ConfigError, match=rf"^Install it \(pip install -e '.\[{name}\]'\), or drop the logger: "):
             check_loggers(tiny_study(loggers=(name,)))
 
