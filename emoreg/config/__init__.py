@@ -1,5 +1,6 @@
 """What a study is: frozen, typed, validated once. Every default of emoreg lives here and only here."""
 
+from emoreg.config.budget import BudgetConfig
 from emoreg.config.controls import Control, control, control_named, in_order
 from emoreg.config.distributions import Choice, Distribution, Float, Int, When
 from emoreg.config.paths import Value, leaves, read_path, replace_paths
@@ -11,7 +12,6 @@ from emoreg.config.study import (
     CONFIRM,
     FIRST_SEED,
     STORAGE,
-    BudgetConfig,
     ExperienceConfig,
     Objective,
     ResourcesConfig,
