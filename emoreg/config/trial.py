@@ -153,6 +153,12 @@ class PretrainingConfig:
 
 _REGULATION_RULES = (
     Rule(
+        "form",
+        lambda c: c.form != "loss" or c.kind in ("fixed", "random"),
+        "must not be 'loss' for kind={c.kind!r}, since its balance would follow the lower of two training losses",
+        "use form='output', or kind='fixed' or 'random'",
+    ),
+    Rule(
         "balance",
         lambda c: c.kind not in ("learnable", "dynamic") or 0.0 < c.balance < 1.0,
         "must lie strictly between 0 and 1 for kind={c.kind!r}, which starts from its logit",
@@ -178,7 +184,7 @@ class RegulationConfig:
     """
 
     form: Literal["output", "conditioned", "loss"] = "output"
-    """Where the two meet: mixed responses, a response conditioned on the emotion, or a mixed loss (method, section 1)."""
+    """Where the two meet: mixed responses, a response conditioned on the emotion, or a loss of each, mixed when predicting."""
     kind: Literal["fixed", "learnable", "random", "random_learnable", "dynamic"] = "fixed"
     """How the balance is set: as given, learned, drawn per batch, drawn once then learned, or computed for each image."""
     balance: Fraction = 0.5

@@ -6,7 +6,7 @@
 
     output       z = (1 - b) z_n + b z_e
     conditioned  z_e = W_e [f(x); softmax(H g(x))] with g and its emotion head H frozen, mixed as above
-    loss         L = (1 - b) CE(z_n, y) + b CE(z_e, y); the prediction comes from the mean of the two responses
+    loss         L = (1 - b) CE(z_n, y) + b CE(z_e, y); the prediction comes from z as in output
 
 Legend: B images, S their side, D and E features of f and g, O outputs of H (affect classes, or valence and arousal), C classes
 of the task.
@@ -192,8 +192,6 @@ class Regulation(nn.Module):
             only = z_n if z_n is not None else z_e
             assert only is not None
             return only
-        if self.config.form == "loss":
-            return (z_n + z_e) / 2
         b = balance.reshape(-1, 1)
         if self.config.mix_space == "logits":
             return (1 - b) * z_n + b * z_e

@@ -38,7 +38,7 @@ ENDS = {"regulation.kind": "fixed", "regulation.form": "output", "regulation.mix
 USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
     ({"deterministic": True, "precision": "auto"}, ("precision=float32",)),
     ({"regulation.kind": "random"}, ("regulation.balance",)),
-    ({"regulation.kind": "random_learnable"}, ("regulation.balance",)),
+    ({"regulation.kind": "random_learnable", "regulation.form": "output"}, ("regulation.balance",)),
     ({"regulation.lr_schedule": "cosine"}, ("regulation.decay_fraction",)),
     ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional",)),
     (
@@ -98,9 +98,11 @@ def test_identities_differ_from_one_another_and_stay() -> None:
 def trials(draw: st.DrawFn) -> TrialConfig:
     """A trial with some settings at other values than their defaults."""
     values = {path: OTHER_VALUES[path] for path in draw(st.sets(st.sampled_from(sorted(OTHER_VALUES)), max_size=20))}
+    form = draw(st.sampled_from(("output", "loss", "conditioned")))
+    learned = () if form == "loss" else ("learnable", "random_learnable", "dynamic")
     values |= {
-        "regulation.form": draw(st.sampled_from(("output", "loss", "conditioned"))),
-        "regulation.kind": draw(st.sampled_from(("fixed", "learnable", "random", "random_learnable", "dynamic"))),
+        "regulation.form": form,
+        "regulation.kind": draw(st.sampled_from(("fixed", "random", *learned))),
         "regulation.balance": draw(st.sampled_from((0.25, 0.5))),
         "regulation.mix_space": "logits",
         "precision": "auto",

@@ -386,9 +386,9 @@ def test_bf16_runs_on_cpu(storage: Path) -> None:
     assert len(recorder.epochs("regulation")) == 2
 
 
-@pytest.mark.parametrize("form", ["conditioned", "loss"])
-def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str) -> None:
-    _, _, network = run(tiny(regulation__form=form, regulation__kind="learnable"), storage)
+@pytest.mark.parametrize(("form", "kind"), [("conditioned", "learnable"), ("loss", "random")])
+def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str, kind: str) -> None:
+    _, _, network = run(tiny(regulation__form=form, regulation__kind=kind), storage)
     (folder,) = experience_folders(storage)
     experience = load_state(storage / "experience" / folder / "1.ckpt")
     assert experience is not None
@@ -397,7 +397,7 @@ def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str)
     assert equal(before, after) == (form == "conditioned")
     if form == "conditioned":
         assert torch.equal(network["emotion_head.weight"], experience["network"]["head.weight"])
-    assert float(network["raw_balance"]) != 0.0
+        assert float(network["raw_balance"]) != 0.0
 
 
 def test_divergence_leaves_no_checkpoint_from_after_it(storage: Path) -> None:
