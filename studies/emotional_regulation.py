@@ -38,7 +38,7 @@ study = emoreg.Study(
     search_space={
         "backbone": emoreg.Choice(("resnet18", "vit_tiny")),
         "regulation.kind": emoreg.Choice(("fixed", "learnable", "random_learnable")),
-        "regulation.balance": emoreg.Float(0.05, 0.95),
+        "regulation.balance": emoreg.Float(0.05, 0.95, when=emoreg.When("regulation.kind", ("fixed", "learnable"))),
         "pretraining.epochs": emoreg.Int(5, 80, log=True),
         "drop_path": emoreg.Float(0.0, 0.2, when=emoreg.When("backbone", ("vit_tiny",))),
     },

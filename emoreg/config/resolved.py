@@ -11,7 +11,7 @@ from typing import Any
 
 from emoreg.config.paths import changes, leaves
 from emoreg.config.registry import CONTROLS
-from emoreg.config.trial import ImageSetConfig, TrialConfig
+from emoreg.config.trial import KINDS_WITHOUT_BALANCE, ImageSetConfig, TrialConfig
 from emoreg.config.validation import require
 
 Source = tuple[str, str | None, str | None, int]
@@ -133,7 +133,7 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
     regulation = trial.regulation
     if trial.deterministic:
         yield "precision"  # no mixed precision, whether it is "auto" or "float32"
-    if regulation.kind in ("random", "random_learnable"):
+    if regulation.kind in KINDS_WITHOUT_BALANCE:
         yield "regulation.balance"
     if regulation.lr_schedule != "warmup_stable_decay":
         yield "regulation.decay_fraction"

@@ -12,7 +12,7 @@ from emoreg.config.distributions import Choice, Distribution
 from emoreg.config.paths import read_path, replace_paths
 from emoreg.config.registry import CONTROLS
 from emoreg.config.secrets import without_secrets
-from emoreg.config.trial import TrialConfig
+from emoreg.config.trial import KINDS_WITHOUT_BALANCE, TrialConfig
 from emoreg.config.validation import (
     DISTINCT,
     Constraint,
@@ -320,6 +320,7 @@ class StudyConfig:
         validate(self, rules=_STUDY_RULES)
         for place, (path, distribution) in enumerate(self.search_space.items()):
             self._check_parameter(path, distribution, list(self.search_space)[:place])
+        self._check_balance()
         for control in self.controls:  # each must be possible for the trial
             dataclasses.replace(self.trial, control=control)
         for metric in (objective.custom_metric for objective in self.objectives):
@@ -355,6 +356,27 @@ class StudyConfig:
             )
         for value in distribution.bounds():
             replace_paths(self.trial, {path: value})
+
+    def _check_balance(self) -> None:
+        """Refuse a search that proposes balances to trials that have none."""
+        balance, searched = self.search_space.get("regulation.balance"), self.search_space.get("regulation.kind")
+        if balance is None:
+            return
+        kinds = set(searched.bounds()) if searched is not None else {self.trial.regulation.kind}
+        if searched is not None and searched.when is not None:
+            kinds.add(self.trial.regulation.kind)
+        if balance.when is not None and balance.when.path == "regulation.kind":
+            kinds &= set(balance.when.values)
+        without, having = kinds & set(KINDS_WITHOUT_BALANCE), tuple(sorted(map(str, kinds - set(KINDS_WITHOUT_BALANCE))))
+        mend = (
+            f"give regulation.balance when=When('regulation.kind', {having})" if having else "take it out of the search space"
+        )
+        require(
+            not without,
+            "every regulation.kind that regulation.balance is searched for must have a balance setting",
+            " or ".join(sorted(map(str, without))),
+            mend,
+        )
 
     def control_trials(self) -> list[TrialConfig]:
         """The controls: each for every seed and backbone, seeds outermost, so that one seed is whole before the next."""

@@ -173,6 +173,10 @@ _REGULATION_RULES = (
 )
 
 
+KINDS_WITHOUT_BALANCE = ("random", "random_learnable")
+"""Kinds that draw the balance, or where it starts: they have no balance setting."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegulationConfig:
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned.
@@ -188,7 +192,7 @@ class RegulationConfig:
     kind: Literal["fixed", "learnable", "random", "random_learnable", "dynamic"] = "fixed"
     """How the balance is set: as given, learned, drawn per batch, drawn once then learned, or computed for each image."""
     balance: Fraction = 0.5
-    """Weight b of the emotional side, in [0, 1]: 0 is the plain backbone, 1 the emotional encoder. Learned kinds start here."""
+    """Weight b of the emotional side: 0 is the plain backbone, 1 the emotional encoder. Learned kinds start here, random don't."""
     mix_space: Literal["logits", "probabilities"] = "logits"
     """Mix the logits, or the two softmaxes."""
     freeze_emotional: bool = False

@@ -127,6 +127,17 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         {"search_space": {"backbone": Choice(("resnet18",))}, "resources_by_backbone": {"resnet50": TrialResources(gpus=2)}},
         "Name one of resnet18, or drop it: resources_by_backbone must name backbones of the study, but it is 'resnet50'",
     ),
+    (
+        study,
+        {"search_space": {"regulation.kind": Choice(("learnable", "random", "fixed")), "regulation.balance": Float(0.1, 0.9)}},
+        "Give regulation.balance when=When('regulation.kind', ('fixed', 'learnable')): every regulation.kind that "
+        "regulation.balance is searched for must have a balance setting, but it is 'random'",
+    ),
+    (
+        study,
+        {"trial": TrialConfig(regulation=RegulationConfig(kind="random_learnable"))},
+        "Take it out of the search space: every regulation.kind that regulation.balance is searched for",
+    ),
     (study, {"search_space": {}}, "search_space must not be empty"),
     (study, {"search_space": {"regulation.ballance": Float(0.0, 1.0)}}, "Name a setting such as regulation.balance"),
     (study, {"search_space": {"regulation.balance": Float(0.0, 2.0)}}, "regulation.balance must lie in [0, 1]"),
