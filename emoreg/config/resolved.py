@@ -11,7 +11,7 @@ from typing import Any
 
 from emoreg.config.paths import changes, leaves
 from emoreg.config.registry import CONTROLS
-from emoreg.config.trial import KINDS_WITHOUT_BALANCE, ImageSetConfig, TrialConfig
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE, KINDS_WITHOUT_BALANCE, ImageSetConfig, TrialConfig
 from emoreg.config.validation import require
 
 Source = tuple[str, str | None, str | None, int]
@@ -135,6 +135,8 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
         yield "precision"  # no mixed precision, whether it is "auto" or "float32"
     if regulation.kind in KINDS_WITHOUT_BALANCE:
         yield "regulation.balance"
+    if regulation.kind not in KINDS_OF_ONE_LEARNED_BALANCE:
+        yield "regulation.balance_learning_rate"
     if regulation.lr_schedule != "warmup_stable_decay":
         yield "regulation.decay_fraction"
     if regulation.kind == "fixed" and regulation.balance in (0.0, 1.0):

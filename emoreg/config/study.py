@@ -359,23 +359,19 @@ class StudyConfig:
 
     def _check_balance(self) -> None:
         """Refuse a search that proposes balances to trials that have none."""
-        balance, searched = self.search_space.get("regulation.balance"), self.search_space.get("regulation.kind")
+        balance = self.search_space.get("regulation.balance")
         if balance is None:
             return
-        kinds = set(searched.bounds()) if searched is not None else {self.trial.regulation.kind}
-        if searched is not None and searched.when is not None:
-            kinds.add(self.trial.regulation.kind)
+        kinds = self.regulation_kinds()
         if balance.when is not None and balance.when.path == "regulation.kind":
             kinds &= set(balance.when.values)
-        without, having = kinds & set(KINDS_WITHOUT_BALANCE), tuple(sorted(map(str, kinds - set(KINDS_WITHOUT_BALANCE))))
-        mend = (
-            f"give regulation.balance when=When('regulation.kind', {having})" if having else "take it out of the search space"
-        )
+        without, having = kinds & set(KINDS_WITHOUT_BALANCE), tuple(sorted(kinds - set(KINDS_WITHOUT_BALANCE)))
+        narrow = f"give regulation.balance when=When('regulation.kind', {having})"
         require(
             not without,
             "every regulation.kind that regulation.balance is searched for must have a balance setting",
-            " or ".join(sorted(map(str, without))),
-            mend,
+            " or ".join(sorted(without)),
+            narrow if having else "take it out of the search space",
         )
 
     def control_trials(self) -> list[TrialConfig]:
@@ -407,6 +403,13 @@ class StudyConfig:
             memory_gib=every.memory_gib_per_trial if own.memory_gib is None else own.memory_gib,
             accelerator_type=None if gpus == 0 else own.accelerator_type or every.accelerator_type,
         )
+
+    def regulation_kinds(self) -> set[str]:
+        """The kinds of balance that a trial of the search may have."""
+        searched = self.search_space.get("regulation.kind")
+        kinds = set() if searched is None else set(map(str, searched.bounds()))
+        is_always_searched = searched is not None and searched.when is None
+        return kinds if is_always_searched else kinds | {self.trial.regulation.kind}
 
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares: those searched, or the one that the trial has."""

@@ -175,6 +175,8 @@ _REGULATION_RULES = (
 
 KINDS_WITHOUT_BALANCE = ("random", "random_learnable")
 """Kinds that draw the balance, or where it starts: they have no balance setting."""
+KINDS_OF_ONE_LEARNED_BALANCE = ("learnable", "random_learnable")
+"""Kinds that learn one balance for all images, with a learning rate of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +194,9 @@ class RegulationConfig:
     kind: Literal["fixed", "learnable", "random", "random_learnable", "dynamic"] = "fixed"
     """How the balance is set: as given, learned, drawn per batch, drawn once then learned, or computed for each image."""
     balance: Fraction = 0.5
-    """Weight b of the emotional side: 0 is the plain backbone, 1 the emotional encoder. Learned kinds start here, random don't."""
+    """Weight b of the emotional side: 0 is the plain backbone, 1 the emotional encoder; `learnable` and `dynamic` start there."""
+    balance_learning_rate: Positive = 0.1
+    """Peak learning rate of the scalar that `learnable` and `random_learnable` learn b by, b = sigmoid(r): it never decays."""
     mix_space: Literal["logits", "probabilities"] = "logits"
     """Mix the logits, or the two softmaxes."""
     freeze_emotional: bool = False

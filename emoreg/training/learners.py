@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emoreg.config import TrialConfig
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.data.batches import Batches
 from emoreg.training.model import EmotionalNet, Regulation, Response, class_loss
 from emoreg.training.oom import MicroBatches
@@ -29,6 +30,10 @@ class Learner(Protocol):
 
     network: nn.Module
     balance_by_image: bool = False
+
+    def learning_rates(self) -> Mapping[nn.Parameter, float]:
+        """Peak learning rates of the parameters that have others than their stage's optimizer says."""
+        return {}
 
     def begin_batch(self) -> None:
         """Draw what a batch has at random, before it is trained on as a whole or in parts."""
@@ -107,6 +112,13 @@ class RegulationLearner(Learner):
         self._class_weights = class_weights
         self.balance_by_image = config.regulation.kind == "dynamic"
         self._config = config
+
+    def learning_rates(self) -> Mapping[nn.Parameter, float]:
+        """That of a learned balance, which has further to go than a weight."""
+        settings = self._config.regulation
+        if settings.kind not in KINDS_OF_ONE_LEARNED_BALANCE:
+            return {}
+        return {self.network.raw_balance: settings.balance_learning_rate}
 
     def begin_batch(self) -> None:
         """Draw the balance, if it is drawn for each batch."""

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emoreg.config import RegulationConfig, TrialConfig
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.seeding import derive_seed, generator, global_stream
 from emoreg.training.backbones import Encoder, create_encoder
 
@@ -112,7 +113,7 @@ class Regulation(nn.Module):
 
         self._generator = generator(seed, "balance")
         self._drawn_balance = torch.tensor(0.5)
-        if config.kind in ("learnable", "random_learnable"):
+        if config.kind in KINDS_OF_ONE_LEARNED_BALANCE:
             start = config.balance if config.kind == "learnable" else _open_uniform(self._generator)
             self.raw_balance = nn.Parameter(torch.tensor(_logit(start)))
         if config.kind == "dynamic":

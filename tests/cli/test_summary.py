@@ -167,7 +167,7 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return trial
 
     study = tiny_study(storage=str(storage), objectives=(Objective(metric="val_loss", mode="min"),))
-    study = dataclasses.replace(study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space})
+    study = dataclasses.replace(study, search_space={"regulation.kind": Choice(("fixed", "learnable")), **study.search_space})
     console = page()
     print_plan("mine.py", study, console)
     text = text_of(console)
@@ -179,6 +179,7 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings["regulation.balance"] == ["real", "in", "[0.1,", "0.9]"]
     assert settings["combinations"] == ["infinitely", "many"]
     assert " ".join(settings["trials"]).startswith("3 of the search + 2 controls, ")
+    assert " ".join(settings["learned"]).startswith("balance from 0.5 to 0.41 or 0.59 at most: AdamW moves its logit by up")
     assert settings["registered"] == ["control", "of_this_test"], "by the study's file"
     assert "of waiting, at most" in text
     assert "test_resnet" in " ".join(settings["measured"])

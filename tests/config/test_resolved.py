@@ -25,6 +25,7 @@ from tests.helpers.values import OTHER_VALUES, whole
 NEVER = {"metrics", "probes", "probe_every", "neutral.num_images"}
 # Settings that the trial of the table cannot use as it is, with what it must have for that.
 USED_WHERE: Mapping[str, Mapping[str, Value]] = {
+    "regulation.balance_learning_rate": {"regulation.kind": "learnable"},
     "regulation.decay_fraction": {"regulation.lr_schedule": "warmup_stable_decay"},
     "stimuli.split_seed": {"stimuli.num_images": 40},
     **{path: {"control": "neutral"} for path in OTHER_VALUES if path.startswith("neutral.")},
@@ -39,6 +40,7 @@ USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
     ({"deterministic": True, "precision": "auto"}, ("precision=float32",)),
     ({"regulation.kind": "random"}, ("regulation.balance",)),
     ({"regulation.kind": "random_learnable", "regulation.form": "output"}, ("regulation.balance",)),
+    ({"regulation.kind": "fixed"}, ("regulation.balance_learning_rate",)),
     ({"regulation.lr_schedule": "cosine"}, ("regulation.decay_fraction",)),
     ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional",)),
     (

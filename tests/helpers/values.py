@@ -37,6 +37,7 @@ _REGULATION = {
     "form": "loss",
     "kind": "learnable",
     "balance": 0.25,
+    "balance_learning_rate": 0.01,
     "mix_space": "probabilities",
     "freeze_emotional": True,
     "epochs": 11,
