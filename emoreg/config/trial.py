@@ -194,7 +194,7 @@ class RegulationConfig:
     kind: Literal["fixed", "learnable", "random", "random_learnable", "dynamic"] = "fixed"
     """How the balance is set: as given, learned, drawn per batch, drawn once then learned, or computed for each image."""
     balance: Fraction = 0.5
-    """Weight b of the emotional side: 0 is the plain backbone, 1 the emotional encoder; `learnable` and `dynamic` start there."""
+    """Weight b of the emotional side: 0 is the plain backbone, 1 the emotional encoder. `random` kinds have none."""
     balance_learning_rate: Positive = 0.1
     """Peak learning rate of the scalar that `learnable` and `random_learnable` learn b by, b = sigmoid(r): it never decays."""
     mix_space: Literal["logits", "probabilities"] = "logits"

@@ -188,6 +188,21 @@ def test_learned_kinds_start_where_they_should(images: Tensor) -> None:
     assert starts[3] == float(build(kind="random_learnable", seed=3)(images).balance.detach())
 
 
+@pytest.mark.parametrize("raw", [-200.0, -90.0, 17.0, 200.0])
+@pytest.mark.parametrize("kind", ["learnable", "random_learnable", "dynamic"])
+def test_a_balance_at_its_end_points_gives_finite_gradients(kind: str, raw: float, images: Tensor, targets: Tensor) -> None:
+    network = build(kind=kind, mix_space="probabilities")
+    learned = network.balance_of.bias if kind == "dynamic" else network.raw_balance
+    nn.init.constant_(learned, raw)
+    response = network(images)
+    assert ((response.balance == 0) | (response.balance == 1) | (raw == -90)).all()
+    network.loss(response, targets).backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    assert learned.grad is not None
+    only = response.plain if raw < 0 else response.emotional
+    torch.testing.assert_close(response.logits, only.log_softmax(dim=1))
+
+
 def test_a_dynamic_balance_is_of_each_image_and_mixes_each_by_its_own(images: Tensor) -> None:
     network = build(kind="dynamic", balance=0.4)
     nn.init.normal_(network.balance_of.weight)
