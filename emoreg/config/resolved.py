@@ -143,6 +143,8 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
         yield "regulation.mix_space"  # one response is all there is
     if not (regulation.needs_emotional and regulation.needs_plain):
         yield "regulation.form"
+    if not regulation.needs_emotional or regulation.is_emotion_frozen:
+        yield "regulation.emotional_learning_rate"
     if not regulation.needs_emotional or regulation.form == "conditioned":  # which always freezes
         yield "regulation.freeze_emotional"
     yield from _unused_of_pretraining(trial)

@@ -207,6 +207,8 @@ class RegulationConfig:
     """Task images in a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Stage 2's optimizer, of both encoders, their heads and the balance."""
+    emotional_learning_rate: Positive = 1.0
+    """Learning rate of the emotional encoder, as a multiple of the optimizer's: below 1 its experience changes more slowly."""
     lr_schedule: Literal["cosine", "warmup_stable_decay"] = "cosine"
     """After warm-up: a half cosine to 0, or constant and then linear to 0 over the last `decay_fraction`."""
     warmup_fraction: BelowOne = 0.05
@@ -224,6 +226,11 @@ class RegulationConfig:
 
     def __post_init__(self) -> None:
         validate(self, "regulation", _REGULATION_RULES)
+
+    @property
+    def is_emotion_frozen(self) -> bool:
+        """Whether the emotional encoder stays as pre-training left it."""
+        return self.freeze_emotional or self.form == "conditioned"
 
     @property
     def needs_plain(self) -> bool:

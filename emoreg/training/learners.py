@@ -114,11 +114,15 @@ class RegulationLearner(Learner):
         self._config = config
 
     def learning_rates(self) -> Mapping[nn.Parameter, float]:
-        """That of a learned balance, which has further to go than a weight."""
-        settings = self._config.regulation
-        if settings.kind not in KINDS_OF_ONE_LEARNED_BALANCE:
-            return {}
-        return {self.network.raw_balance: settings.balance_learning_rate}
+        """Those of the emotional encoder, whose experience is to last, and of a learned balance, which has further to go."""
+        settings, network = self._config.regulation, self.network
+        rates: dict[nn.Parameter, float] = {}
+        if network.emotional is not None:
+            rate = settings.emotional_learning_rate * settings.optimizer.learning_rate
+            rates |= dict.fromkeys(network.emotional.parameters(), rate)
+        if settings.kind in KINDS_OF_ONE_LEARNED_BALANCE:
+            rates[network.raw_balance] = settings.balance_learning_rate
+        return rates
 
     def begin_batch(self) -> None:
         """Draw the balance, if it is drawn for each batch."""

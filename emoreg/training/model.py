@@ -108,7 +108,7 @@ class Regulation(nn.Module):
                 self.emotion_head = emotion_head.requires_grad_(False)
                 width = plain.width + emotion_head.out_features
             self.emotional_head = _linear(width, num_classes, derive_seed(seed, "emotional head"))
-        if self.emotion_frozen and emotional is not None:
+        if config.is_emotion_frozen and emotional is not None:
             emotional.requires_grad_(False)
 
         self._generator = generator(seed, "balance")
@@ -123,15 +123,10 @@ class Regulation(nn.Module):
             nn.init.zeros_(self.balance_of.weight)
             nn.init.constant_(self.balance_of.bias, _logit(config.balance))
 
-    @property
-    def emotion_frozen(self) -> bool:
-        """Whether g stays as pre-training left it."""
-        return self.config.freeze_emotional or self.config.form == "conditioned"
-
     def train(self, mode: bool = True) -> Regulation:
         """Set the mode; a frozen g stays in evaluation mode, so that its BatchNorm statistics stay too."""
         super().train(mode)
-        if self.emotional is not None and self.emotion_frozen:
+        if self.emotional is not None and self.config.is_emotion_frozen:
             self.emotional.eval()
         return self
 

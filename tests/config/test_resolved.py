@@ -42,7 +42,8 @@ USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
     ({"regulation.kind": "random_learnable", "regulation.form": "output"}, ("regulation.balance",)),
     ({"regulation.kind": "fixed"}, ("regulation.balance_learning_rate",)),
     ({"regulation.lr_schedule": "cosine"}, ("regulation.decay_fraction",)),
-    ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional",)),
+    ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional", "regulation.emotional_learning_rate")),
+    ({"regulation.freeze_emotional": True}, ("regulation.emotional_learning_rate",)),
     (
         {**ENDS, "regulation.balance": 0.0, "control": "regulated"},
         (
@@ -50,6 +51,7 @@ USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
             "regulation.form",
             "regulation.form=conditioned",
             "regulation.freeze_emotional",
+            "regulation.emotional_learning_rate",
             *PRETRAINING,
             *STIMULI,
         ),

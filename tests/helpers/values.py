@@ -42,6 +42,7 @@ _REGULATION = {
     "freeze_emotional": True,
     "epochs": 11,
     "batch_size": 64,
+    "emotional_learning_rate": 0.1,
     "lr_schedule": "warmup_stable_decay",
     "warmup_fraction": 0.1,
     "decay_fraction": 0.3,

@@ -77,6 +77,24 @@ def test_a_learned_balance_has_a_learning_rate_of_its_own_and_goes_no_further_th
     assert float(network.raw_balance.detach().sigmoid()) > 0.99  # at the steps of the shipped studies on CPUs
 
 
+def test_the_emotional_encoder_has_a_multiple_of_the_learning_rate() -> None:
+    settings = RegulationConfig(emotional_learning_rate=0.1, optimizer=OptimizerConfig(name="sgd", momentum=0.0))
+    encoders = [create_encoder("test_vit", image_size=16, drop_path=0.0, weights=None, seed=seed) for seed in (0, 1)]
+    network = Regulation(settings, plain=encoders[0], emotional=encoders[1], emotion_head=None, num_classes=3, seed=0)
+    learner = RegulationLearner(TrialConfig(regulation=settings), network)
+    peaks = {
+        parameter: group["peak"]
+        for group in build_optimizer(network, settings.optimizer, learner.learning_rates()).param_groups
+        for parameter in group["params"]
+    }
+    assert len(peaks) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        assert peaks[parameter] == (1e-4 if name.startswith("emotional.") else 1e-3), name
+    alike = dataclasses.replace(settings, emotional_learning_rate=1.0)
+    learner = RegulationLearner(TrialConfig(regulation=alike), network)
+    assert len(build_optimizer(network, alike.optimizer, learner.learning_rates()).param_groups) == 2
+
+
 def test_optimizers_are_what_they_are_called() -> None:
     linear = nn.Linear(2, 2)
     adamw = build_optimizer(linear, OptimizerConfig(momentum=0.8))
