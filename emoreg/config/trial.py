@@ -200,7 +200,7 @@ class RegulationConfig:
     mix_space: Literal["logits", "probabilities"] = "logits"
     """Mix the logits, or the two softmaxes."""
     freeze_emotional: bool = False
-    """Keep the emotional encoder as pre-training left it. The conditioned form always does."""
+    """Keep the emotional encoder as pre-training left it, but for BatchNorm's statistics. The conditioned form always does."""
     epochs: PositiveInt = 10
     """Passes over the task's training split."""
     batch_size: PositiveInt = 128

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +244,29 @@ def batch_statistics(module: nn.Module) -> list[Tensor]:
     """The running statistics that a forward pass updates now: of every BatchNorm in training."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
+
+
+@torch.no_grad()
+def recompute_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of BatchNorm by their means over batches of images; all else is in evaluation mode.
+
+    A batch of a single image is left out, since BatchNorm needs two.
+    """
+    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm)]
+    if not layers:
+        return
+    encoder.eval()
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches, not a moving one
+        layer.train()
+    for images in batches:
+        if len(images) > 1:
+            encoder(images)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+        layer.eval()
 
 
 def recompute_activations(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from emoreg.config import TrialConfig
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.data.batches import Batches
+from emoreg.training.backbones import recompute_statistics
 from emoreg.training.model import EmotionalNet, Regulation, Response, class_loss
 from emoreg.training.oom import MicroBatches
 from emoreg.training.optim import autocast
@@ -123,6 +124,17 @@ class RegulationLearner(Learner):
         if settings.kind in KINDS_OF_ONE_LEARNED_BALANCE:
             rates[network.raw_balance] = settings.balance_learning_rate
         return rates
+
+    def adapt_frozen(self, task: Batches) -> None:
+        """Recompute the BatchNorm statistics of a frozen encoder by one pass over the task's training images.
+
+        Those that it has are of other images: the stimuli or, untrained, none at all.
+        """
+        settings, encoder = self._config.regulation, self.network.emotional
+        if encoder is not None and settings.is_emotion_frozen:
+            parts = (part for images, _ in task.evaluation() for part in images.split(settings.batch_size))
+            with autocast(self._config, task.device):
+                recompute_statistics(encoder, parts)
 
     def begin_batch(self) -> None:
         """Draw the balance, if it is drawn for each batch."""

@@ -17,7 +17,15 @@ from emoreg.config.registry import BACKBONES
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import OomState
-from emoreg.training.backbones import Backbone, Encoder, backbone, check_backbone, code_fingerprint, create_encoder
+from emoreg.training.backbones import (
+    Backbone,
+    Encoder,
+    backbone,
+    check_backbone,
+    code_fingerprint,
+    create_encoder,
+    recompute_statistics,
+)
 from emoreg.training.experience import experience_key
 from emoreg.training.model import EmotionalNet
 from emoreg.training.optim import build_optimizer
@@ -111,6 +119,31 @@ def test_drop_path_drops_while_training_alone() -> None:
     assert torch.equal(encoder(images()), encoder(images()))
     with pytest.raises(ConfigError, match=r"what backbone 'vgg11' does not take, .*drop_path_rate"):
         create("vgg11", drop_path=0.5)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_statistics_that_are_recomputed_are_those_of_the_images(size: int) -> None:
+    encoder = create("test_resnet", size)
+    task = 3 + 2 * torch.randn(65, 3, size, size, generator=torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    foreign = encoder.eval()(task)
+    recompute_statistics(encoder, task.split(32))  # of the last image alone there are none
+    assert not any(module.training for module in encoder.modules())
+    after = encoder.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed == {key for key in before if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    first = next(module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d))
+    stem: Any = encoder.model.conv1
+    seen = (stem[0] if isinstance(stem, nn.Sequential) else stem)(task[:64])
+    torch.testing.assert_close(first.running_mean, seen.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert first.momentum == 0.1
+    adapted = encoder(task)
+    as_trained = encoder.train()(task)
+    assert (adapted - as_trained).abs().mean() < 0.2 * (foreign - as_trained).abs().mean()
+
+
+def test_an_encoder_without_batchnorm_has_no_statistics_and_sees_no_image() -> None:
+    recompute_statistics(create("test_vit"), (pytest.fail("an image was asked for") for _ in range(1)))
 
 
 @pytest.mark.parametrize(

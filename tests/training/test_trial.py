@@ -392,12 +392,30 @@ def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str,
     (folder,) = experience_folders(storage)
     experience = load_state(storage / "experience" / folder / "1.ckpt")
     assert experience is not None
-    before = {key: value for key, value in experience["network"].items() if key.startswith("encoder.")}
-    after = {f"encoder.{key.removeprefix('emotional.')}": v for key, v in network.items() if key.startswith("emotional.")}
-    assert equal(before, after) == (form == "conditioned")
+    before, after = weights_of(experience["network"], "encoder."), weights_of(network, "emotional.")
+    assert all(map(torch.equal, before, after)) == (form == "conditioned")
     if form == "conditioned":
         assert torch.equal(network["emotion_head.weight"], experience["network"]["head.weight"])
         assert float(network["raw_balance"]) != 0.0
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_frozen_encoder_knows_the_task_s_images_and_goes_on_to_the_bit(
+    storage: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(regulation__freeze_emotional=True, pretraining__epochs=epochs)
+    thawed = initial_network(replace_paths(config, {"regulation.freeze_emotional": False}), storage, monkeypatch)
+    frozen = initial_network(config, storage, monkeypatch)
+    differing = {key for key, value in frozen.items() if not torch.equal(value, thawed[key])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert differing == {key for key in frozen if key.startswith("emotional.") and key.endswith(statistics)}
+    _, straight, expected = run(config, storage, folder=storage / "straight")
+    assert equal(part(expected, "emotional."), part(frozen, "emotional."))
+    with pytest.raises(Stop):
+        run(config, storage, Recorder(("regulation", 1)), checkpoint_seconds=0)
+    _, recorder, network = run(config, storage)
+    assert equal(network, expected)
+    assert recorder.numbers() == straight.numbers()
 
 
 def test_divergence_leaves_no_checkpoint_from_after_it(storage: Path) -> None:
