@@ -11,7 +11,13 @@ from typing import Any
 
 from emoreg.config.paths import changes, leaves
 from emoreg.config.registry import CONTROLS
-from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE, KINDS_WITHOUT_BALANCE, ImageSetConfig, TrialConfig
+from emoreg.config.trial import (
+    KINDS_OF_ONE_LEARNED_BALANCE,
+    KINDS_WITHOUT_BALANCE,
+    SIZE_OF_OWN_STEM,
+    ImageSetConfig,
+    TrialConfig,
+)
 from emoreg.config.validation import require
 
 Source = tuple[str, str | None, str | None, int]
@@ -133,6 +139,8 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
     regulation = trial.regulation
     if trial.deterministic:
         yield "precision"  # no mixed precision, whether it is "auto" or "float32"
+    if trial.has_small_stem == (trial.image_size < SIZE_OF_OWN_STEM):
+        yield "stem"  # it is as "auto" has it
     if regulation.kind in KINDS_WITHOUT_BALANCE:
         yield "regulation.balance"
     if regulation.kind not in KINDS_OF_ONE_LEARNED_BALANCE:

@@ -173,6 +173,8 @@ _REGULATION_RULES = (
 )
 
 
+SIZE_OF_OWN_STEM = 96
+"""Side in pixels from which a ResNet keeps its own stem, if nothing else is asked for."""
 KINDS_WITHOUT_BALANCE = ("random", "random_learnable")
 """Kinds that draw the balance, or where it starts: they have no balance setting."""
 KINDS_OF_ONE_LEARNED_BALANCE = ("learnable", "random_learnable")
@@ -281,6 +283,8 @@ class TrialConfig:
     """Any timm model, fitted to small images; vit_tiny, vit_small, or a registered one. Both encoders have it."""
     drop_path: BelowOne = 0.0
     """Stochastic depth (Huang et al. 2016) of both encoders, for backbones that have it."""
+    stem: Literal["auto", "small", "own"] = "auto"
+    """Of the ResNet family: 3x3 with stride 1 for small images, or the model's own. `auto`: its own from 96 px on."""
     weights: str | None = None
     """Start both encoders from a file of weights, or from timm's hub with 'hub'. None: from random."""
     image_size: _ImageSize = 32
@@ -320,6 +324,11 @@ class TrialConfig:
                 None,
                 f"name one, e.g. {images}=ImageSetConfig(name='openmoji-objects')",
             )
+
+    @property
+    def has_small_stem(self) -> bool:
+        """Whether a ResNet begins with a stem for small images."""
+        return self.stem == "small" or (self.stem == "auto" and self.image_size < SIZE_OF_OWN_STEM)
 
     @property
     def identity(self) -> str:

@@ -123,12 +123,14 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
         raise ConfigError(f"Correct the path of weights: they must be a file or 'hub', but {weights!r} is not there")
 
 
-def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
+def create_encoder(
+    name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int, small_stem: bool = True
+) -> Encoder:
     """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
 
-    Of timm's models, the ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family (DeiT too) gets
-    ``img_size`` and patches of image_size / 8 (8 x 8 tokens). Every other one is taken as it is made, with ``img_size`` if it
-    has one; so is what is registered.
+    Of timm's models, the ResNet family with ``small_stem`` gets a 3x3 stem of stride 1, and no max-pool up to 64 px; the ViT
+    family (DeiT too) gets ``img_size`` and patches of image_size / 8 (8 x 8 tokens). Every other one is taken as it is made,
+    with ``img_size`` if it has one; so is what is registered.
 
     Raises:
         ConfigError: the model cannot be made so, or weights do not fit or cannot be had.
@@ -139,6 +141,8 @@ def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str
             model = _registered(name, image_size, drop_path, weights)
         else:
             model = _timm_model(_ALIASES.get(name, name), image_size, drop_path, weights, seed)
+            if isinstance(model, ResNet) and small_stem:
+                _fit_resnet(model, image_size)
         try:
             return Encoder(model, image_size)
         except (AssertionError, AttributeError, RuntimeError, ValueError) as error:
@@ -182,8 +186,6 @@ def _timm_model(timm_name: str, image_size: int, drop_path: float, weights: str 
     if weights is not None:
         with global_stream(seed):
             model = _with_weights(timm_name, options, weights, untrained=model)
-    if isinstance(model, ResNet):
-        _fit_resnet(model, image_size)
     return model
 
 

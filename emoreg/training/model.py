@@ -240,6 +240,7 @@ def _create(config: TrialConfig, stream: str) -> Encoder:
         config.backbone,
         image_size=config.image_size,
         drop_path=config.drop_path,
+        small_stem=config.has_small_stem,
         weights=config.weights,
         seed=derive_seed(config.seed, stream),
     )

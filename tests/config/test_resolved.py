@@ -38,12 +38,15 @@ ENDS = {"regulation.kind": "fixed", "regulation.form": "output", "regulation.mix
 # What makes settings useless: the values that do, and the settings.
 USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
     ({"deterministic": True, "precision": "auto"}, ("precision=float32",)),
+    ({"image_size": 48}, ("stem=small",)),
+    ({"image_size": 96}, ("stem=own",)),
     ({"regulation.kind": "random"}, ("regulation.balance",)),
     ({"regulation.kind": "random_learnable", "regulation.form": "output"}, ("regulation.balance",)),
     ({"regulation.kind": "fixed"}, ("regulation.balance_learning_rate",)),
     ({"regulation.lr_schedule": "cosine"}, ("regulation.decay_fraction",)),
-    ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional", "regulation.emotional_learning_rate")),
-    ({"regulation.freeze_emotional": True}, ("regulation.emotional_learning_rate",)),
+    ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional",)),
+    ({"regulation.form": "conditioned", "control": "regulated"}, ("regulation.emotional_learning_rate",)),
+    ({"regulation.freeze_emotional": True, "control": "regulated"}, ("regulation.emotional_learning_rate",)),
     (
         {**ENDS, "regulation.balance": 0.0, "control": "regulated"},
         (

@@ -59,6 +59,7 @@ def _below(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 OTHER_VALUES: dict[str, Any] = {
     "backbone": "resnet34",
     "drop_path": 0.1,
+    "stem": "own",
     "weights": "hub",
     "image_size": 48,
     **_below("stimuli", _IMAGE_SET),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emoreg.config import OptimizerConfig
+from emoreg.config import OptimizerConfig, TrialConfig
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
 from emoreg.config.resolved import resolve_trial
@@ -27,7 +27,7 @@ from emoreg.training.backbones import (
     recompute_statistics,
 )
 from emoreg.training.experience import experience_key
-from emoreg.training.model import EmotionalNet
+from emoreg.training.model import EmotionalNet, create_emotional_net
 from emoreg.training.optim import build_optimizer
 from tests.helpers.trials import CPU, equal, run, tiny
 from tests.training.test_oom import room_for
@@ -64,6 +64,24 @@ def test_the_stem_of_a_deep_resnet_loses_its_stride_alone() -> None:
     stem: Any = encoder.model.conv1
     assert [layer.stride for layer in stem if isinstance(layer, nn.Conv2d)] == [(1, 1)] * 3
     assert create("resnet18d").eval()(images()).shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "is_own"), [(88, "auto", False), (96, "auto", True), (32, "own", True), (96, "small", False)]
+)
+def test_a_resnet_keeps_its_own_stem_from_96_pixels_on_unless_told(size: int, stem: str, is_own: bool) -> None:
+    config = TrialConfig(backbone="seresnet18", image_size=size, stem=stem)  # type: ignore[arg-type]
+    model: Any = create_emotional_net(config, 7).encoder.model
+    assert model.conv1.kernel_size == ((7, 7) if is_own else (3, 3))
+    assert model.conv1.stride == ((2, 2) if is_own else (1, 1))
+    assert isinstance(model.maxpool, nn.MaxPool2d) == (is_own or size > 64)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(11.27 if is_own else 11.26, abs=0.005)
+
+
+def test_a_resnet_of_full_size_starts_with_the_stem_of_its_weights(tmp_path: Path) -> None:
+    path, state = saved(tmp_path / "weights.pth", "resnet18", num_classes=7)
+    model = create_encoder("resnet18", image_size=96, drop_path=0.0, weights=str(path), seed=0, small_stem=False).model
+    assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
 
 
 @pytest.mark.parametrize(("size", "pooled"), [(64, False), (72, True)])

@@ -51,6 +51,7 @@ from tests.helpers.values import OTHER_VALUES, whole
 DECIDES_THE_WEIGHTS = {
     "backbone",
     "drop_path",
+    "stem",
     "weights",
     "image_size",
     "stimuli.num_images",
@@ -130,6 +131,7 @@ def test_trials_that_need_no_experience_share_no_run() -> None:
 BITES: dict[str, tuple[Value, Value]] = {
     "backbone": ("test_resnet", "test_vit"),
     "drop_path": (0.0, 0.3),
+    "stem": ("small", "own"),
     "image_size": (16, 24),
     "stimuli.num_images": (32, 48),
     "stimuli.validation_fraction": (0.95, 0.96),
@@ -202,7 +204,7 @@ def test_what_changes_the_weights_changes_the_key(path: str, prepared: Path) -> 
     base = {other: chance.choice(values) for other, values in BITES.items()}
     if path in ("pretraining.shuffle_labels", "control"):  # either shuffles
         base["pretraining.shuffle_labels"], base["control"] = False, "emotional"
-    if path == "drop_path":  # the other has no path to drop
+    if path in ("drop_path", "stem"):  # the other has no path to drop, and no stem
         base["backbone"] = "test_resnet"
     if path == "stimuli.validation_fraction":  # a subset is the same, drawn of more or fewer
         del base["stimuli.num_images"]
