@@ -267,7 +267,7 @@ _STUDY_RULES = (
     Rule(
         "controls",
         lambda c: "compute_matched" not in c.controls,
-        "must be without compute_matched: a confirmation knows how many images its plain backbone is to be given",
+        "must be without compute_matched: a confirmation knows how many encoder passes its plain backbone is to be given",
         "take it out, `emoreg confirm` adds it",
     ),
 )

@@ -300,7 +300,7 @@ class TrialConfig:
     regulation: RegulationConfig = field(default_factory=RegulationConfig)
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
-    """`regulated`: as configured. What that must beat: plain, compute_matched, emotional, untrained, shuffled, neutral."""
+    """`regulated`: as configured. Else one of plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral."""
     metrics: _Names = ()
     """Registered metrics that are measured on validation after every epoch, besides accuracy and loss."""
     probes: _Names = ()

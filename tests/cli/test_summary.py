@@ -198,8 +198,8 @@ def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
     assert "Chosen of 'made-up', on validation" in text
     chosen = {found.identity for found, _ in trials}
     assert all(identity in text for identity in chosen)
-    controls = "regulation, plain, compute_matched, emotional, untrained, shuffled, neutral"
-    assert f"{7 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
+    controls = "regulation, plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral"
+    assert f"{8 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
     assert "The test set has been opened by 1 trial of the study already" in text
     assert "With 2 seeds no difference can be shown, however large" in text
 

@@ -346,6 +346,20 @@ def test_controls_are_paired_by_seed(storage: Path, monkeypatch: pytest.MonkeyPa
     assert not torch.equal(other["plain_head.weight"], starts["regulated"]["plain_head.weight"])
 
 
+def test_an_ensemble_is_two_plain_networks_of_different_seeds(storage: Path) -> None:
+    config = tiny(regulation__optimizer__gradient_clip=10.0, regulation__optimizer__weight_decay=0.0)  # of each, not of both
+    _, _, ensemble = run(dataclasses.replace(config, control="ensemble"), storage)
+    _, _, alone = run(dataclasses.replace(config, control="plain"), storage)
+    start = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=derive_seed(0, "plain encoder"))
+    for key, value in start.model.named_parameters():
+        if value.dim() > 1:
+            ways = [(state[f"plain.model.{key}"] - value.detach()).abs().mean() for state in (ensemble, alone)]
+            moved, apart = map(float, ways)
+            assert moved == pytest.approx(apart, rel=0.1), key
+    assert not equal(part(ensemble, "plain."), {f"plain.{k[10:]}": v for k, v in part(ensemble, "emotional.").items()})
+    assert not (storage / "experience").exists()
+
+
 def test_the_neutral_control_sees_as_many_images_as_the_stimuli(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     neutral = ImageSetConfig(name="digits", split_seed=5, validation_fraction=0.0)
     config = dataclasses.replace(TINY, neutral=neutral, control="neutral")
