@@ -1,6 +1,7 @@
 """From a search to a verdict on two CPU cores: CIFAR-10 at 16 px, tiny backbones, one stimulus set a study.
 
-Sixteen trials over backbone, balance, its kind and pre-training length, none stopped early, and every control.
+Sixteen trials over backbone, balance, its kind, pre-training length and the emotional encoder's learning rate, none stopped
+early, and every control.
 
     emoreg run studies.answer_cpu --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
     emoreg confirm studies.answer_cpu --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
@@ -43,6 +44,7 @@ study = emoreg.Study(
         "backbone": emoreg.Choice(("test_resnet", "test_vit")),
         "regulation.balance": emoreg.Float(0.05, 0.95),
         "regulation.kind": emoreg.Choice(("fixed", "learnable")),
+        "regulation.emotional_learning_rate": emoreg.Float(0.01, 1.0, log=True),
         "pretraining.epochs": emoreg.Int(2, 16, log=True),
     },
     num_trials=16,

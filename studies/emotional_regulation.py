@@ -1,6 +1,7 @@
 """The paper's design (arXiv:2606.13081; a reconstruction): ResNet and ViT, affective stimuli, then CIFAR.
 
-Forty sampled trials over balance, its kind, pre-training length and backbone, and the controls on three seeds.
+Forty sampled trials over balance, its kind, the emotional encoder's learning rate, pre-training length and backbone, and the
+controls on three seeds.
 
     emoreg run studies.emotional_regulation --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
     emoreg run studies.emotional_regulation --name er-oasis --trial.stimuli.name oasis --trial.stimuli.path PATH_TO_OASIS
@@ -38,7 +39,8 @@ study = emoreg.Study(
     search_space={
         "backbone": emoreg.Choice(("resnet18", "vit_tiny")),
         "regulation.kind": emoreg.Choice(("fixed", "learnable", "random_learnable")),
-        "regulation.balance": emoreg.Float(0.05, 0.95),
+        "regulation.balance": emoreg.Float(0.05, 0.95, when=emoreg.When("regulation.kind", ("fixed", "learnable"))),
+        "regulation.emotional_learning_rate": emoreg.Float(0.01, 1.0, log=True),
         "pretraining.epochs": emoreg.Int(5, 80, log=True),
         "drop_path": emoreg.Float(0.0, 0.2, when=emoreg.When("backbone", ("vit_tiny",))),
     },

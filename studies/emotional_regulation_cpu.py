@@ -1,6 +1,7 @@
 """The paper's design (arXiv:2606.13081; a reconstruction) at a budget for two CPU cores: a subset of CIFAR-10, tiny backbones.
 
-Eight sampled trials over balance, pre-training length and backbone, and the controls of both on three seeds.
+Eight sampled trials over balance, the emotional encoder's learning rate, pre-training length and backbone, and the controls of
+both on three seeds.
 
     emoreg run studies.emotional_regulation_cpu --name er-fer2013 --trial.stimuli.name fer2013 \
         --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
@@ -39,6 +40,7 @@ study = emoreg.Study(
     search_space={
         "backbone": emoreg.Choice(("test_resnet", "test_vit")),
         "regulation.balance": emoreg.Float(0.0, 1.0),
+        "regulation.emotional_learning_rate": emoreg.Float(0.01, 1.0, log=True),
         "pretraining.epochs": emoreg.Choice((3, 6, 12)),
     },
     num_trials=8,

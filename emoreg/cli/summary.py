@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from emoreg.cli.terminal import new_table
-from emoreg.config import CONFIRM, StudyConfig, leaves, registries
+from emoreg.config import CONFIRM, RegulationConfig, StudyConfig, leaves, registries
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params
 from emoreg.results.analysis import waiting_share
@@ -225,9 +227,22 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         + " for a training step of one encoder",
     }.items():
         plan.add_row(name, text)
+    if config.regulation_kinds() & set(KINDS_OF_ONE_LEARNED_BALANCE):
+        plan.add_row("learned balance", _travel(config.trial.regulation, cost.num_regulation_steps))
     if own:
         plan.add_row("registered", ", ".join(own))
     console.print(plan)
+
+
+def _travel(regulation: RegulationConfig, num_steps: int) -> str:
+    """How far a learned balance can go."""
+    from emoreg.training.optim import balance_travel
+
+    if regulation.optimizer.name != "adamw":
+        return f"goes as far as its gradient takes it in {num_steps:,} steps"
+    travel = balance_travel(regulation, num_steps)
+    low, high = (1 / (1 + math.exp(-logit)) for logit in (-travel, travel))
+    return f"from 0.5 to {low:.2g} or {high:.2g} at most: AdamW moves its logit by up to {travel:.2g} in {num_steps:,} steps"
 
 
 def _as_text(value: Any) -> str:

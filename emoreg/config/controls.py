@@ -100,8 +100,18 @@ def _plain(trial: TrialConfig) -> TrialConfig:
 
 @control("compute_matched", dash="longdash")
 def _compute_matched(trial: TrialConfig) -> TrialConfig:
-    """The plain backbone, to which a confirmation gives as many further images as pre-training took."""
+    """The plain backbone, to which a confirmation gives as many encoder passes as regulation and its pre-training take."""
     return _one_sided(trial, balance=0.0, epochs=0)
+
+
+@control("ensemble", dash="3px,3px")
+def _ensemble(trial: TrialConfig) -> TrialConfig:
+    """Two plain networks of different seeds, trained apart on the same batches and averaged: is it only an ensemble?"""
+    regulation = dataclasses.replace(
+        trial.regulation, form="loss", kind="fixed", balance=0.5, mix_space="logits", freeze_emotional=False
+    )
+    regulation = dataclasses.replace(regulation, emotional_learning_rate=1.0)
+    return dataclasses.replace(trial, regulation=regulation, pretraining=dataclasses.replace(trial.pretraining, epochs=0))
 
 
 @control("emotional", dash="dot")

@@ -11,7 +11,13 @@ from typing import Any
 
 from emoreg.config.paths import changes, leaves
 from emoreg.config.registry import CONTROLS
-from emoreg.config.trial import ImageSetConfig, TrialConfig
+from emoreg.config.trial import (
+    KINDS_OF_ONE_LEARNED_BALANCE,
+    KINDS_WITHOUT_BALANCE,
+    SIZE_OF_OWN_STEM,
+    ImageSetConfig,
+    TrialConfig,
+)
 from emoreg.config.validation import require
 
 Source = tuple[str | int | None, ...]
@@ -137,14 +143,20 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
     regulation = trial.regulation
     if trial.deterministic:
         yield "precision"  # no mixed precision, whether it is "auto" or "float32"
-    if regulation.kind in ("random", "random_learnable"):
+    if trial.has_small_stem == (trial.image_size < SIZE_OF_OWN_STEM):
+        yield "stem"  # it is as "auto" has it
+    if regulation.kind in KINDS_WITHOUT_BALANCE:
         yield "regulation.balance"
+    if regulation.kind not in KINDS_OF_ONE_LEARNED_BALANCE:
+        yield "regulation.balance_learning_rate"
     if regulation.lr_schedule != "warmup_stable_decay":
         yield "regulation.decay_fraction"
     if regulation.kind == "fixed" and regulation.balance in (0.0, 1.0):
         yield "regulation.mix_space"  # one response is all there is
     if not (regulation.needs_emotional and regulation.needs_plain):
         yield "regulation.form"
+    if not regulation.needs_emotional or regulation.is_emotion_frozen:
+        yield "regulation.emotional_learning_rate"
     if not regulation.needs_emotional or regulation.form == "conditioned":  # which always freezes
         yield "regulation.freeze_emotional"
     yield from _unused_of_pretraining(trial)

@@ -15,7 +15,7 @@ from emoreg.config.distributions import Choice, Distribution
 from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.registry import CONTROLS
 from emoreg.config.secrets import hide_secrets, shown_url
-from emoreg.config.trial import Names, TrialConfig
+from emoreg.config.trial import KINDS_WITHOUT_BALANCE, Names, TrialConfig
 from emoreg.config.validation import (
     DISTINCT,
     Constraint,
@@ -281,7 +281,7 @@ _STUDY_RULES = (
     Rule(
         "controls",
         lambda c: "compute_matched" not in c.controls,
-        "must be without compute_matched: a confirmation knows how many images its plain backbone is to be given",
+        "must be without compute_matched: a confirmation knows how many encoder passes its plain backbone is to be given",
         "take it out, `emoreg confirm` adds it",
     ),
 )
@@ -348,6 +348,7 @@ class StudyConfig:
             is_url = re.fullmatch(r"https?://[^/\s@]*@?[^/\s@]+(/\S*)?", self.notify) is not None
             require(is_url, "notify must be an http:// or https:// URL", "***", "give one whole")
         object.__setattr__(self, "fixed", check_values(self.search_space, self.fixed))
+        self._check_balance()
         for control in self.controls:  # each must be possible for the trial
             dataclasses.replace(self.trial, control=control)
         for metric in (objective.custom_metric for objective in self.objectives):
@@ -384,6 +385,23 @@ class StudyConfig:
         for value in distribution.bounds():
             replace_paths(self.trial, {path: value})
 
+    def _check_balance(self) -> None:
+        """Refuse a search that proposes balances to trials that have none."""
+        balance = self.search_space.get("regulation.balance")
+        if balance is None:
+            return
+        kinds = self.regulation_kinds()
+        if balance.when is not None and balance.when.path == "regulation.kind":
+            kinds &= set(balance.when.values)
+        without, having = kinds & set(KINDS_WITHOUT_BALANCE), tuple(sorted(kinds - set(KINDS_WITHOUT_BALANCE)))
+        narrow = f"give regulation.balance when=When('regulation.kind', {having})"
+        require(
+            not without,
+            "every regulation.kind that regulation.balance is searched for must have a balance setting",
+            " or ".join(sorted(without)),
+            narrow if having else "take it out of the search space",
+        )
+
     def control_trials(self) -> list[TrialConfig]:
         """The controls: each for every seed and backbone, seeds outermost, so that one seed is whole before the next."""
         return [
@@ -408,6 +426,13 @@ class StudyConfig:
             memory_gib=every.memory_gib_per_trial if own.memory_gib is None else own.memory_gib,
             accelerator_type=None if gpus == 0 else own.accelerator_type or every.accelerator_type,
         )
+
+    def regulation_kinds(self) -> set[str]:
+        """The kinds of balance that a trial of the search may have."""
+        searched = self.search_space.get("regulation.kind")
+        kinds = set() if searched is None else set(map(str, searched.bounds()))
+        is_always_searched = searched is not None and searched.when is None
+        return kinds if is_always_searched else kinds | {self.trial.regulation.kind}
 
     def backbones(self) -> tuple[str, ...]:
         """The backbones that the study compares: those searched, or the one that the trial has."""

@@ -161,6 +161,12 @@ class PretrainingConfig:
 
 _REGULATION_RULES = (
     Rule(
+        "form",
+        lambda c: c.form != "loss" or c.kind in ("fixed", "random"),
+        "must not be 'loss' for kind={c.kind!r}, since its balance would follow the lower of two training losses",
+        "use form='output', or kind='fixed' or 'random'",
+    ),
+    Rule(
         "balance",
         lambda c: c.kind not in ("learnable", "dynamic") or 0.0 < c.balance < 1.0,
         "must lie strictly between 0 and 1 for kind={c.kind!r}, which starts from its logit",
@@ -175,6 +181,14 @@ _REGULATION_RULES = (
 )
 
 
+SIZE_OF_OWN_STEM = 96
+"""Side in pixels from which a ResNet keeps its own stem, if nothing else is asked for."""
+KINDS_WITHOUT_BALANCE = ("random", "random_learnable")
+"""Kinds that draw the balance, or where it starts: they have no balance setting."""
+KINDS_OF_ONE_LEARNED_BALANCE = ("learnable", "random_learnable")
+"""Kinds that learn one balance for all images, with a learning rate of its own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegulationConfig:
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned.
@@ -186,21 +200,25 @@ class RegulationConfig:
     """
 
     form: Literal["output", "conditioned", "loss"] = "output"
-    """Where the two meet: mixed responses, a response conditioned on the emotion, or a mixed loss (method, section 1)."""
+    """Where the two meet: mixed responses, a response conditioned on the emotion, or a loss of each, mixed when predicting."""
     kind: Literal["fixed", "learnable", "random", "random_learnable", "dynamic"] = "fixed"
     """How the balance is set: as given, learned, drawn per batch, drawn once then learned, or computed for each image."""
     balance: Fraction = 0.5
-    """Weight b of the emotional side, in [0, 1]: 0 is the plain backbone, 1 the emotional encoder. Learned kinds start here."""
+    """Weight b of the emotional side: 0 is the plain backbone, 1 the emotional encoder. `random` kinds have none."""
+    balance_learning_rate: Positive = 0.1
+    """Peak learning rate of the scalar that `learnable` and `random_learnable` learn b by, b = sigmoid(r): it never decays."""
     mix_space: Literal["logits", "probabilities"] = "logits"
     """Mix the logits, or the two softmaxes."""
     freeze_emotional: bool = False
-    """Keep the emotional encoder as pre-training left it. The conditioned form always does."""
+    """Keep the emotional encoder as pre-training left it, but for BatchNorm's statistics. The conditioned form always does."""
     epochs: PositiveInt = 10
     """Passes over the task's training split."""
     batch_size: PositiveInt = 128
     """Task images in a step."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Stage 2's optimizer, of both encoders, their heads and the balance."""
+    emotional_learning_rate: Positive = 1.0
+    """Learning rate of the emotional encoder, as a multiple of the optimizer's: below 1 its experience changes more slowly."""
     lr_schedule: Literal["cosine", "warmup_stable_decay"] = "cosine"
     """After warm-up: a half cosine to 0, or constant and then linear to 0 over the last `decay_fraction`."""
     warmup_fraction: BelowOne = 0.05
@@ -218,6 +236,11 @@ class RegulationConfig:
 
     def __post_init__(self) -> None:
         validate(self, "regulation", _REGULATION_RULES)
+
+    @property
+    def is_emotion_frozen(self) -> bool:
+        """Whether the emotional encoder stays as pre-training left it."""
+        return self.freeze_emotional or self.form == "conditioned"
 
     @property
     def needs_plain(self) -> bool:
@@ -268,6 +291,8 @@ class TrialConfig:
     """Any timm model, fitted to small images; vit_tiny, vit_small, or a registered one. Both encoders have it."""
     drop_path: BelowOne = 0.0
     """Stochastic depth (Huang et al. 2016) of both encoders, for backbones that have it."""
+    stem: Literal["auto", "small", "own"] = "auto"
+    """Of the ResNet family: 3x3 with stride 1 for small images, or the model's own. `auto`: its own from 96 px on."""
     weights: str | None = None
     """Start both encoders from a file of weights (plain, or a checkpoint of Lightning, DDP or timm, of which averaged weights
     are taken), or from timm's hub with 'hub'. None: from random."""
@@ -284,7 +309,7 @@ class TrialConfig:
     regulation: RegulationConfig = field(default_factory=RegulationConfig)
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
-    """`regulated`: as configured. What that must beat: plain, compute_matched, emotional, untrained, shuffled, neutral."""
+    """`regulated`: as configured. Else one of plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral."""
     metrics: Names = ()
     """Measured on validation after every epoch, besides accuracy and loss: macro_f1, balanced_accuracy, auroc, nll, ece, of
     real-valued stimuli valence_pearson, valence_ccc, arousal_pearson, arousal_ccc, or registered ones."""
@@ -309,6 +334,11 @@ class TrialConfig:
                 None,
                 f"name one, e.g. {images}=ImageSetConfig(name='openmoji-objects')",
             )
+
+    @property
+    def has_small_stem(self) -> bool:
+        """Whether a ResNet begins with a stem for small images."""
+        return self.stem == "small" or (self.stem == "auto" and self.image_size < SIZE_OF_OWN_STEM)
 
     @property
     def identity(self) -> str:

@@ -23,12 +23,21 @@ _LINES = "Lines: mean of a Gaussian process, averaged over the trials' other par
 _RED = "#D55E00"
 
 
-def _check(context: FigureContext, paths: Sequence[str], what: str) -> None:
+def _checked(context: FigureContext, paths: Sequence[str], what: str) -> FigureContext:
+    """What accuracy is drawn from against these parameters: the trials that have them."""
     absent = [_NAMES[path] for path in paths if path not in context.study.search_space]
     if absent:
         raise NotDrawn(f"The {' and the '.join(absent)} {'was' if len(absent) == 1 else 'were'} not searched: no {what}.")
     if not context.finished:
         raise NotDrawn(f"No trial of the search has finished: no {what}.")
+    having = _having(context, *paths)
+    if not having.finished:
+        raise NotDrawn(f"No finished trial has a balance setting: no {what}.")
+    return having
+
+
+def _having(context: FigureContext, *paths: str) -> FigureContext:
+    return context.with_balance if BALANCE in paths else context
 
 
 def _trials(surrogate: Surrogate) -> str:
@@ -92,8 +101,7 @@ def _add_response(
 
 def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
     """Accuracy against one parameter: trials, and a curve for each backbone that has enough of them."""
-    study = context.study
-    _check(context, [path], _LACK[path])
+    study, context = context.study, _checked(context, [path], _LACK[path])
     parameter, num_finished = context.parameter(path), sum(map(len, context.finished.values()))
     plain = {row.backbone: row.accuracy for row in study.controls if row.control == "plain"}
     figure = go.Figure()
@@ -133,7 +141,7 @@ def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
 def draw_both(context: FigureContext) -> tuple[go.Figure, str]:
     """A map of accuracy against balance and pre-training length, a panel a backbone."""
     what = "map of accuracy against both"
-    _check(context, [BALANCE, LENGTH], what)
+    context = _checked(context, [BALANCE, LENGTH], what)
     fitted = {name: found for name, found in context.surrogates.items() if found.has(BALANCE) and found.has(LENGTH)}
     if not fitted:
         raise NotDrawn(f"No backbone has {FEWEST} finished trials that differ in balance and pre-training length: no {what}.")
@@ -196,7 +204,7 @@ def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRec
 def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.Figure | None:
     """Accuracy against one parameter, a panel a backbone; None where no study has searched it and finished a trial."""
     contexts = {
-        name: FigureContext(study=study)
+        name: _having(FigureContext(study=study), path)
         for name, study in studies.items()
         if path in study.search_space and Parameter(path=path, distribution=study.search_space[path]).is_number
     }

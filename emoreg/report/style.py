@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from emoreg.config import Objective
+from emoreg.config.trial import KINDS_WITHOUT_BALANCE
 from emoreg.formatting import format_params
 from emoreg.results.analysis import objective_value, ranked
 from emoreg.results.records import TrialRecord
@@ -88,15 +89,29 @@ class NotDrawn(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class FigureContext:
-    """What figures are drawn from: a study, and what several of them need of it."""
+    """What figures are drawn from: a study, and what several of them need of it.
+
+    Attributes:
+        study: read back.
+        without_kinds: trials whose balance is of these kinds are left out.
+    """
 
     study: StudyResults
+    without_kinds: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def with_balance(self) -> FigureContext:
+        """The same without the trials that have no balance setting: what is drawn against the balance."""
+        has_others = any(record.kind in KINDS_WITHOUT_BALANCE for record in self.study.searched)
+        return FigureContext(study=self.study, without_kinds=KINDS_WITHOUT_BALANCE) if has_others else self
 
     @functools.cached_property
     def finished(self) -> dict[str, list[TrialRecord]]:
         """Finished trials of the search that have an accuracy, by backbone, in the study's order."""
         found: dict[str, list[TrialRecord]] = {backbone: [] for backbone in self.study.backbones}
         for record in self.study.searched:
+            if record.kind in self.without_kinds:
+                continue
             if record.status == "finished" and objective_value(record, Objective()) is not None:
                 found.setdefault(record.backbone, []).append(record)
         return {backbone: records for backbone, records in found.items() if records}

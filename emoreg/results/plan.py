@@ -38,6 +38,8 @@ from emoreg.storage.sealed import seal, unseal
 
 PLAN = "plan.json"
 
+_FORWARD = 1 / 3  # of a training step's cost, a forward pass
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
@@ -178,8 +180,8 @@ def plan_trials(
 ) -> Plan:
     """Every trial of an opening, with what it belongs to; seeds outermost, so that one seed is whole before the next.
 
-    The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli; ``images``
-    counts those in an epoch of a set.
+    The ``compute_matched`` control takes as many images through its one encoder as pre-training and regulation take through
+    theirs; ``images`` counts those in an epoch of a set.
 
     Raises:
         ConfigError: where an installation lacks what the statistics need in the end.
@@ -191,8 +193,10 @@ def plan_trials(
     for seed in seeds:
         for found in chosen:
             base = dataclasses.replace(resolve(config.trial, found.params), seed=seed)
-            further = math.ceil(base.pretraining.epochs * images(base.stimuli) / images(base.task))
-            longer = dataclasses.replace(base.regulation, epochs=base.regulation.epochs + further)
+            passes = base.regulation.epochs * _num_encoders(base.regulation) * images(base.task)
+            if base.regulation.needs_emotional:
+                passes += base.pretraining.epochs * images(base.stimuli)
+            longer = dataclasses.replace(base.regulation, epochs=math.ceil(passes / images(base.task)))
             for control in controls:
                 regulation = longer if control == "compute_matched" else base.regulation
                 trial = dataclasses.replace(base, control=control, regulation=regulation)
@@ -231,8 +235,10 @@ def expected_seconds(plan: Plan, searched: Mapping[str, TrialRecord]) -> float:
     return math.fsum(regulation.values()) + math.fsum(pretraining.values())
 
 
-def _num_encoders(regulation: RegulationConfig) -> int:
-    return regulation.needs_plain + regulation.needs_emotional
+def _num_encoders(regulation: RegulationConfig) -> float:
+    """Encoders that an image goes through, forward and backward: forward alone, as through a frozen one, is a third."""
+    emotional = _FORWARD if regulation.is_emotion_frozen else 1.0
+    return regulation.needs_plain + emotional * regulation.needs_emotional
 
 
 def opening_of(plan: Plan) -> Opening:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +127,14 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
         _check_file(weights)
 
 
-def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int) -> Encoder:
+def create_encoder(
+    name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int, small_stem: bool = True
+) -> Encoder:
     """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
 
-    Of timm's models, the ResNet family gets a 3x3 stride-1 stem, and no max-pool up to 64 px; the ViT family (DeiT too) gets
-    ``img_size`` and patches of image_size / 8 (8 x 8 tokens). Every other one is taken as it is made, with ``img_size`` if it
-    has one; so is what is registered.
+    Of timm's models, the ResNet family with ``small_stem`` gets a 3x3 stem of stride 1, and no max-pool up to 64 px; the ViT
+    family (DeiT too) gets ``img_size`` and patches of image_size / 8 (8 x 8 tokens). Every other one is taken as it is made,
+    with ``img_size`` if it has one; so is what is registered.
 
     Raises:
         ConfigError: the model cannot be made so, or weights do not fit or cannot be had.
@@ -143,6 +145,8 @@ def create_encoder(name: str, *, image_size: int, drop_path: float, weights: str
             model = _registered(name, image_size, drop_path, weights)
         else:
             model = _timm_model(_ALIASES.get(name, name), image_size, drop_path, weights, seed)
+            if isinstance(model, ResNet) and small_stem:
+                _fit_resnet(model, image_size)
         try:
             return Encoder(model, image_size)
         except (AssertionError, AttributeError, RuntimeError, ValueError) as error:
@@ -186,8 +190,6 @@ def _timm_model(timm_name: str, image_size: int, drop_path: float, weights: str 
     if weights is not None:
         with global_stream(seed):
             model = _with_weights(timm_name, options, weights, untrained=model)
-    if isinstance(model, ResNet):
-        _fit_resnet(model, image_size)
     return model
 
 
@@ -261,6 +263,29 @@ def batch_statistics(module: nn.Module) -> list[Tensor]:
     """The running statistics that a forward pass updates now: of every BatchNorm in training."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
     return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
+
+
+@torch.no_grad()
+def recompute_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of BatchNorm by their means over batches of images; all else is in evaluation mode.
+
+    A batch of a single image is left out, since BatchNorm needs two.
+    """
+    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm)]
+    if not layers:
+        return
+    encoder.eval()
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches, not a moving one
+        layer.train()
+    for images in batches:
+        if len(images) > 1:
+            encoder(images)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+        layer.eval()
 
 
 def recompute_activations(module: nn.Module) -> bool:

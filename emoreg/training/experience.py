@@ -33,7 +33,7 @@ from emoreg.training.history import History
 from emoreg.training.optim import length_dependence, uses_bf16
 from emoreg.training.stages import Stage
 
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raised when the numbers of pre-training change: old snapshots are then left alone."""
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def shared_run(trial: ResolvedTrial) -> str | None:
         "drop_path": config.drop_path,
         "weights": config.weights,
         "image_size": config.image_size,
+        "small_stem": config.has_small_stem,
         "stimuli": asdict(config.stimuli),
         "instead": None if source is None or source == config.stimuli else asdict(source),
         "pretraining": _pretraining(config),
@@ -125,6 +126,7 @@ def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, dev
         "drop_path": config.drop_path,
         "weights": weights_digest(config.weights),
         "image_size": config.image_size,
+        "small_stem": config.has_small_stem,
         "images": {name: getattr(source, name) for name in CUTS},
         "fingerprint": fingerprint,
         "pretraining": _pretraining(config),

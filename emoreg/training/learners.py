@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emoreg.config import TrialConfig
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.data.batches import Batches
+from emoreg.training.backbones import recompute_statistics
 from emoreg.training.model import EmotionalNet, Regulation, Response, class_loss
 from emoreg.training.oom import MicroBatches
 from emoreg.training.optim import autocast
@@ -29,6 +31,10 @@ class Learner(Protocol):
 
     network: nn.Module
     balance_by_image: bool = False
+
+    def learning_rates(self) -> Mapping[nn.Parameter, float]:
+        """Peak learning rates of the parameters that have others than their stage's optimizer says."""
+        return {}
 
     def begin_batch(self) -> None:
         """Draw what a batch has at random, before it is trained on as a whole or in parts."""
@@ -107,6 +113,28 @@ class RegulationLearner(Learner):
         self._class_weights = class_weights
         self.balance_by_image = config.regulation.kind == "dynamic"
         self._config = config
+
+    def learning_rates(self) -> Mapping[nn.Parameter, float]:
+        """Those of the emotional encoder, whose experience is to last, and of a learned balance, which has further to go."""
+        settings, network = self._config.regulation, self.network
+        rates: dict[nn.Parameter, float] = {}
+        if network.emotional is not None:
+            rate = settings.emotional_learning_rate * settings.optimizer.learning_rate
+            rates |= dict.fromkeys(network.emotional.parameters(), rate)
+        if settings.kind in KINDS_OF_ONE_LEARNED_BALANCE:
+            rates[network.raw_balance] = settings.balance_learning_rate
+        return rates
+
+    def adapt_frozen(self, task: Batches) -> None:
+        """Recompute the BatchNorm statistics of a frozen encoder by one pass over the task's training images.
+
+        Those that it has are of other images: the stimuli or, untrained, none at all.
+        """
+        settings, encoder = self._config.regulation, self.network.emotional
+        if encoder is not None and settings.is_emotion_frozen:
+            parts = (part for images, _ in task.evaluation() for part in images.split(settings.batch_size))
+            with autocast(self._config, task.device):
+                recompute_statistics(encoder, parts)
 
     def begin_batch(self) -> None:
         """Draw the balance, if it is drawn for each batch."""

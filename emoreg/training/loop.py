@@ -55,7 +55,7 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
     if saved is not None and saved["epoch"] == settings.epochs:  # only the weights are still needed
         network.load_state_dict(saved["network"])
         return Fitted(OomState(**saved["oom"]), evaluation=None)
-    state = _begin(stage, network, saved, oom)
+    state = _begin(stage, learner, saved, oom)
     evaluation: Evaluation | None = None
     evaluation_batches = MicroBatches(network)
     while state.epoch < settings.epochs:
@@ -63,7 +63,7 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
         network.train()
         for images, targets in stage.batches(state.batches, first=state.step_in_epoch):
             for group in state.optimizer.param_groups:
-                group["lr"] = stage.learning_rate(state.step)
+                group["lr"] = group["peak"] * stage.learning_rate_factor(state.step)
             learner.begin_batch()
             loss, scores = state.micro_batches.backward(learner.loss, state.optimizer, images, targets)
             if settings.optimizer.gradient_clip is not None:
@@ -92,14 +92,14 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
     return Fitted(state.micro_batches.state, evaluation)
 
 
-def _begin(stage: Stage, network: nn.Module, saved: State | None, oom: OomState | None) -> LoopState:
-    seed = stage.trial.config.seed
+def _begin(stage: Stage, learner: Learner, saved: State | None, oom: OomState | None) -> LoopState:
+    seed, network = stage.trial.config.seed, learner.network
     torch.manual_seed(derive_seed(seed, stage.name))  # dropout and stochastic depth
     state = LoopState(
         stage=stage.name,
         network=network,
         device=stage.train.device,
-        optimizer=build_optimizer(network, stage.settings.optimizer),
+        optimizer=build_optimizer(network, stage.settings.optimizer, learner.learning_rates()),
         batches=generator(seed, stage.batch_stream),
         micro_batches=MicroBatches(network, oom),
     )
@@ -121,7 +121,7 @@ def _record(stage: Stage, state: LoopState, evaluation: Evaluation | None, *, se
         train_accuracy=state.train_accuracy,
         val_loss=evaluation.loss if evaluation is not None else None,
         val_accuracy=evaluation.accuracy if evaluation is not None else None,
-        learning_rate=state.optimizer.param_groups[0]["lr"],
+        learning_rate=stage.settings.optimizer.learning_rate * stage.learning_rate_factor(state.step - 1),
         images_per_second=sum(state.sizes) / state.seconds,
         seconds=seconds,
         measured_balance=float(balance.mean()) if balance is not None else None,

@@ -6,7 +6,7 @@
 
     output       z = (1 - b) z_n + b z_e
     conditioned  z_e = W_e [f(x); softmax(H g(x))] with g and its emotion head H frozen, mixed as above
-    loss         L = (1 - b) CE(z_n, y) + b CE(z_e, y); the prediction comes from the mean of the two responses
+    loss         L = (1 - b) CE(z_n, y) + b CE(z_e, y); the prediction comes from z as in output
 
 Legend: B images, S their side, D and E features of f and g, O outputs of H (affect classes, or valence and arousal), C classes
 of the task.
@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emoreg.config import RegulationConfig, TrialConfig
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.seeding import derive_seed, generator, global_stream
 from emoreg.training.backbones import Encoder, create_encoder
 
@@ -107,12 +108,12 @@ class Regulation(nn.Module):
                 self.emotion_head = emotion_head.requires_grad_(False)
                 width = plain.width + emotion_head.out_features
             self.emotional_head = _linear(width, num_classes, derive_seed(seed, "emotional head"))
-        if self.emotion_frozen and emotional is not None:
+        if config.is_emotion_frozen and emotional is not None:
             emotional.requires_grad_(False)
 
         self._generator = generator(seed, "balance")
         self._drawn_balance = torch.tensor(0.5)
-        if config.kind in ("learnable", "random_learnable"):
+        if config.kind in KINDS_OF_ONE_LEARNED_BALANCE:
             start = config.balance if config.kind == "learnable" else _open_uniform(self._generator)
             self.raw_balance = nn.Parameter(torch.tensor(_logit(start)))
         if config.kind == "dynamic":
@@ -122,15 +123,10 @@ class Regulation(nn.Module):
             nn.init.zeros_(self.balance_of.weight)
             nn.init.constant_(self.balance_of.bias, _logit(config.balance))
 
-    @property
-    def emotion_frozen(self) -> bool:
-        """Whether g stays as pre-training left it."""
-        return self.config.freeze_emotional or self.config.form == "conditioned"
-
     def train(self, mode: bool = True) -> Regulation:
         """Set the mode; a frozen g stays in evaluation mode, so that its BatchNorm statistics stay too."""
         super().train(mode)
-        if self.emotional is not None and self.emotion_frozen:
+        if self.emotional is not None and self.config.is_emotion_frozen:
             self.emotional.eval()
         return self
 
@@ -143,7 +139,8 @@ class Regulation(nn.Module):
         """The balanced response to a batch. Responses are mixed in float32 under autocast too."""
         f = self.plain(images) if self.plain is not None else None
         g = self.emotional(images) if self.emotional is not None else None
-        balance = self._balance(f, g)
+        raw = self._raw_balance(f, g)
+        balance = self._given_balance(images.device) if raw is None else torch.sigmoid(raw)
         z_n = self.plain_head(f).float() if self.plain_head is not None else None
         z_e = None
         if self.emotional_head is not None:
@@ -153,7 +150,7 @@ class Regulation(nn.Module):
                 assert f is not None
                 source = torch.cat([f, self.emotion_head(g).softmax(dim=1).to(f.dtype)], dim=1)
             z_e = self.emotional_head(source).float()
-        return Response(self._mix(z_n, z_e, balance), z_n, z_e, balance)
+        return Response(self._mix(z_n, z_e, balance, raw), z_n, z_e, balance)
 
     def loss(
         self,
@@ -172,33 +169,38 @@ class Regulation(nn.Module):
         assert response.balance is not None
         return ((1 - response.balance) * losses[0] + response.balance * losses[1]).mean()
 
-    def _balance(self, f: Tensor | None, g: Tensor | None) -> Tensor:
-        some = f if f is not None else g
-        assert some is not None
+    def _raw_balance(self, f: Tensor | None, g: Tensor | None) -> Tensor | None:
+        """The logit r of a learned balance; None for one that is given."""
         match self.config.kind:
             case "learnable" | "random_learnable":
-                return torch.sigmoid(self.raw_balance)
+                return self.raw_balance
             case "dynamic":
                 assert f is not None
                 assert g is not None
-                return torch.sigmoid(self.balance_of(torch.cat([f, g], dim=1)).float()).squeeze(1)
-            case "random":
-                return (self._drawn_balance if self.training else torch.tensor(0.5)).to(some.device)
-            case "fixed":
-                return torch.full((), self.config.balance, device=some.device)
+                raw: Tensor = self.balance_of(torch.cat([f, g], dim=1)).float().squeeze(1)
+                return raw
+            case "random" | "fixed":
+                return None
 
-    def _mix(self, z_n: Tensor | None, z_e: Tensor | None, balance: Tensor) -> Tensor:
+    def _given_balance(self, device: torch.device) -> Tensor:
+        if self.config.kind == "fixed":
+            return torch.full((), self.config.balance, device=device)
+        return (self._drawn_balance if self.training else torch.tensor(0.5)).to(device)
+
+    def _mix(self, z_n: Tensor | None, z_e: Tensor | None, balance: Tensor, raw: Tensor | None) -> Tensor:
         if z_n is None or z_e is None:
             only = z_n if z_n is not None else z_e
             assert only is not None
             return only
-        if self.config.form == "loss":
-            return (z_n + z_e) / 2
         b = balance.reshape(-1, 1)
         if self.config.mix_space == "logits":
             return (1 - b) * z_n + b * z_e
-        # log((1 - b) softmax(z_n) + b softmax(z_e)), without leaving log space
-        return torch.logaddexp(torch.log1p(-b) + z_n.log_softmax(dim=1), torch.log(b) + z_e.log_softmax(dim=1))
+        # log((1 - b) softmax(z_n) + b softmax(z_e)), without leaving log space: b = sigmoid(r) is exactly 1 from r = 17 on
+        if raw is None:
+            log_n, log_e = torch.log1p(-b), torch.log(b)
+        else:
+            log_n, log_e = F.logsigmoid(-raw).reshape(-1, 1), F.logsigmoid(raw).reshape(-1, 1)
+        return torch.logaddexp(log_n + z_n.log_softmax(dim=1), log_e + z_e.log_softmax(dim=1))
 
     def get_extra_state(self) -> Tensor:
         """The state of the balance's random stream, so that a checkpoint continues it."""
@@ -238,6 +240,7 @@ def _create(config: TrialConfig, stream: str) -> Encoder:
         config.backbone,
         image_size=config.image_size,
         drop_path=config.drop_path,
+        small_stem=config.has_small_stem,
         weights=config.weights,
         seed=derive_seed(config.seed, stream),
     )

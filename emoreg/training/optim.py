@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,22 @@ from emoreg.training.backbones import decay_groups
 _ADAM_BETA2 = 0.999
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimizer of every trainable parameter of ``module``."""
-    groups = decay_groups(module, config.weight_decay)
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, learning_rates: Mapping[nn.Parameter, float] | None = None
+) -> Optimizer:
+    """The optimizer of every trainable parameter of ``module``. Each of its groups knows its peak learning rate as ``peak``.
+
+    Args:
+        module: what is trained.
+        config: of the optimizer.
+        learning_rates: peak learning rates of parameters that have others than ``config`` says.
+    """
+    groups: list[dict[str, Any]] = []
+    for group in decay_groups(module, config.weight_decay):
+        by_peak: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_peak.setdefault((learning_rates or {}).get(parameter, config.learning_rate), []).append(parameter)
+        groups += [{**group, "params": parameters, "peak": peak} for peak, parameters in by_peak.items()]
     match config.name:
         case "adamw":
             return AdamW(groups, lr=config.learning_rate, betas=(config.momentum, _ADAM_BETA2))
@@ -67,6 +81,11 @@ def regulation_schedule(step: int, num_steps: int, config: RegulationConfig) -> 
         case "warmup_stable_decay":
             decay = max(1, round(config.decay_fraction * num_steps))
             return min(1.0, (num_steps - step) / decay)
+
+
+def balance_travel(config: RegulationConfig, num_steps: int) -> float:
+    """How far AdamW can move the logit of a learned balance at most: by the learning rate in each step."""
+    return config.balance_learning_rate * sum(regulation_schedule(step, num_steps, config) for step in range(num_steps))
 
 
 def _half_cosine(step: int, num_steps: int) -> float:

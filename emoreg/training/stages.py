@@ -65,10 +65,10 @@ class Stage:
         """What the loss of a training image weighs, by class; None for all alike."""
         return self.train.class_weights(self.settings.class_weights, self.image_set.num_outputs)
 
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step."""
+    def learning_rate_factor(self, step: int) -> float:
+        """What the peak learning rates are multiplied by in a step."""
         num_steps = self.settings.epochs * self.train.num_steps(self.settings.batch_size)
-        return self.settings.optimizer.learning_rate * self.schedule(step, num_steps)
+        return self.schedule(step, num_steps)
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Metrics on the validation images, by column: the trial's of a task, every registered one of real-valued stimuli."""

@@ -68,6 +68,8 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
                     history.report(Experienced(epochs=config.pretraining.epochs, cost=history.cost))
             network = create_regulation(config, emotional_net, task.image_set.num_outputs).to(device)
             learner = RegulationLearner(config, network, class_weights=task.class_weights)
+            if trial_checkpointer.latest is None:
+                learner.adapt_frozen(task.train)
             history.report(task.sample())
             with trial_checkpointer:
                 fitted = fit(task, learner, checkpointer=trial_checkpointer, oom=oom)

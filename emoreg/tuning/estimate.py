@@ -38,6 +38,7 @@ class Cost:
     Attributes:
         num_search: trials that the sampler proposes at most.
         num_controls: controls beside them.
+        num_regulation_steps: optimizer steps of the regulation of the trial as configured.
         device_seconds: of all trials together.
         concurrency: trials at once on this machine.
         seconds_per_image: of a training step of one encoder, by backbone.
@@ -45,6 +46,7 @@ class Cost:
 
     num_search: int
     num_controls: int
+    num_regulation_steps: int
     device_seconds: float
     concurrency: int
     seconds_per_image: dict[str, float]
@@ -82,6 +84,7 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     return Cost(
         num_search=num_search,
         num_controls=len(controls),
+        num_regulation_steps=_num_steps(config.trial, task),
         device_seconds=num_search * sum(sampled) / len(sampled) + sum(map(seconds, controls.values())),
         concurrency=_concurrency(config, device),
         seconds_per_image=speed,
@@ -108,6 +111,12 @@ def draw_trials(config: StudyConfig, count: int = _DRAWN_TRIALS) -> list[Resolve
             f"{count} draws were not, the last by {refusal}"
         )
     return trials
+
+
+def _num_steps(config: TrialConfig, task: ImageSet) -> int:
+    train, _ = parts(task, config.task)
+    batches = Batches(train, device=torch.device("cpu"))
+    return config.regulation.epochs * batches.num_steps(config.regulation.batch_size)
 
 
 def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, speed: dict[str, float]) -> float:

@@ -26,7 +26,7 @@ from emoreg.tuning.user_code import code_fingerprints
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "pyarrow", "tensorboard", "numpy")
 _FIXED = ("trial", "search_space", "objectives")
 """What may not change while a study keeps its name."""
-_REGULATION_VERSION = 1  # raise it when the numbers of regulation change: studies begun before are then not gone on with
+_REGULATION_VERSION = 2  # raise it when the numbers of regulation change: studies begun before are then not gone on with
 
 
 def write_manifest(config: StudyConfig, folder: Path, fingerprints: Fingerprints) -> None:

@@ -173,7 +173,7 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return trial
 
     study = tiny_study(storage=str(storage), objectives=(Objective(metric="val_loss", mode="min"),))
-    study = dataclasses.replace(study, search_space={"regulation.kind": Choice(("fixed", "random")), **study.search_space})
+    study = dataclasses.replace(study, search_space={"regulation.kind": Choice(("fixed", "learnable")), **study.search_space})
     console = page()
     print_plan("mine.py", study, console)
     text = text_of(console)
@@ -185,6 +185,7 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings["regulation.balance"] == ["real", "in", "[0.1,", "0.9]"]
     assert settings["combinations"] == ["infinitely", "many"]
     assert " ".join(settings["trials"]).startswith("3 of the search + 2 controls, ")
+    assert " ".join(settings["learned"]).startswith("balance from 0.5 to 0.41 or 0.59 at most: AdamW moves its logit by up")
     assert settings["registered"] == ["control", "of_this_test"], "by the study's file"
     assert "of waiting, at most" in text
     disk = r"disk networks 2\.9 MiB, checkpoints of running trials [\d.]+ MiB, experiences [\d.]+ MiB, at most; image sets 1\.3"
@@ -205,8 +206,8 @@ def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
     assert "Chosen of 'made-up', on validation" in text
     chosen = {found.identity for found, _ in trials}
     assert all(identity in text for identity in chosen)
-    controls = "regulation, plain, compute_matched, emotional, untrained, shuffled, neutral"
-    assert f"{7 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
+    controls = "regulation, plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral"
+    assert f"{8 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
     assert "The test set has been opened by 1 trial of the study already" in text
     assert "With 2 seeds no difference can be shown, however large" in text
 

@@ -67,6 +67,9 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (RegulationConfig, {"balance": 0.0, "kind": "learnable"}, "strictly between 0 and 1 for kind='learnable'"),
     (RegulationConfig, {"balance": 1.0, "kind": "dynamic"}, "strictly between 0 and 1 for kind='dynamic'"),
     (RegulationConfig, {"form": "loss", "mix_space": "probabilities"}, "mix_space has no meaning for form='loss'"),
+    (RegulationConfig, {"form": "loss", "kind": "learnable"}, "kind='fixed' or 'random': regulation.form must not be 'loss'"),
+    (RegulationConfig, {"form": "loss", "kind": "dynamic"}, "form must not be 'loss' for kind='dynamic'"),
+    (RegulationConfig, {"form": "loss", "kind": "random_learnable"}, "form must not be 'loss' for kind='random_learnable'"),
     (RegulationConfig, {"epochs": 0}, "regulation.epochs must be above 0"),
     (RegulationConfig, {"batch_size": 0}, "regulation.batch_size must be above 0"),
     (RegulationConfig, {"warmup_fraction": 1.0}, "regulation.warmup_fraction must lie in [0, 1)"),
@@ -126,6 +129,17 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         study,
         {"search_space": {"backbone": Choice(("resnet18",))}, "resources_by_backbone": {"resnet50": TrialResources(gpus=1)}},
         "Name one of resnet18, or drop it: resources_by_backbone must name backbones of the study, but it is 'resnet50'",
+    ),
+    (
+        study,
+        {"search_space": {"regulation.kind": Choice(("learnable", "random", "fixed")), "regulation.balance": Float(0.1, 0.9)}},
+        "Give regulation.balance when=When('regulation.kind', ('fixed', 'learnable')): every regulation.kind that "
+        "regulation.balance is searched for must have a balance setting, but it is 'random'",
+    ),
+    (
+        study,
+        {"trial": TrialConfig(regulation=RegulationConfig(kind="random_learnable"))},
+        "Take it out of the search space: every regulation.kind that regulation.balance is searched for",
     ),
     (study, {"search_space": {}}, "search_space must not be empty"),
     (study, {"search_space": {"regulation.ballance": Float(0.0, 1.0)}}, "Name a setting such as regulation.balance"),

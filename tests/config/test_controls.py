@@ -49,7 +49,16 @@ def _forget(name: str) -> None:
 
 
 def test_the_controls_of_the_package_in_the_order_of_tables() -> None:
-    assert (*CONTROLS,) == ("regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral")
+    assert (*CONTROLS,) == (
+        "regulated",
+        "plain",
+        "compute_matched",
+        "ensemble",
+        "emotional",
+        "untrained",
+        "shuffled",
+        "neutral",
+    )
     assert CONTROLS["plain"].dash == "dash"
     assert {name: entry.images for name, entry in CONTROLS.items() if entry.images != "stimuli"} == {"neutral": "neutral"}
     assert all(entry.description and entry.name == name for name, entry in CONTROLS.items())
@@ -79,12 +88,15 @@ def test_what_the_controls_mean() -> None:
     assert differs("regulated") == {}
     assert differs("plain") == output | {"regulation.balance": 0.0, "pretraining.epochs": 0}
     assert differs("compute_matched") == differs("plain")
+    assert differs("ensemble") == {
+        "regulation.form": "loss", "regulation.kind": "fixed", "regulation.balance": 0.5, "pretraining.epochs": 0
+    }  # fmt: skip
     assert differs("emotional") == output | {"regulation.balance": 1.0}
     assert differs("untrained") == {"pretraining.epochs": 0}
     assert differs("shuffled") == {"pretraining.shuffle_labels": True}
     assert differs("neutral") == {}  # its images are chosen where they are loaded
     identities = {resolve_trial(dataclasses.replace(trial, control=name)).identity for name in CONTROLS}
-    assert len(identities) == 7
+    assert len(identities) == 8
 
 
 def test_images_of_pretraining_go_by_the_control() -> None:

@@ -25,6 +25,7 @@ from tests.helpers.values import OTHER_VALUES, whole
 NEVER = {"metrics", "probes", "probe_every", "neutral.num_images"}
 # Settings that the trial of the table cannot use as it is, with what it must have for that.
 USED_WHERE: Mapping[str, Mapping[str, Value]] = {
+    "regulation.balance_learning_rate": {"regulation.kind": "learnable"},
     "regulation.decay_fraction": {"regulation.lr_schedule": "warmup_stable_decay"},
     "stimuli.split_seed": {"stimuli.num_images": 40},
     **{path: {"control": "neutral"} for path in OTHER_VALUES if path.startswith("neutral.")},
@@ -37,10 +38,15 @@ ENDS = {"regulation.kind": "fixed", "regulation.form": "output", "regulation.mix
 # What makes settings useless: the values that do, and the settings.
 USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
     ({"deterministic": True, "precision": "auto"}, ("precision=float32",)),
+    ({"image_size": 48}, ("stem=small",)),
+    ({"image_size": 96}, ("stem=own",)),
     ({"regulation.kind": "random"}, ("regulation.balance",)),
-    ({"regulation.kind": "random_learnable"}, ("regulation.balance",)),
+    ({"regulation.kind": "random_learnable", "regulation.form": "output"}, ("regulation.balance",)),
+    ({"regulation.kind": "fixed"}, ("regulation.balance_learning_rate",)),
     ({"regulation.lr_schedule": "cosine"}, ("regulation.decay_fraction",)),
     ({"regulation.form": "conditioned"}, ("regulation.freeze_emotional",)),
+    ({"regulation.form": "conditioned", "control": "regulated"}, ("regulation.emotional_learning_rate",)),
+    ({"regulation.freeze_emotional": True, "control": "regulated"}, ("regulation.emotional_learning_rate",)),
     (
         {**ENDS, "regulation.balance": 0.0, "control": "regulated"},
         (
@@ -48,6 +54,7 @@ USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
             "regulation.form",
             "regulation.form=conditioned",
             "regulation.freeze_emotional",
+            "regulation.emotional_learning_rate",
             *PRETRAINING,
             *STIMULI,
         ),
@@ -98,9 +105,11 @@ def test_identities_differ_from_one_another_and_stay() -> None:
 def trials(draw: st.DrawFn) -> TrialConfig:
     """A trial with some settings at other values than their defaults."""
     values = {path: OTHER_VALUES[path] for path in draw(st.sets(st.sampled_from(sorted(OTHER_VALUES)), max_size=20))}
+    form = draw(st.sampled_from(("output", "loss", "conditioned")))
+    learned = () if form == "loss" else ("learnable", "random_learnable", "dynamic")
     values |= {
-        "regulation.form": draw(st.sampled_from(("output", "loss", "conditioned"))),
-        "regulation.kind": draw(st.sampled_from(("fixed", "learnable", "random", "random_learnable", "dynamic"))),
+        "regulation.form": form,
+        "regulation.kind": draw(st.sampled_from(("fixed", "random", *learned))),
         "regulation.balance": draw(st.sampled_from((0.25, 0.5))),
         "regulation.mix_space": "logits",
         "precision": "auto",

@@ -45,8 +45,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OPTIMUM = 0.4
 """Balance at which the made-up accuracy is highest."""
 _EFFECTS: Mapping[str, float] = {
-    "regulated": 0.0, "plain": -0.03, "compute_matched": -0.02, "emotional": -0.05, "untrained": -0.025, "shuffled": -0.02,
-    "neutral": -0.01,
+    "regulated": 0.0, "plain": -0.03, "compute_matched": -0.02, "ensemble": -0.02, "emotional": -0.05, "untrained": -0.025,
+    "shuffled": -0.02, "neutral": -0.01,
 }  # fmt: skip
 
 

@@ -47,10 +47,10 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     before = trials(searched)
     plan = confirm(searched, *TWO, "--dry-run")
     assert (
-        "14 trials: regulation, plain, compute_matched, emotional, untrained, shuffled, neutral, on seeds 1000 to 1001. About"
+        "16 trials: regulation, plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral, on seeds 1000 to"
         in plan
     )
-    assert "With 2 seeds no difference can be shown, however large, for 6 comparisons are made: give --seeds 8 or more." in plan
+    assert "With 2 seeds no difference can be shown, however large, for 7 comparisons are made: give --seeds 8 or more." in plan
     assert not (searched / "tiny.confirm" / "records").exists()
 
     first = subprocess.Popen(
@@ -70,7 +70,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     rows = trials(searched, "tiny.confirm")
     assert {identity: rows[identity] for identity in killed} == killed, "a finished trial opened the test split again"
     assert {(row["role"], row["status"]) for row in rows.values()} == {("confirm", "finished")}
-    controls = ["compute_matched", "emotional", "neutral", "plain", "regulated", "shuffled", "untrained"]
+    controls = ["compute_matched", "emotional", "ensemble", "neutral", "plain", "regulated", "shuffled", "untrained"]
     assert sorted((row["control"], row["seed"]) for row in rows.values()) == [
         (name, seed) for name in controls for seed in (1000, 1001)
     ]

@@ -210,14 +210,26 @@ def test_a_conditional_parameter_is_left_out_of_importances_and_drawn_elsewhere(
     assert len(traces(found["slices"])) == 4
 
 
+def test_a_trial_that_has_no_balance_is_not_drawn_against_it(study: StudyResults, figures: dict[str, Figure]) -> None:
+    random = {row.identity for row in study.searched[:10]}
+    rows = [dataclasses.replace(row, kind="random") if row.identity in random else row for row in study.trials]
+    found = named(with_trials(study, rows))
+    for name in ("accuracy-by-balance", "accuracy-by-both"):
+        drawn = [sum(len(trace.x) for trace in traces(of[name], type="scatter", mode="markers")) for of in (figures, found)]
+        assert drawn[0] - drawn[1] == sum(row.identity in random and row.status == "finished" for row in study.searched)
+    everything = [dataclasses.replace(row, kind="random_learnable") for row in study.trials]
+    _, missing = draw_figures(with_trials(study, everything))
+    assert sum("No finished trial has a balance setting" in reason for reason in missing) == 2
+
+
 def test_choices_alone_can_be_searched(written: Written) -> None:
-    forms: tuple[Value, ...] = ("output", "loss")
+    forms: tuple[Value, ...] = ("output", "conditioned")
     params = [{"regulation.form": forms[index % 2], "deterministic": index % 3 == 0} for index in range(12)]
     space = {"regulation.form": Choice(forms), "deterministic": Choice((True, False))}
     found = named(searching(written(), space, params))
     assert not [name for name in found if name.startswith("accuracy-by")]
     assert {"importances", "slices", "parallel-coordinates"} <= set(found)
-    assert {value for trace in found["slices"].figure.data for value in trace.x} == {"output", "loss", "True", "False"}
+    assert {value for trace in found["slices"].figure.data for value in trace.x} == {"output", "conditioned", "True", "False"}
 
 
 def test_the_front_is_the_one_by_comparison(study: StudyResults, figures: dict[str, Figure]) -> None:

@@ -89,7 +89,16 @@ def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
     assert table.above == [("digits", 2)]
     assert [title for title, _ in table.columns] == ["method", "test_resnet", "test_vit"]
     methods = {row[0].text: row[1:] for row in cells(table)}
-    assert list(methods) == ["regulation", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral"]
+    assert list(methods) == [
+        "regulation",
+        "plain",
+        "compute_matched",
+        "ensemble",
+        "emotional",
+        "untrained",
+        "shuffled",
+        "neutral",
+    ]
     assert [cell.is_best for cell in methods["regulation"]] == [True, True]
     assert sum(cell.is_best for cells in methods.values() for cell in cells) == 2
     assert loaded.confirmation is not None
@@ -108,7 +117,7 @@ def test_every_gain_carries_its_interval_its_p_and_its_n(study: Path) -> None:
     assert table is not None
     compared = [row.comparison for row in loaded.confirmed if row.comparison is not None]
     rows = cells(table)
-    assert len(rows) == len(compared) == 12
+    assert len(rows) == len(compared) == 14
     for row, comparison in zip(rows, compared, strict=True):
         assert row[1].text == f"{100 * comparison.difference:+.1f}"
         assert comparison.low is not None
@@ -152,7 +161,7 @@ def test_provenance_and_how_to_reproduce(page: Path, study: Path) -> None:
         "0123456789abcdef0123456789abcdef01234567",
         "torch 2.13.0",
         "ab" * 32,
-        "CPU (184 trials)",
+        "CPU (204 trials)",
         "confirmation 1000 to 1009",
         "(begun 2 times)",
         "emoreg run studies.made_up --num-trials 40",
@@ -287,7 +296,7 @@ def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> N
     text = text_of(folder / "report" / "index.html")
     assert "with 1 seed no effect could have been seen, however large" in text
     assert "The confirmation has a single seed, which tells nothing about chance" in text
-    assert "9 seeds or more can show one" in text
+    assert "10 seeds or more can show one" in text
     assert "The controls on validation have run on a single seed" in text
 
 
@@ -306,7 +315,7 @@ def test_missing_controls_are_named(tmp_path: Path) -> None:
     assert "test_resnet: helps" in text
     assert "Controls without a finished trial: shuffled of test_vit." in text
     assert (
-        "10 of 140 trials of the confirmation failed and count nowhere; emoreg confirm studies.made_up --seeds 10 runs" in text
+        "10 of 160 trials of the confirmation failed and count nowhere; emoreg confirm studies.made_up --seeds 10 runs" in text
     )
     assert "runs them again: shuffled of test_vit (10)." in text
     assert "no verdict given" not in text
@@ -316,8 +325,8 @@ def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] != 1009])
     text = text_of(report(folder))
-    assert "test_resnet: nothing can be said yet: 126 of 140 planned trials have ended" in text
-    assert "14 of 140 trials of the confirmation have not ended: emoreg confirm studies.made_up --seeds 10 runs" in text
+    assert "test_resnet: nothing can be said yet: 144 of 160 planned trials have ended" in text
+    assert "16 of 160 trials of the confirmation have not ended: emoreg confirm studies.made_up --seeds 10 runs" in text
     assert "p (Holm)" not in text, "what may not be concluded from is not tested"
     assert "helps:" not in text
 
@@ -326,7 +335,7 @@ def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(tmp_path: Pa
     folder = write_study(tmp_path, SMALL)
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] == 1000])
     said = " ".join(notes(load_results(folder)))
-    assert "126 of 140 trials of the confirmation have not ended" in said
+    assert "144 of 160 trials of the confirmation have not ended" in said
     assert "single seed" not in said
     assert "no difference can be shown" not in said
 

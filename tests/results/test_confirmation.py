@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.config import Choice, Float, ImageSetConfig, StudyConfig
+from emoreg.config import Choice, Float, ImageSetConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
@@ -126,21 +126,21 @@ def test_every_control_runs_on_the_same_seeds() -> None:
         == [
             (seed, control)
             for seed in (1000, 1001)
-            for control in ("regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled")
+            for control in ("regulated", "plain", "compute_matched", "ensemble", "emotional", "untrained", "shuffled")
         ]
     )
     assert not {trial.identity for _, trial in trials} & SEARCHED.keys()
     assert len({trial.identity for _, trial in trials}) == len(trials)
 
 
-def test_the_matched_control_gets_the_images_of_pretraining() -> None:
+def test_the_matched_control_gets_the_encoder_passes_of_both_stages() -> None:
     (trial,) = {
         trial.config.regulation.epochs: trial.config
         for _, trial in planned(seeds=(7,))
         if trial.config.control == "compute_matched"
     }.values()
     epochs = STUDY.trial.pretraining.epochs
-    assert trial.regulation.epochs == STUDY.trial.regulation.epochs + -(-epochs * 40 // 100)
+    assert trial.regulation.epochs == 2 * STUDY.trial.regulation.epochs + -(-epochs * 40 // 100)
     assert trial.regulation.balance == 0.0
     assert trial.pretraining.epochs == 0
 
@@ -153,7 +153,11 @@ def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
     counted = {study.trial.task: 100, dataclasses.replace(study.trial.stimuli, num_images=20): 2000}
     trials = plan_trials(study, choose(study, [record], 1), (7,), images=lambda image_set: counted[image_set])
     (matched,) = [trial.config for _, trial in trials if trial.config.control == "compute_matched"]
-    assert matched.regulation.epochs == study.trial.regulation.epochs + 20 * study.trial.pretraining.epochs
+    assert matched.regulation.epochs == 2 * study.trial.regulation.epochs + 20 * study.trial.pretraining.epochs
+    frozen = replace_paths(study, {"trial.regulation.freeze_emotional": True, "trial.regulation.epochs": 6})
+    trials = plan_trials(frozen, choose(study, [record], 1), (7,), images=lambda image_set: counted[image_set])
+    (matched,) = [trial.config for _, trial in trials if trial.config.control == "compute_matched"]
+    assert matched.regulation.epochs == 6 + 2 + 20 * study.trial.pretraining.epochs, "a frozen encoder goes forward alone"
 
 
 def test_configurations_share_controls_that_do_not_depend_on_them() -> None:
@@ -163,7 +167,7 @@ def test_configurations_share_controls_that_do_not_depend_on_them() -> None:
 
 def test_a_confirmation_is_a_study_without_a_search() -> None:
     config = confirming(STUDY, planned())
-    assert (config.name, config.num_trials, config.controls, len(config.confirmed)) == ("tiny.confirm", 0, (), 24)
+    assert (config.name, config.num_trials, config.controls, len(config.confirmed)) == ("tiny.confirm", 0, (), 28)
     both = [resolve_trial(trial).identity for trial in confirming(STUDY, planned(top=2)).confirmed]
     assert len(both) == len(set(both)), "a control that two configurations share is run once"
 
@@ -218,7 +222,15 @@ def test_rows_compare_over_common_seeds() -> None:
             luck = 0.001 * (trial.config.seed % 3 - 1) if trial.config.control == "regulated" else 0.0
             records[trial.identity] = confirmed(trial, 0.7 + lift.get(trial.config.control, 0.0) + luck)
     rows = confirmed_rows(opening_of(trials), records)
-    assert [row.control for row in rows] == ["regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled"]
+    assert [row.control for row in rows] == [
+        "regulated",
+        "plain",
+        "compute_matched",
+        "ensemble",
+        "emotional",
+        "untrained",
+        "shuffled",
+    ]
     resnet, vit = verdicts(opening_of(trials), rows, records).values()
     assert (resnet.decision, vit.decision) == ("nothing can be said", "nothing can be said"), (
         "who looks in between claims nothing"

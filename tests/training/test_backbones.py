@@ -11,15 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emoreg.config import OptimizerConfig
+from emoreg.config import OptimizerConfig, TrialConfig
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import OomState
-from emoreg.training.backbones import Backbone, Encoder, backbone, check_backbone, code_fingerprint, create_encoder
+from emoreg.training.backbones import (
+    Backbone,
+    Encoder,
+    backbone,
+    check_backbone,
+    code_fingerprint,
+    create_encoder,
+    recompute_statistics,
+)
 from emoreg.training.experience import experience_key
-from emoreg.training.model import EmotionalNet
+from emoreg.training.model import EmotionalNet, create_emotional_net
 from emoreg.training.optim import build_optimizer
 from tests.helpers.trials import CPU, equal, run, tiny
 from tests.training.test_oom import room_for
@@ -56,6 +64,24 @@ def test_the_stem_of_a_deep_resnet_loses_its_stride_alone() -> None:
     stem: Any = encoder.model.conv1
     assert [layer.stride for layer in stem if isinstance(layer, nn.Conv2d)] == [(1, 1)] * 3
     assert create("resnet18d").eval()(images()).shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "is_own"), [(88, "auto", False), (96, "auto", True), (32, "own", True), (96, "small", False)]
+)
+def test_a_resnet_keeps_its_own_stem_from_96_pixels_on_unless_told(size: int, stem: str, is_own: bool) -> None:
+    config = TrialConfig(backbone="seresnet18", image_size=size, stem=stem)  # type: ignore[arg-type]
+    model: Any = create_emotional_net(config, 7).encoder.model
+    assert model.conv1.kernel_size == ((7, 7) if is_own else (3, 3))
+    assert model.conv1.stride == ((2, 2) if is_own else (1, 1))
+    assert isinstance(model.maxpool, nn.MaxPool2d) == (is_own or size > 64)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(11.27 if is_own else 11.26, abs=0.005)
+
+
+def test_a_resnet_of_full_size_starts_with_the_stem_of_its_weights(tmp_path: Path) -> None:
+    path, state = saved(tmp_path / "weights.pth", "resnet18", num_classes=7)
+    model = create_encoder("resnet18", image_size=96, drop_path=0.0, weights=str(path), seed=0, small_stem=False).model
+    assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
 
 
 @pytest.mark.parametrize(("size", "pooled"), [(64, False), (72, True)])
@@ -111,6 +137,31 @@ def test_drop_path_drops_while_training_alone() -> None:
     assert torch.equal(encoder(images()), encoder(images()))
     with pytest.raises(ConfigError, match=r"what backbone 'vgg11' does not take, .*drop_path_rate"):
         create("vgg11", drop_path=0.5)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_statistics_that_are_recomputed_are_those_of_the_images(size: int) -> None:
+    encoder = create("test_resnet", size)
+    task = 3 + 2 * torch.randn(65, 3, size, size, generator=torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    foreign = encoder.eval()(task)
+    recompute_statistics(encoder, task.split(32))  # of the last image alone there are none
+    assert not any(module.training for module in encoder.modules())
+    after = encoder.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed == {key for key in before if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    first = next(module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d))
+    stem: Any = encoder.model.conv1
+    seen = (stem[0] if isinstance(stem, nn.Sequential) else stem)(task[:64])
+    torch.testing.assert_close(first.running_mean, seen.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert first.momentum == 0.1
+    adapted = encoder(task)
+    as_trained = encoder.train()(task)
+    assert (adapted - as_trained).abs().mean() < 0.2 * (foreign - as_trained).abs().mean()
+
+
+def test_an_encoder_without_batchnorm_has_no_statistics_and_sees_no_image() -> None:
+    recompute_statistics(create("test_vit"), (pytest.fail("an image was asked for") for _ in range(1)))
 
 
 @pytest.mark.parametrize(

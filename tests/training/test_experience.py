@@ -51,6 +51,7 @@ from tests.helpers.values import OTHER_VALUES, whole
 DECIDES_THE_WEIGHTS = {
     "backbone",
     "drop_path",
+    "stem",
     "weights",
     "image_size",
     "stimuli.num_images",
@@ -154,6 +155,7 @@ BITES: dict[str, tuple[Value, Value]] = {
     "control": ("emotional", "shuffled"),
     "seed": (0, 1),
     "precision": ("float32", "bf16"),
+    "stem": ("small", "own"),
 }
 BASE = replace_paths(
     whole(),
@@ -202,7 +204,8 @@ def test_what_changes_the_weights_changes_the_key(path: str, prepared: Path) -> 
     base = {other: chance.choice(values) for other, values in BITES.items()}
     if path in ("pretraining.shuffle_labels", "control"):  # either shuffles
         base["pretraining.shuffle_labels"], base["control"] = False, "emotional"
-    if path == "drop_path":  # the other has no path to drop
+    base["stem"] = "small"  # its own one leaves a single pixel of 16
+    if path in ("drop_path", "stem"):  # the other has no path to drop, and no stem
         base["backbone"] = "test_resnet"
     if path == "stimuli.validation_fraction":  # a subset is the same, drawn of more or fewer
         del base["stimuli.num_images"]

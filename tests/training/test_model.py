@@ -19,6 +19,11 @@ FORMS = ("output", "conditioned", "loss")
 KINDS = ("fixed", "learnable", "random", "random_learnable", "dynamic")
 
 
+def may_be(form: str, kind: str) -> bool:
+    """Whether a kind goes with a form: the loss form learns no balance."""
+    return form != "loss" or kind in ("fixed", "random")
+
+
 def build(seed: int = 7, **settings: Any) -> Regulation:
     config = RegulationConfig(**settings)
     torch.manual_seed(99)
@@ -77,11 +82,11 @@ def test_the_response_and_its_loss_are_those_of_the_formulas(
     torch.testing.assert_close(network.loss(response, targets), by_formula)
 
 
-def test_the_loss_form_mixes_two_cross_entropies_and_predicts_from_the_mean(images: Tensor, targets: Tensor) -> None:
+def test_the_loss_form_mixes_two_cross_entropies_and_predicts_from_the_mixed_responses(images: Tensor, targets: Tensor) -> None:
     network = build(form="loss", balance=0.3)
     response = network(images)
     z_n, z_e = by_hand(network, images)
-    torch.testing.assert_close(response.logits, (z_n + z_e) / 2)
+    torch.testing.assert_close(response.logits, 0.7 * z_n + 0.3 * z_e)
     expected = 0.7 * F.cross_entropy(z_n, targets) + 0.3 * F.cross_entropy(z_e, targets)
     torch.testing.assert_close(network.loss(response, targets), expected)
     soft = F.one_hot(targets, C).float() * 0.6 + 0.1
@@ -118,8 +123,23 @@ def test_the_conditioned_form_at_the_end_points(images: Tensor) -> None:
     assert build(form="conditioned", balance=0.0).emotional is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", FORMS)
+def test_the_balance_of_the_loss_form_decides_the_prediction_though_adamw_divides_it_out_of_the_training(
+    images: Tensor, targets: Tensor
+) -> None:
+    mostly_plain, mostly_emotional = (build(form="loss", balance=balance) for balance in (0.1, 0.9))
+    for network in (mostly_plain, mostly_emotional):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+        for _ in range(40):
+            optimizer.zero_grad()
+            network.loss(network(images), targets).backward()
+            optimizer.step()
+    plain, emotional = mostly_plain(images), mostly_emotional(images)
+    apart = (plain.plain - plain.emotional).abs().max()
+    assert (plain.plain - emotional.plain).abs().max() < 0.05 * apart  # the two are trained alike
+    assert (plain.logits - emotional.logits).abs().max() > 0.5 * apart
+
+
+@pytest.mark.parametrize(("form", "kind"), [(form, kind) for form in FORMS for kind in KINDS if may_be(form, kind)])
 def test_gradient_reaches_all_that_learns_and_nothing_that_is_frozen(
     form: str, kind: str, images: Tensor, targets: Tensor
 ) -> None:
@@ -166,6 +186,21 @@ def test_learned_kinds_start_where_they_should(images: Tensor) -> None:
     assert min(starts) < 0.1
     assert max(starts) > 0.9
     assert starts[3] == float(build(kind="random_learnable", seed=3)(images).balance.detach())
+
+
+@pytest.mark.parametrize("raw", [-200.0, -90.0, 17.0, 200.0])
+@pytest.mark.parametrize("kind", ["learnable", "random_learnable", "dynamic"])
+def test_a_balance_at_its_end_points_gives_finite_gradients(kind: str, raw: float, images: Tensor, targets: Tensor) -> None:
+    network = build(kind=kind, mix_space="probabilities")
+    learned = network.balance_of.bias if kind == "dynamic" else network.raw_balance
+    nn.init.constant_(learned, raw)
+    response = network(images)
+    assert ((response.balance == 0) | (response.balance == 1) | (raw == -90)).all()
+    network.loss(response, targets).backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    assert learned.grad is not None
+    only = response.plain if raw < 0 else response.emotional
+    torch.testing.assert_close(response.logits, only.log_softmax(dim=1))
 
 
 def test_a_dynamic_balance_is_of_each_image_and_mixes_each_by_its_own(images: Tensor) -> None:

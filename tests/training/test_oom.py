@@ -121,8 +121,8 @@ def close(first: dict[str, Any], second: dict[str, Any]) -> bool:
         ("output", "random", "forward"),
         ("output", "dynamic", "forward"),
         ("conditioned", "learnable", "backward"),
-        ("loss", "random_learnable", "forward"),
-        ("loss", "dynamic", "backward"),
+        ("loss", "random", "forward"),
+        ("loss", "fixed", "backward"),
     ],
 )
 def test_regulation_in_parts_is_regulation_within_rounding(

@@ -12,9 +12,11 @@ from torch import nn
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.training import optim as optimization
 from emoreg.training.backbones import create_encoder
+from emoreg.training.learners import RegulationLearner
 from emoreg.training.model import EmotionalNet, Regulation
 from emoreg.training.optim import (
     autocast,
+    balance_travel,
     build_optimizer,
     length_dependence,
     pretraining_schedule,
@@ -55,6 +57,42 @@ def test_tokens_of_the_emotional_net_do_not_decay() -> None:
     kept = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     assert id(net.get_parameter("encoder.model.pos_embed")) in kept
     assert id(net.get_parameter("head.weight")) not in kept
+
+
+def test_a_learned_balance_has_a_learning_rate_of_its_own_and_goes_no_further_than_is_said() -> None:
+    settings = RegulationConfig(kind="learnable", balance_learning_rate=0.1, optimizer=OptimizerConfig(learning_rate=1e-3))
+    network = vit_regulation()
+    learner = RegulationLearner(TrialConfig(regulation=settings), network)
+    optimizer = build_optimizer(network, settings.optimizer, learner.learning_rates())
+    (own,) = [group for group in optimizer.param_groups if group["peak"] == 0.1]
+    assert own["params"] == [network.raw_balance]
+    assert own["weight_decay"] == 0.0
+    assert all(group["peak"] == 1e-3 for group in optimizer.param_groups if group is not own)
+    for step in range(100):  # the balance is pushed as hard as can be, all the time
+        own["lr"] = own["peak"] * regulation_schedule(step, 100, settings)
+        network.raw_balance.grad = torch.tensor(-1.0)
+        optimizer.step()
+    travel = balance_travel(settings, 100)
+    assert 0.99 * travel < float(network.raw_balance.detach()) <= 1.001 * travel
+    assert float(network.raw_balance.detach().sigmoid()) > 0.99  # at the steps of the shipped studies on CPUs
+
+
+def test_the_emotional_encoder_has_a_multiple_of_the_learning_rate() -> None:
+    settings = RegulationConfig(emotional_learning_rate=0.1, optimizer=OptimizerConfig(name="sgd", momentum=0.0))
+    encoders = [create_encoder("test_vit", image_size=16, drop_path=0.0, weights=None, seed=seed) for seed in (0, 1)]
+    network = Regulation(settings, plain=encoders[0], emotional=encoders[1], emotion_head=None, num_classes=3, seed=0)
+    learner = RegulationLearner(TrialConfig(regulation=settings), network)
+    peaks = {
+        parameter: group["peak"]
+        for group in build_optimizer(network, settings.optimizer, learner.learning_rates()).param_groups
+        for parameter in group["params"]
+    }
+    assert len(peaks) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        assert peaks[parameter] == (1e-4 if name.startswith("emotional.") else 1e-3), name
+    alike = dataclasses.replace(settings, emotional_learning_rate=1.0)
+    learner = RegulationLearner(TrialConfig(regulation=alike), network)
+    assert len(build_optimizer(network, alike.optimizer, learner.learning_rates()).param_groups) == 2
 
 
 def test_optimizers_are_what_they_are_called() -> None:

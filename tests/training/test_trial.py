@@ -361,6 +361,20 @@ def test_controls_are_paired_by_seed(storage: Path, monkeypatch: pytest.MonkeyPa
     assert not torch.equal(other["plain_head.weight"], starts["regulated"]["plain_head.weight"])
 
 
+def test_an_ensemble_is_two_plain_networks_of_different_seeds(storage: Path) -> None:
+    config = tiny(regulation__optimizer__gradient_clip=10.0, regulation__optimizer__weight_decay=0.0)  # of each, not of both
+    _, _, ensemble = run(dataclasses.replace(config, control="ensemble"), storage)
+    _, _, alone = run(dataclasses.replace(config, control="plain"), storage)
+    start = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=derive_seed(0, "plain encoder"))
+    for key, value in start.model.named_parameters():
+        if value.dim() > 1:
+            ways = [(state[f"plain.model.{key}"] - value.detach()).abs().mean() for state in (ensemble, alone)]
+            moved, apart = map(float, ways)
+            assert moved == pytest.approx(apart, rel=0.1), key
+    assert not equal(part(ensemble, "plain."), {f"plain.{k[10:]}": v for k, v in part(ensemble, "emotional.").items()})
+    assert not (storage / "experience").exists()
+
+
 def test_the_neutral_control_sees_as_many_images_as_the_stimuli(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     neutral = ImageSetConfig(name="digits", split_seed=5, validation_fraction=0.0)
     config = dataclasses.replace(TINY, neutral=neutral, control="neutral")
@@ -401,18 +415,36 @@ def test_bf16_runs_on_cpu(storage: Path) -> None:
     assert len(recorder.epochs("regulation")) == 2
 
 
-@pytest.mark.parametrize("form", ["conditioned", "loss"])
-def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str) -> None:
-    _, _, network = run(tiny(regulation__form=form, regulation__kind="learnable"), storage)
+@pytest.mark.parametrize(("form", "kind"), [("conditioned", "learnable"), ("loss", "random")])
+def test_the_other_forms_run_and_keep_what_they_freeze(storage: Path, form: str, kind: str) -> None:
+    _, _, network = run(tiny(regulation__form=form, regulation__kind=kind), storage)
     (folder,) = experience_folders(storage)
     experience = load_state(storage / "experience" / folder / "1.ckpt")
     assert experience is not None
-    before = {key: value for key, value in experience["network"].items() if key.startswith("encoder.")}
-    after = {f"encoder.{key.removeprefix('emotional.')}": v for key, v in network.items() if key.startswith("emotional.")}
-    assert equal(before, after) == (form == "conditioned")
+    before, after = weights_of(experience["network"], "encoder."), weights_of(network, "emotional.")
+    assert all(map(torch.equal, before, after)) == (form == "conditioned")
     if form == "conditioned":
         assert torch.equal(network["emotion_head.weight"], experience["network"]["head.weight"])
-    assert float(network["raw_balance"]) != 0.0
+        assert float(network["raw_balance"]) != 0.0
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_frozen_encoder_knows_the_task_s_images_and_goes_on_to_the_bit(
+    storage: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(regulation__freeze_emotional=True, pretraining__epochs=epochs)
+    thawed = initial_network(replace_paths(config, {"regulation.freeze_emotional": False}), storage, monkeypatch)
+    frozen = initial_network(config, storage, monkeypatch)
+    differing = {key for key, value in frozen.items() if not torch.equal(value, thawed[key])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert differing == {key for key in frozen if key.startswith("emotional.") and key.endswith(statistics)}
+    _, straight, expected = run(config, storage, folder=storage / "straight")
+    assert equal(part(expected, "emotional."), part(frozen, "emotional."))
+    with pytest.raises(Stop):
+        run(config, storage, Recorder(("regulation", 1)), checkpoint_seconds=0)
+    _, recorder, network = run(config, storage)
+    assert equal(network, expected)
+    assert recorder.numbers() == straight.numbers()
 
 
 def test_divergence_leaves_no_checkpoint_from_after_it(storage: Path) -> None:

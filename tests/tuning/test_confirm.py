@@ -44,7 +44,7 @@ def searched(study: StudyConfig) -> Path:
 @pytest.mark.usefixtures("searched")
 def test_the_best_is_planned_beside_every_control_on_fresh_seeds(study: StudyConfig) -> None:
     plan = plan_confirmation(study, num_seeds=2)
-    controls = ["regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral"]
+    controls = ["regulated", "plain", "compute_matched", "ensemble", "emotional", "untrained", "shuffled", "neutral"]
     assert [(trial.config.seed, trial.config.control) for _, trial in plan.trials] == [
         (seed, control) for seed in (1000, 1001) for control in controls
     ]
