@@ -10,28 +10,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emoreg.results.records import column
 from emoreg.results.tables import read_table
 from emoreg.storage.files import Files
 
 PREDICTIONS = "predictions.parquet"
 """Name of the file in a trial's folder."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictionRecord:
-    """What one image was taken for."""
-
-    identity: str = column("trial identity")
-    split: str = column("validation, or test where it was opened")
-    image: int = column("place in the split, from 0")
-    class_name: str = column("its class")
-    predicted: str = column("class of the prediction")
-    confidence: float = column("probability of that class, in [0, 1]")
-    plain_predicted: str | None = column("class by the plain encoder and its head; null where the trial has none")
-    plain_confidence: float | None = column("its probability, in [0, 1]")
-    emotional_predicted: str | None = column("class by the emotional encoder and its head; null where the trial has none")
-    emotional_confidence: float | None = column("its probability, in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,8 +38,7 @@ _OF_OUTCOME = (
 """What is called alike in an ``Outcome`` and in the columns of its trial."""
 
 
-def column(doc: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field of a row, and so a column, with what it means."""
+def _column(doc: str, default: Any = dataclasses.MISSING) -> Any:
     return field(metadata={"doc": doc}, default=default)
 
 
@@ -47,87 +46,105 @@ def column(doc: str, default: Any = dataclasses.MISSING) -> Any:
 class EpochRecord:
     """One pass over the data of one stage of one trial."""
 
-    identity: str = column("trial identity")
-    stage: Stage = column("pretraining or regulation")
-    epoch: int = column("epochs of the stage completed, from 1")
-    step: int = column("optimizer updates of the stage completed")
-    train_loss: float = column("mean training loss over the epoch, augmented images")
-    train_accuracy: float | None = column("training accuracy over the epoch, in [0, 1]; null for regression and mixed labels")
-    val_loss: float | None = column("loss on the validation split; null where there is none")
-    val_accuracy: float | None = column("accuracy on the validation split, in [0, 1]; null where there is none")
-    learning_rate: float = column("learning rate of the epoch's last step")
-    images_per_second: float = column("training images a second")
-    seconds: float = column("wall time of the epoch, validation included, in seconds")
-    measured_balance: float | None = column("mean balance b on the validation split; null in pretraining")
-    measured_balance_std: float | None = column("standard deviation of b over validation images; 0 unless kind=dynamic")
-    gpu_utilisation: float | None = column("share of the epoch's last second that the GPU was busy (NVML); null on a CPU", None)
-    metrics: str = column("JSON object of registered metrics on the validation split, by val_NAME", "{}")
+    identity: str = _column("trial identity")
+    stage: Stage = _column("pretraining or regulation")
+    epoch: int = _column("epochs of the stage completed, from 1")
+    step: int = _column("optimizer updates of the stage completed")
+    train_loss: float = _column("mean training loss over the epoch, augmented images")
+    train_accuracy: float | None = _column("training accuracy over the epoch, in [0, 1]; null for regression and mixed labels")
+    val_loss: float | None = _column("loss on the validation split; null where there is none")
+    val_accuracy: float | None = _column("accuracy on the validation split, in [0, 1]; null where there is none")
+    learning_rate: float = _column("learning rate of the epoch's last step")
+    images_per_second: float = _column("training images a second")
+    seconds: float = _column("wall time of the epoch, validation included, in seconds")
+    measured_balance: float | None = _column("mean balance b on the validation split; null in pretraining")
+    measured_balance_std: float | None = _column("standard deviation of b over validation images; 0 unless kind=dynamic")
+    gpu_utilisation: float | None = _column(
+        "share of the epoch's last second that the GPU was busy (NVML); null on a CPU", None
+    )
+    metrics: str = _column("JSON object of registered metrics on the validation split, by val_NAME", "{}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeRecord:
     """One number that a probe measured after an epoch."""
 
-    identity: str = column("trial identity")
-    stage: Stage = column("pretraining or regulation")
-    epoch: int = column("epochs of the stage completed, from 1")
-    probe: str = column("registered name of the probe")
-    name: str = column("what the probe calls the number")
-    value: float = column("the number")
+    identity: str = _column("trial identity")
+    stage: Stage = _column("pretraining or regulation")
+    epoch: int = _column("epochs of the stage completed, from 1")
+    probe: str = _column("registered name of the probe")
+    name: str = _column("what the probe calls the number")
+    value: float = _column("the number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRecord:
     """How a trial did, at its end, on the images of one class."""
 
-    identity: str = column("trial identity")
-    split: str = column("validation, or test where it was opened")
-    class_name: str = column("name of the class")
-    num_images: int = column("images of the class")
-    num_predicted: int = column("images that were taken for the class")
-    num_correct: int = column("images of the class that were taken for it")
+    identity: str = _column("trial identity")
+    split: str = _column("validation, or test where it was opened")
+    class_name: str = _column("name of the class")
+    num_images: int = _column("images of the class")
+    num_predicted: int = _column("images that were taken for the class")
+    num_correct: int = _column("images of the class that were taken for it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictionRecord:
+    """What one image was taken for."""
+
+    identity: str = _column("trial identity")
+    split: str = _column("validation, or test where it was opened")
+    image: int = _column("place in the split, from 0")
+    class_name: str = _column("its class")
+    predicted: str = _column("class of the prediction")
+    confidence: float = _column("probability of that class, in [0, 1]")
+    plain_predicted: str | None = _column("class by the plain encoder and its head; null where the trial has none")
+    plain_confidence: float | None = _column("its probability, in [0, 1]")
+    emotional_predicted: str | None = _column("class by the emotional encoder and its head; null where the trial has none")
+    emotional_confidence: float | None = _column("its probability, in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
     """One trial that ended, whichever way."""
 
-    identity: str = column("hash of all that decides the trial's numbers, seed included")
-    role: Role = column("search: the sampler's; control: beside it; trial: `emoreg trial`'s; confirm: on the test split too")
-    number: int | None = column("Optuna's trial number; null outside the search")
-    control: str = column("regulated for regulation itself, else the control's name")
-    status: Status = column("finished, pruned (stopped by the scheduler or by hand, or diverged) or failed")
-    end_reason: str = column("completed, stopped_by_scheduler, stopped_by_hand, diverged, infrastructure or code_error")
-    message: str | None = column("why it was pruned or failed, in words; null when finished")
-    seed: int = column("seed of the trial")
-    backbone: str = column("backbone of both encoders")
-    stimuli: str = column("stimulus set that was pre-trained on")
-    task: str = column("task set")
-    form: str = column("form of regulation")
-    kind: str = column("kind of balance")
-    balance: float = column("balance b as configured")
-    pretraining_epochs: int = column("pre-training length in epochs")
-    params: str = column("JSON object of the sampled values by path; {} outside the search")
-    config: str = column("JSON of the whole trial configuration as run, with its control applied")
-    val_accuracy: float | None = column("validation accuracy of the last regulation epoch run, in [0, 1]")
-    val_loss: float | None = column("validation loss of the last regulation epoch run")
-    measured_balance: float | None = column("mean balance b on the validation split at the end")
-    test_accuracy: float | None = column("test accuracy in [0, 1]; null unless a test evaluation was asked for")
-    metrics: str = column("JSON object of registered metrics at the end, by val_NAME and test_NAME", "{}")
-    regulation_epochs: int = column("regulation epochs run")
-    num_parameters: int | None = column("parameters of the regulated network")
-    pretraining_seconds: float = column("seconds spent on pre-training by this trial (0 when the experience was there)")
-    experience_seconds: float | None = column("seconds that its experience cost, whoever paid; null where it got none", None)
-    regulation_seconds: float = column("seconds spent on regulation, over all its attempts")
-    waiting_seconds: float = column("seconds that its last attempt waited for another trial's pre-training", 0.0)
-    device_seconds: float = column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
-    micro_batch_size: int | None = column("images in a forward pass where whole batches did not fit; else null", None)
-    recomputed: bool = column("activations were computed again in the backward pass, for want of memory", False)
-    attempts: int = column("times that it was begun or taken up again in its last run", 1)
-    log_tail: str | None = column("last lines of its log where it failed; null otherwise", None)
-    device: str = column("name of the device")
-    started: str = column("start of the last attempt, ISO 8601 UTC")
-    ended: str = column("end, ISO 8601 UTC")
+    identity: str = _column("hash of all that decides the trial's numbers, seed included")
+    role: Role = _column("search: the sampler's; control: beside it; trial: `emoreg trial`'s; confirm: on the test split too")
+    number: int | None = _column("Optuna's trial number; null outside the search")
+    control: str = _column("regulated for regulation itself, else the control's name")
+    status: Status = _column("finished, pruned (stopped by the scheduler or by hand, or diverged) or failed")
+    end_reason: str = _column("completed, stopped_by_scheduler, stopped_by_hand, diverged, infrastructure or code_error")
+    message: str | None = _column("why it was pruned or failed, in words; null when finished")
+    seed: int = _column("seed of the trial")
+    backbone: str = _column("backbone of both encoders")
+    stimuli: str = _column("stimulus set that was pre-trained on")
+    task: str = _column("task set")
+    form: str = _column("form of regulation")
+    kind: str = _column("kind of balance")
+    balance: float = _column("balance b as configured")
+    pretraining_epochs: int = _column("pre-training length in epochs")
+    params: str = _column("JSON object of the sampled values by path; {} outside the search")
+    config: str = _column("JSON of the whole trial configuration as run, with its control applied")
+    val_accuracy: float | None = _column("validation accuracy of the last regulation epoch run, in [0, 1]")
+    val_loss: float | None = _column("validation loss of the last regulation epoch run")
+    measured_balance: float | None = _column("mean balance b on the validation split at the end")
+    test_accuracy: float | None = _column("test accuracy in [0, 1]; null unless a test evaluation was asked for")
+    metrics: str = _column("JSON object of registered metrics at the end, by val_NAME and test_NAME", "{}")
+    regulation_epochs: int = _column("regulation epochs run")
+    num_parameters: int | None = _column("parameters of the regulated network")
+    pretraining_seconds: float = _column("seconds spent on pre-training by this trial (0 when the experience was there)")
+    experience_seconds: float | None = _column("seconds that its experience cost, whoever paid; null where it got none", None)
+    regulation_seconds: float = _column("seconds spent on regulation, over all its attempts")
+    waiting_seconds: float = _column("seconds that its last attempt waited for another trial's pre-training", 0.0)
+    device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
+    micro_batch_size: int | None = _column("images in a forward pass where whole batches did not fit; else null", None)
+    recomputed: bool = _column("activations were computed again in the backward pass, for want of memory", False)
+    attempts: int = _column("times that it was begun or taken up again in its last run", 1)
+    log_tail: str | None = _column("last lines of its log where it failed; null otherwise", None)
+    device: str = _column("name of the device")
+    started: str = _column("start of the last attempt, ISO 8601 UTC")
+    ended: str = _column("end, ISO 8601 UTC")
 
     @classmethod
     def of(
@@ -203,23 +220,23 @@ class TrialRecord:
 class RunRecord:
     """One time that the study was run: a study that was killed or told to stop has several."""
 
-    run: int = column("runs of the study, from 1")
-    study: str = column("name of the study")
-    storage: str = column("folder or URI that holds the study, without passwords")
-    started: str = column("start, ISO 8601 UTC")
-    ended: str | None = column("end, ISO 8601 UTC; null while it runs, and for ever if it was killed", None)
-    ending: str | None = column("completed (all trials ended), interrupted or aborted (by faults); null without an end", None)
-    stop_reason: str | None = column("of an interrupted run that no signal stopped: before which end; else null", None)
-    slots: int = column("trials that could run at once", 0)
-    num_trials: int = column("trials that ended in this run", 0)
-    slot_seconds: float = column("seconds of all slots that ran a trial, or had one waiting for pre-training", 0.0)
-    waiting_slot_seconds: float = column("of these, spent waiting for pre-training, in trials or by empty slots", 0.0)
-    paid_seconds: float = column("pre-training that this run's trials paid for, in seconds of the device", 0.0)
-    reused_seconds: float = column("pre-training that they took from the store instead", 0.0)
-    command: str | None = column("what was typed, without passwords; null where it was not a command", None)
-    versions: str = column("JSON object: versions of emoreg, Python and the packages that make the numbers", "{}")
-    git_commit: str | None = column("commit of emoreg's checkout, with + where it was changed; null outside of one", None)
-    host: str | None = column("machine of the driver, and its platform", None)
+    run: int = _column("runs of the study, from 1")
+    study: str = _column("name of the study")
+    storage: str = _column("folder or URI that holds the study, without passwords")
+    started: str = _column("start, ISO 8601 UTC")
+    ended: str | None = _column("end, ISO 8601 UTC; null while it runs, and for ever if it was killed", None)
+    ending: str | None = _column("completed (all trials ended), interrupted or aborted (by faults); null without an end", None)
+    stop_reason: str | None = _column("of an interrupted run that no signal stopped: before which end; else null", None)
+    slots: int = _column("trials that could run at once", 0)
+    num_trials: int = _column("trials that ended in this run", 0)
+    slot_seconds: float = _column("seconds of all slots that ran a trial, or had one waiting for pre-training", 0.0)
+    waiting_slot_seconds: float = _column("of these, spent waiting for pre-training, in trials or by empty slots", 0.0)
+    paid_seconds: float = _column("pre-training that this run's trials paid for, in seconds of the device", 0.0)
+    reused_seconds: float = _column("pre-training that they took from the store instead", 0.0)
+    command: str | None = _column("what was typed, without passwords; null where it was not a command", None)
+    versions: str = _column("JSON object: versions of emoreg, Python and the packages that make the numbers", "{}")
+    git_commit: str | None = _column("commit of emoreg's checkout, with + where it was changed; null outside of one", None)
+    host: str | None = _column("machine of the driver, and its platform", None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,10 +252,18 @@ class Provenance:
 
 
 Row = TypeVar("Row", EpochRecord, EvaluationRecord, ProbeRecord, TrialRecord, RunRecord)
+AnyRow = (
+    type[EpochRecord]
+    | type[EvaluationRecord]
+    | type[PredictionRecord]
+    | type[ProbeRecord]
+    | type[TrialRecord]
+    | type[RunRecord]
+)
 _ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-def schema(row_type: type) -> pa.Schema:
+def schema(row_type: AnyRow) -> pa.Schema:
     """The Arrow schema of a row type: names, types, nullability and the meaning of each column."""
     hints = get_type_hints(row_type)
     columns = []

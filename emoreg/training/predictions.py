@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from emoreg.results.predictions import PREDICTIONS, PredictionRecord
-from emoreg.results.records import schema
+from emoreg.results.predictions import PREDICTIONS
+from emoreg.results.records import PredictionRecord, schema
 from emoreg.results.tables import write_table
 from emoreg.training.learners import Evaluation
 

@@ -12,8 +12,8 @@ import torch
 import emoreg
 from emoreg.data import load, parts
 from emoreg.data.batches import Batches
-from emoreg.results.predictions import Agreement, PredictionRecord, agreement, read_predictions
-from emoreg.results.records import schema
+from emoreg.results.predictions import Agreement, agreement, read_predictions
+from emoreg.results.records import PredictionRecord, schema
 from emoreg.storage.files import Files
 from emoreg.training.learners import Prediction
 from emoreg.training.network import load_network
