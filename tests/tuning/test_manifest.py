@@ -90,7 +90,7 @@ def test_a_changed_trainer_is_refused(stage: str, study: StudyConfig, tmp_path: 
     with changed_json(tmp_path / "study.json") as content:
         assert content["trainer"].keys() == {"pretraining", "regulation"}
         content["trainer"][stage] = 0
-    with pytest.raises(ConfigError, match=rf"trainer\.{stage}: 0 -> 1"):
+    with pytest.raises(ConfigError, match=rf"trainer\.{stage}: 0 -> 2"):
         write_manifest(study, tmp_path, PRINTS)
 
 
