@@ -13,10 +13,10 @@ from rich.table import Table
 from emoreg.cli.terminal import new_table
 from emoreg.config import CONFIRM, StudyConfig, leaves, registries
 from emoreg.errors import Interrupted, StudyAborted
-from emoreg.formatting import control_name, counted, duration, format_params
+from emoreg.formatting import control_name, counted, duration, format_params, p_cell
 from emoreg.results.analysis import waiting_share
 from emoreg.results.records import TrialRecord
-from emoreg.results.statistics import Comparison, fewest_seeds
+from emoreg.results.statistics import Comparison
 from emoreg.results.study import StudyResults
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
@@ -91,18 +91,11 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
             "test`): what was chosen since may have been chosen knowing it, and the report will say so.",
             style="yellow",
         )
-    num_comparisons = len(chosen) * (len(controls) - 1)
-    if len(seeds) < fewest_seeds(num_comparisons):
-        console.print(
-            f"With {counted(len(seeds), 'seed')} no difference can be shown, however large, for {num_comparisons} "
-            f"comparisons are made: give --seeds {fewest_seeds(num_comparisons)} or more.",
-            style="yellow",
-        )
 
 
 def print_confirmation(study: StudyResults, console: Console) -> None:
     """The answer of a confirmation: each configuration beside its controls on the test set, and what may be said."""
-    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval", "p", "seeds")
+    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval,\nall rows", "p", "n")
     table = new_table("Regulation beside its controls, on the test set", *columns, right=columns[2:])
     for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
         for row in rows:
@@ -112,8 +105,8 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        "Gains are paired by seed. p: permutation test, by Holm's method over all comparisons above. 95 % intervals: of the "
-        "accuracies Student's t, of the gains the bootstrap.",
+        "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's. 95 % intervals by "
+        "Student's t: of a gain for all rows together, of an accuracy for it alone.",
     )
     console.print()
     for verdict in study.verdicts.values():
@@ -130,8 +123,8 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
 def _compared(found: Comparison | None) -> tuple[str, str, str]:
     if found is None:
         return "", "", ""
-    interval = "" if found.low is None or found.high is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    return f"{100 * found.difference:+.1f}", interval, f"{found.adjusted:.2g}"
+    interval = "" if found.interval is None else f"{100 * found.interval.low:+.1f} to {100 * found.interval.high:+.1f}"
+    return f"{100 * found.mean:+.1f}", interval, p_cell(found.p_better)
 
 
 def _print_best(study: StudyResults, console: Console) -> None:

@@ -1,5 +1,6 @@
 """What a study is: frozen, typed, validated once. Every default of emoreg lives here and only here."""
 
+from emoreg.config.confirmation import ConfirmationConfig
 from emoreg.config.controls import Control, control, control_named, in_order
 from emoreg.config.distributions import Choice, Distribution, Float, Int, When
 from emoreg.config.paths import Value, leaves, read_path, replace_paths
@@ -9,7 +10,6 @@ from emoreg.config.secrets import SECRETS, without_secrets
 from emoreg.config.serialization import from_json, to_json
 from emoreg.config.study import (
     CONFIRM,
-    FIRST_SEED,
     STORAGE,
     ExperienceConfig,
     Objective,
@@ -30,9 +30,9 @@ from emoreg.config.trial import (
 from emoreg.config.validation import require
 
 __all__ = [
-    "BACKBONES", "CONFIRM", "CONTROLS", "FIRST_SEED", "IMAGE_SETS", "METRICS", "PROBES", "SECRETS", "STORAGE",
-    "AugmentationConfig", "Choice", "Control", "Distribution", "ExperienceConfig", "Fingerprints", "Float",
-    "ImageSetConfig", "Int", "Objective", "OptimizerConfig", "PretrainingConfig", "Registry", "RegulationConfig",
+    "BACKBONES", "CONFIRM", "CONTROLS", "IMAGE_SETS", "METRICS", "PROBES", "SECRETS", "STORAGE",
+    "AugmentationConfig", "Choice", "ConfirmationConfig", "Control", "Distribution", "ExperienceConfig", "Fingerprints",
+    "Float", "ImageSetConfig", "Int", "Objective", "OptimizerConfig", "PretrainingConfig", "Registry", "RegulationConfig",
     "ResolvedTrial", "ResourcesConfig", "SamplerConfig", "SchedulerConfig", "StudyConfig", "TrialConfig", "TrialResources",
     "Value", "When", "control", "control_named", "from_json", "in_order", "leaves", "read_path",
     "registries", "replace_paths", "require", "resolve_trial", "to_json", "without_secrets",

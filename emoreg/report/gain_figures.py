@@ -47,11 +47,11 @@ def _confirmed_gains(study: StudyResults) -> list[_Dot]:
             color=color_of(row.chosen.backbone, study.backbones),
             row=f"over {row.control}",
             n=found.n,
-            mean=found.difference,
-            low=found.difference if found.low is None else found.low,
-            high=found.difference if found.high is None else found.high,
+            mean=found.mean,
+            low=found.mean if found.interval is None else found.interval.low,
+            high=found.mean if found.interval is None else found.interval.high,
             rank=row.chosen.rank,
-            is_filled=found.is_better or found.is_worse,
+            is_filled=row.control in study.verdicts[row.chosen.identity].beaten,
         )
         for row in study.confirmed
         if (found := row.comparison) is not None
@@ -72,8 +72,8 @@ def _caption(dots: Sequence[_Dot], *, are_confirmed: bool) -> str:
     n = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     if are_confirmed:
         return (
-            f"Regulation minus each control, paired over {n} fresh seeds on the test set, with the bootstrap's 95 % "
-            "interval. Filled: shown by the permutation test, by Holm's method over all comparisons."
+            f"Regulation minus each control, paired over {n} seeds on the test set, with 95 % intervals (Student's t) that "
+            "hold together. Filled: controls of the rungs that hold."
         )
     interval = "95 % confidence by Student's t" if most > 1 else "One seed tells nothing about chance"
     return (
@@ -119,7 +119,7 @@ def draw_gains(context: FigureContext) -> tuple[go.Figure, str]:
         raise NotDrawn("No control has finished on a seed that regulation has finished too: nothing to compare it with.")
     caption = _caption(dots, are_confirmed=bool(confirmed))
     if confirmed:  # the picture may stand alone, so it tells the decisions, but not their reasons, which it shows
-        caption += f" {'; '.join(f'{verdict.subject}{verdict.decision}' for verdict in study.verdicts.values())}."
+        caption += f" {'; '.join(f'{verdict.subject}{verdict.claim}' for verdict in study.verdicts.values())}."
     return _zero_line(_forest(dots, _AXIS)), caption
 
 

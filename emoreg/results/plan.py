@@ -31,7 +31,6 @@ from emoreg.config.resolved import UNKNOWN, Fingerprints
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.analysis import ranked_by_backbone
-from emoreg.results.extra import report_extra
 from emoreg.results.records import TrialRecord, utc_now
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import seal, unseal
@@ -77,25 +76,29 @@ class PlannedTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opening:
-    """One opening of the test set: configurations and trials that were fixed before it, and when it was begun, UTC."""
+    """One opening of the test set, and what was fixed before it.
+
+    Attributes:
+        opened: when it was begun, UTC.
+        chosen: what is confirmed.
+        trials: all that are run.
+        smallest_effect: the least that matters, in points; None where none was declared.
+    """
 
     opened: str
     chosen: tuple[Chosen, ...]
     trials: tuple[PlannedTrial, ...]
+    smallest_effect: float | None = None
 
     def __str__(self) -> str:
         names = ", ".join(f"{found.backbone} {found.identity}" for found in self.chosen)
-        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}"
+        effect = "" if self.smallest_effect is None else f", for effects from {self.smallest_effect:g} points"
+        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}{effect}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of its trials."""
         return tuple(dict.fromkeys(trial.seed for trial in self.trials))
-
-    @property
-    def num_comparisons(self) -> int:
-        """How many comparisons its family has."""
-        return len({(trial.chosen, trial.control) for trial in self.trials if trial.control != "regulated"})
 
     def is_complete(self, records: Mapping[str, TrialRecord]) -> bool:
         """Whether every trial has ended."""
@@ -180,12 +183,7 @@ def plan_trials(
 
     The ``compute_matched`` control gets as many further images of the task as pre-training took of the stimuli; ``images``
     counts those in an epoch of a set.
-
-    Raises:
-        ConfigError: where an installation lacks what the statistics need in the end.
     """
-    with report_extra():
-        import statsmodels.stats.multitest as _  # noqa: F401
     controls = [name for name, control in CONTROLS.items() if getattr(config.trial, control.images) is not None]
     planned = []
     for seed in seeds:
@@ -235,10 +233,11 @@ def _num_encoders(regulation: RegulationConfig) -> int:
     return regulation.needs_plain + regulation.needs_emotional
 
 
-def opening_of(plan: Plan) -> Opening:
+def opening_of(plan: Plan, smallest_effect: float) -> Opening:
     """What is fixed now."""
     return Opening(
         opened=utc_now(),
+        smallest_effect=smallest_effect,
         chosen=tuple({found.identity: found for found, _ in plan}.values()),
         trials=tuple(
             PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
@@ -275,14 +274,14 @@ def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, 
     Raises:
         ConfigError: for something else than was fixed, where that ``is_open``, unless a further opening is wanted.
     """
-    if openings and openings[-1].trials == asked.trials:
+    if openings and (openings[-1].trials, openings[-1].smallest_effect) == (asked.trials, asked.smallest_effect):
         return [*openings]
     if not openings or not is_open:
         return [*openings[:-1], asked]
     if not again:
         raise ConfigError(
-            "Give the former --top, --seeds and study, or --again to open the test set once more, which the report will tell: "
-            "what a confirmation runs is fixed before the test set is opened, but it was opened for "
+            "Give the former --top, --seeds, --smallest-effect and study, or --again to open the test set once more, which the "
+            "report will tell: what a confirmation runs is fixed before the test set is opened, but it was opened for "
             f"{openings[-1]}, and now it is to be {asked}"
         )
     return [*openings, asked]

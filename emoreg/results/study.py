@@ -19,9 +19,9 @@ from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
 from emoreg.errors import StorageError
 from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading
 from emoreg.results.confirmation import Confirmed, confirmed_rows, verdicts
+from emoreg.results.ladder import Verdict
 from emoreg.results.plan import Opening, read_openings
 from emoreg.results.records import EpochRecord, ProbeRecord, Row, RunRecord, TrialRecord
-from emoreg.results.statistics import Verdict
 from emoreg.results.written import WrittenStudy, read_written, stored_rows
 from emoreg.storage.files import Files
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emoreg.config import CONTROLS, FIRST_SEED, StudyConfig
+from emoreg.config import CONTROLS, ConfirmationConfig, StudyConfig
 from emoreg.results.plan import (
     Plan,
     check_unchanged,
@@ -37,11 +37,13 @@ class ConfirmationPlan:
 
     Attributes:
         config: the confirmation as a study.
+        asked: what was asked for.
         trials: each with the configuration that it belongs to.
         searched: the trials of the search, by identity.
     """
 
     config: StudyConfig
+    asked: ConfirmationConfig
     trials: Plan
     searched: Mapping[str, TrialRecord]
 
@@ -52,43 +54,36 @@ class ConfirmationPlan:
 
 
 def plan_confirmation(
-    config: StudyConfig,
-    *,
-    top: int = 1,
-    num_seeds: int = 10,
-    first_seed: int = FIRST_SEED,
-    address: str | None = None,
+    config: StudyConfig, asked: ConfirmationConfig | None = None, *, address: str | None = None
 ) -> ConfirmationPlan:
     """Choose the best of a study's search, on validation, and plan them beside every control on fresh seeds.
 
     Args:
         config: the study.
-        top: configurations of each backbone.
-        num_seeds: how many seeds.
-        first_seed: the first of them.
+        asked: what is confirmed, and how; None for the defaults.
         address: of the Ray cluster that the confirmation will run on; None for this machine.
 
     Raises:
         ConfigError: without a finished trial of the search, for seeds that were used, or for a study that has changed.
     """
+    asked = asked or ConfirmationConfig()
     check_study(config, address=address)
     with WorkingCopy(study_files(config)) as copy:
         copy.pull("records", "study.json")
         searched = dict(Records(copy.folder).trials)
-        seeds = fresh_seeds(config, searched.values(), num_seeds, first_seed)
-        chosen = choose(config, searched.values(), top)
+        seeds = fresh_seeds(config, searched.values(), asked.num_seeds or 10, asked.first_seed)
+        chosen = choose(config, searched.values(), asked.top)
         controls = [name for name in available_controls(config.trial, CONTROLS) if name != "compute_matched"]  # it has no set
         fingerprints = prepare_image_sets(dataclasses.replace(config, controls=tuple(controls)))
         check_unchanged(config, chosen, fingerprints)
         refuse_changes(config, copy.folder, fingerprints)
     trials = plan_trials(config, chosen, seeds, images=count_images(config), fingerprints=fingerprints)
-    return ConfirmationPlan(config=confirming(config, trials), trials=trials, searched=searched)
+    return ConfirmationPlan(config=confirming(config, trials), asked=asked, trials=trials, searched=searched)
 
 
 def run_confirmation(
     plan: ConfirmationPlan,
     *,
-    again: bool = False,
     address: str | None = None,
     observers: Sequence[StudyObserver] = (),
     command: str | None = None,
@@ -97,13 +92,12 @@ def run_confirmation(
 
     Args:
         plan: what is run.
-        again: whether the test set may be opened for another plan than before; it is recorded.
         address: see ``run_study``.
         observers: see ``run_study``.
         command: what was typed, for the records.
 
     Raises:
-        ConfigError: for another plan than the test set was opened for, unless ``again``.
+        ConfigError: for another plan than the test set was opened for, unless ``asked.again``.
     """
 
     def fix(coordinator: Coordinator, records: Records) -> None:
@@ -112,7 +106,8 @@ def run_confirmation(
         is_open = any(row.test_accuracy is not None for row in rows)
         is_open |= any(run.ended is None for run in records.runs.values())  # another driver's, or a killed one's
         files = coordinator.copy.files
-        openings = with_opening(read_openings(files), opening_of(plan.trials), is_open=is_open, again=again)
+        opening = opening_of(plan.trials, plan.asked.smallest_effect)
+        openings = with_opening(read_openings(files), opening, is_open=is_open, again=plan.asked.again)
         write_openings(files, openings)
 
     return run_study(plan.config, address=address, observers=observers, command=command, prepare=fix)

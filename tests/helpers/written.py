@@ -119,7 +119,7 @@ def write_study(
         plan = plan_trials(config, chosen, seeds, images=lambda found: 600 if found == config.trial.stimuli else 1000)
         confirmation = confirming(config, plan)
         confirmed = write_study_json(storage / confirmation.name, confirmation)
-        write_openings(Files(str(confirmed)), [opening_of(plan)])
+        write_openings(Files(str(confirmed)), [opening_of(plan, 0.5)])
         by_seed = {seed: random.normal(0, noise) for seed in seeds}
         rows = _Rows()
         for found, resolved in plan:

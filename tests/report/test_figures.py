@@ -79,8 +79,9 @@ def test_gains_are_those_of_the_confirmation(study: StudyResults, figures: dict[
     comparisons = {(row.chosen.name, row.control): row.comparison for row in study.confirmed if row.comparison is not None}
     for trace in figures["gains"].figure.data:
         for gain, row in zip(trace.x, trace.hovertext, strict=True):
-            assert gain == 100 * comparisons[trace.name, row.removeprefix("over ")].difference
-        assert set(trace.marker.symbol) == {"circle"}
+            assert gain == 100 * comparisons[trace.name, row.removeprefix("over ")].mean
+        filled = {row for row, symbol in zip(trace.hovertext, trace.marker.symbol, strict=True) if symbol == "circle"}
+        assert filled == {row for row in trace.hovertext if row != "over emotional"}, "that is on no rung"
     assert "helps" in figures["gains"].caption
     assert len(figures["gains"].figure.data) == 2
 
@@ -116,7 +117,7 @@ def test_one_seed_of_controls_has_no_interval(written: Written) -> None:
 
 def test_where_emotion_does_not_help_nothing_claims_it(written: Written) -> None:
     gains = named(written(num_seeds=10, helps=0.0, controls=("regulated", "plain")))["gains"]
-    assert "no difference seen" in gains.caption
+    assert "no effect as large as 0.5 points" in gains.caption
     assert "helps" not in gains.caption
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.config import ImageSetConfig, StudyConfig
+from emoreg.config import ConfirmationConfig, ImageSetConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
@@ -43,7 +43,7 @@ def searched(study: StudyConfig) -> Path:
 
 @pytest.mark.usefixtures("searched")
 def test_the_best_is_planned_beside_every_control_on_fresh_seeds(study: StudyConfig) -> None:
-    plan = plan_confirmation(study, num_seeds=2)
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=2))
     controls = ["regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled", "neutral"]
     assert [(trial.config.seed, trial.config.control) for _, trial in plan.trials] == [
         (seed, control) for seed in (1000, 1001) for control in controls
@@ -72,7 +72,7 @@ def test_a_damaged_file_of_the_search_is_refused_by_name(name: str, study: Study
 @pytest.mark.usefixtures("searched")
 def test_seeds_of_the_search_are_refused(study: StudyConfig) -> None:
     with pytest.raises(ConfigError, match="needs fresh seeds, but the search has used 0"):
-        plan_confirmation(study, first_seed=0)
+        plan_confirmation(study, ConfirmationConfig(first_seed=0))
 
 
 def test_a_study_that_has_not_run_is_refused_before_images_are_prepared(tmp_path: Path) -> None:
