@@ -26,7 +26,9 @@ def verdicts_of(study: StudyResults) -> list[Verdict]:
     """What may be said of the study, which is nothing before a confirmation."""
     if study.verdicts:
         return [*study.verdicts.values()]
-    if study.opening is not None or study.confirmation is not None:
+    if study.opening is None and any(row.test_accuracy is not None for row in study.confirming.trials if row.role == "confirm"):
+        why = ": what the confirmation fixed before it opened the test set is missing."
+    elif study.opening is not None or study.confirmation is not None:
         why = f": no trial of the confirmation has finished. `{confirm_command(study)}` goes on with it."
     else:
         why = (
@@ -111,6 +113,8 @@ def _opening_notes(study: StudyResults, opening: Opening) -> Iterator[str]:
             f"The test set was opened {len(openings)} times ({', '.join(item.opened[:10] for item in openings)}): what is "
             "shown is the last time, and it may have been chosen knowing an earlier one's answer."
         )
+    elif study.exploratory:
+        yield f"What is shown is exploratory: {study.exploratory}."
 
 
 def paper_table(studies: Named) -> Table | None:
@@ -205,7 +209,7 @@ def verdicts_table(studies: Named) -> Table:
             regulated, verdict = by_chosen.get((found.identity, "regulated")), study.verdicts[found.identity]
             accuracy = _accuracy(None if regulated is None else regulated.accuracy, math.inf)
             gains = (_points(by_chosen.get((found.identity, control))) for control in shown)
-            claim = Cell(verdict.claim, decision=verdict.decision)
+            claim = Cell(f"{verdict.claim}{', exploratory' if verdict.is_exploratory else ''}", decision=verdict.decision)
             rows.append((f"{found.name}, {_task(study, found)}", claim, accuracy, *gains))
         nothing: Row = ("no confirmation", Cell(Decision.UNTOLD, decision=Decision.UNTOLD), *[""] * (1 + len(shown)))
         groups.append((label, rows or [nothing]))

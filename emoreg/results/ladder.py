@@ -8,6 +8,7 @@ leaves its share of ``LEVEL`` to the others (Bretz et al. 2009).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
@@ -158,6 +159,12 @@ class Verdict:
     def sentence(self) -> str:
         """The whole sentence for a reader."""
         return f"{self.subject}{self.claim}{self.explanation}"
+
+    def exploratory(self, why: str) -> Verdict:
+        """The same, of what may have been chosen knowing an earlier answer; of what cannot be told, nothing is said."""
+        if self.decision == Decision.UNTOLD:
+            return self
+        return dataclasses.replace(self, is_exploratory=True, premises=(f"exploratory: {why}", *self.premises))
 
 
 def untold(name: str, reasons: str) -> Verdict:

@@ -33,7 +33,7 @@ from emoreg.errors import ConfigError, StorageError
 from emoreg.results.analysis import ranked_by_backbone
 from emoreg.results.records import TrialRecord, utc_now
 from emoreg.storage.files import Files
-from emoreg.storage.sealed import seal, unseal
+from emoreg.storage.sealed import digest, seal, unseal
 
 PLAN = "plan.json"
 
@@ -83,12 +83,16 @@ class Opening:
         chosen: what is confirmed.
         trials: all that are run.
         smallest_effect: the least that matters, in points; None where none was declared.
+        searched_until: when the last trial ended that the choice was made from, UTC.
+        test_splits: by which ledgers of openings know them; none where an emoreg without ledgers opened them.
     """
 
     opened: str
     chosen: tuple[Chosen, ...]
     trials: tuple[PlannedTrial, ...]
     smallest_effect: float | None = None
+    searched_until: str = ""
+    test_splits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         names = ", ".join(f"{found.backbone} {found.identity}" for found in self.chosen)
@@ -99,6 +103,12 @@ class Opening:
     def seeds(self) -> tuple[int, ...]:
         """Of its trials."""
         return tuple(dict.fromkeys(trial.seed for trial in self.trials))
+
+    @property
+    def digest(self) -> str:
+        """Of what was fixed, whenever that was."""
+        content = to_json(self)
+        return digest({name: content[name] for name in ("chosen", "trials", "smallest_effect")})
 
     def is_complete(self, records: Mapping[str, TrialRecord]) -> bool:
         """Whether every trial has ended."""
@@ -233,11 +243,15 @@ def _num_encoders(regulation: RegulationConfig) -> int:
     return regulation.needs_plain + regulation.needs_emotional
 
 
-def opening_of(plan: Plan, smallest_effect: float) -> Opening:
-    """What is fixed now."""
+def opening_of(
+    plan: Plan, smallest_effect: float, searched: Iterable[TrialRecord] = (), test_splits: tuple[str, ...] = ()
+) -> Opening:
+    """What is fixed now, chosen from the trials that were ``searched``."""
     return Opening(
         opened=utc_now(),
         smallest_effect=smallest_effect,
+        searched_until=max((row.ended for row in searched), default=""),
+        test_splits=test_splits,
         chosen=tuple({found.identity: found for found, _ in plan}.values()),
         trials=tuple(
             PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
@@ -274,7 +288,7 @@ def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, 
     Raises:
         ConfigError: for something else than was fixed, where that ``is_open``, unless a further opening is wanted.
     """
-    if openings and (openings[-1].trials, openings[-1].smallest_effect) == (asked.trials, asked.smallest_effect):
+    if openings and openings[-1].digest == asked.digest:
         return [*openings]
     if not openings or not is_open:
         return [*openings[:-1], asked]

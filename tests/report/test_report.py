@@ -7,6 +7,7 @@ import errno
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,11 +26,12 @@ from emoreg.report.reproduce import replay_command
 from emoreg.report.tables import Cell, Table
 from emoreg.results.analysis import estimate
 from emoreg.results.confirmation import UNTUNED
+from emoreg.results.ledger import FOLDER, Ledger
 from emoreg.results.study import load_results
 from emoreg.results.tables import write_table
 from emoreg.storage.files import Files
 from tests.helpers.browser import needs_chromium
-from tests.helpers.written import changed_json, made_up_config, write_study
+from tests.helpers.written import TEST_SPLIT, changed_json, made_up_config, write_study
 
 Row = dict[str, Any]
 SMALL = made_up_config(num_trials=8)
@@ -423,7 +425,34 @@ def test_a_second_opening_is_told(tmp_path: Path) -> None:
     report(folder)
     text = text_of(folder / "report" / "index.html")
     assert "The test set was opened 2 times (2025-12-31, " in text
+    assert "test_vit (exploratory: this confirmation opened the test set 2 times; controls at" in text
     assert "it may have been chosen knowing an earlier one's answer" in text
+
+
+def test_a_test_set_that_was_opened_before_makes_a_verdict_exploratory(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    Ledger(str(tmp_path), TEST_SPLIT).add(
+        study="old-name", opened="2025-12-31T10:00", command="emoreg confirm mine", configurations=("x",), plan="theirs"
+    )
+    why = "the test set had been opened by old-name on 2025-12-31 (emoreg confirm mine)"
+    text = text_of(report(folder))
+    assert f"test_vit (exploratory: {why}; {UNTUNED}): helps" in text
+    assert f"What is shown is exploratory: {why}." in text
+
+
+def test_without_its_ledger_a_verdict_is_exploratory(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    shutil.rmtree(tmp_path / FOLDER)
+    assert "test_vit (exploratory: the ledger of the test set lacks this opening, so" in text_of(report(folder))
+
+
+def test_nothing_is_concluded_where_the_plan_of_an_opened_test_set_is_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    (tmp_path / "made-up.confirm" / "plan.json").unlink()
+    text = text_of(report(folder))
+    assert "though its trials have opened the test set: nothing says what was fixed before, so nothing is concluded." in text
+    assert "cannot be told: what the confirmation fixed before it opened the test set is missing." in text
+    assert ": helps" not in text
 
 
 def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:
