@@ -38,11 +38,12 @@ class Confirm(ConfirmationOptions, StudyCommand):
     def __call__(self) -> int:
         """The exit code."""
         from emoreg.cli.summary import exit_code, print_confirmation, print_confirmation_plan
-        from emoreg.tuning.confirm import plan_confirmation
+        from emoreg.tuning.confirm import check_confirmation, plan_confirmation
 
         study, console = Study.from_config(self.config), terminal()
         plan = plan_confirmation(self.config, self.asked, address=self.address)
         print_confirmation_plan(study.name, plan, console)
+        check_confirmation(plan)
         if self.dry_run:
             return 0
         ended: Interrupted | StudyAborted | None = None
@@ -100,7 +101,7 @@ class Trial(StudyCommand):
         if self.replay is None:
             from emoreg.cli.trial import run_one
 
-            return run_one(self.config, self.evaluate, device, console)
+            return run_one(self.config, self.evaluate, device, console, command=self.command)
         from emoreg.cli.replay import replay
 
         require(

@@ -15,6 +15,7 @@ from emoreg.config import CONFIRM, StudyConfig, leaves, registries
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params, p_cell
 from emoreg.results.analysis import waiting_share
+from emoreg.results.power import MOST_SEEDS, POWER
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison
 from emoreg.results.study import StudyResults
@@ -84,6 +85,7 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
         f"{duration(plan.expected_seconds)} of the device, by what the search's trials took; each opens "
         "the test set once.",
     )
+    _print_power(plan, console)
     opened = [record for record in plan.searched.values() if record.test_accuracy is not None]
     if opened:
         console.print(
@@ -91,6 +93,45 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
             "test`): what was chosen since may have been chosen knowing it, and the report will say so.",
             style="yellow",
         )
+
+
+def _print_power(plan: ConfirmationPlan, console: Console) -> None:
+    """What the confirmation could show, before anything of it is known."""
+    unknown = [found.name for found, _ in plan.trials if found.identity not in plan.prospects]
+    if unknown:
+        console.print(
+            f"What could be shown of {', '.join(dict.fromkeys(unknown))} is not known: only controls on several seeds tell how "
+            "far gains vary (--control-seeds 0 1 2).",
+            style="yellow",
+        )
+    if not plan.prospects:
+        return
+    n = plan.num_seeds
+    columns = (
+        "configuration",
+        "sd of a gain,\npoints",
+        "first rung\nreached",
+        "last rung\nreached",
+        f"seeds for\n{100 * POWER:.0f} %",
+    )
+    table = new_table(
+        f"If regulation is {plan.asked.smallest_effect:g} points above every control, the chance to show it on {n} seeds",
+        *columns,
+        right=columns[1:],
+    )
+    for found in plan.prospects.values():
+        likely, unlikely = found.power(n), found.power(n, found.spread.upper)
+        spread = f"{found.spread.deviation:.2f} ({found.spread.upper:.2f})"
+        seeds = [found.seeds(deviation) for deviation in (found.spread.deviation, found.spread.upper)]
+        fewest, most = (f"over {MOST_SEEDS}" if number is None else str(number) for number in seeds)
+        chances = [f"{100 * likely[rung]:.0f} % ({100 * unlikely[rung]:.0f} %)" for rung in (0, -1)]
+        table.add_row(found.name, spread, *chances, f"{fewest} ({most})")
+    console.print(table)
+    tried = max(len(found.rungs) for found in plan.prospects.values())
+    console.print(
+        f"The ladder has {counted(tried, 'rung')} here. sd: from seed to seed, by the search's controls on validation; in "
+        "brackets, were it at the upper limit of its one-sided 80 % interval."
+    )
 
 
 def print_confirmation(study: StudyResults, console: Console) -> None:
@@ -111,12 +152,8 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
     console.print()
     for verdict in study.verdicts.values():
         console.print(verdict.sentence, style="bold")
-    if len(study.openings) > 1:
-        console.print(
-            f"The test set was opened {len(study.openings)} times, first on {study.openings[0].opened[:10]}: a later opening "
-            "may have been chosen knowing an earlier one's answer.",
-            style="yellow",
-        )
+    if study.exploratory:
+        console.print(f"Exploratory: {study.exploratory}, and may have been chosen knowing its answer.", style="yellow")
     print_places(study.place, console)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +13,14 @@ from emoreg.config import ConfirmationConfig, ImageSetConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
+from emoreg.results.ledger import FOLDER, Ledger
+from emoreg.results.plan import Opening, opening_of, write_openings
 from emoreg.results.records import TrialRecord
-from emoreg.tuning.confirm import plan_confirmation
+from emoreg.results.study import load_results
+from emoreg.tuning.confirm import ConfirmationPlan, check_confirmation, plan_confirmation
 from emoreg.tuning.images import prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
+from emoreg.tuning.preflight import study_files
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY
 from tests.helpers.written import changed_json, write_rows
@@ -60,6 +66,106 @@ def test_other_images_than_those_of_the_search_are_refused(study: StudyConfig, s
             row[-1] = "ab" * 32 if row[0] == "digits" else row[-1]
     with pytest.raises(ConfigError, match=f'fingerprints.digits 16: "{"ab" * 32}" -> '):
         plan_confirmation(study)
+
+
+CONFIRMED = ConfirmationConfig(num_seeds=3)
+
+
+def settled(plan: ConfirmationPlan) -> Opening:
+    """What was fixed: written down for all studies and for this one, as a run of the confirmation does."""
+    opening = opening_of(plan.trials, plan.asked.smallest_effect, plan.searched.values(), plan.test_splits)
+    note(plan, plan=opening.digest, opened=opening.opened)
+    write_openings(study_files(plan.config), [opening])
+    return opening
+
+
+def note(of_plan: ConfirmationPlan, **of: Any) -> None:
+    (test_split,) = of_plan.test_splits
+    values: dict[str, Any] = {
+        "study": "tiny", "opened": "2026-01-02T10", "command": "emoreg confirm tiny", "configurations": ("x",), "plan": "former"
+    }  # fmt: skip
+    Ledger(of_plan.config.storage, test_split).add(**values | of)
+
+
+def opened(plan: ConfirmationPlan) -> None:
+    """Let one trial of a confirmation have ended."""
+    row = dataclasses.replace(ended(plan.trials[0][1].config, role="confirm"), test_accuracy=0.5)
+    write_rows(Path(plan.config.storage) / plan.config.name, "trials", TrialRecord, [row])
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_confirmation_that_goes_on_is_not_refused(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    check_confirmation(plan)
+    settled(plan)
+    opened(plan)
+    check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_what_cannot_answer_is_refused_before_anything_is_written(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=2))
+    with pytest.raises(ConfigError, match="Give --seeds 3 or more, or --underpowered to open the test set all the same"):
+        check_confirmation(plan)
+    assert not (Path(study.storage) / "tiny.confirm").exists()
+    check_confirmation(plan_confirmation(study, ConfirmationConfig(num_seeds=2, underpowered=True)))
+
+
+@pytest.mark.usefixtures("searched")
+def test_seeds_are_counted_where_controls_tell_how_gains_vary(study: StudyConfig, searched: Path) -> None:
+    with pytest.raises(ConfigError, match="Give --seeds a number, or run controls on several seeds first"):
+        plan_confirmation(study, ConfirmationConfig(num_seeds=None))
+    rows = [*load_results(searched).trials]
+    for control, gain in (("regulated", 0.01), ("plain", 0.0)):
+        for seed in (0, 1, 2):
+            trial = dataclasses.replace(study.trial, control=control, seed=seed)
+            rows.append(ended(trial, role="control", accuracy=0.5 + gain * seed))
+    write_rows(searched, "trials", TrialRecord, rows)
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=None, smallest_effect=5.0))
+    (prospect,) = plan.prospects.values()
+    assert prospect.spread.deviation == pytest.approx(1.0)
+    assert 3 < plan.num_seeds == prospect.seeds(prospect.spread.upper)
+    with pytest.raises(ConfigError, match=r"Give more --seeds .* a gain of 0\.1 points over the backbone must"):
+        check_confirmation(plan_confirmation(study, ConfirmationConfig(smallest_effect=0.1)))
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_missing_plan_beside_an_opened_test_split_is_refused(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    opened(plan)
+    with pytest.raises(
+        ConfigError, match=r"Restore plan\.json of the confirmation of 'tiny' from a copy, or search and confirm"
+    ):
+        check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_folder_that_was_removed_after_an_opening_is_missed(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    note(plan)
+    with pytest.raises(
+        ConfigError, match=r"the test set was opened by tiny on 2026-01-02 \(emoreg confirm tiny\), but what was"
+    ):
+        check_confirmation(plan)
+    settled(plan)
+    check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_another_study_s_opening_does_not_stop_this_one(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    note(plan, study="another")
+    check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_ledger_that_was_removed_after_an_opening_is_missed(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    settled(plan)
+    opened(plan)
+    shutil.rmtree(Path(study.storage) / FOLDER)
+    with pytest.raises(ConfigError, match=r"Restore test-openings of the storage from a copy: .* of 'tiny' on 20"):
+        check_confirmation(plan)
 
 
 @pytest.mark.parametrize("name", ["study.json", "records/trials.parquet"])
