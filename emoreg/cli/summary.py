@@ -144,12 +144,13 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
             table.add_row(chosen.name, control_name(row.control), str(accuracy), *_compared(row.comparison), str(accuracy.n))
         table.add_section()
     console.print()
-    console.print(table)
-    console.print(
-        "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's. 95 % intervals by "
-        "Student's t: of a gain for all rows together, of an accuracy for it alone.",
-    )
-    console.print()
+    if study.confirmed:
+        console.print(table)
+        console.print(
+            "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's. 95 % intervals by "
+            "Student's t: of a gain for all rows together, of an accuracy for it alone.",
+        )
+        console.print()
     for verdict in study.verdicts.values():
         console.print(verdict.sentence, style="bold")
     if study.exploratory:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.extra import report_extra
+from emoreg.report.extra import report_extra
 from emoreg.results.study import StudyResults, load_results
 from emoreg.storage.files import replacing
 
