@@ -43,7 +43,8 @@ class Confirm(ConfirmationOptions, StudyCommand):
         study, console = Study.from_config(self.config), terminal()
         plan = plan_confirmation(self.config, self.asked, address=self.address)
         print_confirmation_plan(study.name, plan, console)
-        check_confirmation(plan)
+        for entry in check_confirmation(plan):
+            console.print(f"The verdict will be exploratory: the test set was opened by {entry}.", style="yellow")
         if self.dry_run:
             return 0
         ended: Interrupted | StudyAborted | None = None

@@ -15,6 +15,7 @@ from emoreg.config import CONFIRM, StudyConfig, leaves, registries
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params, p_cell
 from emoreg.results.analysis import waiting_share
+from emoreg.results.ladder import LEVEL
 from emoreg.results.power import MOST_SEEDS, POWER
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison
@@ -147,8 +148,8 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
     if study.confirmed:
         console.print(table)
         console.print(
-            "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's. 95 % intervals by "
-            "Student's t: of a gain for all rows together, of an accuracy for it alone.",
+            "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's, which holds at "
+            f"{LEVEL} or below. 95 % intervals by Student's t: of a gain for all rows together, of an accuracy for it alone.",
         )
         console.print()
     for verdict in study.verdicts.values():

@@ -135,7 +135,8 @@ def _turning_seeds(seeds: Sequence[int], ladders: Mapping[str, Comparisons]) -> 
 
 def _turned(seeds: Sequence[int]) -> Iterator[str]:
     if seeds:
-        yield f"hangs on single seeds: leaving out {' or '.join(map(str, seeds))} turns it"
+        names = [*map(str, seeds[:3]), *([f"any of {len(seeds) - 3} others"] if len(seeds) > 3 else [])]
+        yield f"hangs on single seeds: leaving out {' or '.join(names)} turns it"
 
 
 def _disagreeing(comparisons: Comparisons, found: Climb) -> Iterator[str]:

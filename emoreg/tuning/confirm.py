@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emoreg.config import CONFIRM, CONTROLS, ConfirmationConfig, StudyConfig
-from emoreg.results.ledger import Ledger, refuse_lost
+from emoreg.results.ledger import Entry, Ledger, earlier, refuse_lost
 from emoreg.results.plan import (
     Opening,
     Plan,
@@ -59,6 +59,15 @@ class ConfirmationPlan:
         """The name of the study that is confirmed."""
         return self.config.name.removesuffix(CONFIRM)
 
+    def entries(self) -> list[Entry]:
+        """Every opening of its test splits so far.
+
+        Raises:
+            StorageError: where a ledger is damaged.
+        """
+        ledgers = [Ledger(self.config.storage, test_split) for test_split in self.test_splits]
+        return [entry for ledger in ledgers for entry in ledger.entries()]
+
     @property
     def num_seeds(self) -> int:
         """How many seeds it runs."""
@@ -108,15 +117,19 @@ def plan_confirmation(
     )
 
 
-def check_confirmation(plan: ConfirmationPlan) -> None:
+def check_confirmation(plan: ConfirmationPlan) -> list[Entry]:
     """Refuse what ``run_confirmation`` would refuse, and write nothing.
+
+    Returns:
+        The openings of the test set which the choice may have known, so that the verdict will be exploratory.
 
     Raises:
         UserError: see ``run_confirmation``.
     """
     with WorkingCopy(study_files(plan.config)) as copy:
         copy.pull("records")
-        _settled(plan, read_openings(copy.files), Records(copy.folder))
+        opening = _settled(plan, read_openings(copy.files), Records(copy.folder))[-1]
+    return earlier(plan.entries(), opening, plan.study)
 
 
 def run_confirmation(
@@ -164,9 +177,7 @@ def _settled(plan: ConfirmationPlan, openings: Sequence[Opening], records: Recor
     """
     asked = opening_of(plan.trials, plan.asked.smallest_effect, plan.searched.values(), plan.test_splits)
     own = [row for row in records.trials.values() if row.test_accuracy is not None]
-    ledgers = [Ledger(plan.config.storage, test_split) for test_split in plan.test_splits]
-    entries = [entry for ledger in ledgers for entry in ledger.entries()]
-    refuse_lost(plan.study, openings, asked, entries, is_open=bool(own))
+    refuse_lost(plan.study, openings, asked, plan.entries(), is_open=bool(own))
     is_open = bool(own) or any(row.test_accuracy is not None for row in plan.searched.values())
     is_open |= any(run.ended is None for run in records.runs.values())  # another driver's, or a killed one's
     settled = with_opening(openings, asked, is_open=is_open, again=plan.asked.again)

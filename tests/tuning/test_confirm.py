@@ -154,8 +154,12 @@ def test_a_folder_that_was_removed_after_an_opening_is_missed(study: StudyConfig
 @pytest.mark.usefixtures("searched")
 def test_another_study_s_opening_does_not_stop_this_one(study: StudyConfig) -> None:
     plan = plan_confirmation(study, CONFIRMED)
-    note(plan, study="another")
-    check_confirmation(plan)
+    assert check_confirmation(plan) == []
+    note(plan, study="another", opened="2999-01-01T10")
+    assert check_confirmation(plan) == [], "that was later"
+    note(plan, study="former-name")
+    (known,) = check_confirmation(plan)
+    assert known.study == "former-name", "it was opened before this study had chosen"
 
 
 @pytest.mark.usefixtures("searched")
