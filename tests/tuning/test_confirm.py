@@ -14,13 +14,16 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.ledger import FOLDER, Ledger
-from emoreg.results.plan import Opening, opening_of, write_openings
+from emoreg.results.plan import Opening, opening_of, read_openings, write_openings
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import load_results
-from emoreg.tuning.confirm import ConfirmationPlan, check_confirmation, plan_confirmation
+from emoreg.results.tables import Records
+from emoreg.tuning.confirm import ConfirmationPlan, check_confirmation, plan_confirmation, run_confirmation
+from emoreg.tuning.coordinator import coordinate
 from emoreg.tuning.images import prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
 from emoreg.tuning.preflight import study_files
+from emoreg.tuning.study import Prepare, RunEnd
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY
 from tests.helpers.written import changed_json, write_rows
@@ -100,6 +103,26 @@ def test_a_confirmation_that_goes_on_is_not_refused(study: StudyConfig) -> None:
     settled(plan)
     opened(plan)
     check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_what_is_fixed_is_written_down_for_all_studies_and_for_this_one(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_prepare(config: StudyConfig, *, prepare: Prepare, **_: object) -> RunEnd:
+        with coordinate(config) as coordinator:
+            prepare(coordinator, Records(coordinator.copy.folder))
+        return RunEnd.INTERRUPTED
+
+    monkeypatch.setattr("emoreg.tuning.confirm.run_study", only_prepare)
+    plan = plan_confirmation(study, CONFIRMED)
+    for _ in range(2):  # as a run that goes on does
+        run_confirmation(plan, command="emoreg confirm mine")
+    (opening,) = read_openings(study_files(plan.config))
+    (entry,) = plan.entries()
+    assert (opening.smallest_effect, opening.test_splits, opening.seeds) == (0.5, plan.test_splits, (1000, 1001, 1002))
+    assert (entry.study, entry.plan, entry.command) == ("tiny", opening.digest, "emoreg confirm mine")
+    assert entry.configurations == tuple(found.identity for found in opening.chosen)
 
 
 @pytest.mark.usefixtures("searched")
