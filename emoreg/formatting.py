@@ -29,6 +29,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def p_cell(p_value: float) -> str:
+    """A p-value, as far as one reads it, in a table: "0.0021", "<0.0001"."""
+    return "<0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
+
+
+def p_text(p_value: float) -> str:
+    """The same in a sentence: "p = 0.0021", "p < 0.0001"."""
+    return "p < 0.0001" if p_value < 1e-4 else f"p = {p_cell(p_value)}"
+
+
 def counted(number: int, what: str) -> str:
     """ "1 trial", "40 trials"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from emoreg.config import (
-    FIRST_SEED,
     STORAGE,
     BudgetConfig,
+    ConfirmationConfig,
     Distribution,
     ExperienceConfig,
     Objective,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from emoreg.results.analysis import ControlRow
+    from emoreg.results.ladder import Verdict
     from emoreg.results.outcome import Outcome
     from emoreg.results.records import EpochRecord, RunRecord, TrialRecord
-    from emoreg.results.statistics import Verdict
     from emoreg.results.status import Status
     from emoreg.results.study import StudyResults
     from emoreg.tracking.observer import StudyObserver
@@ -56,6 +56,17 @@ def refuse_while_imported(call: str) -> None:
         raise ConfigError(
             f'Put {call} under `if __name__ == "__main__":`: importing a study file must run nothing, but {file!r} runs a study'
         )
+
+
+class ConfirmationSettings(TypedDict, total=False):
+    """What ``Study.confirm`` takes: the settings of a ``ConfirmationConfig``, which documents them and has their defaults."""
+
+    num_seeds: int | None
+    top: int
+    first_seed: int
+    smallest_effect: float
+    underpowered: bool
+    again: bool
 
 
 class StudySettings(TypedDict, total=False):
@@ -163,21 +174,15 @@ class Study:
     def confirm(
         self,
         *,
-        num_seeds: int = 10,
-        top: int = 1,
-        first_seed: int = FIRST_SEED,
-        again: bool = False,
         address: str | None = None,
         observers: Sequence[StudyObserver] = (),
         command: str | None = None,
+        **asked: Unpack[ConfirmationSettings],
     ) -> Study:
         """Run the best configurations of the search beside every control, on fresh seeds, and open the test split once.
 
         Args:
-            num_seeds: how many seeds.
-            top: how many configurations of each backbone.
-            first_seed: the first of the seeds; none may have been used in the search.
-            again: open the test split a further time, for other configurations or seeds; it is recorded.
+            asked: the settings of a ``ConfirmationConfig``, which documents them: ``num_seeds=10``, ``smallest_effect=0.5``.
             address: as for ``run``.
             observers: as for ``run``.
             command: as for ``run``.
@@ -195,10 +200,10 @@ class Study:
         check_home(address)  # before Ray is imported
         from emoreg.tuning.confirm import plan_confirmation, run_confirmation
 
-        plan = plan_confirmation(self.config, top=top, num_seeds=num_seeds, first_seed=first_seed, address=address)
+        plan = plan_confirmation(self.config, ConfirmationConfig(**asked), address=address)
         confirmation = Study.from_config(plan.config)
         with Progress(confirmation.place) as progress, confirmation._notifying(progress):
-            end = run_confirmation(plan, again=again, address=address, observers=(progress, *observers), command=command)
+            end = run_confirmation(plan, address=address, observers=(progress, *observers), command=command)
         self.refresh()
         return confirmation._ended(end)
 

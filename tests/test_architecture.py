@@ -123,7 +123,6 @@ def test_the_trainer_knows_neither_ray_nor_optuna(dependency: str) -> None:
         ("jinja2", {"report.page"}),
         ("kaleido", {"report.images"}),
         ("pandas", {"results.study", "study"}),
-        ("statsmodels", {"results.plan", "results.statistics"}),
         ("sklearn", {"data.readers.digits", "results.surrogate"}),
         ("pydantic", {"config.serialization"}),
         ("pynvml", {"training.devices"}),

@@ -95,14 +95,19 @@ class Submit(_SubmitOptions, StudyCommand):
         """
         _, options = tyro.cli(_SubmitOptions, args=self.typed[2:], return_unknown_args=True)
         if self.confirm:
-            numbers = [f"--top={self.top}", f"--seeds={self.seeds}", f"--first-seed={self.first_seed}"]
-            return [*options, *numbers, *(["--again"] if self.again else [])]
+            return [*options, *_typed(self)]
         if any(getattr(self, item.name) != item.default for item in dataclasses.fields(ConfirmationOptions)):
             raise ConfigError(
-                "Add --confirm, or drop --top, --seeds, --first-seed and --again: they are for a confirmation, but the study "
-                "itself is submitted"
+                "Add --confirm, or drop --top, --seeds, --first-seed, --smallest-effect, --underpowered and --again: they are "
+                "for a confirmation, but the study itself is submitted"
             )
         return options
+
+
+def _typed(asked: ConfirmationOptions) -> list[str]:
+    """What a confirmation takes, as one types it."""
+    values = {item.name.replace("_", "-"): getattr(asked, item.name) for item in dataclasses.fields(ConfirmationOptions)}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items() if value is not False]
 
 
 @dataclass(frozen=True, kw_only=True)

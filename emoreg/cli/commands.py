@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -42,21 +43,18 @@ class Confirm(ConfirmationOptions, StudyCommand):
         from emoreg.tuning.preflight import check_home
 
         check_home(self.address)  # before Ray is imported
-        from emoreg.tuning.confirm import plan_confirmation
+        from emoreg.tuning.confirm import check_confirmation, plan_confirmation
 
-        require(self.top > 0, "--top must be above 0", self.top, "give 1 to confirm the best of each backbone")
-        hint = "give 10 to show differences of about 1.5 standard deviations"
-        require(self.seeds > 0, "--seeds must be above 0", self.seeds, hint)
-        require(self.first_seed >= 0, "--first-seed must be 0 or more", self.first_seed, "give a natural number")
         study, console = Study.from_config(self.config), terminal()
-        asked: dict[str, Any] = {"top": self.top, "num_seeds": self.seeds, "first_seed": self.first_seed}
-        plan = plan_confirmation(self.config, **asked, address=self.address)
+        plan = plan_confirmation(self.config, self.asked, address=self.address)
         print_confirmation_plan(study.name, plan, console)
+        for entry in check_confirmation(plan):
+            console.print(f"The verdict will be exploratory: the test set was opened by {entry}.", style="yellow")
         if self.dry_run:
             return 0
         ended: Interrupted | StudyAborted | None = None
         try:
-            study.confirm(**asked, again=self.again, address=self.address, command=self.command)
+            study.confirm(**dataclasses.asdict(self.asked), address=self.address, command=self.command)
         except (Interrupted, StudyAborted) as error:
             ended = error
         results = Study.from_config(plan.config).results
@@ -109,7 +107,7 @@ class Trial(StudyCommand):
         if self.replay is None:
             from emoreg.cli.trial import run_one
 
-            return run_one(self.config, self.evaluate, device, console)
+            return run_one(self.config, self.evaluate, device, console, command=self.command)
         from emoreg.cli.replay import replay
 
         require(

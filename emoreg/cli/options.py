@@ -12,7 +12,16 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from emoreg.config import FIRST_SEED, Distribution, StudyConfig, TrialConfig, TrialResources, Value, leaves, without_secrets
+from emoreg.config import (
+    ConfirmationConfig,
+    Distribution,
+    StudyConfig,
+    TrialConfig,
+    TrialResources,
+    Value,
+    leaves,
+    without_secrets,
+)
 from emoreg.config.by_hand import parse_values
 from emoreg.config.search_space import pin
 from emoreg.errors import StorageError
@@ -20,6 +29,7 @@ from emoreg.errors import StorageError
 WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
 Switch = FlagCreatePairsOff[bool]
 Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
+_CONFIRMED = ConfirmationConfig()
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -99,14 +109,30 @@ class StudyCommand:
 class ConfirmationOptions:
     """What a confirmation takes beside its study."""
 
-    top: int = 1
+    top: int = _CONFIRMED.top
     """Of a confirmation: how many configurations of each backbone."""
-    seeds: int = 10
-    """Of a confirmation: how many seeds."""
-    first_seed: int = FIRST_SEED
+    seeds: int | Literal["auto"] = _CONFIRMED.num_seeds or "auto"
+    """Of a confirmation: how many seeds; `auto` for as many as the smallest effect takes, by what the controls vary."""
+    first_seed: int = _CONFIRMED.first_seed
     """Of a confirmation: the first of the seeds, of which none may have been used in the search."""
+    smallest_effect: float = _CONFIRMED.smallest_effect
+    """Of a confirmation: the least gain that matters, in points of accuracy. Kept before the test split is opened."""
+    underpowered: Switch = False
+    """Of a confirmation: run it though it would rather not see the smallest effect."""
     again: Switch = False
-    """Of a confirmation: open the test split a further time, for other configurations or seeds. It is recorded."""
+    """Of a confirmation: open the test split a further time, for another plan. Recorded; its verdict is exploratory."""
+
+    @property
+    def asked(self) -> ConfirmationConfig:
+        """What a confirmation is asked for."""
+        return ConfirmationConfig(
+            num_seeds=None if self.seeds == "auto" else self.seeds,
+            top=self.top,
+            first_seed=self.first_seed,
+            smallest_effect=self.smallest_effect,
+            underpowered=self.underpowered,
+            again=self.again,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

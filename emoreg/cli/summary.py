@@ -16,10 +16,12 @@ from emoreg.cli.terminal import new_table
 from emoreg.config import CONFIRM, RegulationConfig, StudyConfig, leaves, registries
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.errors import Interrupted, StudyAborted
-from emoreg.formatting import control_name, counted, duration, format_params
+from emoreg.formatting import control_name, counted, duration, format_params, p_cell
 from emoreg.results.analysis import waiting_share
+from emoreg.results.ladder import LEVEL
+from emoreg.results.power import MOST_SEEDS, POWER
 from emoreg.results.records import TrialRecord
-from emoreg.results.statistics import Comparison, fewest_seeds
+from emoreg.results.statistics import Comparison
 from emoreg.results.study import StudyResults
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import size_text
@@ -89,6 +91,7 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
         f"{duration(plan.expected_seconds)} of the device, by what the search's trials took; each opens "
         "the test set once.",
     )
+    _print_power(plan, console)
     opened = [record for record in plan.searched.values() if record.test_accuracy is not None]
     if opened:
         console.print(
@@ -96,18 +99,50 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
             "test`): what was chosen since may have been chosen knowing it, and the report will say so.",
             style="yellow",
         )
-    num_comparisons = len(chosen) * (len(controls) - 1)
-    if len(seeds) < fewest_seeds(num_comparisons):
+
+
+def _print_power(plan: ConfirmationPlan, console: Console) -> None:
+    """What the confirmation could show, before anything of it is known."""
+    unknown = [found.name for found, _ in plan.trials if found.identity not in plan.prospects]
+    if unknown:
         console.print(
-            f"With {counted(len(seeds), 'seed')} no difference can be shown, however large, for {num_comparisons} "
-            f"comparisons are made: give --seeds {fewest_seeds(num_comparisons)} or more.",
+            f"What could be shown of {', '.join(dict.fromkeys(unknown))} is not known: only controls on several seeds tell how "
+            "far gains vary (--control-seeds 0 1 2).",
             style="yellow",
         )
+    if not plan.prospects:
+        return
+    n = plan.num_seeds
+    columns = (
+        "configuration",
+        "sd of a gain,\npoints",
+        "first rung\nreached",
+        "last rung\nreached",
+        f"seeds for\n{100 * POWER:.0f} %",
+    )
+    table = new_table(
+        f"If regulation is {plan.asked.smallest_effect:g} points above every control, the chance to show it on {n} seeds",
+        *columns,
+        right=columns[1:],
+    )
+    for found in plan.prospects.values():
+        likely, unlikely = found.power(n), found.power(n, found.spread.upper)
+        spread = f"{found.spread.deviation:.2f} ({found.spread.upper:.2f})"
+        seeds = [found.seeds(deviation) for deviation in (found.spread.deviation, found.spread.upper)]
+        fewest, most = (f"over {MOST_SEEDS}" if number is None else str(number) for number in seeds)
+        chances = [f"{100 * likely[rung]:.0f} % ({100 * unlikely[rung]:.0f} %)" for rung in (0, -1)]
+        table.add_row(found.name, spread, *chances, f"{fewest} ({most})")
+    console.print(table)
+    tried = max(len(found.rungs) for found in plan.prospects.values())
+    console.print(
+        f"The ladder has {counted(tried, 'rung')} here. sd: from seed to seed, by the search's controls on validation; in "
+        "brackets, were it at the upper limit of its one-sided 80 % interval."
+    )
 
 
 def print_confirmation(study: StudyResults, console: Console) -> None:
     """The answer of a confirmation: each configuration beside its controls on the test set, and what may be said."""
-    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval", "p", "seeds")
+    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval,\nall rows", "p", "n")
     table = new_table("Regulation beside its controls, on the test set", *columns, right=columns[2:])
     for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
         for row in rows:
@@ -115,28 +150,25 @@ def print_confirmation(study: StudyResults, console: Console) -> None:
             table.add_row(chosen.name, control_name(row.control), str(accuracy), *_compared(row.comparison), str(accuracy.n))
         table.add_section()
     console.print()
-    console.print(table)
-    console.print(
-        "Gains are paired by seed. p: permutation test, by Holm's method over all comparisons above. 95 % intervals: of the "
-        "accuracies Student's t, of the gains the bootstrap.",
-    )
-    console.print()
+    if study.confirmed:
+        console.print(table)
+        console.print(
+            "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's, which holds at "
+            f"{LEVEL} or below. 95 % intervals by Student's t: of a gain for all rows together, of an accuracy for it alone.",
+        )
+        console.print()
     for verdict in study.verdicts.values():
         console.print(verdict.sentence, style="bold")
-    if len(study.openings) > 1:
-        console.print(
-            f"The test set was opened {len(study.openings)} times, first on {study.openings[0].opened[:10]}: a later opening "
-            "may have been chosen knowing an earlier one's answer.",
-            style="yellow",
-        )
+    if study.exploratory:
+        console.print(f"Exploratory: {study.exploratory}, and may have been chosen knowing its answer.", style="yellow")
     print_places(study.place, console)
 
 
 def _compared(found: Comparison | None) -> tuple[str, str, str]:
     if found is None:
         return "", "", ""
-    interval = "" if found.low is None or found.high is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    return f"{100 * found.difference:+.1f}", interval, f"{found.adjusted:.2g}"
+    interval = "" if found.interval is None else f"{100 * found.interval.low:+.1f} to {100 * found.interval.high:+.1f}"
+    return f"{100 * found.mean:+.1f}", interval, p_cell(found.p_better)
 
 
 def _print_best(study: StudyResults, console: Console) -> None:

@@ -13,6 +13,7 @@ from emoreg.cli.summary import print_places
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.search_space import lengths
 from emoreg.errors import Interrupted
+from emoreg.results.ledger import Ledger
 from emoreg.results.outcome import EndReason
 from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord, utc_now
 from emoreg.results.tables import Records
@@ -29,7 +30,14 @@ from emoreg.tuning.preflight import check_storage, store_uri
 from emoreg.tuning.signals import stop_on_signals
 
 
-def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.device, console: Console) -> int:
+def run_one(
+    config: StudyConfig,
+    evaluate_on: EvaluatedSplit,
+    device: torch.device,
+    console: Console,
+    *,
+    command: str | None = None,
+) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
 
     It computes with the threads that it would have in the study: the numbers are the same, and so is the pace. The first signal
@@ -79,6 +87,11 @@ def run_one(config: StudyConfig, evaluate_on: EvaluatedSplit, device: torch.devi
             should_stop=lambda: bool(signals),
             on_checkpoint=partial(copy.push, *own),
         )
+        if evaluate_on == "test":
+            task = load_images(trial.config.task, image_size=trial.config.image_size)
+            Ledger(config.storage, task.test_split, patience=coordinator.patience).add(
+                study=config.name, opened=started, command=command, configurations=(trial.identity,), plan=None
+            )
         try:
             with (
                 tensorboard.TensorBoardReporter(copy.folder, trial, {}) as board,

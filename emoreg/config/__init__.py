@@ -1,6 +1,7 @@
 """What a study is: frozen, typed, validated once. Every default of emoreg lives here and only here."""
 
 from emoreg.config.budget import BudgetConfig
+from emoreg.config.confirmation import ConfirmationConfig
 from emoreg.config.controls import Control, control, control_named, in_order
 from emoreg.config.distributions import Choice, Distribution, Float, Int, When
 from emoreg.config.paths import Value, leaves, read_path, replace_paths
@@ -10,7 +11,6 @@ from emoreg.config.secrets import SECRETS, is_percent_encoded, shown_url, withou
 from emoreg.config.serialization import from_json, to_json
 from emoreg.config.study import (
     CONFIRM,
-    FIRST_SEED,
     STORAGE,
     ExperienceConfig,
     Objective,
@@ -31,9 +31,10 @@ from emoreg.config.trial import (
 from emoreg.config.validation import require
 
 __all__ = [
-    "BACKBONES", "CONFIRM", "CONTROLS", "FIRST_SEED", "IMAGE_SETS", "METRICS", "PROBES", "SECRETS", "STORAGE",
-    "AugmentationConfig", "BudgetConfig", "Choice", "Control", "Distribution", "ExperienceConfig", "Fingerprints", "Float",
-    "ImageSetConfig", "Int", "Objective", "OptimizerConfig", "PretrainingConfig", "Registry", "RegulationConfig",
+    "BACKBONES", "CONFIRM", "CONTROLS", "IMAGE_SETS", "METRICS", "PROBES", "SECRETS", "STORAGE",
+    "AugmentationConfig", "BudgetConfig", "Choice", "ConfirmationConfig", "Control", "Distribution", "ExperienceConfig",
+    "Fingerprints", "Float", "ImageSetConfig", "Int", "Objective", "OptimizerConfig", "PretrainingConfig", "Registry",
+    "RegulationConfig",
     "ResolvedTrial", "ResourcesConfig", "SamplerConfig", "SchedulerConfig", "StudyConfig", "TrialConfig", "TrialResources",
     "Value", "When", "control", "control_named", "from_json", "in_order", "is_percent_encoded", "leaves", "read_path",
     "registries", "replace_paths", "require", "resolve_trial", "shown_url", "to_json", "without_secrets",

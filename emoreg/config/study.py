@@ -38,9 +38,6 @@ STORAGE = "runs"
 CONFIRM = ".confirm"
 """Ends the name of a confirmation."""
 
-FIRST_SEED = 1000
-"""Where the seeds of confirmations begin: far from the small numbers that searches use."""
-
 _NAME = matches(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
     "must be 1 to 64 letters, digits, '.', '_' or '-' and begin with a letter or digit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -62,6 +63,13 @@ class ImageSet:
         """What of the source is not in the set, each with how often: "passed over: hidden file (3)"."""
         kinds = ("left out", "passed over", "refused")
         return [f"{what} ({count})" for what, count in self.summary.items() if what.startswith(kinds)]
+
+    @property
+    def test_split(self) -> str:
+        """What tells its test split from others, at any size of its images: a digest of its targets, in order, and classes."""
+        content = hashlib.sha256(repr((len(self.test), self.class_names)).encode())
+        content.update(np.ascontiguousarray(self.test.targets).tobytes())
+        return content.hexdigest()[:32]
 
 
 class LoadImages(Protocol):

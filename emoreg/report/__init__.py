@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.extra import report_extra
+from emoreg.report.extra import report_extra
 from emoreg.results.study import StudyResults, load_results
 from emoreg.storage.files import expand, replacing
 from emoreg.storage.permissions import make_folder

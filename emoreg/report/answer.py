@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from emoreg.config import in_order
-from emoreg.formatting import control_name, format_params
+from emoreg.formatting import control_name, counted, format_params, p_cell
 from emoreg.report.reproduce import confirm_command
 from emoreg.report.tables import Cell, Row, Table, listed, numbers, percent, signed, texts
 from emoreg.results.analysis import Estimate
 from emoreg.results.confirmation import Confirmed
+from emoreg.results.ladder import LADDER, ON_LADDER, Decision, Verdict, untold
 from emoreg.results.plan import Chosen, Opening
-from emoreg.results.statistics import REQUIRED, Comparison, Decision, Verdict, fewest_seeds
+from emoreg.results.statistics import FEWEST_SEEDS, Comparison
 from emoreg.results.study import StudyResults
 
 Named = Sequence[tuple[str, StudyResults]]
@@ -25,14 +26,16 @@ def verdicts_of(study: StudyResults) -> list[Verdict]:
     """What may be said of the study, which is nothing before a confirmation."""
     if study.verdicts:
         return [*study.verdicts.values()]
-    if study.opening is not None or study.confirmation is not None:
+    if study.opening is None and any(row.test_accuracy is not None for row in study.confirming.trials if row.role == "confirm"):
+        why = ": what the confirmation fixed before it opened the test set is missing."
+    elif study.opening is not None or study.confirmation is not None:
         why = f": no trial of the confirmation has finished. `{confirm_command(study)}` goes on with it."
     else:
         why = (
             ": no confirmation yet. The accuracies below were selected on validation and flatter. "
             f"`{confirm_command(study)}` gives the answer."
         )
-    return [Verdict(name="", decision=Decision.NOTHING, reasons=why)]
+    return [untold("", why)]
 
 
 def notes(study: StudyResults) -> list[str]:
@@ -81,7 +84,7 @@ def _control_notes(study: StudyResults) -> Iterator[str]:
 
 def _opening_notes(study: StudyResults, opening: Opening) -> Iterator[str]:
     records, openings, command = study.confirming.by_identity, study.confirming.openings, confirm_command(study)
-    num_trials, num_seeds, num_comparisons = len(opening.trials), len(opening.seeds), opening.num_comparisons
+    num_trials, num_seeds = len(opening.trials), len(opening.seeds)
     num_open = sum(trial.identity not in records for trial in opening.trials)
     if num_open:
         yield (
@@ -98,28 +101,20 @@ def _opening_notes(study: StudyResults, opening: Opening) -> Iterator[str]:
         if lost:
             which = listed([f"{name} ({count})" for name, count in lost.items()])
             yield f"{lost.total()} of {num_trials} trials of the confirmation {what}: {which}."
-    enough = f"{fewest_seeds(num_comparisons)} seeds or more can show one." if num_comparisons else ""
-    if num_seeds == 1:
+    if num_seeds < FEWEST_SEEDS:
         yield (
-            "The confirmation has a single seed, which tells nothing about chance: there is no interval and no effect could "
-            f"have been seen. {enough}"
+            f"The confirmation has {counted(num_seeds, 'seed')}, which cannot tell: there is neither an interval nor a verdict "
+            f"below {FEWEST_SEEDS}."
         )
-    elif num_comparisons and num_seeds < fewest_seeds(num_comparisons):
-        yield (
-            f"With {num_seeds} seeds no difference can be shown, however large, for {num_comparisons} comparisons are made: "
-            f"{enough}"
-        )
-    absent = [control for control in REQUIRED if control not in {row.control for row in study.confirmed}]
-    if absent and study.confirmed and not num_open:
-        yield (
-            f"The confirmation lacks {listed(absent)}: without {'it' if len(absent) == 1 else 'them'} a gain cannot be told "
-            "from that of a second encoder, of its pre-training on any labels, or of chance."
-        )
+    if opening.smallest_effect is None:
+        yield "No smallest effect was declared before the test set was opened: the absence of one is not claimed."
     if len(openings) > 1:
         yield (
             f"The test set was opened {len(openings)} times ({', '.join(item.opened[:10] for item in openings)}): what is "
             "shown is the last time, and it may have been chosen knowing an earlier one's answer."
         )
+    elif study.exploratory:
+        yield f"What is shown is exploratory: {study.exploratory}."
 
 
 def paper_table(studies: Named) -> Table | None:
@@ -142,7 +137,7 @@ def paper_table(studies: Named) -> Table | None:
         above=[(above, len([*same])) for above, same in itertools.groupby(above for above, _, _ in columns)],
         columns=(*texts("method"), *numbers(*(name for _, name, _ in columns))),
         groups=[("", cells)],
-        note="Mean over seeds that nothing was chosen with ± half of its 95 % confidence interval (Student’s t). Bold: the "
+        note="Mean over the confirmation’s seeds ± half of its 95 % confidence interval (Student’s t). Bold: the "
         "highest mean of a column, which by itself is no verdict.",
     )
 
@@ -153,14 +148,17 @@ def gains_table(study: StudyResults) -> Table | None:
     for row in study.confirmed:
         if row.comparison is not None:
             title = f"{row.chosen.name}, {_task(study, row.chosen)}"
-            groups.setdefault(title, []).append((control_name(row.control), *_gain(row.comparison)))
+            groups.setdefault(title, []).append((control_name(row.control), rung_of(row.control), *_gain(row.comparison)))
     if not groups:
         return None
-    titles = ("gain, points", "95 % interval", "p (Holm)", "p alone", "effect size d", "smallest visible, points", "seeds n")
+    titles = ("gain, points", "95 % interval, all rows together", "p (t)", "p (sign flip)", "P(better), %", "seeds n")
     return Table(
         caption="What regulation gains over each control, on the test set",
-        columns=(*texts("against"), *numbers(*titles)),
+        columns=(*texts("over", "rung"), *numbers(*titles)),
         groups=[*groups.items()],
+        note="p is one-sided and of its row alone: a rung holds by the ladder’s p, which the verdict says. It may hold where "
+        "an interval reaches 0, for the ladder tests one rung after the other, and the intervals hold for all rows at once. "
+        "P(better): how often regulation is above the control with the same seed. What stands on no rung is exploratory.",
     )
 
 
@@ -176,7 +174,7 @@ def chosen_table(study: StudyResults) -> Table | None:
         caption="What was confirmed",
         columns=(*texts("configuration", "what the search chose"), *numbers("validation accuracy, %"), ("trial", "code")),
         groups=[("", rows)],
-        note="Fixed before the test set was opened. The validation accuracy is the best of many, so it flatters.",
+        note="Fixed before the confirmation opened the test set. The validation accuracy is the best of many, so it flatters.",
     )
 
 
@@ -203,22 +201,25 @@ def controls_table(study: StudyResults) -> Table | None:
 def verdicts_table(studies: Named) -> Table:
     """What may be said of each configuration of several studies."""
     groups = []
+    shown = [control for control in ON_LADDER if any(row.control == control for _, study in studies for row in study.confirmed)]
     for label, study in studies:
         rows: list[Row] = []
         by_chosen = {(row.chosen.identity, row.control): row for row in study.confirmed}
         for found in study.opening.chosen if study.opening is not None else ():
-            regulated, decision = by_chosen.get((found.identity, "regulated")), study.verdicts[found.identity].decision
+            regulated, verdict = by_chosen.get((found.identity, "regulated")), study.verdicts[found.identity]
             accuracy = _accuracy(None if regulated is None else regulated.accuracy, math.inf)
-            gains = (_points(by_chosen.get((found.identity, control))) for control in REQUIRED)
-            rows.append((f"{found.name}, {_task(study, found)}", Cell(decision, decision=decision), accuracy, *gains))
-        nothing: Row = ("no confirmation", Cell(Decision.NOTHING, decision=Decision.NOTHING), *[""] * (1 + len(REQUIRED)))
+            gains = (_points(by_chosen.get((found.identity, control))) for control in shown)
+            claim = Cell(f"{verdict.claim}{', exploratory' if verdict.is_exploratory else ''}", decision=verdict.decision)
+            rows.append((f"{found.name}, {_task(study, found)}", claim, accuracy, *gains))
+        nothing: Row = ("no confirmation", Cell(Decision.UNTOLD, decision=Decision.UNTOLD), *[""] * (1 + len(shown)))
         groups.append((label, rows or [nothing]))
-    titles = ("test accuracy, %", *(f"gain over {control}, points" for control in REQUIRED))
+    titles = ("test accuracy, %", *(f"gain over {control_name(control)}, points" for control in shown))
     return Table(
         caption="Verdicts by study",
         columns=(*texts("configuration", "regulation"), *numbers(*titles)),
         groups=groups,
-        note="Each study’s comparisons are a family of their own. Studies are set side by side, not tested against each other.",
+        note="Each study’s ladders are corrected for each other, and not for those of the other studies. Studies are set side "
+        "by side, not tested against each other.",
     )
 
 
@@ -231,14 +232,20 @@ def _accuracy(found: Estimate | None, top: float) -> Cell:
     return Cell("–") if found is None else Cell(str(found), n=found.n, is_best=found.mean == top)
 
 
+def rung_of(control: str) -> str:
+    """On which rung of the ladder a control stands."""
+    rungs = [number for number, rung in enumerate(LADDER, 1) if control in rung.controls]
+    return f"{rungs[0]} of {len(LADDER)}" if rungs else "exploratory"
+
+
 def _gain(found: Comparison) -> tuple[str, ...]:
+    flipped, share = found.p_sign_flip, found.share_interval
     return (
-        signed(found.difference),
+        signed(found.mean),
         _interval(found),
-        f"{found.adjusted:.2g}",
-        f"{found.p_value:.2g}",
-        "–" if found.effect_size is None else f"{found.effect_size:.1f}".replace("-", "−"),
-        "none" if math.isinf(found.visible) else f"{100 * found.visible:.1f}",
+        p_cell(found.p_better),
+        "–" if flipped is None else p_cell(flipped),
+        percent(found.share_above) + ("" if share is None else f" [{percent(share.low)} to {percent(share.high)}]"),
         str(found.n),
     )
 
@@ -247,9 +254,9 @@ def _points(row: Confirmed | None) -> Cell:
     found = None if row is None else row.comparison
     if found is None:
         return Cell("–")
-    interval = f" [{_interval(found)}]" if found.low is not None else ""
-    return Cell(f"{signed(found.difference)}{interval}, p = {found.adjusted:.2g}", n=found.n)
+    interval = f" [{_interval(found)}]" if found.interval is not None else ""
+    return Cell(f"{signed(found.mean)}{interval}", n=found.n)
 
 
 def _interval(found: Comparison) -> str:
-    return "–" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
+    return "–" if found.interval is None else f"{signed(found.interval.low)} to {signed(found.interval.high)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import plotly.graph_objects as go
 
@@ -19,7 +19,7 @@ _SHAPES = ("circle", "square", "diamond", "triangle-up", "star")
 class _Dot:
     """An estimate over n seeds with its interval, in a row of a forest plot: shares. Without an interval its ends are the mean.
 
-    The shape tells the rank of the configuration; filled is what is shown, or confirmed.
+    The shape tells the rank of the configuration; filled is what is shown, or confirmed. Each seed's own is a small dot.
     """
 
     series: str
@@ -31,6 +31,7 @@ class _Dot:
     high: float
     rank: int = 1
     is_filled: bool = False
+    by_seed: Mapping[int, float] = field(default_factory=dict)
 
 
 def _estimated(found: Estimate, *, series: str, color: str, row: str, is_filled: bool = False) -> _Dot:
@@ -47,11 +48,12 @@ def _confirmed_gains(study: StudyResults) -> list[_Dot]:
             color=color_of(row.chosen.backbone, study.backbones),
             row=f"over {row.control}",
             n=found.n,
-            mean=found.difference,
-            low=found.difference if found.low is None else found.low,
-            high=found.difference if found.high is None else found.high,
+            mean=found.mean,
+            low=found.mean if found.interval is None else found.interval.low,
+            high=found.mean if found.interval is None else found.interval.high,
             rank=row.chosen.rank,
-            is_filled=found.is_better or found.is_worse,
+            is_filled=row.control in study.verdicts[row.chosen.identity].beaten,
+            by_seed=found.by_seed,
         )
         for row in study.confirmed
         if (found := row.comparison) is not None
@@ -72,8 +74,8 @@ def _caption(dots: Sequence[_Dot], *, are_confirmed: bool) -> str:
     n = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     if are_confirmed:
         return (
-            f"Regulation minus each control, paired over {n} fresh seeds on the test set, with the bootstrap's 95 % "
-            "interval. Filled: shown by the permutation test, by Holm's method over all comparisons."
+            f"Regulation minus each control, paired over {n} seeds on the test set, with 95 % intervals (Student's t) that "
+            "hold together; small dots: each seed. Filled: controls of the rungs that hold."
         )
     interval = "95 % confidence by Student's t" if most > 1 else "One seed tells nothing about chance"
     return (
@@ -102,6 +104,18 @@ def _forest(dots: Sequence[_Dot], axis: str) -> go.Figure:
             hovertext=[dot.row for dot in own],
             hovertemplate="%{hovertext}: %{x:.1f}<extra>%{fullData.name}</extra>",
         )
+        seeds = [(rows.index(dot.row) + offset, seed, gain) for dot in own for seed, gain in dot.by_seed.items()]
+        if seeds:
+            figure.add_scatter(
+                x=[100 * gain for _, _, gain in seeds],
+                y=[place for place, _, _ in seeds],
+                mode="markers",
+                name=f"{name}, seeds",
+                marker={"color": color, "size": 4, "opacity": 0.5},
+                hovertext=[f"seed {seed}" for _, seed, _ in seeds],
+                hovertemplate="%{hovertext}: %{x:.1f}<extra>%{fullData.name}</extra>",
+                showlegend=False,
+            )
     figure.update_yaxes(range=[len(rows) - 0.4, -0.6], tickvals=list(range(len(rows))), ticktext=rows, ticks="", showgrid=False)
     tall = max(22 * len(series), 20 * max(row.count("<br>") + 1 for row in rows))
     return styled(figure, xaxis_title=axis, height=max(260, 130 + (tall + 8) * len(rows)), showlegend=True)
@@ -119,7 +133,7 @@ def draw_gains(context: FigureContext) -> tuple[go.Figure, str]:
         raise NotDrawn("No control has finished on a seed that regulation has finished too: nothing to compare it with.")
     caption = _caption(dots, are_confirmed=bool(confirmed))
     if confirmed:  # the picture may stand alone, so it tells the decisions, but not their reasons, which it shows
-        caption += f" {'; '.join(f'{verdict.subject}{verdict.decision}' for verdict in study.verdicts.values())}."
+        caption += f" {'; '.join(f'{verdict.subject}{verdict.claim}' for verdict in study.verdicts.values())}."
     return _zero_line(_forest(dots, _AXIS)), caption
 
 

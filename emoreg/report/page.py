@@ -16,6 +16,7 @@ from emoreg.config import CONTROLS
 from emoreg.report import account, answer, reproduce
 from emoreg.report.style import Figure, Section
 from emoreg.report.tables import listed, moment
+from emoreg.results.ladder import LADDER
 from emoreg.results.records import utc_now
 from emoreg.results.study import StudyResults
 
@@ -106,6 +107,7 @@ def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: fl
         parts=parts,
         sections=[[*part.sections(price_per_hour)] for part in parts],
         comparison=[(kind, content) for kind, content in comparison if content],
+        ladder=LADDER,
         controls=[control for control in CONTROLS.values() if control.name != "regulated"],
         version=emoreg.__version__,
         written=moment(utc_now()),

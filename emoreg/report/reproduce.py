@@ -66,7 +66,8 @@ def replay_tables(study: StudyResults) -> list[Table]:
 
 
 def _replayed(study: StudyResults, what: str, row: TrialRecord) -> Row:
-    accuracies = percent(row.val_accuracy), percent(row.test_accuracy)
+    is_shown = study.opening is None or study.opening.is_complete(study.confirming.by_identity)
+    accuracies = percent(row.val_accuracy), percent(row.test_accuracy) if is_shown else "hidden"
     return (what, *accuracies, row.status, replay_command(study, row.identity))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from emoreg.results.statistics import Decision
+from emoreg.results.ladder import Decision
 
 Kind = Literal["text", "number", "code", "command"]
 

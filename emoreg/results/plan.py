@@ -31,10 +31,9 @@ from emoreg.config.resolved import UNKNOWN, Fingerprints
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.analysis import ranked_by_backbone
-from emoreg.results.extra import report_extra
 from emoreg.results.records import TrialRecord, utc_now
 from emoreg.storage.files import Files
-from emoreg.storage.sealed import seal, unseal
+from emoreg.storage.sealed import digest, seal, unseal
 
 PLAN = "plan.json"
 
@@ -79,15 +78,28 @@ class PlannedTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opening:
-    """One opening of the test set: configurations and trials that were fixed before it, and when it was begun, UTC."""
+    """One opening of the test set, and what was fixed before it.
+
+    Attributes:
+        opened: when it was begun, UTC.
+        chosen: what is confirmed.
+        trials: all that are run.
+        smallest_effect: the least that matters, in points; None where none was declared.
+        searched_until: when the last trial ended that the choice was made from, UTC.
+        test_splits: by which ledgers of openings know them; none where an emoreg without ledgers opened them.
+    """
 
     opened: str
     chosen: tuple[Chosen, ...]
     trials: tuple[PlannedTrial, ...]
+    smallest_effect: float | None = None
+    searched_until: str = ""
+    test_splits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         names = ", ".join(f"{found.backbone} {found.identity}" for found in self.chosen)
-        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}"
+        effect = "" if self.smallest_effect is None else f", for effects from {self.smallest_effect:g} points"
+        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}{effect}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -95,9 +107,10 @@ class Opening:
         return tuple(dict.fromkeys(trial.seed for trial in self.trials))
 
     @property
-    def num_comparisons(self) -> int:
-        """How many comparisons its family has."""
-        return len({(trial.chosen, trial.control) for trial in self.trials if trial.control != "regulated"})
+    def digest(self) -> str:
+        """Of what was fixed, whenever that was."""
+        content = to_json(self)
+        return digest({name: content[name] for name in ("chosen", "trials", "smallest_effect")})
 
     def is_complete(self, records: Mapping[str, TrialRecord]) -> bool:
         """Whether every trial has ended."""
@@ -182,12 +195,7 @@ def plan_trials(
 
     The ``compute_matched`` control takes as many images through its one encoder as pre-training and regulation take through
     theirs; ``images`` counts those in an epoch of a set.
-
-    Raises:
-        ConfigError: where an installation lacks what the statistics need in the end.
     """
-    with report_extra():
-        import statsmodels.stats.multitest as _  # noqa: F401
     controls = [name for name, control in CONTROLS.items() if getattr(config.trial, control.images) is not None]
     planned = []
     for seed in seeds:
@@ -241,10 +249,15 @@ def _num_encoders(regulation: RegulationConfig) -> float:
     return regulation.needs_plain + emotional * regulation.needs_emotional
 
 
-def opening_of(plan: Plan) -> Opening:
-    """What is fixed now."""
+def opening_of(
+    plan: Plan, smallest_effect: float, searched: Iterable[TrialRecord] = (), test_splits: tuple[str, ...] = ()
+) -> Opening:
+    """What is fixed now, chosen from the trials that were ``searched``."""
     return Opening(
         opened=utc_now(),
+        smallest_effect=smallest_effect,
+        searched_until=max((row.ended for row in searched), default=""),
+        test_splits=test_splits,
         chosen=tuple({found.identity: found for found, _ in plan}.values()),
         trials=tuple(
             PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
@@ -281,14 +294,14 @@ def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, 
     Raises:
         ConfigError: for something else than was fixed, where that ``is_open``, unless a further opening is wanted.
     """
-    if openings and openings[-1].trials == asked.trials:
+    if openings and openings[-1].digest == asked.digest:
         return [*openings]
     if not openings or not is_open:
         return [*openings[:-1], asked]
     if not again:
         raise ConfigError(
-            "Give the former --top, --seeds and study, or --again to open the test set once more, which the report will tell: "
-            "what a confirmation runs is fixed before the test set is opened, but it was opened for "
+            "Give the former --top, --seeds, --smallest-effect and study, or --again to open the test set once more, which the "
+            "report will tell: what a confirmation runs is fixed before the test set is opened, but it was opened for "
             f"{openings[-1]}, and now it is to be {asked}"
         )
     return [*openings, asked]

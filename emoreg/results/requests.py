@@ -23,8 +23,8 @@ from emoreg.storage.sealed import seal, unseal
 
 log = logging.getLogger(__name__)
 
-FOLDER = "requests"
-_ENQUEUE, _STOP = f"{FOLDER}/enqueue.", f"{FOLDER}/stop."
+REQUESTS = "requests"
+_ENQUEUE, _STOP = f"{REQUESTS}/enqueue.", f"{REQUESTS}/stop."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,4 +132,4 @@ def remove_request(files: Files, name: str) -> None:
 
 
 def _names(files: Files, prefix: str) -> list[str]:
-    return [found.name for found in files.find(FOLDER) if found.name.startswith(prefix) and not found.name.endswith(".tmp")]
+    return [found.name for found in files.find(REQUESTS) if found.name.startswith(prefix) and not found.name.endswith(".tmp")]

@@ -19,11 +19,13 @@ from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
 from emoreg.errors import StorageError
 from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading
 from emoreg.results.confirmation import Confirmed, confirmed_rows, verdicts
-from emoreg.results.plan import Opening, read_openings
+from emoreg.results.ladder import Verdict
+from emoreg.results.ledger import Entry, Ledger, earlier
+from emoreg.results.plan import PLAN, Opening, read_openings
 from emoreg.results.records import EpochRecord, EvaluationRecord, ProbeRecord, Row, RunRecord, TrialRecord
-from emoreg.results.statistics import Verdict
 from emoreg.results.written import WrittenStudy, read_written, stored_rows
 from emoreg.storage.files import Files
+from emoreg.storage.working_copy import split
 
 _LOST = {
     "epochs": "learning curves and balances over epochs",
@@ -48,6 +50,7 @@ class StudyResults:
         probes: every number that a probe returned.
         evaluations: how each trial did on each class.
         openings: of the test set, the first one first; none but for a confirmation.
+        ledger: the openings of the test splits that those are of, by whatever study; None where they have no ledger.
         confirmation: the study's, where it has one.
         problems: what could not be read, and what can then not be concluded.
     """
@@ -61,6 +64,7 @@ class StudyResults:
     evaluations: tuple[EvaluationRecord, ...] = ()
     folder: Path | None = None
     openings: tuple[Opening, ...] = ()
+    ledger: tuple[Entry, ...] | None = None
     confirmation: StudyResults | None = None
     problems: tuple[str, ...] = ()
 
@@ -127,7 +131,26 @@ class StudyResults:
     @functools.cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """What may be said of each confirmed configuration, by the identity of its trial in the search."""
-        return {} if self.opening is None else verdicts(self.opening, self.confirmed, self.confirming.by_identity)
+        if self.opening is None:
+            return {}
+        found = verdicts(self.opening, self.confirmed, self.confirming.by_identity)
+        why = self.exploratory
+        return {identity: verdict.exploratory(why) if why else verdict for identity, verdict in found.items()}
+
+    @functools.cached_property
+    def exploratory(self) -> str:
+        """Why the last opening may have been chosen knowing an earlier one's answer; empty where it was not."""
+        openings, ledger = self.confirming.openings, self.confirming.ledger
+        if self.opening is None:
+            return ""
+        if len(openings) > 1:
+            return f"this confirmation opened the test set {len(openings)} times"
+        study = self.confirming.name.removesuffix(CONFIRM)
+        if ledger is None or self.opening.digest not in {entry.plan for entry in ledger if entry.study == study}:
+            return "the ledger of the test set lacks this opening, so earlier ones cannot be told"
+        before = [*dict.fromkeys(map(str, earlier(ledger, self.opening, study)))]
+        more = f" and {len(before) - 1} more" if len(before) > 1 else ""
+        return f"the test set had been opened by {before[0]}{more}" if before else ""
 
     @property
     def unplanned_openings(self) -> list[TrialRecord]:
@@ -219,6 +242,17 @@ def _load(files: Files) -> StudyResults:
             problems.append(f"{why}. Without it nothing is known of {_LOST[table]}; accuracies and verdicts stand.")
         return tuple(rows or ())
 
+    openings = tuple(read_openings(files))
+    try:
+        ledger = _ledger(files.uri, openings)
+    except StorageError as error:
+        ledger = None
+        problems.append(str(error))
+    if not openings and any(row.role == "confirm" and row.test_accuracy is not None for row in trials or ()):
+        problems.append(
+            f"There is no {PLAN} of {files.uri!r}, though its trials have opened the test set: nothing says what was fixed "
+            "before, so nothing is concluded."
+        )
     return StudyResults(
         place=files.uri,
         folder=files.folder,
@@ -228,9 +262,18 @@ def _load(files: Files) -> StudyResults:
         runs=tuple(sorted(rows_or_none("runs", RunRecord), key=lambda row: row.run)),
         probes=rows_or_none("probes", ProbeRecord),
         evaluations=rows_or_none("evaluations", EvaluationRecord),
-        openings=tuple(read_openings(files)),
+        openings=openings,
+        ledger=ledger,
         problems=tuple(problems),
     )
+
+
+def _ledger(place: str, openings: Sequence[Opening]) -> tuple[Entry, ...] | None:
+    test_splits = openings[-1].test_splits if openings else ()
+    if not test_splits:
+        return None
+    ledgers = [Ledger(split(place)[0], test_split) for test_split in test_splits]
+    return tuple(sorted((entry for ledger in ledgers for entry in ledger.entries()), key=lambda entry: entry.opened))
 
 
 def _frame(rows: Sequence[Row], row_type: type[Row]) -> pd.DataFrame:

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emoreg.config import CONTROLS, FIRST_SEED, StudyConfig
+from emoreg.config import CONFIRM, CONTROLS, ConfirmationConfig, StudyConfig
+from emoreg.results.ledger import Entry, Ledger, earlier, refuse_lost
 from emoreg.results.plan import (
+    Opening,
     Plan,
     check_unchanged,
     choose,
@@ -20,12 +22,13 @@ from emoreg.results.plan import (
     with_opening,
     write_openings,
 )
+from emoreg.results.power import Prospect, prospects, refuse_underpowered, seeds_enough
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import StudyObserver
 from emoreg.tuning.coordinator import Coordinator
-from emoreg.tuning.images import available_controls, count_images, prepare_image_sets
+from emoreg.tuning.images import available_controls, count_images, prepare_image_sets, test_splits
 from emoreg.tuning.manifest import refuse_changes
 from emoreg.tuning.preflight import check_study, study_files
 from emoreg.tuning.study import RunEnd, run_study
@@ -37,13 +40,38 @@ class ConfirmationPlan:
 
     Attributes:
         config: the confirmation as a study.
+        asked: what was asked for.
         trials: each with the configuration that it belongs to.
         searched: the trials of the search, by identity.
+        prospects: what it can expect to see of each configuration, by identity, as far as the search tells.
+        test_splits: which it opens, as ledgers know them.
     """
 
     config: StudyConfig
+    asked: ConfirmationConfig
     trials: Plan
     searched: Mapping[str, TrialRecord]
+    prospects: Mapping[str, Prospect]
+    test_splits: tuple[str, ...]
+
+    @property
+    def study(self) -> str:
+        """The name of the study that is confirmed."""
+        return self.config.name.removesuffix(CONFIRM)
+
+    def entries(self) -> list[Entry]:
+        """Every opening of its test splits so far.
+
+        Raises:
+            StorageError: where a ledger is damaged.
+        """
+        ledgers = [Ledger(self.config.storage, test_split) for test_split in self.test_splits]
+        return [entry for ledger in ledgers for entry in ledger.entries()]
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds it runs."""
+        return len({trial.config.seed for _, trial in self.trials})
 
     @property
     def expected_seconds(self) -> float:
@@ -52,43 +80,61 @@ class ConfirmationPlan:
 
 
 def plan_confirmation(
-    config: StudyConfig,
-    *,
-    top: int = 1,
-    num_seeds: int = 10,
-    first_seed: int = FIRST_SEED,
-    address: str | None = None,
+    config: StudyConfig, asked: ConfirmationConfig | None = None, *, address: str | None = None
 ) -> ConfirmationPlan:
     """Choose the best of a study's search, on validation, and plan them beside every control on fresh seeds.
 
     Args:
         config: the study.
-        top: configurations of each backbone.
-        num_seeds: how many seeds.
-        first_seed: the first of them.
+        asked: what is confirmed, and how; None for the defaults.
         address: of the Ray cluster that the confirmation will run on; None for this machine.
 
     Raises:
         ConfigError: without a finished trial of the search, for seeds that were used, or for a study that has changed.
     """
+    asked = asked or ConfirmationConfig()
     check_study(config, address=address)
     with WorkingCopy(study_files(config)) as copy:
         copy.pull("records", "study.json")
         searched = dict(Records(copy.folder).trials)
-        seeds = fresh_seeds(config, searched.values(), num_seeds, first_seed)
-        chosen = choose(config, searched.values(), top)
-        controls = [name for name in available_controls(config.trial, CONTROLS) if name != "compute_matched"]  # it has no set
+        chosen = choose(config, searched.values(), asked.top)
+        there = available_controls(config.trial, CONTROLS)
+        expected = prospects(chosen, [*searched.values()], there, asked.smallest_effect)
+        num_seeds = asked.num_seeds or seeds_enough(expected.values())
+        seeds = fresh_seeds(config, searched.values(), num_seeds, asked.first_seed)
+        controls = [name for name in there if name != "compute_matched"]  # it has no set
         fingerprints = prepare_image_sets(dataclasses.replace(config, controls=tuple(controls)))
         check_unchanged(config, chosen, fingerprints)
         refuse_changes(config, copy.folder, fingerprints)
     trials = plan_trials(config, chosen, seeds, images=count_images(config), fingerprints=fingerprints)
-    return ConfirmationPlan(config=confirming(config, trials), trials=trials, searched=searched)
+    return ConfirmationPlan(
+        config=confirming(config, trials),
+        asked=asked,
+        trials=trials,
+        searched=searched,
+        prospects=expected,
+        test_splits=test_splits(config),
+    )
+
+
+def check_confirmation(plan: ConfirmationPlan) -> list[Entry]:
+    """Refuse what ``run_confirmation`` would refuse, and write nothing.
+
+    Returns:
+        The openings of the test set which the choice may have known, so that the verdict will be exploratory.
+
+    Raises:
+        UserError: see ``run_confirmation``.
+    """
+    with WorkingCopy(study_files(plan.config)) as copy:
+        copy.pull("records")
+        opening = _settled(plan, read_openings(copy.files), Records(copy.folder))[-1]
+    return earlier(plan.entries(), opening, plan.study)
 
 
 def run_confirmation(
     plan: ConfirmationPlan,
     *,
-    again: bool = False,
     address: str | None = None,
     observers: Sequence[StudyObserver] = (),
     command: str | None = None,
@@ -97,22 +143,44 @@ def run_confirmation(
 
     Args:
         plan: what is run.
-        again: whether the test set may be opened for another plan than before; it is recorded.
         address: see ``run_study``.
         observers: see ``run_study``.
         command: what was typed, for the records.
 
     Raises:
-        ConfigError: for another plan than the test set was opened for, unless ``again``.
+        ConfigError: for another plan than the test set was opened for, unless ``asked.again``; for one that cannot answer,
+            unless ``asked.underpowered``; where the plan of an opened test set is missing.
     """
 
     def fix(coordinator: Coordinator, records: Records) -> None:
-        """Write down what is run, before any of it runs."""
-        rows = (*records.trials.values(), *plan.searched.values())
-        is_open = any(row.test_accuracy is not None for row in rows)
-        is_open |= any(run.ended is None for run in records.runs.values())  # another driver's, or a killed one's
+        """Write down what is run, before any of it runs: first for all studies, then for this one."""
         files = coordinator.copy.files
-        openings = with_opening(read_openings(files), opening_of(plan.trials), is_open=is_open, again=again)
+        openings = _settled(plan, read_openings(files), records)
+        for test_split in plan.test_splits:
+            Ledger(plan.config.storage, test_split, patience=coordinator.patience).add(
+                study=plan.study,
+                opened=openings[-1].opened,
+                command=command,
+                configurations=tuple(found.identity for found in openings[-1].chosen),
+                plan=openings[-1].digest,
+            )
         write_openings(files, openings)
 
     return run_study(plan.config, address=address, observers=observers, command=command, prepare=fix)
+
+
+def _settled(plan: ConfirmationPlan, openings: Sequence[Opening], records: Records) -> list[Opening]:
+    """All openings of the confirmation, that of ``plan`` last.
+
+    Raises:
+        ConfigError: see ``run_confirmation``.
+    """
+    asked = opening_of(plan.trials, plan.asked.smallest_effect, plan.searched.values(), plan.test_splits)
+    own = [row for row in records.trials.values() if row.test_accuracy is not None]
+    refuse_lost(plan.study, openings, asked, plan.entries(), is_open=bool(own))
+    is_open = bool(own) or any(row.test_accuracy is not None for row in plan.searched.values())
+    is_open |= any(run.ended is None for run in records.runs.values())  # another driver's, or a killed one's
+    settled = with_opening(openings, asked, is_open=is_open, again=plan.asked.again)
+    if not plan.asked.underpowered and settled != [*openings]:
+        refuse_underpowered(plan.prospects.values(), plan.num_seeds)
+    return settled

@@ -72,6 +72,17 @@ def image_set_bytes(config: StudyConfig) -> int:
     return sum(split.images.nbytes for image_set in sets.values() for split in (image_set.train, image_set.test))
 
 
+def test_splits(config: StudyConfig) -> tuple[str, ...]:
+    """What ledgers know the test splits by that a confirmation of the study may open; new sets are prepared.
+
+    Raises:
+        UserError: for a set that cannot be read.
+    """
+    load_images, size = partial(load, storage=image_storage(config.storage)), config.trial.image_size
+    tasks = [image_set for role, image_set in image_sets(config) if role == "task"]
+    return tuple(dict.fromkeys(load_images(task, image_size=size).test_split for task in tasks))
+
+
 def available_controls(trial: TrialConfig, names: Iterable[str]) -> tuple[str, ...]:
     """Those of the controls whose image sets a trial names."""
     return tuple(name for name in names if getattr(trial, CONTROLS[name].images) is not None)

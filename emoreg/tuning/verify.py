@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from emoreg.data.prepare import is_whole
 from emoreg.errors import UserError
+from emoreg.results.ledger import FOLDER, Ledger
 from emoreg.results.plan import PLAN, read_openings
 from emoreg.results.predictions import PREDICTIONS
-from emoreg.results.requests import FOLDER, read_enqueued
+from emoreg.results.requests import REQUESTS, read_enqueued
 from emoreg.results.tables import read_table
 from emoreg.results.written import read_written
 from emoreg.storage import checkpoint
@@ -57,13 +58,24 @@ def verify(place: str) -> Iterator[Verified]:
             yield Verified("records", found, _told(partial(_read_table, files, found)))
         elif found.startswith("trials/") and found.endswith(PREDICTIONS):
             yield Verified("predictions", found, _told(partial(_read_table, files, found)))
-        elif found.startswith(f"{FOLDER}/enqueue."):
+        elif found.startswith(f"{REQUESTS}/enqueue."):
             problem = None if read_enqueued(files, found) else "it does not match its digest: it is passed over"
             yield Verified("requests", found, problem)
         elif found.startswith("trials/") and found.endswith(".ckpt"):
             yield Verified("checkpoints", found, _state(files, found))
+    yield from _ledgers(files, storage)
     yield from _experiences(Files(store), name)
     yield from _image_sets(Files(join(storage, "imagesets")), prefixes)
+
+
+def _ledgers(files: Files, storage: str) -> Iterator[Verified]:
+    """The openings of the test splits that the study, a confirmation, has opened."""
+    try:
+        test_splits = dict.fromkeys(test_split for opening in read_openings(files) for test_split in opening.test_splits)
+    except UserError:  # told already
+        return
+    for test_split in test_splits:
+        yield Verified("ledger", f"{FOLDER}/{test_split}", _told(Ledger(storage, test_split).entries))
 
 
 def _experiences(store: Files, study: str) -> Iterator[Verified]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from emoreg.cli.look import print_report, print_status, status_json
 from emoreg.config import BudgetConfig
+from emoreg.results.confirmation import UNTUNED
 from emoreg.results.status import RunningTrial, Status, read_status
 from tests.helpers.written import made_up_config, write_study
 
@@ -109,13 +110,13 @@ def test_a_report_says_what_it_concludes(storage: Path, tmp_path: Path, capsys: 
     other = str(write_study(tmp_path, made_up_config(name="other", num_trials=3, controls=()), num_seeds=0))
     print_report([str(storage / "made-up")], str(tmp_path / "one"), price_per_hour=None, images=False)
     text = capsys.readouterr().out
-    assert "test_vit: helps: +" in text
+    assert f"test_vit ({UNTUNED}): helps: +" in text
     assert "2 of 76 trials failed and say nothing of their configuration: its worker died (2).\n" in text
     assert text.endswith(f"report:  {tmp_path / 'one' / 'index.html'}\n")
     print_report([str(storage / "made-up"), other], str(tmp_path / "two"), price_per_hour=None, images=False)
     text = capsys.readouterr().out
-    assert "made-up: test_resnet: helps: +" in text
-    assert "other: nothing can be said: no confirmation yet. " in text
+    assert f"made-up: test_resnet ({UNTUNED}): helps: +" in text
+    assert "other: cannot be told: no confirmation yet. " in text
 
 
 def test_why_there_are_no_images_is_said(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

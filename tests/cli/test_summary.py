@@ -16,11 +16,14 @@ from emoreg.cli.summary import (
     print_plan,
     print_summary,
 )
-from emoreg.config import Choice, Objective, StudyConfig, control
+from emoreg.config import Choice, ConfirmationConfig, Objective, StudyConfig, control
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import UNKNOWN
 from emoreg.errors import Interrupted, StudyAborted
+from emoreg.results.confirmation import UNTUNED
+from emoreg.results.ladder import ON_LADDER
 from emoreg.results.plan import choose, plan_trials
+from emoreg.results.power import prospects
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
 from emoreg.results.tables import Records
@@ -199,9 +202,18 @@ def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
     config = made_up_config(num_trials=4)
     searched = load_results(write_study(tmp_path, config, num_seeds=0)).by_identity
     searched |= {"opened": dataclasses.replace(ended(role="trial"), test_accuracy=0.5)}
-    trials = plan_trials(config, choose(config, searched.values(), 1), [1000, 1001], images=lambda _: 100)
+    chosen = choose(config, searched.values(), 1)
+    trials = plan_trials(config, chosen, [1000, 1001], images=lambda _: 100)
+    plan = ConfirmationPlan(
+        config=config,
+        asked=ConfirmationConfig(),
+        trials=trials,
+        searched=searched,
+        prospects=prospects(chosen, [*searched.values()], ON_LADDER, 0.5),
+        test_splits=(),
+    )
     console = page(width=100)
-    print_confirmation_plan(config.name, ConfirmationPlan(config=config, trials=trials, searched=searched), console)
+    print_confirmation_plan(config.name, plan, console)
     text = text_of(console)
     assert "Chosen of 'made-up', on validation" in text
     chosen = {found.identity for found, _ in trials}
@@ -209,7 +221,12 @@ def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
     controls = "regulation, plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral"
     assert f"{8 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
     assert "The test set has been opened by 1 trial of the study already" in text
-    assert "With 2 seeds no difference can be shown, however large" in text
+    assert "If regulation is 0.5 points above every control, the chance to show it on 2 seeds" in text
+    assert re.search(r"test_vit +\d\.\d\d \(\d\.\d\d\) +0 % \(0 %\) +0 % \(0 %\) +\d\d \(over 100\)", text), text
+    assert "The ladder has 5 rungs here." in text
+    console = page(width=100)
+    print_confirmation_plan(config.name, dataclasses.replace(plan, prospects={}), console)
+    assert "is not known: only controls on several seeds tell how far gains vary" in text_of(console)
 
 
 def test_what_a_confirmation_has_found(tmp_path: Path) -> None:
@@ -219,9 +236,9 @@ def test_what_a_confirmation_has_found(tmp_path: Path) -> None:
     text = text_of(console)
     assert "Regulation beside its controls, on the test set" in text
     assert "Gains are paired by seed." in text
-    assert re.search(r"^test_\w+: helps", text, re.MULTILINE), text
+    assert re.search(rf"^test_\w+ \({UNTUNED}\): helps", text, re.MULTILINE), text
     assert f"report:       emoreg report {tmp_path / 'made-up'}\n" in text
-    assert max(len(line) for line in text.splitlines() if line.startswith(("test_vit ", "backbone", "Regulation"))) <= 80
+    assert max(len(line) for line in text.splitlines() if line.startswith(("test_vit  ", "backbone", "Regulation"))) <= 80
 
 
 @pytest.mark.parametrize("width", [80, 120])

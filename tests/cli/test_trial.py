@@ -15,6 +15,8 @@ from rich.console import Console
 from emoreg.cli.trial import run_one
 from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import PROBES
+from emoreg.data import load
+from emoreg.results.ledger import Ledger
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.checkpoint import CHECKPOINT
@@ -80,6 +82,9 @@ def test_a_finished_trial_is_looked_at_again_and_not_trained_again(study: StudyC
     assert tested.test_accuracy is not None
     assert settled(dataclasses.replace(tested, test_accuracy=None)) == settled(first)
     assert f"test accuracy {tested.test_accuracy:.4f} (the test set was opened, and the record says so)" in text
+    image_set = load(study.trial.task, image_size=study.trial.image_size, storage=Path(study.storage))
+    (opening,) = Ledger(study.storage, image_set.test_split).entries()
+    assert (opening.study, opening.configurations, opening.plan) == ("tiny", (tested.identity,), None)
     once_more, text = single(study)
     assert settled(once_more) == settled(tested), "it goes on saying so"
     assert "test accuracy" not in text

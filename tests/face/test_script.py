@@ -86,7 +86,7 @@ def test_one_of_each_thing_that_a_study_s_file_may_bring(tmp_path: Path) -> None
     probes = pandas.read_parquet(tmp_path / "runs" / "own-code" / "records" / "probes.parquet")
     assert set(probes.probe) == {"confidence"}
     assert ((probes.value > 0.5) & (probes.value <= 1)).all()
-    plan = run(tmp_path, "-m", "emoreg", "confirm", "studies.own_code", "--seeds", "2", "--dry-run")
+    plan = run(tmp_path, "-m", "emoreg", "confirm", "studies.own_code", "--seeds", "3", "--dry-run")
     assert "short_pretraining" in plan
     run(tmp_path, "-m", "emoreg", "export", "studies.own_code", "--to", "model")
     load = "import emoreg, studies.own_code, torch; print(emoreg.load_network('model')(torch.rand(2, 3, 16, 16)).shape)"

@@ -27,7 +27,8 @@ from emoreg.config import StudyConfig, to_json
 from emoreg.config.resolved import Fingerprints, resolve_trial
 from emoreg.data import prepare
 from emoreg.errors import Diverged, StorageError, UserError
-from emoreg.results.plan import PLAN, choose, confirming, opening_of, plan_trials, read_openings, write_openings
+from emoreg.results.ledger import FOLDER, Ledger
+from emoreg.results.plan import PLAN, choose, confirming, plan_trials, read_openings, write_openings
 from emoreg.results.predictions import read_predictions
 from emoreg.results.records import utc_now
 from emoreg.results.status import Live, live_name, parse_live, read_status
@@ -46,6 +47,7 @@ from emoreg.tuning.optuna_study import count_proposed, is_own, open_study, repla
 from emoreg.tuning.reconcile import reconcile
 from tests.faults.harness import FAULTS, Ground, Tally
 from tests.faults.study import NAME, config
+from tests.helpers.written import fixed
 
 Reader = Callable[[Path], object]
 """Reads a file, or what it is a part of; what it gives has a ``repr`` that tells its content."""
@@ -120,6 +122,10 @@ def read_plan(path: Path) -> object:
     return read_openings(Files(str(path.parent)))
 
 
+def read_ledger(path: Path) -> object:
+    return Ledger(str(path.parents[2]), path.parent.name).entries()
+
+
 def read_journal(path: Path) -> object:
     study = open_study(config(), path.parent)
     return study.metric_names, study.directions, study.get_trials(deepcopy=False)
@@ -191,6 +197,7 @@ KINDS = {
     "runs.parquet": Kind(f"{NAME}/records/runs.parquet", (*OF_RECORDS, read_the_status)),
     "study.json": Kind(f"{NAME}/study.json", (read_manifest, read_results, read_the_status)),
     "plan.json": Kind(f"{NAME}.confirm/{PLAN}", (read_plan, read_results)),
+    "an opening of a test split": Kind(f"{FOLDER}/*/*.json", (read_ledger,)),
     "optuna.journal": Kind(f"{NAME}/optuna.journal", (read_journal,)),
     "an SQLite history": Kind(DATABASE, ()),
     "a note of what runs now": Kind(f"{NAME}/{live_name(LIVE_RUN)}", (read_live,), heals=True),
@@ -312,7 +319,7 @@ def _plan_a_confirmation(study: StudyConfig, storage: Path) -> None:
     folder = storage / f"{NAME}.confirm"
     folder.mkdir()
     write_manifest(confirming(study, plan), folder, fingerprints)
-    write_openings(Files(str(folder)), [opening_of(plan)])
+    write_openings(Files(str(folder)), [fixed(storage, NAME, plan, trials)])
 
 
 def _register(name: str) -> None:

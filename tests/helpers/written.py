@@ -31,8 +31,9 @@ from emoreg.config import (
 )
 from emoreg.config.resolved import source_of
 from emoreg.config.search_space import resolve
+from emoreg.results.ledger import Ledger
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
-from emoreg.results.plan import choose, confirming, opening_of, plan_trials, write_openings
+from emoreg.results.plan import Opening, Plan, choose, confirming, opening_of, plan_trials, write_openings
 from emoreg.results.records import EpochRecord, Provenance, Role, Row, RunRecord, TrialRecord, schema
 from emoreg.results.tables import Records, write_table
 from emoreg.results.written import WrittenStudy, read_written
@@ -42,6 +43,7 @@ from emoreg.storage.sealed import seal, unseal
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 VERSIONS = {"emoreg": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0", "optuna": "5.0.0"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TEST_SPLIT = "7e57" * 8
 OPTIMUM = 0.4
 """Balance at which the made-up accuracy is highest."""
 _EFFECTS: Mapping[str, float] = {
@@ -119,7 +121,7 @@ def write_study(
         plan = plan_trials(config, chosen, seeds, images=lambda found: 600 if found == config.trial.stimuli else 1000)
         confirmation = confirming(config, plan)
         confirmed = write_study_json(storage / confirmation.name, confirmation)
-        write_openings(Files(str(confirmed)), [opening_of(plan)])
+        write_openings(Files(str(confirmed)), [fixed(storage, config.name, plan, rows.trials.values())])
         by_seed = {seed: random.normal(0, noise) for seed in seeds}
         rows = _Rows()
         for found, resolved in plan:
@@ -128,6 +130,19 @@ def write_study(
             rows.add(resolved.config, accuracy, "confirm")
         rows.write(confirmed, provenance(confirmation, f"emoreg confirm studies.made_up --seeds {num_seeds}"))
     return folder
+
+
+def fixed(storage: Path, study: str, plan: Plan, searched: Iterable[TrialRecord]) -> Opening:
+    """The opening of a plan, as the ledger in ``storage`` has it."""
+    opening = opening_of(plan, 0.5, searched, (TEST_SPLIT,))
+    Ledger(str(storage), TEST_SPLIT).add(
+        study=study,
+        opened=opening.opened,
+        command=None,
+        configurations=tuple(found.identity for found in opening.chosen),
+        plan=opening.digest,
+    )
+    return opening
 
 
 def _truth(trial: TrialConfig, helps: float) -> float:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from emoreg.results.plan import read_openings
+from emoreg.storage.files import Files
 from tests.integration.test_study import trials, wait_for
 
 STUDY = Path(__file__).with_name("neutral_study.py")
-TWO = ("--seeds", "2")
+TWO = ("--seeds", "2", "--underpowered")
 
 
 def command(name: str, storage: Path, *options: str) -> list[str]:
@@ -50,8 +52,10 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
         "16 trials: regulation, plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral, on seeds 1000 to"
         in plan
     )
-    assert "With 2 seeds no difference can be shown, however large, for 7 comparisons are made: give --seeds 8 or more." in plan
-    assert not (searched / "tiny.confirm" / "records").exists()
+    refused = confirm(searched, "--seeds", "2", "--dry-run", code=2)
+    assert "Give --seeds 3 or more, or --underpowered to open the test set all the same" in refused
+    assert not (searched / "tiny.confirm").exists()
+    assert not (searched / "test-openings").exists()
 
     first = subprocess.Popen(
         command("confirm", searched, *TWO),
@@ -80,26 +84,32 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     length = max(epoch for _, epoch in pretraining)
     assert len(pretraining) == 2 * 3 * length, "three pre-training runs a seed, and none paid for twice"
     assert {row["stimuli"] for row in rows.values() if row["control"] == "neutral"} == {"openmoji-objects"}
-    assert (
-        "test_resnet: no difference seen to plain, untrained and shuffled (with 2 seeds no effect could have been seen"
-        in output
-    )
+    assert "test_resnet: cannot be told (n = 2): a verdict takes 3 seeds or more" in output
     assert trials(searched) == before, "the search was touched"
     assert not any(row["test_accuracy"] is not None for row in before.values()), "the search opened the test split"
 
     written = (searched / "tiny.confirm" / "study.json").read_text()
-    refused = confirm(searched, "--seeds", "3", code=2)
+    refused = confirm(searched, "--seeds", "3", "--underpowered", code=2)
     assert (searched / "tiny.confirm" / "study.json").read_text() == written, "what is refused leaves no trace"
     assert "what a confirmation runs is fixed before the test set is opened, but it was opened for test_resnet" in refused
     assert "Traceback" not in refused
-    again = confirm(searched, "--seeds", "3", "--again")
-    assert "The test set was opened 2 times" in again
+    again = confirm(searched, "--seeds", "3", "--underpowered", "--again")
+    assert "test_resnet (exploratory: this confirmation opened the test set 2 times; controls at the settings" in again
     openings = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["openings"]
     assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [
         [1000, 1001],
         [1000, 1001, 1002],
     ]
     assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
+    entries = [json.loads(path.read_text()) for path in sorted(searched.glob("test-openings/*/*.json"))]
+    assert [(entry["study"], len(entry["configurations"])) for entry in entries] == [("tiny", 1)] * 2
+    assert [entry["plan"] for entry in entries] == [
+        opening.digest for opening in read_openings(Files(f"{searched}/tiny.confirm"))
+    ]
+
+    (searched / "tiny.confirm" / "plan.json").unlink()
+    lost = confirm(searched, "--seeds", "3", "--underpowered", "--again", code=2)
+    assert "Restore plan.json of the confirmation of 'tiny' from a copy" in lost
 
 
 @pytest.mark.slow

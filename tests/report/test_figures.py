@@ -77,17 +77,22 @@ def test_every_figure_is_drawn_in_reading_order(study: StudyResults, figures: di
 
 def test_gains_are_those_of_the_confirmation(study: StudyResults, figures: dict[str, Figure]) -> None:
     comparisons = {(row.chosen.name, row.control): row.comparison for row in study.confirmed if row.comparison is not None}
-    for trace in figures["gains"].figure.data:
+    means = [trace for trace in figures["gains"].figure.data if trace.showlegend is None]
+    for trace in means:
         for gain, row in zip(trace.x, trace.hovertext, strict=True):
-            assert gain == 100 * comparisons[trace.name, row.removeprefix("over ")].difference
-        assert set(trace.marker.symbol) == {"circle"}
+            assert gain == 100 * comparisons[trace.name, row.removeprefix("over ")].mean
+        filled = {row for row, symbol in zip(trace.hovertext, trace.marker.symbol, strict=True) if symbol == "circle"}
+        assert filled == {row for row in trace.hovertext if row != "over emotional"}, "that is on no rung"
     assert "helps" in figures["gains"].caption
-    assert len(figures["gains"].figure.data) == 2
+    assert len(means) == 2
+    seeds = [trace for trace in figures["gains"].figure.data if trace.showlegend is False]
+    assert sum(len(trace.x) for trace in seeds) == sum(found.n for found in comparisons.values()), "a dot a seed"
 
 
 def test_configurations_of_one_backbone_differ_in_shape(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=12, controls=("regulated", "plain")), top=2, num_seeds=3)
-    drawn = {figure.name: figure for figure in draw_figures(load_results(folder))[0]}["gains"].figure.data
+    gains = {figure.name: figure for figure in draw_figures(load_results(folder))[0]}["gains"].figure.data
+    drawn = [trace for trace in gains if trace.showlegend is None]
     looks = {
         trace.name: (trace.marker.color, {symbol.removesuffix("-open") for symbol in trace.marker.symbol}) for trace in drawn
     }
@@ -116,7 +121,7 @@ def test_one_seed_of_controls_has_no_interval(written: Written) -> None:
 
 def test_where_emotion_does_not_help_nothing_claims_it(written: Written) -> None:
     gains = named(written(num_seeds=10, helps=0.0, controls=("regulated", "plain")))["gains"]
-    assert "no difference seen" in gains.caption
+    assert "no effect as large as 0.5 points" in gains.caption
     assert "helps" not in gains.caption
 
 
@@ -367,7 +372,7 @@ def test_two_studies_side_by_side(study: StudyResults, written: Written) -> None
     other = written(name="other", helps=0.0)
     found = {figure.name: figure for figure in compare_studies([study, other])}
     assert list(found) == ["compared-gains", "compared-accuracies", "compared-balance", "compared-pre-training-length"]
-    assert [trace.name for trace in found["compared-gains"].figure.data] == ["made-up", "other"]
+    assert [trace.name for trace in found["compared-gains"].figure.data if trace.showlegend is None] == ["made-up", "other"]
     assert "no complete confirmation" in found["compared-gains"].caption
     confirmed = next(trace for trace in found["compared-accuracies"].figure.data if trace.name == "made-up, confirmed")
     means = [100 * row.accuracy.mean for row in study.confirmed if row.control == "regulated"]

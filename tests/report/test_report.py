@@ -7,6 +7,7 @@ import errno
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,17 +19,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from emoreg.errors import ConfigError, StorageError
+from emoreg.formatting import p_cell
 from emoreg.report import ReportWarning, images, write_report
 from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
 from emoreg.report.tables import Cell, Table
 from emoreg.results.analysis import estimate
+from emoreg.results.confirmation import UNTUNED
+from emoreg.results.ledger import FOLDER, Ledger
 from emoreg.results.study import load_results
 from emoreg.results.tables import write_table
 from emoreg.storage.files import Files
 from tests.helpers.browser import needs_chromium
-from tests.helpers.written import changed_json, made_up_config, write_study
+from tests.helpers.written import TEST_SPLIT, changed_json, made_up_config, write_study
 
 Row = dict[str, Any]
 SMALL = made_up_config(num_trials=8)
@@ -119,11 +123,26 @@ def test_every_gain_carries_its_interval_its_p_and_its_n(study: Path) -> None:
     rows = cells(table)
     assert len(rows) == len(compared) == 14
     for row, comparison in zip(rows, compared, strict=True):
-        assert row[1].text == f"{100 * comparison.difference:+.1f}"
-        assert comparison.low is not None
-        assert row[2].text.startswith(f"{100 * comparison.low:+.1f} to ")
-        assert row[3].text == f"{comparison.adjusted:.2g}"
+        assert row[2].text == f"{100 * comparison.mean:+.1f}"
+        assert comparison.interval is not None
+        assert row[3].text.startswith(f"{100 * comparison.interval.low:+.1f} to ")
+        assert row[4].text == p_cell(comparison.p_better)
+        assert row[6].text.startswith("100.0 [")
         assert row[-1].text == "10"
+
+
+def test_a_gain_says_which_rung_it_decides(study: Path) -> None:
+    table = gains_table(load_results(study))
+    assert table is not None
+    rungs = {row[0].text: row[1].text for row in cells(table)}
+    assert rungs == {
+        "plain": "1 of 5",
+        "compute_matched": "2 of 5",
+        "emotional": "exploratory",
+        "untrained": "3 of 5",
+        "shuffled": "4 of 5",
+        "neutral": "5 of 5",
+    }
 
 
 def test_costs_add_up_to_what_the_records_hold(study: Path) -> None:
@@ -204,7 +223,7 @@ def test_what_records_say_cannot_become_a_part_of_the_page(tmp_path: Path) -> No
 
 def test_it_needs_neither_torch_nor_ray(study: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", BLOCKED, str(study), str(tmp_path)], check=True)
-    assert "test_vit: helps" in text_of(tmp_path / "index.html")
+    assert f"test_vit ({UNTUNED}): helps" in text_of(tmp_path / "index.html")
 
 
 def test_without_the_extra_it_says_how_to_install_it(study: Path, tmp_path: Path) -> None:
@@ -220,7 +239,7 @@ def test_two_studies_are_compared(study: Path, tmp_path: Path) -> None:
     text = text_of(page)
     assert text.index("Verdicts by study") < text.index("The answer")
     assert "made-up: digits other: digits" in text  # over the columns of the one table that has both
-    assert "test_vit: no difference seen" in text
+    assert f"test_vit ({UNTUNED}): no effect as large as 0.5 points" in text
     assert told == [("Making figures", 0, 2), ("Making figures", 1, 2), ("Making figures", 2, 2)]
 
 
@@ -266,7 +285,7 @@ def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     report(folder)
     text = text_of(folder / "report" / "index.html")
-    assert "nothing can be said: no confirmation yet. The accuracies below were selected on validation and flatter." in text
+    assert "cannot be told: no confirmation yet. The accuracies below were selected on validation and flatter." in text
     assert "emoreg confirm studies.made_up --num-trials 40 gives the answer" in text
     assert "helps: +" not in text
     assert "Regulation as configured, beside its controls, on validation" in text
@@ -279,7 +298,7 @@ def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
     text = text_of(folder / "report" / "index.html")
     assert "No trial has finished: nothing can be concluded of any configuration, only of what the study cost." in text
     assert "44 of 44 trials failed" in text
-    assert "nothing can be said" in text
+    assert "cannot be told" in text
 
 
 def test_a_study_whose_trials_are_yet_to_end(tmp_path: Path) -> None:
@@ -294,9 +313,8 @@ def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> N
     folder = write_study(tmp_path, made_up_config(num_trials=SMALL.num_trials, control_seeds=(0,)), num_seeds=1)
     report(folder)
     text = text_of(folder / "report" / "index.html")
-    assert "with 1 seed no effect could have been seen, however large" in text
-    assert "The confirmation has a single seed, which tells nothing about chance" in text
-    assert "10 seeds or more can show one" in text
+    assert "test_resnet: cannot be told (n = 1): a verdict takes 3 seeds or more" in text
+    assert "The confirmation has 1 seed, which cannot tell: there is neither an interval nor a verdict below 3." in text
     assert "The controls on validation have run on a single seed" in text
 
 
@@ -311,8 +329,8 @@ def test_missing_controls_are_named(tmp_path: Path) -> None:
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row | failed if is_lost(row) else row for row in rows])
     report(folder)
     text = text_of(folder / "report" / "index.html")
-    assert "test_vit: nothing can be said: no trial of shuffled has finished" in text
-    assert "test_resnet: helps" in text
+    assert "better than experience without meaning: not tried: shuffled; shuffled failed on 10 of 10 seeds" in text
+    assert f"test_resnet ({UNTUNED}): helps" in text
     assert "Controls without a finished trial: shuffled of test_vit." in text
     assert (
         "10 of 160 trials of the confirmation failed and count nowhere; emoreg confirm studies.made_up --seeds 10 runs" in text
@@ -325,9 +343,10 @@ def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL)
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] != 1009])
     text = text_of(report(folder))
-    assert "test_resnet: nothing can be said yet: 144 of 160 planned trials have ended" in text
+    assert "test_resnet: cannot be told yet: 144 of 160 planned trials have ended" in text
     assert "16 of 160 trials of the confirmation have not ended: emoreg confirm studies.made_up --seeds 10 runs" in text
-    assert "p (Holm)" not in text, "what may not be concluded from is not tested"
+    assert "p (t)" not in text, "what may not be concluded from is not tested"
+    assert "Test accuracy, %" not in text, "nor shown"
     assert "helps:" not in text
 
 
@@ -337,7 +356,7 @@ def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(tmp_path: Pa
     said = " ".join(notes(load_results(folder)))
     assert "144 of 160 trials of the confirmation have not ended" in said
     assert "single seed" not in said
-    assert "no difference can be shown" not in said
+    assert "cannot tell" not in said
 
 
 def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> None:
@@ -350,7 +369,7 @@ def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> Non
 
     change(tmp_path / "made-up.confirm", "trials", change_rows)
     study = load_results(folder)
-    assert [verdict.decision for verdict in verdicts_of(study)] == ["helps", "nothing can be said"]
+    assert [verdict.decision for verdict in verdicts_of(study)] == ["helps", "cannot be told"]
     assert "regulation diverged on 1 of 10 seeds, which cannot be left out" in verdicts_of(study)[1].sentence
     (note,) = [note for note in notes(study) if "diverged" in note]
     assert note.endswith("diverged, for their loss was not finite, and are not run again: regulation of test_vit (1).")
@@ -396,7 +415,7 @@ def test_a_truncated_file_beside_whole_trials(tmp_path: Path, name: str, lost: s
     text = text_of(folder / "report" / "index.html")
     assert f"Without it nothing is known of {lost}" in text
     assert "accuracies and verdicts stand" in text
-    assert "test_vit: helps" in text
+    assert f"test_vit ({UNTUNED}): helps" in text
 
 
 def test_truncated_trials_leave_nothing_to_conclude(tmp_path: Path) -> None:
@@ -416,7 +435,34 @@ def test_a_second_opening_is_told(tmp_path: Path) -> None:
     report(folder)
     text = text_of(folder / "report" / "index.html")
     assert "The test set was opened 2 times (2025-12-31, " in text
+    assert "test_vit (exploratory: this confirmation opened the test set 2 times; controls at" in text
     assert "it may have been chosen knowing an earlier one's answer" in text
+
+
+def test_a_test_set_that_was_opened_before_makes_a_verdict_exploratory(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    Ledger(str(tmp_path), TEST_SPLIT).add(
+        study="old-name", opened="2025-12-31T10:00", command="emoreg confirm mine", configurations=("x",), plan="theirs"
+    )
+    why = "the test set had been opened by old-name on 2025-12-31 (emoreg confirm mine)"
+    text = text_of(report(folder))
+    assert f"test_vit (exploratory: {why}; {UNTUNED}): helps" in text
+    assert f"What is shown is exploratory: {why}." in text
+
+
+def test_without_its_ledger_a_verdict_is_exploratory(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    shutil.rmtree(tmp_path / FOLDER)
+    assert "test_vit (exploratory: the ledger of the test set lacks this opening, so" in text_of(report(folder))
+
+
+def test_nothing_is_concluded_where_the_plan_of_an_opened_test_set_is_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL)
+    (tmp_path / "made-up.confirm" / "plan.json").unlink()
+    text = text_of(report(folder))
+    assert "though its trials have opened the test set: nothing says what was fixed before, so nothing is concluded." in text
+    assert "cannot be told: what the confirmation fixed before it opened the test set is missing." in text
+    assert ": helps" not in text
 
 
 def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:

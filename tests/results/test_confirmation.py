@@ -4,8 +4,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emoreg.config import Choice, Float, ImageSetConfig, StudyConfig, replace_paths
@@ -13,6 +15,8 @@ from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.confirmation import confirmed_rows, verdicts
+from emoreg.results.ladder import Verdict
+from emoreg.results.outcome import Status
 from emoreg.results.plan import (
     PLAN,
     Plan,
@@ -186,25 +190,38 @@ def test_the_cost_counts_each_pretraining_once() -> None:
 
 
 def test_what_is_fixed_is_gone_on_with(tmp_path: Path) -> None:
-    first = with_opening([], opening_of(planned()), is_open=False, again=False)
+    first = with_opening([], opening_of(planned(), 0.5), is_open=False, again=False)
     files = Files(str(tmp_path))
     assert read_openings(files) == []
     write_openings(files, first)
-    assert with_opening(read_openings(files), opening_of(planned()), is_open=True, again=False) == first == read_openings(files)
+    assert (
+        with_opening(read_openings(files), opening_of(planned(), 0.5), is_open=True, again=False)
+        == first
+        == read_openings(files)
+    )
 
 
 def test_before_the_test_split_was_opened_all_may_change() -> None:
-    first = with_opening([], opening_of(planned()), is_open=False, again=False)
-    (opening,) = with_opening(first, opening_of(planned(top=2)), is_open=False, again=False)
+    first = with_opening([], opening_of(planned(), 0.5), is_open=False, again=False)
+    (opening,) = with_opening(first, opening_of(planned(top=2), 0.5), is_open=False, again=False)
     assert len(opening.chosen) == 3
 
 
 def test_a_further_opening_is_refused_or_added() -> None:
-    (first,) = with_opening([], opening_of(planned()), is_open=False, again=False)
-    other = opening_of(planned(seeds=(1000, 1001, 1002)))
-    with pytest.raises(ConfigError, match=r"opened for test_resnet \w{12}, test_vit \w{12} on seeds 1000 to 1001, and now"):
+    (first,) = with_opening([], opening_of(planned(), 0.5), is_open=False, again=False)
+    other = opening_of(planned(seeds=(1000, 1001, 1002)), 0.5)
+    with pytest.raises(
+        ConfigError,
+        match=r"opened for test_resnet \w{12}, test_vit \w{12} on seeds 1000 to 1001, for effects from 0\.5 points, and",
+    ):
         with_opening([first], other, is_open=True, again=False)
     assert with_opening([first], other, is_open=True, again=True) == [first, other]
+
+
+def test_the_smallest_effect_is_fixed_with_the_plan() -> None:
+    (first,) = with_opening([], opening_of(planned(), 0.5), is_open=False, again=False)
+    with pytest.raises(ConfigError, match=r"Give the former --top, --seeds, --smallest-effect .* for effects from 0\.1 points"):
+        with_opening([first], opening_of(planned(), 0.1), is_open=True, again=False)
 
 
 def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -213,80 +230,127 @@ def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_openings(Files(str(tmp_path)))
 
 
-def test_rows_compare_over_common_seeds() -> None:
-    trials = planned(seeds=tuple(range(1000, 1010)))
-    lift = {"regulated": 0.05, "emotional": 0.02}
-    records = {}
-    for found, trial in trials:
-        if found.backbone == "test_resnet" and (trial.config.control, trial.config.seed) != ("plain", 1003):
-            luck = 0.001 * (trial.config.seed % 3 - 1) if trial.config.control == "regulated" else 0.0
-            records[trial.identity] = confirmed(trial, 0.7 + lift.get(trial.config.control, 0.0) + luck)
-    rows = confirmed_rows(opening_of(trials), records)
-    assert [row.control for row in rows] == [
-        "regulated",
-        "plain",
-        "compute_matched",
-        "ensemble",
-        "emotional",
-        "untrained",
-        "shuffled",
-    ]
-    resnet, vit = verdicts(opening_of(trials), rows, records).values()
-    assert (resnet.decision, vit.decision) == ("nothing can be said", "nothing can be said"), (
-        "who looks in between claims nothing"
-    )
-    assert resnet.sentence == f"test_resnet: nothing can be said yet: {len(records)} of {len(trials)} planned trials have ended"
-    assert not [row for row in rows if row.comparison is not None], "nor is anything tested"
-    lost = {
-        trial.identity: dataclasses.replace(confirmed(trial, 0.5), status="failed", test_accuracy=None)
+TEN = tuple(range(1000, 1010))
+LIFT = {"regulated": 0.05, "emotional": 0.02}
+
+
+def finished(trials: Plan, lift: Mapping[str, float] = LIFT) -> dict[str, TrialRecord]:
+    """The records of a confirmation that is complete: accuracies of 0.7 and what a control lifts, with some luck."""
+    random = np.random.default_rng(0)
+    return {
+        trial.identity: confirmed(trial, 0.7 + lift.get(trial.config.control, 0.0) + random.normal(0.0, 0.002))
         for _, trial in trials
-        if trial.identity not in records
     }
-    opening, ended = opening_of(trials), records | lost
-    rows = confirmed_rows(opening, ended)
-    assert rows[0].comparison is None
-    by_control = {row.control: row.comparison for row in rows if row.comparison is not None}
-    assert by_control["plain"].n == 9
-    assert by_control["compute_matched"].n == 10
-    assert by_control["emotional"].difference == pytest.approx(0.03, abs=1e-3)
-    resnet, vit = verdicts(opening, confirmed_rows(opening, ended), ended).values()
-    assert resnet.decision == "helps"
-    assert resnet.sentence.startswith("test_resnet: helps: +5.0 points [")
-    assert "nothing can be said: no trial of plain, untrained and shuffled has finished" in vit.sentence
 
 
-@pytest.mark.parametrize(
-    ("control", "decision", "sentence"),
-    [
-        (
-            "regulated",
-            "nothing can be said",
-            "nothing can be said: regulation diverged on 2 of 10 seeds, which cannot be left out",
-        ),
-        ("plain", "helps", "; plain diverged on 2 of 10 seeds, which are left out"),
-    ],
-)
-def test_a_seed_that_diverged_is_an_outcome(control: str, decision: str, sentence: str) -> None:
-    trials = planned(seeds=tuple(range(1000, 1010)))
-    records = {trial.identity: confirmed(trial, 0.7 + 0.05 * (trial.config.control == "regulated")) for _, trial in trials}
+def said(trials: Plan, records: Mapping[str, TrialRecord], smallest_effect: float = 0.5) -> tuple[Verdict, ...]:
+    """The verdicts on test_resnet and test_vit."""
+    opening = opening_of(trials, smallest_effect)
+    return tuple(verdicts(opening, confirmed_rows(opening, records), records).values())
+
+
+def ended_as(
+    status: Status, trials: Plan, records: Mapping[str, TrialRecord], control: str, seeds: int
+) -> dict[str, TrialRecord]:
+    """The records where a control of test_resnet did not finish its first seeds."""
+    lost = [
+        trial.identity
+        for found, trial in trials
+        if (found.backbone, trial.config.control) == ("test_resnet", control) and trial.config.seed < 1000 + seeds
+    ]
+    return {**records, **{key: dataclasses.replace(records[key], status=status, test_accuracy=None) for key in lost}}
+
+
+def test_nobody_looks_before_all_trials_have_ended() -> None:
+    trials = planned(seeds=TEN)
+    records = finished(trials)
+    del records[trials[0][1].identity]
+    assert confirmed_rows(opening_of(trials, 0.5), records) == [], "neither a mean nor a test"
+    for verdict in said(trials, records):
+        assert verdict.sentence.endswith(f": cannot be told yet: {len(trials) - 1} of {len(trials)} planned trials have ended")
+
+
+def test_rows_compare_over_common_seeds() -> None:
+    trials = planned(seeds=TEN)
+    records = ended_as("failed", trials, finished(trials), "plain", 1)
+    rows = confirmed_rows(opening_of(trials, 0.5), records)
+    own = [row for row in rows if row.chosen.backbone == "test_resnet"]
+    assert [row.control for row in own] == ["regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled"]
+    assert own[0].comparison is None
+    compared = {row.control: row.comparison for row in own if row.comparison is not None}
+    assert {control: found.n for control, found in compared.items()} == {
+        "plain": 9, "compute_matched": 10, "emotional": 10, "untrained": 10, "shuffled": 10
+    }  # fmt: skip
+    assert {found.num_rows for found in compared.values()} == {10}, "of both backbones: a reader looks at one table"
+    assert compared["emotional"].mean == pytest.approx(0.03, abs=3e-3)
+    assert [row.is_exploratory for row in own] == [True, False, False, True, False, False]
+
+
+def test_a_verdict_begins_with_how_the_arms_were_tuned() -> None:
+    trials = planned(seeds=TEN)
+    for verdict in said(trials, finished(trials)):
+        assert verdict.sentence.startswith(
+            f"{verdict.name} (controls at the settings of the tuned method: mechanism, not a claim that tuning was fair): "
+            "better than experience without meaning (rung 4 of 5): +"
+        )
+        assert verdict.explanation.endswith("better than meaning without affect: not tried: relabelled, neutral")
+
+
+@pytest.mark.parametrize(("status", "word"), [("pruned", "diverged"), ("failed", "failed")])
+def test_a_seed_that_regulation_did_not_finish_is_an_outcome(status: Status, word: str) -> None:
+    trials = planned(seeds=TEN)
+    resnet, vit = said(trials, ended_as(status, trials, finished(trials), "regulated", 2))
+    assert resnet.sentence == (f"test_resnet: cannot be told: regulation {word} on 2 of 10 seeds, which cannot be left out")
+    assert word not in vit.sentence
+
+
+@pytest.mark.parametrize(("status", "word"), [("pruned", "diverged"), ("failed", "failed")])
+def test_a_seed_that_a_control_did_not_finish_is_told(status: Status, word: str) -> None:
+    trials = planned(seeds=TEN)
+    resnet, vit = said(trials, ended_as(status, trials, finished(trials), "plain", 2))
+    assert f"; plain {word} on 2 of 10 seeds, which are missing here" in resnet.sentence
+    assert "missing" not in vit.sentence
+
+
+def test_a_control_without_a_seed_stops_the_ladder() -> None:
+    trials = planned(seeds=TEN)
+    resnet, _ = said(trials, ended_as("failed", trials, finished(trials), "untrained", 10))
+    assert "better than two encoders without experience: not tried: untrained; untrained failed on 10 of 10" in resnet.sentence
+
+
+def test_a_verdict_that_hangs_on_one_seed_says_so() -> None:
+    trials = planned(seeds=TEN)
+    records = finished(trials, {"regulated": 0.05})
+    sound, _ = said(trials, records)
+    assert "hangs on" not in sound.sentence
     for found, trial in trials:
-        if found.backbone == "test_resnet" and trial.config.control == control and trial.config.seed < 1002:
-            pruned = dataclasses.replace(records[trial.identity], status="pruned", test_accuracy=None)
-            records[trial.identity] = pruned
-    opening = opening_of(trials)
-    resnet, vit = verdicts(opening, confirmed_rows(opening, records), records).values()
-    assert resnet.decision == decision
-    assert resnet.sentence.endswith(sentence)
-    assert vit.decision == "helps"
-    assert "diverged" not in vit.sentence
+        if (found.backbone, trial.config.control, trial.config.seed) == ("test_resnet", "regulated", 1004):
+            records[trial.identity] = confirmed(trial, 0.3)
+    resnet, vit = said(trials, records)
+    assert resnet.claim == "not shown"
+    assert "; hangs on single seeds: leaving out 1004 turns it" in resnet.sentence
+    assert "hangs on" not in vit.sentence
 
 
-def test_an_unfinished_confirmation_has_few_rows() -> None:
+def test_where_the_sign_flip_test_disagrees_it_is_told() -> None:
+    trials = planned(seeds=TEN[:8])
+    records = finished(trials)
+    gains = dict(zip(TEN, [0.03] * 5 + [-0.004] * 3, strict=False))
+    for found, trial in trials:
+        if (found.backbone, trial.config.control) == ("test_resnet", "regulated"):
+            records[trial.identity] = confirmed(trial, 0.7 + gains[trial.config.seed])
+        elif (found.backbone, trial.config.control) == ("test_resnet", "plain"):
+            records[trial.identity] = confirmed(trial, 0.7)
+    resnet, vit = said(trials, records)
+    assert "plain" in resnet.beaten
+    assert "; the sign-flip test does not show it over plain (p = 0.031)" in resnet.sentence
+    assert "sign-flip" not in vit.sentence
+
+
+def test_two_seeds_cannot_tell() -> None:
     trials = planned()
-    found, trial = trials[0]
-    assert confirmed_rows(opening_of(trials), {}) == []
-    (row,) = confirmed_rows(opening_of(trials), {trial.identity: confirmed(trial, 0.5)})
-    assert (row.chosen, row.control, row.accuracy.n) == (found, "regulated", 1)
+    for verdict in said(trials, finished(trials)):
+        assert verdict.sentence == f"{verdict.name}: cannot be told (n = 2): a verdict takes 3 seeds or more"
 
 
 def test_it_needs_neither_torch_nor_ray() -> None:

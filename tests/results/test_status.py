@@ -24,7 +24,7 @@ from emoreg.storage.locks import study_lock
 from emoreg.storage.sealed import seal, unseal
 from tests.helpers.written import begin_run, driven, made_up_config, write_rows, write_study, write_study_json
 
-HEAVY = {"torch", "ray", "scipy", "pandas", "statsmodels", "optuna", "sklearn", "matplotlib", "sqlalchemy"}
+HEAVY = {"torch", "ray", "scipy", "pandas", "optuna", "sklearn", "matplotlib", "sqlalchemy"}
 
 
 @pytest.fixture(scope="module")

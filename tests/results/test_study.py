@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, StudyConfig, Value, When, from_json
 from emoreg.errors import ConfigError, StorageError
+from emoreg.results.ledger import FOLDER
 from emoreg.results.records import ProbeRecord
 from emoreg.results.study import load_results
 from tests.helpers.written import made_up_config, write_study
@@ -133,12 +134,13 @@ def test_a_uri_is_as_good_as_a_folder(written: Path) -> None:
 
 def test_a_study_in_an_object_store_is_found_with_its_confirmation(written: Path, bucket: str) -> None:
     s3, folder = fs.FileSystem.from_uri(bucket)
-    for name in (written.name, f"{written.name}.confirm"):
+    for name in (written.name, f"{written.name}.confirm", FOLDER):
         fs.copy_files(str(written.parent / name), f"{folder}/{name}", fs.LocalFileSystem(), s3)
     place, question, query = bucket.partition("?")
     study = load_results(f"{place}/{written.name}{question}{query}")
     assert study.trials == load_results(written).trials
     assert study.verdicts == load_results(written).verdicts
+    assert not any(verdict.is_exploratory for verdict in study.verdicts.values())
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
@@ -298,6 +300,7 @@ class Absent(MetaPathFinder):
             raise ImportError(f"{name} is not wanted here")
 
 sys.meta_path.insert(0, Absent())
+from emoreg.results.ledger import FOLDER
 from emoreg.results.study import load_results
 study = load_results(sys.argv[1])
 print(len(study.trials_frame()), len(study.epochs_frame()), len(study.runs_frame()), len(study.search_space))

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from emoreg.config import ImageSetConfig, StudyConfig
+from emoreg.config import ConfirmationConfig, ImageSetConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
+from emoreg.results.ledger import FOLDER, Ledger
+from emoreg.results.plan import Opening, opening_of, read_openings, write_openings
 from emoreg.results.records import TrialRecord
-from emoreg.tuning.confirm import plan_confirmation
+from emoreg.results.study import load_results
+from emoreg.results.tables import Records
+from emoreg.tuning.confirm import ConfirmationPlan, check_confirmation, plan_confirmation, run_confirmation
+from emoreg.tuning.coordinator import coordinate
 from emoreg.tuning.images import prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
+from emoreg.tuning.preflight import study_files
+from emoreg.tuning.study import Prepare, RunEnd
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY
 from tests.helpers.written import changed_json, write_rows
@@ -43,7 +52,7 @@ def searched(study: StudyConfig) -> Path:
 
 @pytest.mark.usefixtures("searched")
 def test_the_best_is_planned_beside_every_control_on_fresh_seeds(study: StudyConfig) -> None:
-    plan = plan_confirmation(study, num_seeds=2)
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=2))
     controls = ["regulated", "plain", "compute_matched", "ensemble", "emotional", "untrained", "shuffled", "neutral"]
     assert [(trial.config.seed, trial.config.control) for _, trial in plan.trials] == [
         (seed, control) for seed in (1000, 1001) for control in controls
@@ -62,6 +71,130 @@ def test_other_images_than_those_of_the_search_are_refused(study: StudyConfig, s
         plan_confirmation(study)
 
 
+CONFIRMED = ConfirmationConfig(num_seeds=3)
+
+
+def settled(plan: ConfirmationPlan) -> Opening:
+    """What was fixed: written down for all studies and for this one, as a run of the confirmation does."""
+    opening = opening_of(plan.trials, plan.asked.smallest_effect, plan.searched.values(), plan.test_splits)
+    note(plan, plan=opening.digest, opened=opening.opened)
+    write_openings(study_files(plan.config), [opening])
+    return opening
+
+
+def note(of_plan: ConfirmationPlan, **of: Any) -> None:
+    (test_split,) = of_plan.test_splits
+    values: dict[str, Any] = {
+        "study": "tiny", "opened": "2026-01-02T10", "command": "emoreg confirm tiny", "configurations": ("x",), "plan": "former"
+    }  # fmt: skip
+    Ledger(of_plan.config.storage, test_split).add(**values | of)
+
+
+def opened(plan: ConfirmationPlan) -> None:
+    """Let one trial of a confirmation have ended."""
+    row = dataclasses.replace(ended(plan.trials[0][1].config, role="confirm"), test_accuracy=0.5)
+    write_rows(Path(plan.config.storage) / plan.config.name, "trials", TrialRecord, [row])
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_confirmation_that_goes_on_is_not_refused(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    check_confirmation(plan)
+    settled(plan)
+    opened(plan)
+    check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_what_is_fixed_is_written_down_for_all_studies_and_for_this_one(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_prepare(config: StudyConfig, *, prepare: Prepare, **_: object) -> RunEnd:
+        with coordinate(config) as coordinator:
+            prepare(coordinator, Records(coordinator.copy.folder))
+        return RunEnd.INTERRUPTED
+
+    monkeypatch.setattr("emoreg.tuning.confirm.run_study", only_prepare)
+    plan = plan_confirmation(study, CONFIRMED)
+    for _ in range(2):  # as a run that goes on does
+        run_confirmation(plan, command="emoreg confirm mine")
+    (opening,) = read_openings(study_files(plan.config))
+    (entry,) = plan.entries()
+    assert (opening.smallest_effect, opening.test_splits, opening.seeds) == (0.5, plan.test_splits, (1000, 1001, 1002))
+    assert (entry.study, entry.plan, entry.command) == ("tiny", opening.digest, "emoreg confirm mine")
+    assert entry.configurations == tuple(found.identity for found in opening.chosen)
+
+
+@pytest.mark.usefixtures("searched")
+def test_what_cannot_answer_is_refused_before_anything_is_written(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=2))
+    with pytest.raises(ConfigError, match="Give --seeds 3 or more, or --underpowered to open the test set all the same"):
+        check_confirmation(plan)
+    assert not (Path(study.storage) / "tiny.confirm").exists()
+    check_confirmation(plan_confirmation(study, ConfirmationConfig(num_seeds=2, underpowered=True)))
+
+
+@pytest.mark.usefixtures("searched")
+def test_seeds_are_counted_where_controls_tell_how_gains_vary(study: StudyConfig, searched: Path) -> None:
+    with pytest.raises(ConfigError, match="Give --seeds a number, or run controls on several seeds first"):
+        plan_confirmation(study, ConfirmationConfig(num_seeds=None))
+    rows = [*load_results(searched).trials]
+    for control, gain in (("regulated", 0.01), ("plain", 0.0)):
+        for seed in (0, 1, 2):
+            trial = dataclasses.replace(study.trial, control=control, seed=seed)
+            rows.append(ended(trial, role="control", accuracy=0.5 + gain * seed))
+    write_rows(searched, "trials", TrialRecord, rows)
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=None, smallest_effect=5.0))
+    (prospect,) = plan.prospects.values()
+    assert prospect.spread.deviation == pytest.approx(1.0)
+    assert 3 < plan.num_seeds == prospect.seeds(prospect.spread.upper)
+    with pytest.raises(ConfigError, match=r"Give more --seeds .* a gain of 0\.1 points over the backbone must"):
+        check_confirmation(plan_confirmation(study, ConfirmationConfig(smallest_effect=0.1)))
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_missing_plan_beside_an_opened_test_split_is_refused(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    opened(plan)
+    with pytest.raises(
+        ConfigError, match=r"Restore plan\.json of the confirmation of 'tiny' from a copy, or search and confirm"
+    ):
+        check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_folder_that_was_removed_after_an_opening_is_missed(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    note(plan)
+    with pytest.raises(
+        ConfigError, match=r"the test set was opened by tiny on 2026-01-02 \(emoreg confirm tiny\), but what was"
+    ):
+        check_confirmation(plan)
+    settled(plan)
+    check_confirmation(plan)
+
+
+@pytest.mark.usefixtures("searched")
+def test_another_study_s_opening_does_not_stop_this_one(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    assert check_confirmation(plan) == []
+    note(plan, study="another", opened="2999-01-01T10")
+    assert check_confirmation(plan) == [], "that was later"
+    note(plan, study="former-name")
+    (known,) = check_confirmation(plan)
+    assert known.study == "former-name", "it was opened before this study had chosen"
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_ledger_that_was_removed_after_an_opening_is_missed(study: StudyConfig) -> None:
+    plan = plan_confirmation(study, CONFIRMED)
+    settled(plan)
+    opened(plan)
+    shutil.rmtree(Path(study.storage) / FOLDER)
+    with pytest.raises(ConfigError, match=r"Restore test-openings of the storage from a copy: .* of 'tiny' on 20"):
+        check_confirmation(plan)
+
+
 @pytest.mark.parametrize("name", ["study.json", "records/trials.parquet"])
 def test_a_damaged_file_of_the_search_is_refused_by_name(name: str, study: StudyConfig, searched: Path) -> None:
     (searched / name).write_bytes((searched / name).read_bytes()[:-20])
@@ -72,7 +205,7 @@ def test_a_damaged_file_of_the_search_is_refused_by_name(name: str, study: Study
 @pytest.mark.usefixtures("searched")
 def test_seeds_of_the_search_are_refused(study: StudyConfig) -> None:
     with pytest.raises(ConfigError, match="needs fresh seeds, but the search has used 0"):
-        plan_confirmation(study, first_seed=0)
+        plan_confirmation(study, ConfirmationConfig(first_seed=0))
 
 
 def test_a_study_that_has_not_run_is_refused_before_images_are_prepared(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from emoreg.cli.look import print_verified
 from emoreg.cli.trial import run_one
+from emoreg.results.ledger import FOLDER
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
 from emoreg.tuning.images import prepare_image_sets
@@ -19,6 +20,7 @@ from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.verify import verify
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import CPU
+from tests.helpers.written import TEST_SPLIT, made_up_config, write_study
 
 KINDS = {"study.json": 1, "Optuna's journal": 1, "records": 3, "checkpoints": 1, "predictions": 1, "image sets": 1}
 
@@ -67,3 +69,14 @@ def test_what_is_damaged_is_the_exit_code(study: Path) -> None:
     assert whole.endswith(", 0 files damaged")
     assert "trial.ckpt: it is another program's file" in damaged
     assert counts.endswith(", 1 file damaged")
+
+
+def test_the_ledger_of_a_confirmation_s_openings_is_read_too(tmp_path: Path) -> None:
+    confirmed = f"{write_study(tmp_path, made_up_config(num_trials=2), num_seeds=3)}.confirm"
+    name = f"{FOLDER}/{TEST_SPLIT}"
+    assert [item.problem for item in verify(confirmed) if item.name == name] == [None]
+    (entry,) = (tmp_path / name).iterdir()
+    entry.write_bytes(entry.read_bytes()[:-5])
+    (problem,) = [item.problem for item in verify(confirmed) if item.name == name]
+    assert problem is not None
+    assert entry.name in problem

@@ -1,4 +1,4 @@
-"""What an installation without the extra `report` lacks: statsmodels, plotly, kaleido, jinja2 and matplotlib."""
+"""What an installation without the extra `report` lacks: plotly, kaleido, jinja2 and matplotlib."""
 
 from __future__ import annotations
 
@@ -18,6 +18,4 @@ def report_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"Install the report extra: pip install 'emoreg[report]' (a report and a confirmation need {error.name})"
-        ) from error
+        raise ConfigError(f"Install the report extra: pip install 'emoreg[report]' (a report needs {error.name})") from error
