@@ -138,6 +138,7 @@ def test_a_gain_says_which_rung_it_decides(study: Path) -> None:
     assert rungs == {
         "plain": "1 of 5",
         "compute_matched": "2 of 5",
+        "ensemble": "2 of 5",
         "emotional": "exploratory",
         "untrained": "3 of 5",
         "shuffled": "4 of 5",

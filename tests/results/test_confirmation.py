@@ -275,15 +275,18 @@ def test_rows_compare_over_common_seeds() -> None:
     records = ended_as("failed", trials, finished(trials), "plain", 1)
     rows = confirmed_rows(opening_of(trials, 0.5), records)
     own = [row for row in rows if row.chosen.backbone == "test_resnet"]
-    assert [row.control for row in own] == ["regulated", "plain", "compute_matched", "emotional", "untrained", "shuffled"]
+    assert [row.control for row in own] == [
+        *("regulated", "plain", "compute_matched", "ensemble"),
+        *("emotional", "untrained", "shuffled"),
+    ]
     assert own[0].comparison is None
     compared = {row.control: row.comparison for row in own if row.comparison is not None}
     assert {control: found.n for control, found in compared.items()} == {
-        "plain": 9, "compute_matched": 10, "emotional": 10, "untrained": 10, "shuffled": 10
+        "plain": 9, "compute_matched": 10, "ensemble": 10, "emotional": 10, "untrained": 10, "shuffled": 10
     }  # fmt: skip
-    assert {found.num_rows for found in compared.values()} == {10}, "of both backbones: a reader looks at one table"
+    assert {found.num_rows for found in compared.values()} == {12}, "of both backbones: a reader looks at one table"
     assert compared["emotional"].mean == pytest.approx(0.03, abs=3e-3)
-    assert [row.is_exploratory for row in own] == [True, False, False, True, False, False]
+    assert [row.is_exploratory for row in own] == [True, False, False, False, True, False, False]
 
 
 def test_a_verdict_begins_with_how_the_arms_were_tuned() -> None:
