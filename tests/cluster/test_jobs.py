@@ -82,7 +82,7 @@ def test_what_is_said_to_submit_is_not_said_to_run(own: str) -> None:
 def test_a_job_confirms_a_study_with_the_options_for_that() -> None:
     typed = ("--confirm", "--top", "2", "--seeds=3", "--first_seed", "7", "--again", "--no-follow", "--name", "x")
     options = repeated(*typed, confirm=True, top=2, seeds=3, first_seed=7, again=True)
-    assert options == ["--name", "x", "--top=2", "--seeds=3", "--first-seed=7", "--again"]
+    assert options == ["--name", "x", "--top=2", "--seeds=3", "--first-seed=7", "--smallest-effect=0.5", "--again"]
     assert words(tiny_study(storage="s3://b/x"), *options, confirm=True) == options
     assert prepared(tiny_study(), confirm=True).study == "tiny.confirm"
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from emoreg.cli.trial import run_one
-from emoreg.config import TrialConfig
+from emoreg.config import Float, TrialConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
@@ -40,7 +40,8 @@ def write_untrained(folder: Path, trial: TrialConfig = TINY, **changes: Any) -> 
 
 def trained_study(storage: Path, trial: TrialConfig = TINY, *, name: str = "tiny") -> tuple[Path, TrialRecord]:
     """The folder of a study with one trained trial, which its search has found, and the trial's record."""
-    config = tiny_study(storage=str(storage), trial=trial, name=name)
+    space = {"pretraining.optimizer.learning_rate": Float(1e-4, 1e-2)}  # which every trial has, a balance not
+    config = tiny_study(storage=str(storage), trial=trial, name=name, search_space=space)
     folder = write_study_json(storage / config.name, config)
     assert run_one(config, "validation", CPU, Console(file=io.StringIO())) == 0
     (record,) = Records(folder).trials.values()
