@@ -135,14 +135,15 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
     assert "\n  trials    3/3: 3 finished\n" in output
     assert emoreg("stop", "mine") == (0, f"study 'mine': job {job['id']} is done already\n")
 
-    code, output = emoreg(*submit, "--confirm", "--seeds", "1")
+    code, output = emoreg(*submit, "--confirm", "--seeds", "1", "--underpowered")
     assert code == 0, output
     assert output.splitlines()[-1].startswith("study 'mine.confirm': done, job mine.confirm-")
     confirmed = trials(storage, "mine.confirm").values()
     assert {(row["status"], row["seed"], row["test_accuracy"] is None) for row in confirmed} == {("finished", 1000, False)}
     assert "halved" in {row["control"] for row in confirmed}
     assert state(emoreg, "mine")["id"] == job["id"], "the newest job of the study itself"
-    assert state(emoreg, "mine.confirm")["command"].endswith(f" --confirm --seeds 1 --address {shared_cluster.dashboard}")
+    typed = f" --confirm --seeds 1 --underpowered --address {shared_cluster.dashboard}"
+    assert state(emoreg, "mine.confirm")["command"].endswith(typed)
 
 
 def test_a_wrong_token_is_refused(shared_cluster: Cluster, emoreg: Run) -> None:
