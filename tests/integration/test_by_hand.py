@@ -40,6 +40,7 @@ def test_a_running_study_takes_up_an_enqueued_trial_and_loses_one_that_is_stoppe
     assert not [*(tmp_path / "tiny" / "requests").iterdir()]
 
 
+@pytest.mark.soak
 def test_a_study_ends_before_slurm_does_and_goes_on_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60 + 5 + 45))

@@ -181,6 +181,7 @@ def everything_is_whole(storage: Path) -> None:
     assert not list(storage.rglob("*.bad"))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_disk_with_too_little_room_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 20) as small:
