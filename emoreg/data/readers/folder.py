@@ -60,9 +60,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
         train=items["train"],
         test=items.get("test"),
         notes=notes,
-        origins={
-            split: "the path itself" if folder == root else str(folder.relative_to(root)) for split, folder in splits.items()
-        },
+        origins={split: _place(folder, root) for split, folder in splits.items()},
     )
 
 
