@@ -69,10 +69,13 @@ def test_a_group_that_shares_a_folder_shares_what_is_made_in_it_whatever_the_uma
 def test_a_lock_that_another_user_left_to_himself_is_a_lock_all_the_same(lab: Path) -> None:
     with user(ANN):
         use(lab)
-    for lock in lab.rglob("*.lock"):
+    locks = [*lab.rglob("*.lock")]
+    assert locks
+    for lock in locks:
         lock.chmod(0o644)
     with user(BEN):
         use(lab)
+    assert {lock.stat().st_uid for lock in locks} == {ANN}, "it is the same lock"
 
 
 def test_what_another_user_keeps_to_himself_is_refused_by_name(lab: Path) -> None:

@@ -147,6 +147,7 @@ def test_it_is_written_while_trials_end(folder: Path, monkeypatch: pytest.Monkey
     board.on_tick(status_of(run, records.trials))
     wait_until(lambda: bool([*own(folder).glob("events*"), *own(folder, "plain").glob("events*")]), "the study's runs")
     board.on_run_end(status_of(run, records.trials))
+    assert [*own(folder).glob("events*")], "the study's own run is there at the end"
 
 
 def test_response_curves_are_images(folder: Path) -> None:

@@ -99,10 +99,10 @@ def opened(plan: ConfirmationPlan) -> None:
 @pytest.mark.usefixtures("searched")
 def test_a_confirmation_that_goes_on_is_not_refused(study: StudyConfig) -> None:
     plan = plan_confirmation(study, CONFIRMED)
-    check_confirmation(plan)
+    assert list(check_confirmation(plan)) == []
     settled(plan)
     opened(plan)
-    check_confirmation(plan)
+    assert list(check_confirmation(plan)) == [], "its own opening does not make it exploratory"
 
 
 @pytest.mark.usefixtures("searched")

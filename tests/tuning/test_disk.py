@@ -110,6 +110,9 @@ def test_what_is_there_already_is_not_asked_for_twice(tmp_path: Path, free: Call
     store.record_use("a" * 16, Use(study="tiny", identity="abc", epochs=1, time=0.0))
     free(2 * MIB)
     check_disk(tiny_study(storage=str(tmp_path)), USE)
+    free(2 * MIB - 1)
+    with pytest.raises(StorageError, match="still to come"):
+        check_disk(tiny_study(storage=str(tmp_path)), USE)
 
 
 def test_a_full_store_grows_no_more_and_an_object_store_is_not_asked(
@@ -117,6 +120,10 @@ def test_a_full_store_grows_no_more_and_an_object_store_is_not_asked(
 ) -> None:
     Files(str(tmp_path / "experience")).write(f"{'b' * 16}/1.ckpt", b"x" * MIB)
     free(3 * MIB)
-    check_disk(tiny_study(storage=str(tmp_path), experience=ExperienceConfig(budget_gib=MIB / 2**30)), USE)
+    full = tiny_study(storage=str(tmp_path), experience=ExperienceConfig(budget_gib=MIB / 2**30))
+    check_disk(full, USE)
+    free(3 * MIB - 1)
+    with pytest.raises(StorageError, match="still to come"):
+        check_disk(full, USE)
     free(0)
     check_disk(tiny_study(storage=bucket), USE)
