@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from torch import nn
+
+from emoreg.config import TrialConfig
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.data.batches import Batches
 from emoreg.errors import Diverged
@@ -17,8 +21,8 @@ from emoreg.training.context import TrialContext
 from emoreg.training.events import Confusion, Experienced, Reporter
 from emoreg.training.experience import load_or_pretrain
 from emoreg.training.history import History, seconds_of
-from emoreg.training.learners import EmotionLearner, RegulationLearner, evaluate
-from emoreg.training.loop import fit
+from emoreg.training.learners import EmotionLearner, Evaluation, RegulationLearner, evaluate
+from emoreg.training.loop import Fitted, fit
 from emoreg.training.metrics import measure
 from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
 from emoreg.training.optim import reproducible
@@ -83,6 +87,13 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
     for split, evaluation in evaluations.items():
         history.report(Confusion(split=split, counts=evaluation.confusion, class_names=class_names))
     write_predictions(context.folder, trial.identity, evaluations, class_names)
+    return _completed(config, history, fitted, network, evaluations)
+
+
+def _completed(
+    config: TrialConfig, history: History, fitted: Fitted, network: nn.Module, evaluations: Mapping[str, Evaluation]
+) -> Outcome:
+    """The outcome of a trial that came to its end: ``evaluations`` by split, of the test split too if it was opened."""
     validation, test = evaluations["validation"], evaluations.get("test")
     metrics = history.value_metrics(config.metrics) | measure(config.metrics, validation, split="val")
     metrics |= measure(config.metrics, test, split="test") if test else {}
