@@ -1,7 +1,8 @@
-"""The commit of the code that runs: asked of git, or brought along where there is none."""
+"""The code that runs: its commit, asked of git or brought along where there is none, and the studies that come with it."""
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 from pathlib import Path
 
@@ -38,3 +39,10 @@ def own_commit() -> str | None:
 def is_checkout(folder: Path) -> bool:
     """Whether git tracks emoreg in a folder."""
     return bool(git(folder, "ls-files", "emoreg/__init__.py"))
+
+
+def shipped_studies() -> list[str]:
+    """The studies that come with emoreg."""
+    import studies
+
+    return [f"studies.{module.name}" for module in pkgutil.iter_modules(studies.__path__)]

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from emoreg.results.analysis import ControlRow
+    from emoreg.results.confirmation import Confirmed
     from emoreg.results.ladder import Verdict
     from emoreg.results.outcome import Outcome
     from emoreg.results.records import EpochRecord, RunRecord, TrialRecord
     from emoreg.results.status import Status
     from emoreg.results.study import StudyResults
     from emoreg.tracking.observer import StudyObserver
+    from emoreg.tuning.private_ray import PrivateRay
 
 imported_file: ContextVar[str | None] = ContextVar("imported_file", default=None)
 """The study file that is being imported; None outside of an import."""
@@ -65,6 +67,7 @@ class ConfirmationSettings(TypedDict, total=False):
     top: int
     first_seed: int
     smallest_effect: float
+    looks: Literal[1, 2]
     underpowered: bool
     again: bool
 
@@ -77,10 +80,12 @@ class StudySettings(TypedDict, total=False):
     search_space: Mapping[str, Distribution]
     fixed: Mapping[str, Value]
     num_trials: int
+    seeds_per_trial: int
     sampler: SamplerConfig
     scheduler: SchedulerConfig
     objectives: tuple[Objective, ...]
     controls: tuple[str, ...]
+    controls_search: Literal["none", "required", "all"]
     control_seeds: tuple[int, ...]
     confirmed: tuple[TrialConfig, ...]
     resources: ResourcesConfig
@@ -162,13 +167,16 @@ class Study:
         """
         refuse_while_imported("study.run()")
         from emoreg.cli.progress import Progress
-        from emoreg.tuning.preflight import check_study
 
-        check_study(self.config, address=address)  # before Ray is imported, which takes seconds
-        from emoreg.tuning.study import run_study
+        with self._ray_begun(address) as private:
+            from emoreg.tuning.preflight import check_study
 
-        with Progress(self.place) as progress, self._notifying(progress):
-            end = run_study(self.config, address=address, observers=(progress, *observers), command=command)
+            check_study(self.config, address=address)  # before Ray is imported, which takes seconds
+            from emoreg.tuning.study import run_study
+
+            with Progress(self.place) as progress, self._notifying(progress):
+                told = (progress, *observers)
+                end = run_study(self.config, address=address, observers=told, command=command, private=private)
         return self._ended(end)
 
     def confirm(
@@ -195,17 +203,28 @@ class Study:
         """
         refuse_while_imported("study.confirm()")
         from emoreg.cli.progress import Progress
-        from emoreg.tuning.preflight import check_home
 
-        check_home(address)  # before Ray is imported
-        from emoreg.tuning.confirm import plan_confirmation, run_confirmation
+        with self._ray_begun(address) as private:
+            from emoreg.tuning.preflight import check_home
 
-        plan = plan_confirmation(self.config, ConfirmationConfig(**asked), address=address)
-        confirmation = Study.from_config(plan.config)
-        with Progress(confirmation.place) as progress, confirmation._notifying(progress):
-            end = run_confirmation(plan, address=address, observers=(progress, *observers), command=command)
+            check_home(address)  # before Ray is imported
+            from emoreg.tuning.confirm import plan_confirmation, run_confirmation
+
+            plan = plan_confirmation(self.config, ConfirmationConfig(**asked), address=address)
+            confirmation = Study.from_config(plan.config)
+            with Progress(confirmation.place) as progress, confirmation._notifying(progress):
+                told = (progress, *observers)
+                end = run_confirmation(plan, address=address, observers=told, command=command, private=private)
         self.refresh()
         return confirmation._ended(end)
+
+    def _ray_begun(self, address: str | None) -> AbstractContextManager[PrivateRay | None]:
+        """Begin to start Ray on this machine, while this process imports and checks what it needs; None for a cluster."""
+        if address is not None:
+            return nullcontext()
+        from emoreg.tuning.private_ray import TUNE_SETTINGS, num_warm_workers, private_ray
+
+        return private_ray(TUNE_SETTINGS, num_workers=num_warm_workers(self.config))
 
     def _notifying(self, progress: StudyObserver) -> AbstractContextManager[None]:
         """Send a word at the end of a run within, if the study asks for one."""
@@ -271,7 +290,10 @@ class Study:
         """
         from emoreg.results.requests import ask_to_stop
 
-        running = [trial.identity for trial in self.status().running or () if trial.role == "search"]
+        control = self.config.trial.control  # whoever could stop those of others could tune them less
+        running = [
+            trial.identity for trial in self.status().running or () if (trial.role, trial.control) == ("search", control)
+        ]
         return ask_to_stop(Files(self.place), self.config, running, identity)
 
     def report(self, output: str | Path | None = None, *, images: bool = True, price_per_hour: float | None = None) -> Path:
@@ -293,13 +315,14 @@ class Study:
 
         return write_report([self.place], output=output, images=images, price_per_hour=price_per_hour)
 
-    def export(self, to: str | Path, *, trial: str = "best") -> TrialRecord:
+    def export(self, to: str | Path, *, trial: str = "best", onnx: bool = False) -> TrialRecord:
         """Write a trained network where ``emoreg.load_network`` finds it, with its configuration and a model card.
 
         Args:
             to: folder or URI to write to; what was exported there before is replaced.
             trial: "best", of the search by its first objective; "confirmed", the confirmed configuration that was best on
                 validation, on the first fresh seed; or the identity of a finished trial whose network was kept.
+            onnx: write it in ONNX too, in float32, for other runtimes (extra `onnx`).
 
         Returns:
             The record of the exported trial.
@@ -310,7 +333,7 @@ class Study:
         refuse_while_imported("study.export()")
         from emoreg.training.export import export_network
 
-        return export_network(self.results, self.config.storage, to, trial)
+        return export_network(self.results, self.config.storage, to, trial, onnx=onnx)
 
     def refresh(self) -> Study:
         """Forget what was read, so that it is read again when it is asked for; the study itself."""
@@ -360,6 +383,16 @@ class Study:
     def verdicts(self) -> Mapping[str, Verdict]:
         """What its confirmation lets be said of each confirmed configuration, by the identity of its trial in the search."""
         return self.results.verdicts
+
+    @property
+    def confirmed(self) -> Sequence[Confirmed]:
+        """Regulation beside its controls on the test set: each at its own best (``is_tuned``) where it was tuned for itself."""
+        return self.results.confirmed
+
+    @property
+    def same_settings(self) -> Sequence[Confirmed]:
+        """The same with the controls at regulation's settings: the mechanism. Empty where ``confirmed`` is that already."""
+        return self.results.same_settings
 
     def trials_frame(self) -> pd.DataFrame:
         """One row a trial: the columns of the records, and each searched path as ``params.PATH``."""

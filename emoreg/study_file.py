@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import pkgutil
 import re
 import sys
 import sysconfig
@@ -18,6 +17,7 @@ from types import ModuleType
 
 from emoreg.config import STORAGE
 from emoreg.errors import ConfigError, UserError
+from emoreg.provenance import shipped_studies
 from emoreg.storage.files import Files, expand
 from emoreg.storage.working_copy import join
 from emoreg.study import Study, imported_file, load_study
@@ -169,10 +169,3 @@ def open_study(reference: str, storage: str | None) -> Study:
         except ConfigError:
             raise error from None
     return study if storage is None else Study.from_config(dataclasses.replace(study.config, storage=storage))
-
-
-def shipped_studies() -> list[str]:
-    """The studies that come with emoreg."""
-    import studies
-
-    return [f"studies.{module.name}" for module in pkgutil.iter_modules(studies.__path__)]

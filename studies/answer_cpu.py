@@ -1,7 +1,7 @@
 """From a search to a verdict on two CPU cores: CIFAR-10 at 16 px, tiny backbones, one stimulus set a study.
 
-Sixteen trials over backbone, balance, its kind, pre-training length and the emotional encoder's learning rate, none stopped
-early, and every control.
+Sixteen trials over backbone, learning rates, weight decay, balance, its kind and pre-training length, none stopped early; as
+many for each control that a verdict depends on, over what of these exists for it; and every control as configured.
 
     emoreg run studies.answer_cpu --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
     emoreg confirm studies.answer_cpu --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
@@ -44,11 +44,14 @@ study = emoreg.Study(
         "backbone": emoreg.Choice(("test_resnet", "test_vit")),
         "regulation.balance": emoreg.Float(0.05, 0.95),
         "regulation.kind": emoreg.Choice(("fixed", "learnable")),
+        "regulation.optimizer.learning_rate": emoreg.Float(3e-4, 1e-2, log=True),
+        "regulation.optimizer.weight_decay": emoreg.Float(1e-3, 0.3, log=True),
         "regulation.emotional_learning_rate": emoreg.Float(0.01, 1.0, log=True),
         "pretraining.epochs": emoreg.Int(2, 16, log=True),
     },
     num_trials=16,
     controls=("regulated", "plain", "emotional", "untrained", "shuffled", "neutral"),
+    controls_search="required",
     control_seeds=(0,),
 )
 

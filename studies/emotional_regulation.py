@@ -1,7 +1,7 @@
 """The paper's design (arXiv:2606.13081; a reconstruction): ResNet and ViT, affective stimuli, then CIFAR.
 
-Forty sampled trials over balance, its kind, the emotional encoder's learning rate, pre-training length and backbone, and the
-controls on three seeds.
+Forty sampled trials over backbone, learning rates, weight decay, balance, its kind and pre-training length; forty for each
+control that a verdict depends on, over what of these exists for it; and the controls as configured, on three seeds.
 
     emoreg run studies.emotional_regulation --trial.stimuli.path PATH_TO_FER2013 --trial.task.path PATH_TO_CIFAR10
     emoreg run studies.emotional_regulation --name er-oasis --trial.stimuli.name oasis --trial.stimuli.path PATH_TO_OASIS
@@ -40,6 +40,8 @@ study = emoreg.Study(
         "backbone": emoreg.Choice(("resnet18", "vit_tiny")),
         "regulation.kind": emoreg.Choice(("fixed", "learnable", "random_learnable")),
         "regulation.balance": emoreg.Float(0.05, 0.95, when=emoreg.When("regulation.kind", ("fixed", "learnable"))),
+        "regulation.optimizer.learning_rate": emoreg.Float(3e-4, 1e-2, log=True),
+        "regulation.optimizer.weight_decay": emoreg.Float(1e-3, 0.3, log=True),
         "regulation.emotional_learning_rate": emoreg.Float(0.01, 1.0, log=True),
         "pretraining.epochs": emoreg.Int(5, 80, log=True),
         "drop_path": emoreg.Float(0.0, 0.2, when=emoreg.When("backbone", ("vit_tiny",))),
@@ -47,6 +49,7 @@ study = emoreg.Study(
     num_trials=40,
     scheduler=emoreg.SchedulerConfig(name="asha", grace_epochs=6, reduction_factor=3),
     controls=("regulated", "plain", "emotional", "untrained", "shuffled"),
+    controls_search="required",
     control_seeds=(0, 1, 2),
 )
 

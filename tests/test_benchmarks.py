@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +16,21 @@ import pytest
 import tyro
 
 import emoreg
+from emoreg.data import load, parts
 from emoreg.tuning.preflight import check_study
 from tests import benchmarks
 from tests.helpers.written import made_up_config, write_study
 from tests.integration.test_faults import Recovery
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+NAMES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))  # not scripts/, which is no package
 RESULTS = Path(benchmarks.__path__[0]) / "RESULTS.md"
 STUDIES = {
     "cluster_scaling": {"num_nodes": 1, "num_trials": 2, "seconds": 0.0},
     "experience_sharing": {"shared_runs": 2, "slots": 2, "share": True, "images": 40},
     "many_trials": {"at_once": 1, "epochs": 2},
+    "overhead": {"num_trials": 2},
+    "asha": {"scheduler": "asha", "num_trials": 2},
+    "packing": {"cpus": 1, "num_trials": 2},
 }
 
 
@@ -99,16 +105,20 @@ def test_a_recovery_becomes_a_row() -> None:
 
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize(
-    ("name", "settings", "num_rows"),
-    [("trial_cost", {"epochs": 1}, 3), ("store_cost", {"backbone": "test_resnet"}, 5)],
+    ("name", "settings", "num_columns", "num_rows"),
+    [
+        ("trial_cost", {"epochs": 1}, 3, 3),
+        ("store_cost", {"backbone": "test_resnet"}, 3, 5),
+        ("reporting", {"epochs": 1, "num_images": 80}, 2, 3),
+    ],
 )
 def test_a_small_run_prints_a_table(
-    name: str, settings: dict[str, object], num_rows: int, capsys: pytest.CaptureFixture[str]
+    name: str, settings: dict[str, object], num_columns: int, num_rows: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark(name).main(rounds=1, **settings)
     _heading, *rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == num_rows
-    assert {len(row) for row in rows} == {3}
+    assert {len(row) for row in rows} == {num_columns}
 
 
 def test_a_small_run_of_many_records_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,3 +127,75 @@ def test_a_small_run_of_many_records_prints_a_table(capsys: pytest.CaptureFixtur
     assert command == "`emoreg status --json`"
     assert float(seconds) > 0
     assert int(mib) > 0
+
+
+def test_both_sides_of_a_whole_study_read_the_same_files(tmp_path: Path) -> None:
+    script = benchmark("study")
+    sets = script.embedded(tmp_path)
+    plain = runpy.run_path(str(script.PLAIN_STUDY))
+    images, labels = plain["read"](sets[1].files[0], plain["NUM_TRAIN"] + plain["NUM_VALIDATION"])
+    assert len(images) == len(labels) == 1000
+    file = tmp_path / "ours.py"
+    file.write_text(script.study_text(*sets))
+    config = runpy.run_path(str(file))["study"].config
+    load_set = functools.partial(load, image_size=config.trial.image_size, storage=tmp_path)
+    assert len(parts(load_set(config.trial.stimuli), config.trial.stimuli)[0]) == plain["NUM_STIMULI"]
+    train, held_out = parts(load_set(config.trial.task), config.trial.task)
+    assert len(train) == plain["NUM_TRAIN"]
+    assert len(held_out) == pytest.approx(plain["NUM_VALIDATION"], abs=5)  # of each class alike
+    assert config.trial.regulation.epochs == plain["EPOCHS"]
+
+
+def test_the_epochs_and_the_best_of_two_schedulers_become_a_table(tmp_path: Path) -> None:
+    script = benchmark("asha")
+    epochs, best = script.result(
+        emoreg.load_study(write_study(tmp_path, made_up_config(num_trials=8, controls=()), num_seeds=0))
+    )
+    assert epochs > 0
+    assert 0 < best <= 1
+    _heading, fifo, asha = [
+        cells(line) for line in script.table({"none": [(90, 0.5)], "asha": [(30, 0.49)]}).splitlines() if line.startswith("| ")
+    ]
+    assert (fifo, asha) == (["none", "90", "50.0"], ["asha", "30", "49.0"])
+    assert script.table({"none": [(90, 0.5)], "asha": [(30, 0.49)]}).endswith(
+        "asha points=-1.00 goal=-0.3\nasha ratio=3.00 goal=3"
+    )
+
+
+def test_first_steps_become_a_table_and_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    script = benchmark("first_step")
+    taken = {"the first trial": [60.0], "in one process": [1.0], "in a new process": [5.0], "not compiled": [0.5]}
+    found = script.table(taken)
+    rows = [cells(line) for line in found.splitlines() if line.startswith("| ")][1:]
+    assert [row[2] for row in rows] == ["1.0", "60.0", "12.0", "120.0"]
+    assert found.endswith("first_step ratio=1.20 goal=1")
+    script.steps("test_resnet", 4, "float32", "off", 2)
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_a_small_run_of_steps_prints_its_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("step").main(backbones=("test_resnet",), batches=1, batch_size=4, rounds=1, threads=1)
+    *_, last = lines = capsys.readouterr().out.splitlines()
+    _heading, row = [cells(line) for line in lines if line.startswith("| ")]
+    assert row[3] in ("float32", "bf16")
+    assert re.fullmatch(r"step ratio=\d+\.\d\d goal=1", last)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_networks_that_are_stacked_train_as_they_do_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"backbones": ("test_resnet",), "precisions": ("float32",)}
+    benchmark("stacked").main(num_networks=2, batch_size=4, rounds=1, **settings)
+    *_, last = lines = capsys.readouterr().out.splitlines()
+    _heading, row = [cells(line) for line in lines if line.startswith("| ")]
+    assert row[:2] == ["test_resnet", "float32"]
+    assert re.fullmatch(r"stacked ratio=\d+\.\d\d goal=1.3", last)
+
+
+def test_precisions_are_equivalent_where_the_interval_lies_within_the_margin() -> None:
+    sentence = benchmark("precision").sentence
+    assert "+0.00 points (95 % interval -0.48 to +0.48, 20 pairs), equivalent within 1 points" in sentence(
+        [-1.0, 1.0] * 10, 1.0
+    )
+    assert "not shown to be equivalent within 0.3 points" in sentence([-1.0, 1.0] * 10, 0.3)
+    assert "not shown to be equivalent" in sentence([1.9, 2.1] * 10, 1.0)

@@ -12,7 +12,8 @@ import pytest
 
 import emoreg
 from emoreg.errors import ConfigError
-from emoreg.study_file import find_study, own_modules, read_study_file, shipped_studies
+from emoreg.provenance import shipped_studies
+from emoreg.study_file import find_study, own_modules, read_study_file
 from tests.helpers.written import made_up_config, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +93,7 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
     assert sorted(tokens) == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_a_file_of_a_library_s_name_beside_a_study_hides_no_library(tmp_path: Path) -> None:
     """In a process of its own: the libraries must not be there yet."""
     write(tmp_path / "numpy.py", "raise SystemExit('this is not the library')\n")

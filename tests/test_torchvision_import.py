@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STUDY = """\
 import timm
 import torchvision
@@ -27,6 +29,7 @@ print(read_study_file(sys.argv[1]).name, ensure_operators())
 """
 
 
+@pytest.mark.slow
 def test_a_study_file_may_import_them_first(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(STUDY)
     command = [sys.executable, "-c", READ_STUDY, str(tmp_path / "mine.py")]

@@ -98,8 +98,8 @@ class Submit(_SubmitOptions, StudyCommand):
             return [*options, *_typed(self)]
         if any(getattr(self, item.name) != item.default for item in dataclasses.fields(ConfirmationOptions)):
             raise ConfigError(
-                "Add --confirm, or drop --top, --seeds, --first-seed, --smallest-effect, --underpowered and --again: they are "
-                "for a confirmation, but the study itself is submitted"
+                "Add --confirm, or drop --top, --seeds, --first-seed, --smallest-effect, --looks, --underpowered and --again: "
+                "they are for a confirmation, but the study itself is submitted"
             )
         return options
 

@@ -94,6 +94,8 @@ class Trial(StudyCommand):
     """Where to compute; `auto` takes the GPU where there is one."""
     replay: str | None = None
     """Identity of a recorded trial, of the study or its confirmation: run it again, and compare."""
+    profile: Switch = False
+    """Say where its time went, and write a trace of its first steps for TensorBoard or Perfetto."""
 
     def settled(self) -> tuple[StudyConfig, list[str]]:
         """The study as configured, of which nothing is searched."""
@@ -107,14 +109,14 @@ class Trial(StudyCommand):
         if self.replay is None:
             from emoreg.cli.trial import run_one
 
-            return run_one(self.config, self.evaluate, device, console, command=self.command)
+            return run_one(self.config, self.evaluate, device, console, command=self.command, profile=self.profile)
         from emoreg.cli.replay import replay
 
         require(
-            self.evaluate == "validation" and not self.overridden,
+            self.evaluate == "validation" and not self.overridden and not self.profile,
             "--replay runs a trial as it was recorded, so it goes without them",
             shlex.join(self.typed),
-            "drop --evaluate and --trial options",
+            "drop --evaluate, --profile and --trial options",
         )
         return replay(self.config, self.replay, device, console)
 
@@ -165,6 +167,8 @@ class Export(WrittenCommand):
     """The best trial of the search: what is exported unless something else is asked for."""
     confirmed: Switch = False
     """The confirmed configuration that was best on validation, on the first of its fresh seeds."""
+    onnx: Switch = False
+    """Write network.onnx too, in float32, for other runtimes."""
 
     def __call__(self) -> int:
         """The exit code."""
@@ -173,7 +177,7 @@ class Export(WrittenCommand):
         require(len(given) == 1, "one network is exported", given, "give one of --trial, --best and --confirmed")
         with reading("Check the storage and the folder to write to"):
             study = load_study(find_study(self.study, self.storage))
-            record = study.export(self.to, trial=given[0])
+            record = study.export(self.to, trial=given[0], onnx=self.onnx)
         accuracy = "" if record.val_accuracy is None else f", validation accuracy {100 * record.val_accuracy:.1f} %"
         console = terminal()
         console.print(f"exported: trial {record.identity}, {record.backbone}, seed {record.seed}{accuracy}")
@@ -315,6 +319,8 @@ class Data:
     """Column of the images, in Parquet, where it is not plain which."""
     fit: Fit = "squeeze"
     """Pictures that are not square: all of them, out of proportion, or their middle."""
+    group: str | None = None
+    """What belongs together, one person's images say: a column, in Parquet; levels of folders, as person/class."""
     image_size: int = TrialConfig().image_size
     """Side in pixels."""
     storage: str = STORAGE
@@ -336,7 +342,9 @@ class Data:
         name, path = self.name, self.path
         if name.startswith("hub:"):
             name, path = "parquet", f"hub://{name.removeprefix('hub:').removeprefix('//')}"
-        config = ImageSetConfig(name=name, path=path, target=self.target, image_column=self.image_column, fit=self.fit)
+        config = ImageSetConfig(
+            name=name, path=path, target=self.target, image_column=self.image_column, fit=self.fit, group=self.group
+        )
         sheet = Path(self.output or f"{name}.png") if self.action == "show" else None
         print_image_set(config, self.image_size, self.storage, sheet, console)
         return 0

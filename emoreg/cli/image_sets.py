@@ -38,6 +38,7 @@ def print_readers(console: Console) -> None:
             "from": reader.source,
             "--path": reader.layout,
             "--target": ", ".join(reader.targets),
+            "--group": reader.groups or "none",
             "licence": reader.licence,
         }
         for label, text in texts.items():
@@ -64,9 +65,9 @@ def print_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet
         f"{image_set.name}: {len(image_set.train)} training and {len(image_set.test)} test images of {image_size} px, "
         f"fingerprint {image_set.fingerprint[:12]}"
     )
-    splits, notes = _splits(image_set), _notes(image_set)
-    room = _LINES - sum(2 + table.row_count for table in (splits, notes) if table.row_count) - 2
-    for table in (splits, _targets(image_set) if image_set.regression else _classes(image_set, room), notes):
+    splits, copies, notes = _splits(image_set), _copies(image_set, config, storage), _notes(image_set)
+    room = _LINES - sum(2 + table.row_count for table in (splits, copies, notes) if table.row_count) - 2
+    for table in (splits, _targets(image_set) if image_set.regression else _classes(image_set, room), copies, notes):
         if table.row_count:
             console.print()
             console.print(table, soft_wrap=False)
@@ -77,11 +78,30 @@ def print_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet
 
 def _splits(image_set: ImageSet) -> Table:
     """How many images each split has, and where they come from."""
-    table = _table("split", "images", "from")
+    groups = [] if image_set.train.num_groups is None else ["groups"]
+    table = _table("split", "images", *groups, "from")
     kind = "split" if image_set.regression else "class"
-    absent = {"train": "its reader", "test": f"a fifth of {'train' if kind == 'split' else 'each class of train'}"}
+    divided = f"a fifth of {'train' if kind == 'split' else 'each class of train'}{', groups whole' if groups else ''}"
+    absent = {"train": "its reader", "test": divided}
     for name, split in (("train", image_set.train), ("test", image_set.test)):
-        table.add_row(name, str(len(split)), _line(image_set.origins.get(name, absent[name])))
+        counts = [str(count) for count in (len(split), split.num_groups) if count is not None]
+        table.add_row(name, *counts, _line(image_set.origins.get(name, absent[name])))
+    return table
+
+
+def _copies(image_set: ImageSet, config: ImageSetConfig, storage: str) -> Table:
+    """How many images are on both sides of a cut: of the test split, and of the validation split as it is cut by default."""
+    from emoreg.data.duplicates import count_test_copies, count_validation_copies
+    from emoreg.tuning.images import image_storage
+
+    table, folder = _table("also in train", "exact", "near"), image_storage(storage) / "imagesets" / "duplicates"
+    found = {
+        "test": count_test_copies(image_set, folder),
+        f"validation ({config.validation_fraction:.0%} of train)": count_validation_copies(image_set, config, folder),
+    }
+    for name, copies in found.items():
+        if copies.exact or copies.near != 0:
+            table.add_row(name, str(copies.exact), "not looked for" if copies.near is None else str(copies.near))
     return table
 
 
@@ -120,7 +140,7 @@ def _notes(image_set: ImageSet) -> Table:
 
 def _table(*columns: str) -> Table:
     """An empty table, some columns of which are numbers."""
-    return plain_table(*columns, right=("images", "count", "train", "test", "lowest", "highest"))
+    return plain_table(*columns, right=("images", "groups", "count", "exact", "near", "train", "test", "lowest", "highest"))
 
 
 def _line(text: str) -> Text:

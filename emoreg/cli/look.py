@@ -65,6 +65,12 @@ def print_status(status: Status, console: Console) -> None:
         line("  best      no searched trial has finished yet")
     for params in status.enqueued:
         line(f"  enqueued  {' '.join(f'{path}={value}' for path, value in params.items())}")
+    if status.searches:
+        table = plain_table("  searches of controls", "trials", f"best {best.metric if best else 'value'}", right=("trials",))
+        for search in status.searches:
+            value = "" if search.best is None else f"{search.best:.4g}"
+            table.add_row(f"  {control_name(search.control)}", f"{search.ended}/{search.planned}", value)
+        console.print(table)
     if status.confirmation is not None:
         table = plain_table("  seeds done", "backbone", "finished", right=("finished",))
         for row in status.confirmation:
@@ -88,6 +94,7 @@ def print_report(places: Sequence[str], output: str | None, *, price_per_hour: f
     """
     from emoreg.report import ReportWarning, read_studies, write_report
     from emoreg.report.answer import notes, verdicts_of
+    from emoreg.results.across import across_line
 
     studies, console = read_studies(places), terminal()
     with Progress(console=console, transient=True) as progress, warnings.catch_warnings(record=True) as left_out:
@@ -106,6 +113,8 @@ def print_report(places: Sequence[str], output: str | None, *, price_per_hour: f
             console.print(f"{study.name}: {verdict.sentence}" if len(studies) > 1 else verdict.sentence, style="bold")
         for note in notes(study):
             console.print(note, style="yellow")
+    if len(studies) > 1 and (line := across_line(studies)):
+        console.print(line, style="bold")
     console.print(f"report:  {path}")
     for warning in left_out:
         console.print(f"figures: {warning.message}")

@@ -117,6 +117,8 @@ class ConfirmationOptions:
     """Of a confirmation: the first of the seeds, of which none may have been used in the search."""
     smallest_effect: float = _CONFIRMED.smallest_effect
     """Of a confirmation: the least gain that matters, in points of accuracy. Kept before the test split is opened."""
+    looks: Literal[1, 2] = _CONFIRMED.looks
+    """Of a confirmation: 2 to look after half of the seeds too, and to end there where the answer is clear."""
     underpowered: Switch = False
     """Of a confirmation: run it though it would rather not see the smallest effect."""
     again: Switch = False
@@ -130,6 +132,7 @@ class ConfirmationOptions:
             top=self.top,
             first_seed=self.first_seed,
             smallest_effect=self.smallest_effect,
+            looks=self.looks,
             underpowered=self.underpowered,
             again=self.again,
         )

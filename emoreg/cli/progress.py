@@ -167,6 +167,7 @@ class Progress(StudyObserver):
         numbers = ("balance", "epoch", "accuracy")
         table = plain_table("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy", right=numbers)
         for identity, (trial, running) in list(self._running.items()):
-            balance, stage = f"{trial.config.regulation.balance:.3f}", running.stage or "starting"
+            setting, stage = trial.config.regulation.balance_setting, running.stage or "starting"
+            balance = "" if setting is None else f"{setting:.3f}"
             table.add_row(identity, running.what, running.backbone, balance, stage, running.progress, running.score)
         return Group(Text(self._counts(), style="bold"), Text(self._best_text(), style="green"), table)

@@ -39,7 +39,10 @@ from emoreg.tuning.signals import stop_on_signals
 
 _LEAST_DIGITS = 4
 _OF_TRIAL = ("val_accuracy", "val_loss", "measured_balance", "test_accuracy", "num_parameters")
-_NOT_COMPARED = ("identity", "stage", "epoch", "metrics", "seconds", "images_per_second", "gpu_utilisation")
+_NOT_COMPARED = (
+    *("identity", "stage", "epoch", "metrics", "precision", "compiled"),
+    *("seconds", "images_per_second", "gpu_utilisation"),
+)
 _OF_EPOCH = [item.name for item in dataclasses.fields(EpochRecord) if item.name not in _NOT_COMPARED]
 _ALWAYS_SHOWN = re.compile(r"[^,]+|pretraining epoch \d+, train_loss|regulation epoch \d+, val_(accuracy|loss)")
 """Even where they are equal; the other numbers are compared too, and shown where they differ."""
@@ -57,6 +60,11 @@ class _Recorded:
     record: TrialRecord
     epochs: Mapping[Place, EpochRecord]
     run: RunRecord | None
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it opens the test split: where it did, and where it is a confirmation's, which measures nothing else."""
+        return self.record.test_accuracy is not None or self.record.role == "confirm"
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -80,7 +88,7 @@ class _Until:
 
 
 def replay(config: StudyConfig, identity: str, device: torch.device, console: Console) -> int:
-    """Run a recorded trial again, and print how far it is equal. Where the record has a test accuracy, it opens the test set.
+    """Run a recorded trial again, and print how far it is equal. It opens the test set where the trial does.
 
     ``identity``, of which the first digits will do, is that of a trial of the study or its confirmation.
 
@@ -99,8 +107,8 @@ def replay(config: StudyConfig, identity: str, device: torch.device, console: Co
         f"replay of trial {record.identity} of {recorded.study!r}, {record.status} on {record.ended[:10]}: {record.backbone}, "
         f"control {record.control}, seed {record.seed}, on {device_name(device)}"
     )
-    if record.test_accuracy is not None:
-        console.print("It has opened the test set, so its replay opens it again, for the same trial.")
+    if recorded.is_tested:
+        console.print("It is a trial that opens the test set, so its replay opens it again, for the same trial.")
     lines = EpochLines(trial.config, console)
     try:
         outcome = _run(recorded, trial, config.storage, device, lines)
@@ -141,7 +149,9 @@ def _run(recorded: _Recorded, trial: ResolvedTrial, storage: str, device: torch.
             store=ExperienceStore(str(folder / "experience")),
             folder=folder / "trial",
             device=device,
-            evaluate_on="validation" if record.test_accuracy is None else "test",
+            precisions={} if record.precision is None else {record.backbone: record.precision},
+            compiled={record.backbone: bool(record.compiled)},
+            evaluate_on="test" if recorded.is_tested else "validation",
             checkpoint_seconds=math.inf,
             should_stop=lambda: bool(signals),
         )
@@ -208,7 +218,7 @@ def _trial_of(recorded: _Recorded, storage: str) -> ResolvedTrial:
         config = from_json(TrialConfig, json.loads(record.config))
     except ConfigError as error:
         raise StorageError(f"Replay trial {record.identity} with the emoreg that wrote it: {error}; {by_whom}") from error
-    trial = resolved_trial(config, image_loader(storage))
+    trial = resolved_trial(config, image_loader(storage), is_tested=recorded.is_tested)
     if trial.identity != record.identity:
         raise StorageError(
             f"Restore the images that trial {record.identity} learned from, or replay it with the emoreg that wrote it: its "

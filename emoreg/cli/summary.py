@@ -6,18 +6,21 @@ import itertools
 import math
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from emoreg.cli.terminal import new_table
-from emoreg.config import CONFIRM, RegulationConfig, StudyConfig, leaves, registries
+from emoreg.config import CONFIRM, PretrainingConfig, RegulationConfig, StudyConfig, leaves, registries
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params, p_cell
+from emoreg.report.reproduce import confirm_command
 from emoreg.results.analysis import waiting_share
+from emoreg.results.confirmation import Confirmed
 from emoreg.results.ladder import LEVEL
 from emoreg.results.power import MOST_SEEDS, POWER
 from emoreg.results.records import TrialRecord
@@ -50,7 +53,7 @@ def print_summary(study: StudyResults, console: Console) -> None:
             console.print(f"failed: trial {record.identity}: {record.message}", style="red")
     print_places(study.place, console)
     if study.leading:
-        console.print("next:         emoreg confirm: the answer, on fresh seeds and the test set")
+        console.print(f"next:         {confirm_command(study)}  (the answer, on the test set)")
 
 
 def exit_code(study: StudyResults, ended: Interrupted | StudyAborted | None, command: str, console: Console) -> int:
@@ -71,7 +74,7 @@ def print_places(place: str, console: Console) -> None:
     base, question, query = (place, "", "") if Files(place).folder is not None else place.partition("?")
     reported = base.removesuffix(CONFIRM) + question + query
     console.print(f"records:      {join(place, 'records')}")
-    console.print(f"report:       emoreg report {shlex.quote(reported)}")
+    console.print(f"report:       emoreg report {shlex.quote(reported)}  (one HTML file, with every figure)")
     console.print(f"TensorBoard:  emoreg tensorboard {shlex.quote(place)}")
 
 
@@ -80,17 +83,26 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
     table = new_table(f"Chosen of {name!r}, on validation", "backbone", _ACCURACY, "parameters", "trial")
     chosen = {found.identity: found for found, _ in plan.trials}
     for found in chosen.values():
-        shown = "" if found.val_accuracy is None else f"{100 * found.val_accuracy:.1f}"
-        table.add_row(found.backbone, shown, "\n".join(format_params(found.params)), found.identity)
+        table.add_row(found.backbone, _percent(found.val_accuracy), "\n".join(format_params(found.params)), found.identity)
+        for tuned in (item for item in plan.tuned if item.chosen == found.identity):
+            params = "\n".join(format_params(tuned.params)) or "nothing to search"
+            table.add_row(f"  {control_name(tuned.control)}", _percent(tuned.val_accuracy), params, tuned.identity)
     console.print(table)
     seeds = sorted({trial.config.seed for _, trial in plan.trials})
     controls = list(dict.fromkeys(control_name(trial.config.control) for _, trial in plan.trials))
-    num_trials = len({trial.identity for _, trial in plan.trials})
+    num_trials = len({trial.identity for _, trial in (*plan.trials, *plan.tuned_trials)})
+    twice = "; the controls at its settings, and those that were tuned at their own best too" if plan.tuned else ""
     console.print(
-        f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}. About "
+        f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}{twice}. About "
         f"{duration(plan.expected_seconds)} of the device, by what the search's trials took; each opens "
         "the test set once.",
     )
+    console.print(_images_of(plan))
+    if plan.looks:
+        console.print(
+            f"The answer is looked at after {plan.looks[0]} seeds and, unless it is clear by then, after {plan.looks[1]} "
+            "(O'Brien and Fleming's bounds)."
+        )
     _print_power(plan, console)
     opened = [record for record in plan.searched.values() if record.test_accuracy is not None]
     if opened:
@@ -99,6 +111,15 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
             "test`): what was chosen since may have been chosen knowing it, and the report will say so.",
             style="yellow",
         )
+
+
+def _images_of(plan: ConfirmationPlan) -> str:
+    """Which images the trials train on."""
+    counts = " or ".join(f"{count:,} images of {task}" for task, count in plan.num_task_images.items())
+    return (
+        f"They train on the whole training split, or a subset of num_images ({counts}): nothing is held out, as nothing is "
+        "selected; each seed has cuts of its own, alike for all controls."
+    )
 
 
 def _print_power(plan: ConfirmationPlan, console: Console) -> None:
@@ -136,32 +157,50 @@ def _print_power(plan: ConfirmationPlan, console: Console) -> None:
     tried = max(len(found.rungs) for found in plan.prospects.values())
     console.print(
         f"The ladder has {counted(tried, 'rung')} here. sd: from seed to seed, by the search's controls on validation; in "
-        "brackets, were it at the upper limit of its one-sided 80 % interval."
+        "brackets, were it at the upper limit of its one-sided 80 % interval. The search has one cut of the images: what cuts "
+        "of each seed's own add is not in it."
     )
 
 
 def print_confirmation(study: StudyResults, console: Console) -> None:
     """The answer of a confirmation: each configuration beside its controls on the test set, and what may be said."""
-    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval,\nall rows", "p", "n")
-    table = new_table("Regulation beside its controls, on the test set", *columns, right=columns[2:])
-    for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
-        for row in rows:
-            accuracy = row.accuracy
-            table.add_row(chosen.name, control_name(row.control), str(accuracy), *_compared(row.comparison), str(accuracy.n))
-        table.add_section()
     console.print()
     if study.confirmed:
-        console.print(table)
+        of = ", each at its own best" if study.same_settings else ""
+        console.print(_confirmed_table(f"Regulation beside its controls{of}, on the test set", study.confirmed))
+        if study.same_settings:
+            title = "The mechanism: controls at regulation's settings, on the test set"
+            console.print(_confirmed_table(title, study.same_settings))
         console.print(
             "Gains are paired by seed. p: one-sided t-test of its row alone; the verdict has the ladder's, which holds at "
-            f"{LEVEL} or below. 95 % intervals by Student's t: of a gain for all rows together, of an accuracy for it alone.",
+            f"{LEVEL} or below. 95 % intervals by Student's t: of a gain for all rows of its table together, of an accuracy "
+            f"for it alone.{' p and intervals of gains hold for both looks.' if study.opening and study.opening.looks else ''}",
         )
         console.print()
     for verdict in study.verdicts.values():
         console.print(verdict.sentence, style="bold")
     if study.exploratory:
-        console.print(f"Exploratory: {study.exploratory}, and may have been chosen knowing its answer.", style="yellow")
+        console.print(f"Exploratory: {study.exploratory}. What is shown may have been chosen knowing it.", style="yellow")
     print_places(study.place, console)
+
+
+def _confirmed_table(title: str, found: Iterable[Confirmed]) -> Table:
+    columns = ("backbone", "trial", "test\naccuracy, %", "gain,\npoints", "95 % interval,\nall rows", "p", "n")
+    table = new_table(title, *columns, right=columns[2:])
+    table.padding = (0, 1, 0, 0)  # 80 columns are enough then
+    shown = [*found]
+    has_tuned = any(row.is_tuned for row in shown)
+    for chosen, rows in itertools.groupby(shown, key=lambda row: row.chosen):
+        for row in rows:
+            accuracy, is_compared = row.accuracy, row.comparison is not None
+            name = control_name(row.control) + ("" if row.is_tuned or not (has_tuned and is_compared) else ", not tuned")
+            table.add_row(chosen.name, name, str(accuracy), *_compared(row.comparison), str(accuracy.n))
+        table.add_section()
+    return table
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{100 * accuracy:.1f}"
 
 
 def _compared(found: Comparison | None) -> tuple[str, str, str]:
@@ -182,6 +221,9 @@ def _print_best(study: StudyResults, console: Console) -> None:
         accuracy = "" if record.val_accuracy is None else f"{100 * record.val_accuracy:.1f}"
         params = "\n".join(format_params(record.sampled))
         table.add_row(record.backbone, accuracy, f"{record.device_seconds:.1f}", params, record.identity)
+    for (control, backbone), record in study.tuned.items():
+        name, params = f"{backbone}, {control_name(control)}", "\n".join(format_params(record.sampled))
+        table.add_row(name, _percent(record.val_accuracy), f"{record.device_seconds:.1f}", params, record.identity)
     console.print()
     console.print(table if study.leading else "No trial of the search has finished.")
 
@@ -214,9 +256,9 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     Raises:
         UserError: for a study that could not run, or image sets that cannot be used as it asks.
     """
+    from emoreg.config.arms import arms
     from emoreg.config.search_space import describe, size
     from emoreg.training.devices import device_name, pick_device
-    from emoreg.training.optim import length_dependence
     from emoreg.tuning.disk import estimate_disk
     from emoreg.tuning.estimate import estimate_cost
     from emoreg.tuning.images import image_set_bytes, image_storage, prepare_image_sets
@@ -245,17 +287,22 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     console.print()
     own = [f"{registry.kind} {name}" for registry in registries() for name in registry.user_names()]
     combinations = size(config.search_space, config.trial)
+    searching = [arm.control for arm in arms(config)]
+    tuning = f"{cost.num_tuning} of the searches of {', '.join(searching)} + " if searching else ""
     plan = Table.grid(padding=(0, 2))
     for name, text in {
         "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
-        "pre-training": length_dependence(config.trial.pretraining) or "shared: a longer one continues a shorter one",
-        "trials": f"{cost.num_search} of the search + {cost.num_controls} controls, {cost.concurrency} at a time",
-        "cost": f"{duration(cost.device_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, at most: "
-        "no pre-training shared, nothing stopped early",
+        "pre-training": _sharing(config.trial.pretraining),
+        "trials": f"{cost.num_search} of the search + {tuning}{cost.num_controls} controls, {cost.concurrency} at a time",
+        "cost": f"about {duration(cost.expected_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, "
+        f"nothing stopped early; {duration(cost.device_seconds)} of {device_name(device)} if no pre-training is shared",
         "disk": f"{disk}, at most; image sets {size_text(image_set_bytes(config))}; "
         f"{size_text(shutil.disk_usage(copies).free)} free at {copies}",
-        "measured": ", ".join(f"{name} {1 / seconds:,.0f} images/s" for name, seconds in cost.seconds_per_image.items())
+        "measured": ", ".join(
+            f"{backbone}{'' if width == config.trial.width else f' of width {width}'} {1 / seconds:,.0f} images/s"
+            for (backbone, width), seconds in cost.seconds_per_image.items()
+        )
         + " for a training step of one encoder",
     }.items():
         plan.add_row(name, text)
@@ -264,6 +311,15 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     if own:
         plan.add_row("registered", ", ".join(own))
     console.print(plan)
+
+
+def _sharing(pretraining: PretrainingConfig) -> str:
+    """What lengths share of pre-training."""
+    from emoreg.training.optim import length_dependence
+
+    constant = replace(pretraining, cooldown_epochs=0)
+    upto = f", up to its cool-down of {counted(pretraining.cooldown_epochs, 'epoch')}" if pretraining.cooldown_epochs else ""
+    return length_dependence(constant) or f"shared: a longer one continues a shorter one{upto}"
 
 
 def _travel(regulation: RegulationConfig, num_steps: int) -> str:

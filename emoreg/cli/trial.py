@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from rich.console import Console
 
 from emoreg.cli.summary import print_places
+from emoreg.cli.terminal import new_table
 from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config.resolved import ResolvedTrial
 from emoreg.config.search_space import lengths
 from emoreg.errors import Interrupted
 from emoreg.results.ledger import Ledger
-from emoreg.results.outcome import EndReason
+from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord, utc_now
 from emoreg.results.tables import Records
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.files import Files
 from emoreg.tracking import tensorboard
 from emoreg.training.context import EvaluatedSplit, TrialContext
 from emoreg.training.devices import device_name
-from emoreg.training.events import Confusion, Event
+from emoreg.training.events import Confusion, Event, Reporter
+from emoreg.training.stopwatch import Profile, Stopwatch
 from emoreg.training.trial import run_trial
 from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.compilation import written_compilations
 from emoreg.tuning.coordinator import coordinate
+from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import check_storage, store_uri
 from emoreg.tuning.signals import stop_on_signals
 
@@ -37,11 +45,13 @@ def run_one(
     console: Console,
     *,
     command: str | None = None,
+    profile: bool = False,
 ) -> int:
     """Run ``config.trial`` from its checkpoint or the start, print its epochs, and record it as role ``trial``.
 
     It computes with the threads that it would have in the study: the numbers are the same, and so is the pace. The first signal
     (Ctrl-C: see ``tuning.signals``) lets it finish its step and save; a second Ctrl-C or SIGTERM ends it at once.
+    With ``profile`` it says where the time went.
 
     Returns:
         The exit code: 0, 1 for a trial that diverged, or 130 for one that was interrupted and has saved what it did.
@@ -51,89 +61,110 @@ def run_one(
         KeyboardInterrupt: at the second signal.
     """
     check_storage(config.storage)
-    load_images, started, signals = image_loader(config.storage), utc_now(), list[int]()
+    load_images, started = image_loader(config.storage), utc_now()
     trial = resolved_trial(config.trial, load_images)
     own = (f"trials/{trial.identity}", f"events/{trial.identity}")
-
-    def ask(number: int) -> None:
-        signals.append(number)
-        os.write(2, b"emoreg: stopping as soon as it is saved; once more to leave at once\n")  # print is not for handlers
-
     with coordinate(config) as coordinator:
         copy = coordinator.copy
-        records, folder = Records(copy.folder, coordinator.turn), copy.folder / "trials" / trial.identity
         copy.pull(*own)
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
         console.print(
             f"trial {trial.identity}: {trial.config.backbone}, control {trial.config.control}, seed {trial.config.seed}, on "
             f"{device_name(device)}"
         )
+        records = Records(copy.folder, coordinator.turn)
         earlier = records.trials.get(trial.identity)
-        if earlier is not None and earlier.status == "finished" and not (folder / CHECKPOINT).exists():
+        if earlier is not None and earlier.status == "finished" and not (copy.folder / own[0] / CHECKPOINT).exists():
             if evaluate_on == "validation":
                 _print_recorded(earlier, console)
                 return 0
             console.print("its network was not kept (resources.keep_networks): it is trained again to be tested")
-        lines = EpochLines(trial.config, console)
+        if evaluate_on == "test":
+            task = load_images(trial.config.task, image_size=trial.config.image_size)
+            ledger = Ledger(config.storage, task.test_split, patience=coordinator.patience)
+            ledger.add(study=config.name, opened=started, command=command, configurations=(trial.identity,), plan=None)
         store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
         store.sweep()
+        lines = EpochLines(trial.config, console)
         context = TrialContext(
             load_images=load_images,
             store=store,
-            folder=folder,
+            folder=copy.folder / own[0],
             device=device,
+            precisions=study_precisions(config, Files(str(copy.folder)), records.trials.values()),
+            compiled={name: found.compiled for name, found in written_compilations(config, Files(str(copy.folder))).items()},
             evaluate_on=evaluate_on,
             checkpoint_seconds=config.resources.checkpoint_seconds,
-            should_stop=lambda: bool(signals),
+            stopwatch=Profile(device, copy.folder / own[1]) if profile else Stopwatch(),
             on_checkpoint=partial(copy.push, *own),
         )
-        if evaluate_on == "test":
-            task = load_images(trial.config.task, image_size=trial.config.image_size)
-            Ledger(config.storage, task.test_split, patience=coordinator.patience).add(
-                study=config.name, opened=started, command=command, configurations=(trial.identity,), plan=None
-            )
         try:
             with (
                 tensorboard.TensorBoardReporter(copy.folder, trial, {}) as board,
-                stop_on_signals(ask),
                 store.running(config.name, is_alone=coordinator.is_alone),
             ):
-                outcome = run_trial(trial, context, board, lines)
+                outcome = _trained(trial, context, (board, lines), console)
         except Interrupted:
             console.print("interrupted, and saved: run the same command again to go on from here")
             return 130
         finally:
-            for row in lines.epochs:
-                records.add_epoch(row)
-            for probe in lines.probes:
-                records.add_probe(probe)
-            for confusion in lines.confusions:
-                for evaluation in confusion.rows(trial.identity):
-                    records.add_evaluation(evaluation)
+            lines.add_to(records, trial.identity)
             records.write()
             copy.push("records", *own)
-        record = TrialRecord.of(
-            trial,
-            outcome,
-            role="trial" if earlier is None else earlier.role,  # a trial of the study stays what it was in the study
-            number=None if earlier is None else earlier.number,
-            params={} if earlier is None else earlier.sampled,
-            device=device_name(device),
-            started=started,
-        )
-        if earlier is not None and record.test_accuracy is None:  # that it was opened once is not forgotten
-            record = dataclasses.replace(record, test_accuracy=earlier.test_accuracy)
+        record = _record(trial, outcome, earlier, device=device_name(device), started=started)
         records.add_trial(record)
         tensorboard.finish(copy.folder, record)
         copy.push("records", *own)
-    if outcome.end == EndReason.DIVERGED:
-        console.print(f"pruned: {outcome.message}", style="red")
-        return 1
+    if outcome.end != EndReason.DIVERGED:
+        _print_outcome(outcome, console)
+        print_places(copy.files.uri, console)
+        return 0
+    console.print(f"pruned: {outcome.message}", style="red")
+    return 1
+
+
+def _trained(trial: ResolvedTrial, context: TrialContext, reporters: Sequence[Reporter], console: Console) -> Outcome:
+    """What the trial comes to; a signal lets it save first. Where it is profiled, the profile is printed."""
+    signals: list[int] = []
+
+    def ask(number: int) -> None:
+        signals.append(number)
+        os.write(2, b"emoreg: stopping as soon as it is saved; once more to leave at once\n")  # print is not for handlers
+
+    began = time.perf_counter()
+    with stop_on_signals(ask):
+        outcome = run_trial(trial, dataclasses.replace(context, should_stop=lambda: bool(signals)), *reporters)
+    if isinstance(context.stopwatch, Profile):
+        _print_profile(context.stopwatch, outcome, time.perf_counter() - began, console)
+    return outcome
+
+
+def _record(trial: ResolvedTrial, outcome: Outcome, earlier: TrialRecord | None, *, device: str, started: str) -> TrialRecord:
+    """The row of a trial that ended. One of the study stays what it was there, and stays opened where its test was."""
+    record = TrialRecord.of(trial, outcome, role="trial", number=None, params={}, device=device, started=started)
+    if earlier is None:
+        return record
+    in_the_study = {name: getattr(earlier, name) for name in ("role", "number", "params", "search_of", "repeats")}
+    tested = earlier.test_accuracy if record.test_accuracy is None else record.test_accuracy
+    return dataclasses.replace(record, test_accuracy=tested, **in_the_study)
+
+
+def _print_profile(profile: Profile, outcome: Outcome, seconds: float, console: Console) -> None:
+    """Where the seconds of a trial went."""
+    phases: dict[str, float] = {**profile.seconds, "waiting": outcome.pretraining.waiting_seconds}
+    rest = seconds - sum(phases.values())
+    table = new_table("Where the time went", "phase", "seconds", "share", right=("seconds", "share"))
+    for name, taken in (*phases.items(), ("images, networks and the rest", rest), ("the whole trial", seconds)):
+        table.add_row(name, f"{taken:.2f}", f"{taken / seconds:.1%}")
+    console.print(table)
+    for path in profile.traces:
+        console.print(f"trace, for TensorBoard's profiler or https://ui.perfetto.dev: {path}")
+
+
+def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(f"validation accuracy {outcome.val_accuracy:.4f}, balance {outcome.measured_balance:.3f}")
     if outcome.test_accuracy is not None:
         console.print(f"test accuracy {outcome.test_accuracy:.4f} (the test set was opened, and the record says so)")
-    print_places(copy.files.uri, console)
-    return 0
 
 
 def _print_recorded(record: TrialRecord, console: Console) -> None:
@@ -148,11 +179,21 @@ class EpochLines:
     """Prints a line an epoch, and keeps what is recorded. A ``Reporter``."""
 
     def __init__(self, trial: TrialConfig, console: Console) -> None:
-        self._totals = {"pretraining": trial.pretraining.epochs, "regulation": trial.regulation.epochs}
+        self._totals = {"pretraining": trial.pretraining.total_epochs, "regulation": trial.regulation.epochs}
         self._console = console
         self.epochs: list[EpochRecord] = []
         self.probes: list[ProbeRecord] = []
         self.confusions: list[Confusion] = []
+
+    def add_to(self, records: Records, identity: str) -> None:
+        """Add what was kept to the records, as that of the trial of this identity."""
+        for row in self.epochs:
+            records.add_epoch(row)
+        for probe in self.probes:
+            records.add_probe(probe)
+        for confusion in self.confusions:
+            for evaluation in confusion.rows(identity):
+                records.add_evaluation(evaluation)
 
     def report(self, event: Event) -> None:
         """Tell of an epoch; other events are nothing to a terminal."""

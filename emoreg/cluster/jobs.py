@@ -212,9 +212,11 @@ def _check_config(config: StudyConfig, bundle: Bundle) -> None:
     from emoreg.data import check
     from emoreg.training.backbones import check_backbone
     from emoreg.tuning.images import image_sets, naming
+    from emoreg.tuning.preflight import check_widths
 
     for backbone in config.backbones():
-        check_backbone(backbone, image_size=config.trial.image_size, weights=None)
+        check_backbone(backbone, image_size=config.trial.image_size, weights=None, width=config.trial.width)
+    check_widths(config)
     for role, image_set in image_sets(config):
         path = image_set.path
         _check_travels(f"trial.{role}.path", path, bundle)

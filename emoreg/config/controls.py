@@ -7,10 +7,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from emoreg.config.registry import CONTROLS
+from emoreg.config.study import StudyConfig
 from emoreg.config.trial import ImageSetConfig, TrialConfig
 from emoreg.config.validation import expectations, require
 
 Change = Callable[[TrialConfig], TrialConfig]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What is claimed where regulation beats all of these controls. Those that a confirmation has not run are named."""
+
+    claim: str
+    controls: tuple[str, ...]
+
+
+LADDER = (
+    Rung("better than the backbone", ("plain",)),
+    Rung("better than its price", ("compute_matched", "ensemble", "wide")),
+    Rung("better than two encoders without experience", ("untrained",)),
+    Rung("better than experience without meaning", ("shuffled",)),
+    Rung("better than meaning without affect", ("relabelled", "neutral")),
+)
+ON_LADDER = tuple(control for rung in LADDER for control in rung.controls)
+"""Controls that a verdict depends on; what is compared with others is exploratory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +44,7 @@ class Control:
         label: what a reader calls it.
         dash: how its lines are drawn in charts, as plotly takes it.
         description: what it shows, in one sentence.
+        opt_in: whether only a study that names it in its ``controls`` confirms and tunes it.
     """
 
     name: str
@@ -32,20 +53,28 @@ class Control:
     label: str
     dash: str
     description: str
+    opt_in: bool = False
 
 
 def control(
-    name: str, *, images: str = "stimuli", label: str | None = None, dash: str = "2px,2px", description: str | None = None
+    name: str,
+    *,
+    images: str = "stimuli",
+    label: str | None = None,
+    dash: str = "2px,2px",
+    description: str | None = None,
+    opt_in: bool = False,
 ) -> Callable[[Change], Change]:
     """Register the decorated function, which takes a ``TrialConfig`` and returns a changed one, as a control.
 
     Args:
         name: as ``StudyConfig.controls`` names it.
-        images: the setting of the trial whose image set pre-training is on: stimuli, neutral or task. Another set than the
-            stimuli is cut to as many images as the stimuli have.
+        images: the setting of the trial whose image set pre-training is on: stimuli, neutral, relabelled or task. Another set
+            than the stimuli is cut to as many images as the stimuli have; relabelled is to have their very images.
         label: what a reader calls it; the name where left out.
         dash: how its lines are drawn in charts: solid, dot, dash, or lengths such as "5px,2px".
         description: what it shows; the first line of the function's docstring where left out.
+        opt_in: whether only a study that names it in ``StudyConfig.controls`` confirms and tunes it; else every study does.
 
     Raises:
         ConfigError: for images that a trial has no setting for.
@@ -63,7 +92,9 @@ def control(
 
     def register(change: Change) -> Change:
         text = description or (change.__doc__ or "").partition("\n")[0]
-        entry = Control(name=name, change=change, images=images, label=label or name, dash=dash, description=text)
+        entry = Control(
+            name=name, change=change, images=images, label=label or name, dash=dash, description=text, opt_in=opt_in
+        )
         CONTROLS.add(name, entry, origin=change)
         return change
 
@@ -84,6 +115,15 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """The names of controls in the order of tables: as they are registered, then those that are not registered here."""
     found = dict.fromkeys(names)
     return (*(name for name in CONTROLS if name in found), *(name for name in found if name not in CONTROLS))
+
+
+def available_controls(study: StudyConfig, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the controls whose image sets the trial of a study names; what is opt-in, only where the study names it."""
+    return tuple(
+        name
+        for name in names
+        if getattr(study.trial, CONTROLS[name].images) is not None and (name in study.controls or not CONTROLS[name].opt_in)
+    )
 
 
 @control("regulated", label="regulation", dash="solid")
@@ -114,6 +154,12 @@ def _ensemble(trial: TrialConfig) -> TrialConfig:
     return dataclasses.replace(trial, regulation=regulation, pretraining=dataclasses.replace(trial.pretraining, epochs=0))
 
 
+@control("wide", dash="10px,3px", opt_in=True)
+def _wide(trial: TrialConfig) -> TrialConfig:
+    """The plain backbone of twice the width, whose weights outnumber those of two encoders: is it only a larger network?"""
+    return dataclasses.replace(_one_sided(trial, balance=0.0, epochs=0), width=2)
+
+
 @control("emotional", dash="dot")
 def _emotional(trial: TrialConfig) -> TrialConfig:
     """The emotional encoder alone (b = 1): does the plain response help beside it?"""
@@ -135,6 +181,12 @@ def _untrained(trial: TrialConfig) -> TrialConfig:
 def _shuffled(trial: TrialConfig) -> TrialConfig:
     """Pre-training on permuted labels: is it what the stimuli mean?"""
     return dataclasses.replace(trial, pretraining=dataclasses.replace(trial.pretraining, shuffle_labels=True))
+
+
+@control("relabelled", images="relabelled", dash="6px,2px,2px,2px,2px,2px")
+def _relabelled(trial: TrialConfig) -> TrialConfig:
+    """Pre-training on the same images with labels that are not affective: is it affect, or any labels that mean something?"""
+    return trial
 
 
 @control("neutral", images="neutral", dash="5px,2px")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -31,14 +32,13 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def changes(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def changes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every path whose value is not the default of its field, with the value.
 
     For a tuple of configurations its length is one, and for a configuration that need not be there, its class.
     """
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        value, path = getattr(config, item.name), f"{prefix}{item.name}"
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+    for name, default in _defaults(config.__class__):
+        value, path = getattr(config, name), f"{prefix}{name}"
         if not _is_branch(value):
             if value != default:
                 yield path, value
@@ -50,6 +50,15 @@ def changes(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
             if default is None:
                 yield path, type(value).__name__
             yield from changes(value, f"{path}.")
+
+
+@functools.cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of a configuration with their defaults, which are made once: they are frozen."""
+    return tuple(
+        (item.name, item.default if item.default_factory is dataclasses.MISSING else item.default_factory())
+        for item in dataclasses.fields(kind)
+    )
 
 
 def _is_branch(value: object) -> bool:
@@ -71,12 +80,19 @@ def read_path(config: object, path: str) -> Any:
     Raises:
         ConfigError: for a path that is not there, with the nearest ones that are.
     """
+    found: Any = config
+    for name in path.split("."):
+        parts = dict(_parts(found)) if _is_branch(found) else {}
+        if name not in parts:
+            break
+        found = parts[name]
+    else:
+        if not _is_branch(found):
+            return found
     known = dict(leaves(config))
-    if path not in known:
-        near = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
-        names = f"such as {' or '.join(near)}" if near else "that `emoreg show` lists"
-        raise ConfigError(f"Name a setting {names}: a path must lead to a setting of the trial, but {path!r} does not")
-    return known[path]
+    near = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
+    names = f"such as {' or '.join(near)}" if near else "that `emoreg show` lists"
+    raise ConfigError(f"Name a setting {names}: a path must lead to a setting of the trial, but {path!r} does not")
 
 
 def replace_paths(config: Config, values: Mapping[str, Value]) -> Config:

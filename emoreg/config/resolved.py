@@ -23,8 +23,8 @@ from emoreg.config.validation import require
 Source = tuple[str | int | None, ...]
 """What an image set is prepared from: name, path, target, side in pixels, and of ``_READING`` what is not at its default."""
 
-_READING = ("image_column", "fit")
-CUTS = ("num_images", "validation_fraction", "split_seed")
+_READING = ("image_column", "fit", "group")
+CUTS = ("num_images", "validation_fraction", "split_seed", "num_folds")
 """The settings of an image set that choose among its images; all others decide what these are."""
 
 
@@ -77,10 +77,30 @@ class ResolvedTrial:
         return self.config.regulation.needs_emotional and self.config.pretraining.epochs > 0
 
     @property
+    def pretraining_runs(self) -> tuple[ResolvedTrial, ...]:
+        """The trial as each run of its pre-training has it, each of which goes on from the one before; none if it needs none.
+
+        The last is the trial itself. A cool-down is a run of its own, and knows its length; the run before it does not.
+        """
+        pretraining = self.config.pretraining
+        if not self.needs_pretraining:
+            return ()
+        if pretraining.cooldown_epochs == 0:
+            return (self,)
+        constant = dataclasses.replace(pretraining, cooldown_epochs=0)
+        return (dataclasses.replace(self, config=dataclasses.replace(self.config, pretraining=constant)), self)
+
+    @property
+    def is_relabelled(self) -> bool:
+        """Whether stage 1 is on the stimuli's own images with the labels that another set has for them."""
+        return self.config.regulation.needs_emotional and CONTROLS[self.config.control].images == "relabelled"
+
+    @property
     def images_of_pretraining(self) -> ImageSetConfig | None:
         """The image set of stage 1, by the control; None for a trial without an emotional encoder.
 
-        Another set than the stimuli is to be cut to as many training images as the stimuli have.
+        Another set than the stimuli is to be cut to as many training images as the stimuli have or, if ``is_relabelled``, to
+        those very images.
         """
         if not self.config.regulation.needs_emotional:
             return None
@@ -117,8 +137,8 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
     for path, value in changes(applied):
         if unused.isdisjoint(_prefixes(path)):
             values[path] = int(value) if isinstance(value, float) and value.is_integer() else value  # 1 and 1.0 are one setting
-    for role in _image_sets(applied):
-        fingerprint = fingerprints.of(getattr(applied, role), applied.image_size)
+    for role, image_set in image_sets(applied).items():
+        fingerprint = fingerprints.of(image_set, applied.image_size)
         source = [f"{role}.{name}" for name in ("name", "path", "target", *_READING)]
         if fingerprint is not None and role not in unused:
             values = {path: value for path, value in values.items() if path not in source}
@@ -126,8 +146,10 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
     return values
 
 
-def _image_sets(trial: TrialConfig) -> list[str]:
-    return [item.name for item in dataclasses.fields(trial) if isinstance(getattr(trial, item.name), ImageSetConfig)]
+def image_sets(trial: TrialConfig) -> dict[str, ImageSetConfig]:
+    """The image sets that a trial names, by role."""
+    found = {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
+    return {role: value for role, value in found.items() if isinstance(value, ImageSetConfig)}
 
 
 def _prefixes(path: str) -> Iterator[str]:
@@ -141,8 +163,12 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
     # finished, whatever one would like to have measured of it as well.
     yield from ("metrics", "probes", "probe_every")
     regulation = trial.regulation
+    yield from (f"{role}.validation_fraction" for role, found in image_sets(trial).items() if found.num_folds is not None)
+    if not trial.task.is_cut:
+        yield "task.split_seed"
     if trial.deterministic:
         yield "precision"  # no mixed precision, whether it is "auto" or "float32"
+        yield "compile"  # nothing is compiled, whether it is "auto" or "off"
     if trial.has_small_stem == (trial.image_size < SIZE_OF_OWN_STEM):
         yield "stem"  # it is as "auto" has it
     if regulation.kind in KINDS_WITHOUT_BALANCE:
@@ -164,21 +190,24 @@ def _unused(trial: TrialConfig) -> Iterator[str]:
 
 def _unused_of_pretraining(trial: TrialConfig) -> Iterator[str]:
     role = CONTROLS[trial.control].images
-    sets = {"stimuli", "neutral"}
+    sets = {"stimuli", "neutral", "relabelled"}
     if not trial.regulation.needs_emotional:
-        yield from ("pretraining", *sets)
+        yield from ("pretraining", "exclude_test_images", *sets)
     elif trial.pretraining.epochs == 0:
         yield from (f"pretraining.{path}" for path, _ in leaves(trial.pretraining) if path != "epochs")
+        yield "exclude_test_images"
         if trial.regulation.form != "conditioned":
             yield from sets
         else:  # the number of classes is the width of the emotion head
             yield from sets - {role}
             yield from (f"{role}.{name}" for name in CUTS if role in sets)
     elif role == "stimuli":
-        yield "neutral"
-        if trial.stimuli.num_images is None and trial.stimuli.validation_fraction == 0:
-            yield "stimuli.split_seed"  # nothing is cut
+        yield from sets - {"stimuli"}
+        if not trial.stimuli.is_cut:
+            yield "stimuli.split_seed"
     else:  # as many images as the stimuli have, which therefore count too
         yield from sets - {role, "stimuli"}
-        if role in sets:
+        if role == "relabelled":
+            yield from (f"{role}.{name}" for name in CUTS)
+        elif role in sets:
             yield f"{role}.num_images"

@@ -8,7 +8,10 @@ the base configuration has there.
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from emoreg.config.distributions import Choice, Distribution, Float, Int, steps
@@ -31,6 +34,30 @@ class Suggester(Protocol):
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Values for a search space, uniform or uniform in the logarithm: a ``Suggester``. Steps between reals do not matter."""
+
+    draws: random.Random
+    fixed: Mapping[str, Any]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+        """A real number in [low, high]."""
+        if name in self.fixed:
+            return float(self.fixed[name])
+        return math.exp(self.draws.uniform(math.log(low), math.log(high))) if log else self.draws.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number in [low, high]."""
+        if name in self.fixed:
+            return int(self.fixed[name])
+        return round(self.suggest_float(name, low, high, log=True)) if log else self.draws.randrange(low, high + 1, step)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+        return self.fixed[name] if name in self.fixed else self.draws.choice(list(choices))
 
 
 def suggest(space: SearchSpace, base: TrialConfig, trial: Suggester) -> dict[str, Value]:
@@ -165,6 +192,11 @@ def pin(space: SearchSpace, values: Mapping[str, Value]) -> dict[str, Distributi
         settled = when is not None and when.path in values
         pinned[path] = dataclasses.replace(distribution, when=None) if settled else distribution
     return pinned
+
+
+def each_seed(config: StudyConfig, trial: TrialConfig) -> list[TrialConfig]:
+    """What a proposal is trained as: once a seed, the first of which stands for it."""
+    return [dataclasses.replace(trial, seed=seed) for seed in range(trial.seed, trial.seed + config.seeds_per_trial)]
 
 
 def num_searched(config: StudyConfig) -> int:

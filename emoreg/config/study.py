@@ -281,6 +281,18 @@ _STUDY_RULES = (
         "must be without compute_matched: a confirmation knows how many encoder passes its plain backbone is to be given",
         "take it out, `emoreg confirm` adds it",
     ),
+    Rule(
+        "controls",
+        lambda c: "wide" not in c.controls or (c.trial.weights is None and "weights" not in c.search_space),
+        "must be without wide where the encoders start from weights, since there are none for twice the width",
+        "take it out, or leave weights out",
+    ),
+    Rule(
+        "controls",
+        lambda c: "wide" not in c.controls or c.trial.width == 1,
+        "must be without wide where trial.width is {c.trial.width}, so that plain is as wide",
+        "take it out, or leave trial.width at 1",
+    ),
 )
 
 
@@ -306,6 +318,9 @@ class StudyConfig:
     """Values that searched paths have from now on, wherever they exist; they may change while the study keeps its name."""
     num_trials: NotNegativeInt = 20
     """Trials that the sampler proposes; the controls come on top. 0: the controls alone."""
+    seeds_per_trial: PositiveInt = 1
+    """Seeds that each proposal is trained with, from the trial's on, one after the other: it counts by their mean. One that is
+    worse than the best, by Wilcoxon's test on the seeds of both, gets no more of them."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """What proposes the trials."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -313,7 +328,11 @@ class StudyConfig:
     objectives: Annotated[tuple[Objective, ...], not_empty("add Objective()")] = (Objective(),)
     """One, or several for a Pareto front."""
     controls: tuple[Annotated[str, Registered(CONTROLS)], ...] = ("regulated", "plain", "emotional", "untrained", "shuffled")
-    """Run for every backbone and control seed, outside the sampler's history; `regulated` is the trial as configured."""
+    """Run for every backbone and control seed, outside the sampler's history; `regulated` is the trial as configured. A
+    confirmation runs every control that there is, but `wide` only where it is named here."""
+    controls_search: Literal["none", "required", "all"] = "none"
+    """Controls that are tuned as regulation is, each by a search of its own of `num_trials`, over what of the search space
+    exists for it: none, those that a verdict depends on, or all. The others are confirmed at regulation's settings alone."""
     control_seeds: Annotated[tuple[NotNegativeInt, ...], DISTINCT] = (0,)
     """Seeds of the controls: several give error bars."""
     confirmed: tuple[TrialConfig, ...] = ()
@@ -337,6 +356,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         validate(self, rules=_STUDY_RULES)
+        _require_validation(self.trial, "trial.")
         if self.optuna_storage is not None:
             require_database_url("optuna_storage", self.optuna_storage)
         for place, (path, distribution) in enumerate(self.search_space.items()):
@@ -366,7 +386,7 @@ class StudyConfig:
     def _check_parameter(self, path: str, distribution: Distribution, before: list[str]) -> None:
         """Refuse a distribution at ``path`` that the trial cannot have there; ``before`` stand the others' paths."""
         require(
-            path not in ("control", "seed"),
+            path not in ("control", "seed", "width"),
             f"{path} is not searched: controls run beside the search, on control_seeds",
             distribution,
             "take it out of the search space",
@@ -380,7 +400,7 @@ class StudyConfig:
                 "move it up, or drop the condition",
             )
         for value in distribution.bounds():
-            replace_paths(self.trial, {path: value})
+            _require_validation(replace_paths(self.trial, {path: value}), "")
 
     def _check_balance(self) -> None:
         """Refuse a search that proposes balances to trials that have none."""
@@ -435,3 +455,13 @@ class StudyConfig:
         """The backbones that the study compares: those searched, or the one that the trial has."""
         searched = self.search_space.get("backbone")
         return tuple(map(str, searched.values)) if isinstance(searched, Choice) else (self.trial.backbone,)
+
+
+def _require_validation(trial: TrialConfig, prefix: str) -> None:
+    """Refuse a trial of a search, or a control beside it, that holds nothing out: only a confirmation selects nothing."""
+    require(
+        trial.task.validation_fraction > 0 or trial.task.num_folds is not None,
+        f"{prefix}task.validation_fraction must be above 0, since a search selects on validation",
+        trial.task.validation_fraction,
+        "hold out 0.1, say",
+    )

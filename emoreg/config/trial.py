@@ -25,8 +25,17 @@ from emoreg.config.validation import (
 Names = Annotated[tuple[Annotated[str, not_empty("name it")], ...], DISTINCT]
 _Sampling = Literal["natural", "balanced", "sqrt"]
 _ClassWeights = Literal["none", "balanced", "sqrt"]
+Precision = Literal["float32", "bf16"]
+"""What a trial computes in: bf16 is mixed, by autocast."""
+Compile = Literal["auto", "on", "off"]
 Fit = Literal["squeeze", "crop"]
 """How a picture is made square: all of it, out of proportion, or its middle."""
+_NumFolds = Annotated[
+    int,
+    Constraint(
+        lambda folds: folds >= 2, "must be 2 or more", "take 5, or leave it out for a single cut by validation_fraction"
+    ),
+]
 _ImageSize = Annotated[
     int,
     Constraint(
@@ -35,6 +44,18 @@ _ImageSize = Annotated[
         "take 32, which suits CIFAR, or up to 64, the largest size without ResNet's max-pool",
     ),
 ]
+
+
+_VALIDATION_FRACTION = 0.1
+_Width = Annotated[int, Constraint(lambda width: width in (1, 2), "must be 1 or 2", "leave it at 1: the control wide has 2")]
+_IMAGE_SET_RULES = (
+    Rule(
+        "validation_fraction",
+        lambda c: c.num_folds is None or c.validation_fraction in (0.0, _VALIDATION_FRACTION),
+        "must not be set beside num_folds={c.num_folds}, since one of the folds is the validation split",
+        "leave out validation_fraction, or num_folds",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,15 +80,28 @@ class ImageSetConfig:
     """Column of the images, in Parquet. None: `image` or `img`, or the one column that holds images."""
     fit: Fit = "squeeze"
     """Pictures that are not square: `squeeze` keeps all of them, out of proportion; `crop` takes their middle."""
+    group: str | None = None
+    """Images that belong together, such as one person's, and are never on both sides of a cut: a column, in Parquet; levels of
+    folders, in a folder, as `class/person` or `person/class`. None: each image by itself (openmoji: each glyph)."""
     num_images: PositiveInt | None = None
-    """Keep a stratified subset of this many training images. None: all of them."""
-    validation_fraction: BelowOne = 0.1
-    """Share of the training split, stratified by class, that is held out for validation. 0 for none."""
+    """Keep a stratified subset of this many of the training images that validation leaves. None: all of them."""
+    validation_fraction: BelowOne = _VALIDATION_FRACTION
+    """Share of the training split, stratified by class, that is held out for validation. 0 for none, which a confirmation takes
+    for its task."""
+    num_folds: _NumFolds | None = None
+    """Cut the training split into this many folds, once for all; fold `split_seed` modulo their number is validation, in place
+    of the share."""
     split_seed: int = 0
-    """Seed of the subset and of the validation split: fixed across the trial's seeds, so that trials are comparable."""
+    """Seed of the subset and of the validation split: fixed across the trial's seeds, so that trials are comparable. A
+    confirmation gives each of its seeds its own."""
 
     def __post_init__(self) -> None:
-        validate(self, "ImageSetConfig")
+        validate(self, "ImageSetConfig", _IMAGE_SET_RULES)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a part of the training split is not trained on."""
+        return self.num_images is not None or self.num_folds is not None or self.validation_fraction > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,11 +156,22 @@ class OptimizerConfig:
         validate(self, "OptimizerConfig")
 
 
+_PRETRAINING_RULES = (
+    Rule(
+        "cooldown_epochs",
+        lambda c: c.cooldown_epochs == 0 or c.lr_schedule == "constant",
+        "must be 0 for lr_schedule={c.lr_schedule!r}, which goes to 0 by itself",
+        "leave out cooldown_epochs, or use lr_schedule='constant'",
+    ),
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainingConfig:
     """Stage 1: the emotional encoder learns the stimuli. Warm-up, then a constant learning rate, or a half cosine.
 
-    Under the constant one the rate at step t never depends on ``epochs``, so a longer pre-training continues a shorter one.
+    Under the constant one the rate at step t never depends on ``epochs``, so a longer pre-training continues a shorter one. A
+    cool-down goes on from there: it is shared by trials of the same length alone, and what is before it by all lengths.
 
     Example:
         >>> import emoreg
@@ -144,6 +189,8 @@ class PretrainingConfig:
     """After warm-up: constant, or a half cosine to 0, which knows the length: lengths then share no pre-training."""
     warmup_steps: NotNegativeInt = 50
     """Steps of linear warm-up."""
+    cooldown_epochs: NotNegativeInt = 0
+    """Further passes over the stimuli, after `epochs` at the constant rate, in which it goes linearly to 0. 0 for none."""
     label_smoothing: BelowOne = 0.0
     """Share of each target that is spread over all classes (Szegedy et al. 2016)."""
     sampling: _Sampling = "natural"
@@ -156,7 +203,12 @@ class PretrainingConfig:
     """Random changes of the stimuli."""
 
     def __post_init__(self) -> None:
-        validate(self, "pretraining")
+        validate(self, "pretraining", _PRETRAINING_RULES)
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes over the stimuli with those of the cool-down; without ``epochs`` there is nothing to cool down."""
+        return self.epochs + self.cooldown_epochs if self.epochs else 0
 
 
 _REGULATION_RULES = (
@@ -238,6 +290,11 @@ class RegulationConfig:
         validate(self, "regulation", _REGULATION_RULES)
 
     @property
+    def balance_setting(self) -> float | None:
+        """The balance as configured; None for a kind that has none."""
+        return None if self.kind in KINDS_WITHOUT_BALANCE else self.balance
+
+    @property
     def is_emotion_frozen(self) -> bool:
         """Whether the emotional encoder stays as pre-training left it."""
         return self.freeze_emotional or self.form == "conditioned"
@@ -263,16 +320,22 @@ def _stimuli_default() -> ImageSetConfig:
 
 _TRIAL_RULES = (
     Rule(
-        "task.validation_fraction",
-        lambda c: c.task.validation_fraction > 0,
-        "must be above 0, since the metric is validation accuracy",
-        "hold out 0.1, say",
+        "width",
+        lambda c: c.width == 1 or c.weights is None,
+        "must be 1 where the encoders start from weights, since there are none for another width",
+        "leave weights out, or the control wide",
     ),
     Rule(
         "precision",
         lambda c: not c.deterministic or c.precision != "bf16",
         "must not be mixed where deterministic=True",
         "use precision='float32' or 'auto'",
+    ),
+    Rule(
+        "compile",
+        lambda c: not c.deterministic or c.compile != "on",
+        "must not be 'on' where deterministic=True",
+        "use compile='auto' or 'off'",
     ),
 )
 
@@ -289,6 +352,8 @@ class TrialConfig:
 
     backbone: Annotated[str, not_empty("name a timm model")] = "resnet18"
     """Any timm model, fitted to small images; vit_tiny, vit_small, or a registered one. Both encoders have it."""
+    width: _Width = 1
+    """2: twice the channels of a ResNet, or twice the embedding and the heads of a ViT or DeiT, as the control `wide` has."""
     drop_path: BelowOne = 0.0
     """Stochastic depth (Huang et al. 2016) of both encoders, for backbones that have it."""
     stem: Literal["auto", "small", "own"] = "auto"
@@ -302,14 +367,21 @@ class TrialConfig:
     """The affective images of stage 1."""
     neutral: ImageSetConfig | None = None
     """The images without affect that the `neutral` control pre-trains on instead."""
+    relabelled: ImageSetConfig | None = None
+    """A set that has the stimuli's images, the same to the pixel, with labels that are not affective, such as another `target`
+    of theirs: the `relabelled` control pre-trains on the stimuli with these labels."""
     task: ImageSetConfig = field(default_factory=_task_default)
     """The images of stage 2."""
+    exclude_test_images: bool = False
+    """Leave out of the stimuli, or of what a control has in their place, the images that are also in the task's test split, as
+    they are or mirrored, pixel by pixel. Else such a trial is refused."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Stage 1: the emotional encoder learns the stimuli."""
     regulation: RegulationConfig = field(default_factory=RegulationConfig)
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
-    """`regulated`: as configured. Else one of plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral."""
+    """`regulated`: as configured. Else one of plain, compute_matched, ensemble, wide, emotional, untrained, shuffled,
+    relabelled, neutral."""
     metrics: Names = ()
     """Measured on validation after every epoch, besides accuracy and loss: macro_f1, balanced_accuracy, auroc, nll, ece, of
     real-valued stimuli valence_pearson, valence_ccc, arousal_pearson, arousal_ccc, or registered ones."""
@@ -322,7 +394,11 @@ class TrialConfig:
     deterministic: bool = False
     """Same numbers to the bit on CPU, run after run; turns mixed precision off."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """`auto`: bf16 autocast where the device has it, unless deterministic."""
+    """`auto`: bf16 autocast where it is faster (a GPU that has it; a CPU that has AMX or AVX512-BF16, by measurement, decided
+    once for a study and backbone), unless deterministic."""
+    compile: Compile = "auto"
+    """Have torch compile whole training batches, which rounds otherwise. `auto`: on a CPU, where the steps of the study repay
+    that by measurement, decided once for a study and backbone, unless deterministic. `on` needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         validate(self, rules=_TRIAL_RULES)
@@ -334,6 +410,11 @@ class TrialConfig:
                 None,
                 f"name one, e.g. {images}=ImageSetConfig(name='openmoji-objects')",
             )
+
+    @property
+    def encoder(self) -> tuple[str, int]:
+        """Backbone and width: what decides how large an encoder is, and how fast."""
+        return self.backbone, self.width
 
     @property
     def has_small_stem(self) -> bool:

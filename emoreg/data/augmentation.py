@@ -13,7 +13,6 @@ import math
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torchvision.transforms import v2
 
 from emoreg.config import AugmentationConfig
 from emoreg.seeding import global_stream
@@ -101,13 +100,15 @@ def mix(
     images: Float[Tensor, "B 3 S S"], targets: Int[Tensor, " B"], num_classes: int, config: AugmentationConfig, seed: int
 ) -> tuple[Float[Tensor, "B 3 S S"], Int[Tensor, " B"] | Float[Tensor, "B C"]]:
     """MixUp or CutMix by torchvision; targets become class probabilities. One of the two is drawn where both are on."""
+    if config.mixup == 0 and config.cutmix == 0:
+        return images, targets
+    from torchvision.transforms import v2  # takes a while to import
+
     choices: list[v2.Transform] = []
     if config.mixup > 0:
         choices.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
     if config.cutmix > 0:
         choices.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
-    if not choices:
-        return images, targets
     with global_stream(seed):  # v2 draws from the global stream, which belongs to dropout
         mixed: tuple[Tensor, Tensor] = v2.RandomChoice(choices)(images, targets)
     return mixed

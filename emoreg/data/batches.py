@@ -49,6 +49,7 @@ class Batches:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             self._images = _to_device(torch.as_tensor(split.images), device)
             self._targets = torch.as_tensor(split.targets).to(device)
+            self._groups = None if split.groups is None else torch.as_tensor(split.groups)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -101,6 +102,10 @@ class Batches:
             chunk = slice(start, start + _EVALUATION_BATCH)
             yield normalize(self._pixels(self._images[chunk].permute(0, 3, 1, 2))), self._targets[chunk]
 
+    def pictures(self, indices: Int[Tensor, " B"]) -> UInt8[Tensor, "B S S 3"]:
+        """Images by their places in the split, as they were prepared, on the CPU."""
+        return self._images[indices.to(self._images.device)].cpu()
+
     def class_weights(self, kind: Literal["none", "balanced", "sqrt"], num_classes: int) -> Float[Tensor, " C"] | None:
         """What the loss of an image weighs, by class: 1 / size of the class or its root, 1 on average over the images."""
         if kind == "none":
@@ -110,9 +115,20 @@ class Batches:
         return (weights * len(self) / (sizes * weights).sum()).float().to(self.device)
 
     def with_permuted_targets(self, draws: torch.Generator) -> Batches:
-        """The same images with their targets permuted once: the class counts stay, what the labels say does not."""
+        """The same images with their targets permuted once: the class counts stay, what the labels say does not.
+
+        Where images belong together, those of one group that have one label have one label afterwards too: what is permuted
+        are the labels of groups, and the counts stay those of groups.
+        """
         permuted = copy.copy(self)
-        permuted._targets = self._targets[torch.randperm(len(self), generator=draws).to(self.device)]
+        if self._groups is None:
+            permuted._targets = self._targets[torch.randperm(len(self), generator=draws).to(self.device)]
+            return permuted
+        targets = self._targets.cpu()
+        owned = torch.cat([self._groups[:, None].double(), targets.reshape(len(self), -1).double()], dim=1)
+        pairs, pair = torch.unique(owned, dim=0, return_inverse=True)
+        shuffled = pairs[torch.randperm(len(pairs), generator=draws), 1:][pair]
+        permuted._targets = shuffled.reshape(targets.shape).to(self._targets)
         return permuted
 
     def _order(self, sampling: str, draws: torch.Generator) -> Int[Tensor, " N"]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from emoreg.config import ImageSetConfig
 from emoreg.config.resolved import Source, source_of
 from emoreg.data.image_set import ImageSet
-from emoreg.data.prepare import Prepared, load, obtain, prepared_file
+from emoreg.data.prepare import Prepared, load, prepared_file
+from emoreg.data.prepared import obtain
 from emoreg.errors import StorageError
 from emoreg.storage.files import Files, replacing
 

@@ -1,51 +1,40 @@
-"""From a source of images to an Arrow file that is mapped into memory: decoded once, then shared by whoever asks.
+"""From a source of images to a prepared file (``emoreg.data.prepared``): decoded once, then shared by whoever asks.
 
-The file has one record batch for each split, train and test, with two columns: `image`, a fixed-shape tensor of uint8
-[S, S, 3], and `target`, an int64 class index or a fixed-size list of float32. Its schema's metadata holds the class names,
-the fingerprint, the summary, where the splits come from, and a digest of all of these and the data: a file that does not match
-it is prepared again. Its name carries a hash of the source's stamp, so that a changed source gets a file of its own.
+The file's name carries a hash of the source's stamp, so that a changed source gets a file of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
-import json
+import itertools
 import logging
 import math
 import operator
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from emoreg.config import ImageSetConfig
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.data.archives import stamp, unpacked
 from emoreg.data.decode import Refused, decode, strict_decoding
+from emoreg.data.duplicates import looks_of
 from emoreg.data.hub import SCHEME, check_hub
 from emoreg.data.image_set import ImageSet, Split, Targets
+from emoreg.data.prepared import obtain, write_prepared
 from emoreg.data.reader import ImageSetContents, ImageSetRequest, Item, Reader, Target, held_out, sha256
 from emoreg.errors import ImageSetError, StorageError
-from emoreg.storage.files import expand, replacing, scratch_folder, sweep
-from emoreg.storage.locks import exclusive
+from emoreg.storage.files import expand, replacing, scratch_folder
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "4"
 """Goes up when the same source would be decoded differently, or laid out differently in the prepared file."""
-
-_DIGEST = b"emoreg.digest"
-_NOT_WHOLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError)
-"""What it may come to, to read a prepared file that is absent, cut short, or damaged."""
-_found_whole: set[tuple[str, int, int, int]] = set()
-"""The files whose digests this process has computed: path, inode, size and time of the last change."""
 
 REFUSED_SHARE = 0.01
 """Largest share of a split that may be unreadable or without a label; one image is always allowed."""
@@ -82,6 +71,8 @@ def check(config: ImageSetConfig) -> Reader:
         raise ImageSetError(f"Give {name!r} a path to {reader.layout}: it is None")
     if config.image_column is not None and not reader.has_columns:
         raise ImageSetError(f"Leave out the image_column of {name!r}: it has no columns, but it is {config.image_column!r}")
+    if config.group is not None and not reader.groups:
+        raise ImageSetError(f"Leave out the group of {name!r}: its reader takes none, but it is {config.group!r}")
     if path is not None and path.startswith(SCHEME):
         check_hub(path)
     elif path is not None and "://" not in path and not expand(path).exists():
@@ -143,6 +134,7 @@ def _request(config: ImageSetConfig, image_size: int, folder: Path) -> tuple[Rea
         downloads=folder / "downloads",
         image_column=config.image_column,
         fit=config.fit,
+        group=config.group,
     )
     return reader, request
 
@@ -150,88 +142,10 @@ def _request(config: ImageSetConfig, image_size: int, folder: Path) -> tuple[Rea
 def _prepared(name: str, reader: Reader, request: ImageSetRequest) -> Prepared:
     package = "" if reader.package is None else importlib.metadata.version(reader.package[1])
     code = reader.fingerprint or ""
-    asked = [name, request.target, str(request.image_size), str(request.image_column), request.fit]
+    asked = [name, request.target, str(request.image_size), str(request.image_column), request.fit, str(request.group)]
     lines = [FORMAT_VERSION, *asked, code, package, *stamp(request, reader)]
     key = sha256("\n".join(lines))
     return Prepared(name=f"{name}-{request.image_size}px-{key[:12]}.arrow", key=key)
-
-
-def obtain(path: Path, name: str, key: str, make: Callable[[Path], None]) -> ImageSet | None:
-    """The prepared set at ``path``; where there is none, one process makes it, and those that come meanwhile wait for it."""
-    image_set = _open(path, name, key)
-    if image_set is None:
-        with exclusive(path.with_suffix(".lock")):
-            image_set = _open(path, name, key)  # another process may have made it while this one waited
-            if image_set is None:
-                if path.exists():
-                    log.warning("%s is not a whole prepared image set: preparing it again", path)
-                sweep(path.parent)  # what a process left that was killed in its writing
-                make(path)
-                image_set = _open(path, name, key)
-    return image_set
-
-
-def _open(path: Path, name: str, key: str) -> ImageSet | None:
-    """The prepared set, or None where there is none or the file is not what was written."""
-    try:
-        metadata, (train, test) = _contents(pa.memory_map(str(path)))
-        if metadata[b"emoreg.key"].decode() != key:
-            return None
-        stat = os.stat(path)
-        version = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if version not in _found_whole:
-            if metadata[_DIGEST].decode() != _digest(metadata, (train, test)):
-                return None
-            _found_whole.add(version)
-    except _NOT_WHOLE:
-        return None
-    return ImageSet(
-        name=name,
-        class_names=tuple(json.loads(metadata[b"class_names"])),
-        regression=train.targets.ndim == 2,
-        fingerprint=metadata[b"emoreg.fingerprint"].decode(),
-        train=train,
-        test=test,
-        summary=json.loads(metadata[b"emoreg.summary"]),
-        origins=json.loads(metadata[b"emoreg.origins"]),
-    )
-
-
-def is_whole(source: pa.NativeFile) -> bool:
-    """Whether a prepared file matches its digest."""
-    try:
-        metadata, splits = _contents(source)
-        return metadata[_DIGEST].decode() == _digest(metadata, splits)
-    except _NOT_WHOLE:
-        return False
-
-
-def _contents(source: pa.NativeFile) -> tuple[dict[bytes, bytes], tuple[Split, Split]]:
-    with pa.ipc.open_file(source) as file:
-        if file.num_record_batches != 2:
-            raise ValueError("a prepared set has two splits")
-        return file.schema.metadata, (_split(file.get_batch(0)), _split(file.get_batch(1)))
-
-
-def _digest(metadata: Mapping[bytes, bytes], splits: Iterable[Split]) -> str:
-    """The digest of a prepared set, which every process that opens it computes: all metadata but itself, and the data."""
-    digest = xxhash.xxh3_128()
-    for name in sorted(metadata.keys() - {_DIGEST}):
-        digest.update(name + b"=" + metadata[name] + b"\n")
-    for split in splits:
-        for values in (split.images, split.targets):
-            digest.update(f"{values.dtype}{values.shape}".encode())
-            digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _split(batch: Any) -> Split:
-    target = batch.column("target")
-    if pa.types.is_fixed_size_list(target.type):
-        targets = target.values.to_numpy().reshape(len(target), target.type.list_size)
-    else:
-        targets = target.to_numpy()
-    return Split(images=batch.column("image").to_numpy_ndarray(), targets=targets)
 
 
 def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_progress: OnProgress, path: Path) -> None:
@@ -240,17 +154,19 @@ def _prepare(reader: Reader, request: ImageSetRequest, name: str, key: str, on_p
         contents = reader.read(unpacked(request, reader, scratch))
         _check_contents(name, contents)
         summary = Counter(contents.notes)
-        splits = []
+        splits, owners = [], []
         for split, items in _divided(contents):
             with open(scratch / split, "wb") as pixels:
                 told = partial(on_progress, f"{name} {split}")
-                targets = _decode(items, f"{name} {split}", contents, request, pixels, summary, told)
+                targets, groups = _decode(items, f"{name} {split}", contents, request, pixels, summary, told)
             shape = (len(targets), request.image_size, request.image_size, 3)
             images = np.memmap(scratch / split, dtype=np.uint8, mode="r", shape=shape)
-            splits.append(Split(images=images, targets=targets))
+            splits.append(Split(images=images, targets=targets, looks=looks_of(images)))
+            owners.append(groups)
+        splits = _grouped(name, request, splits, owners, summary)
         _count_oddities(name, contents, splits, summary)
         with replacing(path) as stream:
-            _write(stream, contents, splits, dict(sorted((+summary).items())), key)
+            write_prepared(stream, contents, splits, dict(sorted((+summary).items())), key)
 
 
 def _check_contents(name: str, contents: object) -> None:
@@ -269,7 +185,8 @@ def _divided(contents: ImageSetContents) -> list[tuple[str, Iterable[Any]]]:
         return [("train", contents.train), ("test", contents.test)]
     items = [Item(*item) for item in contents.train]
     names = [item.name or f"row {row}" for row, item in enumerate(items)]
-    in_test = held_out(names, [None if contents.regression else item.target for item in items])
+    classes = [None if contents.regression else item.target for item in items]
+    in_test = held_out(names, classes, [item.group for item in items])
     return [
         (split, [item for item, held in zip(items, in_test, strict=True) if held == (split == "test")])
         for split in ("train", "test")
@@ -284,14 +201,15 @@ def _decode(
     pixels: BinaryIO,
     summary: Counter[str],
     on_progress: Callable[[int, int | None], None],
-) -> Targets:
-    """Append each item's pixels to ``pixels``; its target is returned, its oddities counted in ``summary``."""
+) -> tuple[Targets, list[str | None]]:
+    """Append each item's pixels to ``pixels``; its target and its group are returned, its oddities counted in ``summary``."""
     targets: list[Target] = []
+    groups: list[str | None] = []
     refused: dict[str, list[str]] = {}
     count, seen = operator.length_hint(items), 0
     with strict_decoding():
         for seen, item in enumerate(items, 1):
-            picture, target, name = Item(*item)
+            picture, target, name, group = Item(*item)
             try:
                 target = _target(target, contents)
                 if picture is None:
@@ -306,6 +224,7 @@ def _decode(
             else:
                 pixels.write(image.data)
                 targets.append(target)
+                groups.append(group)
                 summary.update(notes)
             on_progress(seen, count or None)
     _check_refused(refused, seen, label)
@@ -314,7 +233,32 @@ def _decode(
     for why, names in refused.items():
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
         summary[f"refused: {why} ({shown})"] += len(names)
-    return np.array(targets, dtype=np.float32 if contents.regression else np.int64)
+    return np.array(targets, dtype=np.float32 if contents.regression else np.int64), groups
+
+
+def _grouped(
+    name: str, request: ImageSetRequest, splits: list[Split], owners: list[list[str | None]], summary: Counter[str]
+) -> list[Split]:
+    """The splits with the numbers of their groups, by the names of these; as they are where no image has a group."""
+    found = [{group for group in some if group is not None} for some in owners]
+    if not set.union(*found):
+        if request.group is not None:
+            raise ImageSetError(
+                f"Leave out the group of {name!r}, or correct it: its images must belong to groups, but its reader found no "
+                f"{request.group!r} of any"
+            )
+        return splits
+    numbers: dict[str | int, int] = {}
+    alone = itertools.count()  # an image without a group is one by itself
+    grouped = [
+        replace(split, groups=np.array([numbers.setdefault(next(alone) if one is None else one, len(numbers)) for one in some]))
+        for split, some in zip(splits, owners, strict=True)
+    ]
+    shared = found[0] & found[1]
+    summary["groups that are in train and in test"] = len(shared)
+    summary["test images of a group that is also in train"] = sum(group in shared for group in owners[1])
+    summary["images without a group, each by itself"] = next(alone)
+    return grouped
 
 
 def _check_refused(refused: dict[str, list[str]], count: float, label: str) -> None:
@@ -346,46 +290,10 @@ def _target(target: Target, contents: ImageSetContents) -> int | tuple[float, ..
 
 
 def _count_oddities(name: str, contents: ImageSetContents, splits: list[Split], summary: Counter[str]) -> None:
-    """Refuse classes that cannot be learned; count what makes a test score mean less than it seems to."""
-    train, test = splits
+    """Refuse classes that cannot be learned; count those that are not tested."""
     if not contents.regression:
         missing, untested = (set(range(len(contents.class_names))) - set(split.targets.tolist()) for split in splits)
         empty = [contents.class_names[index] for index in sorted(missing)]
         if empty:
             raise ImageSetError(f"Fill or remove classes of {name!r}: each must have a training image, but {empty} have none")
         summary["classes without a test image"] = len(untested)
-    seen = {hashlib.sha256(image.data).digest() for image in train.images}
-    leaked = sum(hashlib.sha256(image.data).digest() in seen for image in test.images)
-    summary["test images that are also in train, pixel by pixel"] = leaked
-
-
-def _write(stream: BinaryIO, contents: ImageSetContents, splits: list[Split], summary: dict[str, int], key: str) -> None:
-    class_names = json.dumps(tuple(contents.class_names))
-    digest = hashlib.sha256(class_names.encode())
-    for split in splits:
-        digest.update(json.dumps(split.images.shape).encode())
-        digest.update(split.images.data)
-        digest.update(split.targets.data)
-    tensor = pa.fixed_shape_tensor(pa.uint8(), splits[0].images.shape[1:])
-    num_targets = len(contents.class_names)
-    target = pa.list_(pa.float32(), num_targets) if contents.regression else pa.int64()
-    metadata = {
-        b"emoreg.key": key.encode(),
-        b"emoreg.fingerprint": digest.hexdigest().encode(),
-        b"emoreg.summary": json.dumps(summary).encode(),
-        b"emoreg.origins": json.dumps(dict(contents.origins)).encode(),
-        b"class_names": class_names.encode(),
-    }
-    schema = pa.schema(
-        [pa.field("image", tensor, nullable=False), pa.field("target", target, nullable=False)],
-        metadata={**metadata, _DIGEST: _digest(metadata, splits)},
-    )
-    with pa.ipc.new_file(stream, schema) as writer:
-        for split in splits:
-            # Views of the scratch files: however large the split, it passes through the page cache alone.
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), int(np.prod(tensor.shape)))
-            targets = pa.array(split.targets.reshape(-1))
-            if contents.regression:
-                targets = pa.FixedSizeListArray.from_arrays(targets, num_targets)
-            columns = [pa.ExtensionArray.from_storage(tensor, flat), targets]
-            writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -20,8 +20,10 @@ from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import IMAGE_SETS
 from emoreg.config.trial import Fit
 from emoreg.data.decode import Picture, Refused
+from emoreg.data.groups import allot
 from emoreg.data.hub import SCHEME
 from emoreg.data.layout import fail
+from emoreg.errors import ImageSetError
 from emoreg.storage.files import expand
 
 HELD_OUT = 0.2
@@ -38,6 +40,8 @@ class Item(NamedTuple):
     target: Target
     name: str = ""
     """Where the image comes from, for messages."""
+    group: str | None = None
+    """What it belongs to, with other images, in any split. None: it stands by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +52,8 @@ class ImageSetContents:
 
     Attributes:
         class_names: names by class index; the names of the real-valued targets for regression.
-        train: pairs (image, target), as ``zip(images, targets)`` makes them, or ``Item``s.
-        test: the same. None: a fifth of each class of ``train``, by a hash of the images' names or places.
+        train: pairs (image, target), as ``zip(images, targets)`` makes them, or (image, target, name, group): ``Item``s.
+        test: the same. None: a fifth of each class of ``train``, by a hash of the images' names or places; groups stay whole.
         regression: whether the targets are real numbers.
         notes: counts of what the reader left out or changed, for `emoreg data prepare`.
         origins: where "train" and "test" come from, in words, for the same.
@@ -79,6 +83,7 @@ class ImageSetRequest:
         downloads: a folder where a reader may keep what it fetches.
         image_column: of the configuration.
         fit: of the configuration: how the preparation makes a picture square.
+        group: of the configuration: what belongs together, in the reader's words.
 
     Example:
         >>> import emoreg, pathlib
@@ -93,6 +98,7 @@ class ImageSetRequest:
     downloads: Path
     image_column: str | None = None
     fit: Fit = "squeeze"
+    group: str | None = None
 
     @property
     def local(self) -> Path | None:
@@ -160,6 +166,7 @@ class Reader:
         path: whether the configuration must, may or must not give a path.
         targets: what can be learned, the default first; any label column where "*" is among them.
         has_columns: whether it may be asked for the column of the images.
+        groups: what ``ImageSetConfig.group`` may be, in words; empty where it must be left out.
         package: the optional package that it needs, as (import name, distribution).
         stamp: lines that change when the source does; cheap, reads no pixel.
         read: lists the source.
@@ -174,6 +181,7 @@ class Reader:
     path: PathUse
     targets: tuple[str, ...]
     has_columns: bool = False
+    groups: str = ""
     package: tuple[str, str] | None = None
     stamp: Stamp = files("*")
     read: Read
@@ -228,6 +236,7 @@ def image_set(
                 path=path,
                 targets=targets,
                 has_columns=True,
+                groups="as its function reads `request.group`",
                 read=read,
                 fingerprint=source_fingerprint(read),
             ),
@@ -238,12 +247,21 @@ def image_set(
     return register
 
 
-def held_out(names: Sequence[str], classes: Sequence[Hashable]) -> Bool[np.ndarray, " N"]:
+def held_out(
+    names: Sequence[str], classes: Sequence[Hashable], groups: Sequence[str | None] | None = None
+) -> Bool[np.ndarray, " N"]:
     """Which of the named things make up the test split of a source that has none.
 
     In each class the fifth (``HELD_OUT``, at least one, never all) whose names' SHA-256 come first: the same on every
-    machine, and for each name nearly independent of what else is there.
+    machine, and for each name nearly independent of what else is there. Where some belong to groups, a fifth as nearly as
+    whole groups make it, in the order of their SHA-256 (see ``allot``).
+
+    Raises:
+        ImageSetError: where the groups leave nothing to hold out.
     """
+    if groups is not None and any(group is not None for group in groups):
+        owners = [f"alone: {name}" if group is None else group for name, group in zip(names, groups, strict=True)]
+        return _held_out_groups(owners, classes)
     members: dict[Hashable, list[int]] = {}
     for index, label in enumerate(classes):
         members.setdefault(label, []).append(index)
@@ -253,6 +271,20 @@ def held_out(names: Sequence[str], classes: Sequence[Hashable]) -> Bool[np.ndarr
         count = min(max(1, round(HELD_OUT * len(indices))), len(indices) - 1)
         chosen[indices[:count]] = True
     return chosen
+
+
+def _held_out_groups(owners: Sequence[str], classes: Sequence[Hashable]) -> Bool[np.ndarray, " N"]:
+    in_order = sorted(set(owners), key=lambda owner: (sha256(owner), owner))
+    number = {owner: index for index, owner in enumerate(in_order)}
+    label = {name: index for index, name in enumerate(dict.fromkeys(classes))}
+    groups, labels = np.array([number[owner] for owner in owners]), np.array([label[name] for name in classes])
+    in_test: Bool[np.ndarray, " N"] = allot(groups, labels, [1 - HELD_OUT, HELD_OUT], np.arange(len(number)), whole=0) == 1
+    if not in_test.any():
+        raise ImageSetError(
+            "Give the set a test split, or choose another group: a fifth of its groups is to be the test split, but none of "
+            f"{len(number)} can be spared, since each class must keep one"
+        )
+    return in_test
 
 
 def sha256(text: str) -> str:

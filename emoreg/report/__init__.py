@@ -12,6 +12,7 @@ from pathlib import Path
 
 from emoreg.errors import ConfigError, StorageError
 from emoreg.report.extra import report_extra
+from emoreg.results.across import together
 from emoreg.results.study import StudyResults, load_results
 from emoreg.storage.files import expand, replacing
 from emoreg.storage.permissions import make_folder
@@ -83,7 +84,7 @@ def write_report(
 
 
 def read_studies(places: Sequence[str | Path | StudyResults]) -> list[StudyResults]:
-    """The studies of a report.
+    """The studies of a report: of several, the verdicts of each are corrected for the ladders of all.
 
     Raises:
         ConfigError: for a study that is not there, or named twice.
@@ -93,7 +94,7 @@ def read_studies(places: Sequence[str | Path | StudyResults]) -> list[StudyResul
     [(place, times)] = Counter(str(study.folder or study.place) for study in studies).most_common(1)
     if times > 1:
         raise ConfigError(f"Name each study once in a report: {place!r} is named {times} times")
-    return studies
+    return together(studies)
 
 
 @contextmanager

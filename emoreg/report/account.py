@@ -35,13 +35,14 @@ def best_table(study: StudyResults) -> Table | None:
     values = numbers("validation accuracy, %", "device seconds")
     rows: list[Row] = []
     for row in study.leading:
-        accuracy, seconds = Cell(percent(row.val_accuracy), n=1), Cell(seconds_text(row.device_seconds), n=1)
+        n = study.num_seeds(row.identity)
+        accuracy, seconds = Cell(percent(row.val_accuracy), n=n), Cell(seconds_text(row.device_seconds), n=n)
         rows.append((row.backbone, accuracy, seconds, ", ".join(format_params(row.sampled)), row.identity))
     return Table(
         caption=f"{what} {metrics}",
         columns=(*texts("backbone"), *values, *texts("parameters"), ("trial", "code")),
         groups=[("", rows)],
-        note="Selected on validation, so these accuracies flatter; one seed each.",
+        note="Selected on validation, so these accuracies flatter; means over n seeds.",
         folds=True,
     )
 
@@ -117,7 +118,7 @@ def provenance(study: StudyResults) -> list[tuple[str, str]]:
     devices = Counter(row.device for row in trials)
     again = [f"{row.identity} (begun {row.attempts} times)" for row in trials if row.attempts > 1]
     trainer = {stage: _each(str(one.trainer.get(stage)) for one in written) for stage in study.written.trainer}
-    openings = study.confirming.openings
+    openings = [item.looked_at for item in study.confirming.openings]
     opened = [f"{moment(item.opened)} UTC, seeds {span(item.seeds)}" for item in openings]
     config = study.config
     seeds = {"sampler": str(config.sampler.seed), "search": str(config.trial.seed), "controls": span(config.control_seeds)}
@@ -137,6 +138,39 @@ def provenance(study: StudyResults) -> list[tuple[str, str]]:
         "Openings of the test set": f"{len(openings)}: {listed(opened)}" if openings else "",
     }
     return [(name, value) for name, value in found.items() if value]
+
+
+def images_table(study: StudyResults) -> Table | None:
+    """How each image set is cut, in how many groups, and what is on both sides of a cut."""
+    rows: list[Row] = [
+        (
+            f"{item.role}: {item.name}",
+            *(f"{count:,}" for count in (item.num_train, item.num_validation, item.num_test)),
+            "" if item.num_groups is None else f"{item.num_groups:,}",
+            *(_copies(copies) for copies in (item.validation_copies, item.test_copies, item.task_copies)),
+        )
+        for item in study.written.images
+    ]
+    if not rows:
+        return None
+    shared = (f"{what} in training" for what in ("validation", "test", "task's test"))
+    counts = ("trained on", "validation", "test", "groups", *shared)
+    return Table(
+        caption="Images",
+        columns=(*texts(""), *numbers(*counts)),
+        groups=[("", rows)],
+        note="In training: images that are there exactly, as they are or mirrored, + those that are all but the same. Groups "
+        "are those of the training split; none is on both sides of a cut that emoreg made.",
+        folds=True,
+    )
+
+
+def _copies(copies: tuple[int, int | None] | None) -> str:
+    """Exact + near, as the table's note says."""
+    if copies is None:
+        return ""
+    exact, near = copies
+    return f"{exact:,} + {'not looked for' if near is None else f'{near:,}'}"
 
 
 def _fingerprints(studies: Sequence[StudyResults]) -> dict[str, str]:

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from emoreg.config import in_order
+from emoreg.config.controls import LADDER, ON_LADDER
 from emoreg.formatting import control_name, counted, format_params, p_cell
 from emoreg.report.reproduce import confirm_command
 from emoreg.report.tables import Cell, Row, Table, listed, numbers, percent, signed, texts
+from emoreg.results.across import across
 from emoreg.results.analysis import Estimate
 from emoreg.results.confirmation import Confirmed
-from emoreg.results.ladder import LADDER, ON_LADDER, Decision, Verdict, untold
+from emoreg.results.ladder import Decision, Verdict, untold
 from emoreg.results.plan import Chosen, Opening
 from emoreg.results.statistics import FEWEST_SEEDS, Comparison
 from emoreg.results.study import StudyResults
@@ -84,15 +86,16 @@ def _control_notes(study: StudyResults) -> Iterator[str]:
 
 def _opening_notes(study: StudyResults, opening: Opening) -> Iterator[str]:
     records, openings, command = study.confirming.by_identity, study.confirming.openings, confirm_command(study)
-    num_trials, num_seeds = len(opening.trials), len(opening.seeds)
-    num_open = sum(trial.identity not in records for trial in opening.trials)
+    num_trials, num_seeds = opening.num_trials, len(opening.seeds)
+    num_open = len({trial.identity for trial in opening.every_trial} - records.keys())
     if num_open:
         yield (
             f"{num_open} of {num_trials} trials of the confirmation have not ended: `{command}` runs what is missing. Before "
             "all have, nothing is compared and no verdict given."
         )
     names = {found.identity: found.name for found in opening.chosen}
-    ended = [(trial, records[trial.identity].status) for trial in opening.trials if trial.identity in records]
+    every = {(trial.chosen, trial.identity): trial for trial in opening.every_trial}
+    ended = [(trial, records[trial.identity].status) for trial in every.values() if trial.identity in records]
     for status, what in {
         "failed": f"failed and count nowhere; `{command}` runs them again",
         "pruned": "diverged, for their loss was not finite, and are not run again",
@@ -143,33 +146,53 @@ def paper_table(studies: Named) -> Table | None:
 
 
 def gains_table(study: StudyResults) -> Table | None:
-    """What regulation gains over each control on the test set; None without a confirmation."""
-    groups: dict[str, list[Row]] = {}
-    for row in study.confirmed:
-        if row.comparison is not None:
-            title = f"{row.chosen.name}, {_task(study, row.chosen)}"
-            groups.setdefault(title, []).append((control_name(row.control), rung_of(row.control), *_gain(row.comparison)))
-    if not groups:
-        return None
-    titles = ("gain, points", "95 % interval, all rows together", "p (t)", "p (sign flip)", "P(better), %", "seeds n")
-    return Table(
-        caption="What regulation gains over each control, on the test set",
-        columns=(*texts("over", "rung"), *numbers(*titles)),
-        groups=[*groups.items()],
+    """What regulation gains over each control on the test set, each at its own best if tuned; None without a confirmation."""
+    of = ", each at its own best" if study.same_settings else ""
+    return _gains(
+        study,
+        study.confirmed,
+        caption=f"What regulation gains over each control{of}, on the test set",
         note="p is one-sided and of its row alone: a rung holds by the ladder’s p, which the verdict says. It may hold where "
         "an interval reaches 0, for the ladder tests one rung after the other, and the intervals hold for all rows at once. "
         "P(better): how often regulation is above the control with the same seed. What stands on no rung is exploratory.",
     )
 
 
+def mechanism_table(study: StudyResults) -> Table | None:
+    """The same at regulation's settings; None where controls have no searches of their own, so that it would be the same."""
+    return _gains(
+        study,
+        study.same_settings,
+        caption="The mechanism: what regulation gains over controls at its own settings",
+        note="The settings were chosen for regulation: nothing is claimed from this table. It tells what one change does.",
+    )
+
+
+def _gains(study: StudyResults, found: Sequence[Confirmed], *, caption: str, note: str) -> Table | None:
+    groups: dict[str, list[Row]] = {}
+    has_tuned = any(row.is_tuned for row in found)
+    for row in found:
+        if row.comparison is not None:
+            title = f"{row.chosen.name}, {_task(study, row.chosen)}"
+            name = control_name(row.control) + ("" if row.is_tuned or not has_tuned else ", not tuned")
+            groups.setdefault(title, []).append((name, rung_of(row.control), *_gain(row.comparison)))
+    if not groups:
+        return None
+    titles = ("gain, points", "95 % interval, all rows together", "p (t)", "p (sign flip)", "P(better), %", "seeds n")
+    return Table(caption=caption, columns=(*texts("over", "rung"), *numbers(*titles)), groups=[*groups.items()], note=note)
+
+
 def chosen_table(study: StudyResults) -> Table | None:
     """The configurations that were confirmed, as the search found them."""
     if study.opening is None:
         return None
-    rows = [
-        (found.name, ", ".join(format_params(found.params)), Cell(percent(found.val_accuracy), n=1), found.identity)
-        for found in study.opening.chosen
-    ]
+    rows: list[Row] = []
+    for found in study.opening.chosen:
+        shown = ", ".join(format_params(found.params))
+        rows.append((found.name, shown, Cell(percent(found.val_accuracy), n=1), found.identity))
+        for tuned in (item for item in study.opening.tuned if item.chosen == found.identity):
+            name, shown = f"{found.name}, {control_name(tuned.control)}", ", ".join(format_params(tuned.params))
+            rows.append((name, shown or "nothing to search", Cell(percent(tuned.val_accuracy), n=1), tuned.identity))
     return Table(
         caption="What was confirmed",
         columns=(*texts("configuration", "what the search chose"), *numbers("validation accuracy, %"), ("trial", "code")),
@@ -218,8 +241,38 @@ def verdicts_table(studies: Named) -> Table:
         caption="Verdicts by study",
         columns=(*texts("configuration", "regulation"), *numbers(*titles)),
         groups=groups,
-        note="Each study’s ladders are corrected for each other, and not for those of the other studies. Studies are set side "
-        "by side, not tested against each other.",
+        note="All ladders of this page are corrected for each other (Holm): alone, a study may stand on another rung than "
+        "beside others. Studies are set side by side, not tested against each other.",
+    )
+
+
+def across_table(studies: Named) -> Table | None:
+    """What regulation gains over each control, over all studies; None where no two configurations are confirmed."""
+    rows: list[Row] = [
+        (
+            control_name(row.control),
+            rung_of(row.control),
+            signed(row.gain.mean),
+            f"{signed(row.gain.interval.low)} to {signed(row.gain.interval.high)}",
+            f"{100 * row.gain.deviation:.1f}",
+            f"{percent(row.share_above)} [{percent(row.share_interval.low)} to {percent(row.share_interval.high)}]",
+            str(row.gain.num_units),
+            str(row.num_seeds),
+        )
+        for row in across([study for _, study in studies])
+    ]
+    if not rows:
+        return None
+    titles = ("gain, points", "95 % interval", "sd between, points", "P(better), %", "configurations", "seeds n")
+    return Table(
+        caption="What regulation gains, over all studies",
+        columns=(*texts("over", "rung"), *numbers(*titles)),
+        groups=[("", rows)],
+        note="Random effects over the best configuration of each backbone, task and study: the mean of gains that differ from "
+        "one to the other (sd between: DerSimonian and Laird), with the interval of Hartung and Knapp. P(better): how often "
+        "regulation is above the control with the same seed, with the interval of Korn and Graubard for seeds in clusters. "
+        "Each interval is for its row alone, and no verdict hangs on it. Configurations with trials of a control in common, "
+        "such as plain on one task, are taken as independent, which may make intervals too short.",
     )
 
 

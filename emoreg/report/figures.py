@@ -7,7 +7,7 @@ from functools import partial
 
 import plotly.graph_objects as go
 
-from emoreg.report import gain_figures, response_figures, search_figures, training_figures
+from emoreg.report import emotion_figures, gain_figures, per_image, response_figures, search_figures, training_figures
 from emoreg.report.style import BALANCE, LENGTH, Figure, FigureContext, NotDrawn, Section, labels
 from emoreg.results.study import StudyResults
 
@@ -21,6 +21,7 @@ FIGURES: dict[Section, dict[tuple[str, str], Draw]] = {
         ("accuracy-by-balance", "Accuracy against balance"): _BY_BALANCE,
         ("accuracy-by-pretraining", "Accuracy against pre-training length"): _BY_LENGTH,
         ("accuracy-by-both", "Accuracy against balance and pre-training length"): response_figures.draw_both,
+        ("accuracy-by-share", "Accuracy against the share of emotion"): emotion_figures.draw_by_share,
     },
     "search": {
         ("optimization-history", "How the search went on"): search_figures.draw_history,
@@ -33,6 +34,7 @@ FIGURES: dict[Section, dict[tuple[str, str], Draw]] = {
         ("learning-curves", "Learning curves"): training_figures.draw_learning_curves,
         ("balance-over-epochs", "How the learned balance moved"): training_figures.draw_balances,
     },
+    "images": {("accuracy-by-class", "Accuracy by class"): per_image.draw_by_class},
     "cost": {("cost", "Where the time went"): training_figures.draw_costs},
 }
 """What draws each figure, by section, name and title."""

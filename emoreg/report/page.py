@@ -13,9 +13,10 @@ from plotly.offline import get_plotlyjs
 
 import emoreg
 from emoreg.config import CONTROLS
-from emoreg.report import account, answer, reproduce
+from emoreg.report import account, answer, per_image, reproduce, what_was_run
 from emoreg.report.style import Figure, Section
 from emoreg.report.tables import listed, moment
+from emoreg.results.across import across_line
 from emoreg.results.ladder import LADDER
 from emoreg.results.records import utc_now
 from emoreg.results.study import StudyResults
@@ -55,21 +56,28 @@ class Part:
         gains, chosen, controls = answer.gains_table(study), answer.chosen_table(study), answer.controls_table(study)
         verdicts: list[Block] = [("verdict", verdict) for verdict in answer.verdicts_of(study)]
         paper = ("table", answer.paper_table([(self.label, study)]))
-        tables: list[Block] = [("table", table) for table in (gains, chosen, controls)]
+        tables: list[Block] = [("table", table) for table in (gains, answer.mechanism_table(study), chosen, controls)]
         commands: list[Block] = [("command", command) for command in reproduce.commands(study)]
         replays: list[Block] = [("table", table) for table in reproduce.replay_tables(study)]
         search = [("text", account.search_line(study)), ("table", account.best_table(study))]
+        kept, lost = per_image.read_kept(study)
+        images: list[Block] = [*self._drawn("images"), ("table", per_image.agreement_table(study, kept))]
+        images += [("pictures", pictures) for pictures in per_image.pictures(study, kept)]
         cost = [("table", account.cost_table(study, price_per_hour)), ("text", account.waiting_line(study, price_per_hour))]
         origin = [("facts", account.provenance(study)), ("table", account.runs_table(study))]
+        run = [("facts", what_was_run.facts(study)), ("table", account.images_table(study))]
+        run.append(("table", what_was_run.configuration(study)))
         for name, title, short, blocks in (
+            ("run", "What was run", "Run", run),
             ("answer", "The answer", "Answer", [*verdicts, paper, *self._drawn("answer"), *tables]),
             ("response", "Response to what was searched", "Response", self._drawn("response")),
             ("search", "The search", "Search", [*search, ("table", account.space_table(study)), *self._drawn("search")]),
             ("training", "Training", "Training", self._drawn("training")),
+            ("images", "Image by image", "Images", images),
             ("cost", "Cost", "Cost", [*cost, *self._drawn("cost")]),
             ("provenance", "Provenance", "Provenance", origin),
             ("reproduce", "How to reproduce each number", "Reproduce", [*commands, *replays]),
-            ("missing", "What is missing, and why", "Missing", [("points", self.missing)]),
+            ("missing", "What is missing, and why", "Missing", [("points", [*self.missing, *lost])]),
         ):
             there = [(kind, content) for kind, content in blocks if content]
             if there:
@@ -100,7 +108,14 @@ def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: fl
     environment.filters |= {"as_json": _as_json, "prose": _prose}
     named = [(part.label, part.study) for part in parts]
     comparison: list[Block] = (
-        [("table", answer.verdicts_table(named)), ("table", answer.paper_table(named))] if len(parts) > 1 else []
+        [
+            ("text", across_line([study for _, study in named])),
+            ("table", answer.verdicts_table(named)),
+            ("table", answer.across_table(named)),
+            ("table", answer.paper_table(named)),
+        ]
+        if len(parts) > 1
+        else []
     )
     comparison += [("figure", figure) for figure in compared]
     return environment.get_template("page.html.jinja").render(

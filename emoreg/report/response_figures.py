@@ -13,7 +13,7 @@ from emoreg.report import style
 from emoreg.report.style import BALANCE, LENGTH, FigureContext, NotDrawn
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
-from emoreg.results.surrogate import FEWEST, Optimum, Parameter, Surrogate, value_of
+from emoreg.results.surrogate import FEWEST, FEWEST_FOR_OPTIMUM, Optimum, Parameter, Surrogate, value_of
 
 _NAMES = {BALANCE: "balance", LENGTH: "pre-training length"}
 _LACK = {BALANCE: "curve of accuracy against it", LENGTH: "critical-period curve"}
@@ -38,6 +38,12 @@ def _checked(context: FigureContext, paths: Sequence[str], what: str) -> FigureC
 
 def _having(context: FigureContext, *paths: str) -> FigureContext:
     return context.with_balance if BALANCE in paths else context
+
+
+def _start_only(context: FigureContext, path: str) -> str:
+    """That a balance which was learned is drawn by where it began, in a sentence."""
+    is_learned = path == BALANCE and any(row.kind != "fixed" for rows in context.finished.values() for row in rows)
+    return " The balance was learned: the axis has where it began." if is_learned else ""
 
 
 def _trials(surrogate: Surrogate) -> str:
@@ -67,7 +73,7 @@ def _add_response(
     is_named: bool = True,
     **trace: Any,
 ) -> str | None:
-    """Add trials, and what a surrogate makes of them, to a figure; in words the optimum of its curve, if there is one.
+    """Add trials, and what a surrogate makes of them, to a figure; in words what is known of its optimum, if there is a curve.
 
     ``trace`` has the name for the legend, and the row and column of a panel.
     """
@@ -80,12 +86,14 @@ def _add_response(
     if fitted is None or not has_curve:
         return None
     response = fitted.response(parameter.path)
-    (found,) = response.optimum()
     along, mean, half = response.points[:, 0], 100 * response.mean, 100 * response.half_width
-    mean_there, half_there = (float(np.interp(found.value, along, values)) for values in (mean, half))
     style.add_band(figure, along, mean - half, mean + half, style.faded(color, 0.18), **group)
     line, curve = {"color": color, "width": 2.5}, "%{x:.3g}: %{y:.1f} %<extra>mean</extra>"
     figure.add_scatter(x=along, y=mean, mode="lines", showlegend=is_named, line=line, hovertemplate=curve, **group)
+    if fitted.num_trials < FEWEST_FOR_OPTIMUM:
+        return f"({_trials(fitted)}): cannot be told below {FEWEST_FOR_OPTIMUM} finished trials"
+    (found,) = response.optimum()
+    mean_there, half_there = (float(np.interp(found.value, along, values)) for values in (mean, half))
     figure.add_scatter(
         x=[found.value],
         y=[mean_there],
@@ -125,9 +133,9 @@ def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
                 hovertemplate=f"plain: {plain[backbone]} %<extra></extra>",
             )
     subset = f", {share:.0%} of them drawn, at random" if share < 1 else ""
-    caption = [f"{counted(num_finished, 'finished trial')} of the search{subset}."]
+    caption = [f"{counted(num_finished, 'finished trial')} of the search{subset}.{_start_only(context, path)}"]
     if optima:
-        caption.append(f"{_LINES} Where accuracy is highest: {'; '.join(optima)}.")
+        caption.append(f"{_LINES}{context.survivors_only} Where accuracy is highest: {'; '.join(optima)}.")
     if without:
         caption.append(f"No curve for {' and '.join(without)}: it takes {FEWEST} finished trials that differ in this number.")
     if plain:
@@ -148,11 +156,15 @@ def draw_both(context: FigureContext) -> tuple[go.Figure, str]:
     figure = style.panels(list(fitted))
     places = []
     for row, (backbone, surrogate) in enumerate(fitted.items(), 1):
-        balance, length = _add_map(figure, surrogate, context.finished[backbone], row)
-        places.append(
-            f"{backbone} ({_trials(surrogate)}): b {balance.value:.2g} ({balance.low:.2g} to {balance.high:.2g}), "
-            f"{length.value:.0f} epochs ({length.low:.0f} to {length.high:.0f})"
-        )
+        optimum = _add_map(figure, surrogate, context.finished[backbone], row)
+        if optimum is None:
+            places.append(f"{backbone} ({_trials(surrogate)}): cannot be told below {FEWEST_FOR_OPTIMUM} finished trials")
+        else:
+            balance, length = optimum
+            places.append(
+                f"{backbone} ({_trials(surrogate)}): b {balance.value:.2g} ({balance.low:.2g} to {balance.high:.2g}), "
+                f"{length.value:.0f} epochs ({length.low:.0f} to {length.high:.0f})"
+            )
         style.set_axis(figure, context.parameter(BALANCE), "x", row=row, col=1)
         style.set_axis(figure, context.parameter(LENGTH), "y", row=row, col=1)
         if row < len(fitted):
@@ -161,13 +173,16 @@ def draw_both(context: FigureContext) -> tuple[go.Figure, str]:
     few = f" Too few trials: {', '.join(without)}." if without else ""
     caption = (
         "Mean of a Gaussian process on validation accuracy, averaged over the trials' other parameters. White: the trials. "
-        f"Diamond: where it is highest, with 90 % intervals. {'; '.join(places)}.{few}"
+        f"Diamond: where it is highest, with 90 % intervals. {'; '.join(places)}.{few}{_start_only(context, BALANCE)}"
+        f"{context.survivors_only}"
     )
     return style.styled(figure, showlegend=False), caption
 
 
-def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRecord], row: int) -> tuple[Optimum, Optimum]:
-    """Add what a surrogate makes of balance and length to a panel; where the optimum lies."""
+def _add_map(
+    figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRecord], row: int
+) -> tuple[Optimum, Optimum] | None:
+    """Add what a surrogate makes of balance and length to a panel; where the optimum lies, if the trials are enough to say."""
     response = surrogate.response(BALANCE, LENGTH)
     xs, ys = (np.unique(column) for column in response.points.T)
     where = {"row": row, "col": 1}
@@ -187,6 +202,8 @@ def _add_map(figure: go.Figure, surrogate: Surrogate, records: Sequence[TrialRec
     x, y = ([value_of(record, path) for record in drawn] for path in (BALANCE, LENGTH))
     white = {"size": 5, "color": "rgba(255,255,255,0.35)", "line": {"color": "white", "width": 1}}
     style.add_trials(figure, drawn, x, y, marker=white, **where)
+    if surrogate.num_trials < FEWEST_FOR_OPTIMUM:
+        return None
     balance, length = response.optimum()
     figure.add_scatter(
         x=[balance.value],
@@ -226,11 +243,12 @@ def compared_responses(studies: Mapping[str, StudyResults], path: str) -> style.
             style.set_axis(figure, parameter, "x", **where)
             figure.update_xaxes(title_text=style.axis_title(path) if where["row"] == len(backbones) else None, **where)
             figure.update_yaxes(title_text=style.OF_PANEL[style.ACCURACY], **where)
+    survivors = "".join(f"{name}:{context.survivors_only} " for name, context in contexts.items() if context.survivors_only)
     return style.Figure(
         name=f"compared-{_NAMES[path].replace(' ', '-')}",
         title=f"Accuracy against {_NAMES[path]}, by study",
         section="response",
-        caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} "
+        caption=f"Finished trials of the searches, at most {_MOST_IN_PANEL} a study and backbone. {_LINES} {survivors}"
         f"Where accuracy is highest: {'; '.join(optima) or 'too few trials'}.",
         figure=style.styled(figure, showlegend=True),
     )

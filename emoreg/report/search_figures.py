@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,27 +26,32 @@ from emoreg.report.style import FigureContext, NotDrawn
 from emoreg.results.analysis import pareto_front
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
+from emoreg.results.surrogate import FEWEST_FOR_OPTIMUM, forest_r_squared
 
 _MOST_LINES = 500
-_MOST_FANOVA = 500  # its cost grows faster than the number of trials, and 2,000 give the same shares
-FEWEST_FOR_IMPORTANCE = 5
-"""Finished trials below which a parameter's importance is anything."""
+_MOST_FANOVA = 200  # its cost grows faster than the number of trials, and it is done for each permutation too
+_NUM_TREES = 16  # 64, Optuna's default, give the same shares, and take four times as long
+_NUM_PERMUTED = 19
+"""Permutations of the results: a parameter that does not matter is above the largest of so many in 5 % of searches."""
 _COLUMNS = 2
 
 
-def history_of(study: StudyResults, records: Sequence[TrialRecord]) -> optuna.Study:
-    """Optuna's study of finished trials under the first objective; accuracies in percent.
+def history_of(study: StudyResults, records: Sequence[TrialRecord], seed: int | None = None) -> optuna.Study:
+    """Optuna's study of finished trials under the first objective; accuracies in percent. With a seed they are permuted.
 
     Steps are left out of the distributions, and these reach as far as the trials do: a study's ranges may have been changed
     between two runs.
     """
     objective = study.objectives[0]
     distributions = _distributions(study, [record.sampled for record in records])
-    trials = []
-    for record in _by_number(records):
+    rows, trials = _by_number(records), []
+    values = np.array([style.axis_value(record, objective) for record in rows])
+    if seed is not None:
+        values = np.random.default_rng(seed).permutation(values)
+    for record, value in zip(rows, values.tolist(), strict=True):
         own = {path: distributions[path] for path in record.sampled if path in distributions}
         params = {path: record.sampled[path] for path in own}
-        trials.append(create_trial(value=style.axis_value(record, objective), params=params, distributions=own))
+        trials.append(create_trial(value=value, params=params, distributions=own))
     with _quiet():
         history = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
         history.add_trials(trials)
@@ -103,47 +108,96 @@ def draw_history(context: FigureContext) -> tuple[go.Figure, str]:
 
 
 def draw_importances(context: FigureContext) -> tuple[go.Figure, str]:
-    """How much each parameter that every trial has tells of the first objective."""
+    """How much each parameter that every trial has tells of the first objective, beside what it would tell of noise."""
     study, objective = context.study, context.study.objectives[0]
-    finished = _by_number(context.ranked)
-    if len(finished) < FEWEST_FOR_IMPORTANCE:
+    by_backbone = Counter(record.backbone for record in context.ranked)
+    enough = {backbone for backbone, number in by_backbone.items() if number >= FEWEST_FOR_OPTIMUM}
+    finished = _by_number([record for record in context.ranked if record.backbone in enough])
+    if not finished:
         raise NotDrawn(
-            f"The importance of parameters needs {FEWEST_FOR_IMPORTANCE} finished trials of the search, and there "
-            f"{'is' if len(finished) == 1 else 'are'} {len(finished)}."
+            f"The importance of parameters cannot be told below {FEWEST_FOR_OPTIMUM} finished trials of a backbone, and there "
+            f"are {', '.join(f'{number} of {name}' for name, number in by_backbone.items()) or 'none'}."
         )
     params = [record.sampled for record in finished]
     common = [path for path in study.search_space if all(path in values for values in params)]
     paths = [path for path in common if len({values[path] for values in params}) > 1]
     if not paths:
         raise NotDrawn("No parameter that every trial has was varied: no importances.")
-    if len({style.axis_value(record, objective) for record in finished}) == 1:
+    values = np.array([style.axis_value(record, objective) for record in finished])
+    if len({*values.tolist()}) == 1:
         raise NotDrawn("All finished trials came to the same: no importances.")
     few = style.some_of(finished, _MOST_FANOVA)
-    with _quiet():
-        every = history_of(study, finished)
-        some = every if len(few) == len(finished) else history_of(study, few)
-        found = {
-            "fANOVA": get_param_importances(some, evaluator=FanovaImportanceEvaluator(seed=0), params=paths),
-            "PED-ANOVA": get_param_importances(every, evaluator=PedAnovaImportanceEvaluator(), params=paths),
-        }
+    found = _shares(study, finished, few, paths)
+    chance = _shares_by_chance(study, finished, few, paths)
     order = sorted(paths, key=lambda path: -found["fANOVA"][path])
     figure = go.Figure()
     for (name, shares), color in zip(found.items(), style.COLORS[2:4], strict=True):
         x, y = [100 * shares[path] for path in order], [style.wrapped(path) for path in order]
         figure.add_bar(y=y, x=x, orientation="h", name=name, marker_color=color, hovertemplate="%{y}: %{x:.0f} %")
+        mark = {"symbol": "line-ns", "size": 18, "line": {"width": 2.5, "color": color}}
+        x = [100 * chance[name][path] for path in order]
+        figure.add_scatter(y=y, x=x, mode="markers", name=f"{name}, by chance", marker=mark)
     absent = [path for path in study.search_space if path not in paths]
     left_out = f" Left out, because not every trial has it or it never varied: {', '.join(absent)}." if absent else ""
-    subset = f", of {len(few):,} of them at random" if len(few) < len(finished) else ""
-    num_best = max(2, math.ceil(0.1 * len(finished)))
-    first = "; ".join(f"{name} puts {max(shares, key=lambda path: shares[path])} first" for name, shares in found.items())
-    caption = (
-        f"Of {counted(len(finished), 'finished trial')}. fANOVA{subset}: the share of the variance of "
-        f"{style.metric_title(objective).removesuffix(', %')} over the whole space that a parameter explains by itself "
-        f"(Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, {num_best} or more with ties, differ from all "
-        f"in it (Watanabe et al. 2023). Each is scaled to add up to 100 %. {first}.{left_out}"
-    )
+    others = by_backbone.keys() - enough
+    left_out += f" Too few trials: {', '.join(sorted(others))}." if others else ""
+    explained = _explained(finished, paths, values)
+    first = "; ".join(_first(name, shares, chance[name], explained) for name, shares in found.items())
+    caption = f"{_method(finished, few, explained, objective)} {first}.{left_out}{context.survivors_only}"
     axes = {"xaxis_title": "importance, %", "xaxis_rangemode": "tozero", "yaxis_autorange": "reversed", "yaxis_ticks": ""}
     return style.styled(figure, barmode="group", height=max(260, 120 + 55 * len(order)), **axes), caption
+
+
+def _method(finished: Sequence[TrialRecord], few: Sequence[TrialRecord], explained: float, objective: Objective) -> str:
+    """What importances are, in sentences."""
+    subset = f", of {len(few):,} of them at random" if len(few) < len(finished) else ""
+    num_best = max(2, math.ceil(0.1 * len(finished)))
+    return (
+        f"Of {counted(len(finished), 'finished trial')}; of their {style.metric_title(objective).removesuffix(', %')} a forest "
+        f"explains R² = {explained:.2f} for trials that it has not seen. fANOVA{subset}: the share of what a forest explains "
+        "that a parameter explains by itself (Hutter et al. 2014). PED-ANOVA: how far the best tenth of the trials, "
+        f"{num_best} or more with ties, differ from all in it (Watanabe et al. 2023). Each is scaled to add up to 100 %. "
+        f"Strokes: the largest of {_NUM_PERMUTED} permutations of the results, passed in 5 % by what does not matter."
+    )
+
+
+def _shares(
+    study: StudyResults, finished: Sequence[TrialRecord], few: Sequence[TrialRecord], paths: list[str], seed: int | None = None
+) -> dict[str, dict[str, float]]:
+    """The importances of parameters by method; with a seed, of results that are permuted."""
+    with _quiet():
+        every = history_of(study, finished, seed)
+        some = every if len(few) == len(finished) else history_of(study, few, seed)
+        return {
+            "fANOVA": get_param_importances(
+                some, evaluator=FanovaImportanceEvaluator(seed=0, n_trees=_NUM_TREES), params=paths
+            ),
+            "PED-ANOVA": get_param_importances(every, evaluator=PedAnovaImportanceEvaluator(), params=paths),
+        }
+
+
+def _shares_by_chance(
+    study: StudyResults, finished: Sequence[TrialRecord], few: Sequence[TrialRecord], paths: list[str]
+) -> dict[str, dict[str, float]]:
+    """The largest importance of each parameter, by method, over permutations of the results."""
+    drawn = [_shares(study, finished, few, paths, seed) for seed in range(_NUM_PERMUTED)]
+    return {name: {path: max(found[name][path] for found in drawn) for path in paths} for name in drawn[0]}
+
+
+def _first(name: str, shares: Mapping[str, float], chance: Mapping[str, float], explained: float) -> str:
+    """What a method puts first, of the parameters that tell more than by chance."""
+    above = [path for path in shares if shares[path] > chance[path] and explained > 0]
+    return f"{name} puts {max(above, key=lambda path: shares[path])} first" if above else f"{name} tells nothing above chance"
+
+
+def _explained(finished: Sequence[TrialRecord], paths: Sequence[str], values: np.ndarray) -> float:
+    """R squared of a forest's predictions for trials that it has not seen; below 0, the mean is better."""
+    inputs = []
+    for path in paths:
+        own = [record.sampled[path] for record in finished]
+        is_number = all(isinstance(value, int | float) for value in own)
+        inputs.append(np.array(own, dtype=float) if is_number else np.unique([*map(str, own)], return_inverse=True)[1])
+    return forest_r_squared(np.stack(inputs, axis=1), values)
 
 
 def draw_parallel_coordinates(context: FigureContext) -> tuple[go.Figure, str]:

@@ -16,13 +16,14 @@ from plotly.subplots import make_subplots
 
 from emoreg.config import Objective
 from emoreg.config.trial import KINDS_WITHOUT_BALANCE
-from emoreg.formatting import format_params
+from emoreg.formatting import counted, format_params
 from emoreg.results.analysis import objective_value, ranked
+from emoreg.results.outcome import EndReason
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Parameter, Surrogate
 
-Section = Literal["answer", "response", "search", "training", "cost"]
+Section = Literal["answer", "response", "search", "training", "images", "cost"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which the colour-blind tell apart, less yellow and black: those are lost on a light or a dark page."""
@@ -101,9 +102,21 @@ class FigureContext:
 
     @functools.cached_property
     def with_balance(self) -> FigureContext:
-        """The same without the trials that have no balance setting: what is drawn against the balance."""
-        has_others = any(record.kind in KINDS_WITHOUT_BALANCE for record in self.study.searched)
-        return FigureContext(study=self.study, without_kinds=KINDS_WITHOUT_BALANCE) if has_others else self
+        """The same without the trials that have no balance setting, nor, beside fixed ones, those that learn theirs."""
+        kinds = {record.kind for record in self.study.searched if record.status == "finished"}
+        left_out = tuple(kinds - {"fixed"}) if "fixed" in kinds else KINDS_WITHOUT_BALANCE
+        return FigureContext(study=self.study, without_kinds=left_out) if kinds & {*left_out} else self
+
+    @property
+    def survivors_only(self) -> str:
+        """That finished trials are a scheduler's survivors, in a sentence; empty where none was stopped by one."""
+        stopped = [row for row in self.study.searched if row.end_reason == EndReason.STOPPED_BY_SCHEDULER]
+        if not stopped:
+            return ""
+        return (
+            f" Survivors only: {counted(len(stopped), 'trial')} that the scheduler stopped early are not in it: where these "
+            "were bad, it is too good."
+        )
 
     @functools.cached_property
     def finished(self) -> dict[str, list[TrialRecord]]:

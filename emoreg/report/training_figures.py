@@ -134,7 +134,8 @@ def draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
                 hovertemplate="%{hovertext}<br>epoch %{x}: b = %{y:.3f}<extra></extra>",
             )
             if is_best and rows:
-                moves.append(f"{backbone}'s best from {record.balance:.2f} to {y[-1]:.2f}")
+                start = "a random balance" if record.balance is None else f"{record.balance:.2f}"
+                moves.append(f"{backbone}'s best from {start} to {y[-1]:.2f}")
     figure.update_yaxes(title_text="balance b", range=[-0.02, 1.02])
     figure.update_xaxes(title_text="regulation epoch")
     style.set_epochs(figure, max(record.regulation_epochs for record in drawn))

@@ -5,14 +5,16 @@ Whoever shows one of these (progress, status, TensorBoard, the report) takes it 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from emoreg.config import CONTROLS, Objective, StudyConfig, in_order, resolve_trial
+from emoreg.config.arms import arms
 from emoreg.config.search_space import num_searched
 from emoreg.results.outcome import Status
 from emoreg.results.records import Role, RunRecord, TrialRecord
@@ -36,6 +38,13 @@ class TrialSummary(NamedTuple):
     device_seconds: float
     metrics: str
     ended: str
+    search_of: str | None = None
+    repeats: str | None = None
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it is of regulation's search: controls may have searches of their own."""
+        return self.number is not None and self.search_of is None
 
 
 Trial = TypeVar("Trial", TrialRecord, TrialSummary)
@@ -49,9 +58,12 @@ def objective_value(record: TrialRecord | TrialSummary, objective: Objective) ->
     return value if value is not None and math.isfinite(value) else None
 
 
-def ranked(records: Iterable[TrialRecord], objective: Objective) -> list[TrialRecord]:
-    """The finished trials of the search that have a value of the objective, the best first. Selected: their metric flatters."""
-    valued = (row for row in _finished(records) if objective_value(row, objective) is not None)
+def ranked(records: Iterable[TrialRecord], objective: Objective, *, search_of: str | None = None) -> list[TrialRecord]:
+    """The finished trials of the search that have a value of the objective, the best first. Selected: their metric flatters.
+
+    ``search_of`` is the control whose own search it is; None for regulation's.
+    """
+    valued = (row for row in _finished(records, search_of) if objective_value(row, objective) is not None)
     return sorted(valued, key=lambda row: _cost(row, objective))
 
 
@@ -107,8 +119,44 @@ def kept_networks(records: Iterable[TrialRecord], config: StudyConfig) -> set[st
             return failed | {row.identity for row in (*best, *asked)}
 
 
-def _finished(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    return [row for row in records if row.number is not None and row.status == "finished"]
+def _finished(records: Iterable[TrialRecord], search_of: str | None = None) -> list[TrialRecord]:
+    rows = averaged(records)
+    return [row for row in rows if row.number is not None and row.search_of == search_of and row.status == "finished"]
+
+
+def averaged(records: Iterable[Trial]) -> list[Trial]:
+    """The records, those of a proposal with several seeds as one: its first seed's, with the means of all.
+
+    It stands as finished only where all of its seeds that were trained are.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for row in records:
+        groups.setdefault(row.repeats or row.identity, []).append(row)
+    found = []
+    for identity, rows in groups.items():
+        for first in rows:
+            if first.identity == identity:
+                changed = _means(rows) if len(rows) > 1 else {}
+                found.append(
+                    first._replace(**changed) if isinstance(first, TrialSummary) else dataclasses.replace(first, **changed)
+                )
+    return found
+
+
+def _means(rows: Sequence[TrialRecord | TrialSummary]) -> dict[str, Any]:
+    """What the record of a proposal has in common with those of its seeds: means, and the end of one that did not finish."""
+    measured = [json.loads(row.metrics) for row in rows]
+    metrics = {name: _mean_or_none([found.get(name) for found in measured]) for name in measured[0]}
+    means = {
+        name: _mean_or_none([getattr(row, name) for row in rows]) for name in ("val_accuracy", "val_loss", "device_seconds")
+    }
+    ends = [row.status for row in rows if row.status != "finished"]
+    return {**means, "metrics": json.dumps(metrics), "status": ends[0] if ends else "finished"}
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if len(there) == len(values) else None
 
 
 def _cost(record: TrialRecord | TrialSummary, objective: Objective) -> float:
@@ -124,7 +172,8 @@ def num_planned(config: StudyConfig) -> int:
         resolve_trial(trial).identity if trial.control in CONTROLS else (trial.control, trial.backbone, trial.seed)
         for trial in (*config.control_trials(), *config.confirmed)
     }
-    return num_searched(config) + len(beside)
+    proposals = num_searched(config) + sum(num_searched(arm.config) for arm in arms(config))
+    return config.seeds_per_trial * proposals + len(beside)
 
 
 class Tally(Generic[Trial]):
@@ -147,11 +196,20 @@ class Tally(Generic[Trial]):
         if trial.role != "search" and trial.identity not in self._beside:
             return False
         self._trials[trial.identity] = trial
-        cost = _cost(trial, self._objective) if trial.number is not None and trial.status == "finished" else math.inf
+        if trial.repeats is not None:  # it changes the mean of another
+            return self._find_best()
+        cost = _cost(trial, self._objective) if trial.is_searched and trial.status == "finished" else math.inf
         if cost >= self._lowest:
             return False
         self.best, self._lowest = trial, cost
         return True
+
+    def _find_best(self) -> bool:
+        """Find the best anew; whether it is another one than before."""
+        rows = [row for row in averaged(self._trials.values()) if row.is_searched and row.status == "finished"]
+        before, self.best = self.best, min(rows, key=lambda row: _cost(row, self._objective), default=None)
+        self._lowest = math.inf if self.best is None else _cost(self.best, self._objective)
+        return self.best is not None and (before is None or before.identity != self.best.identity)
 
     @property
     def trials(self) -> list[Trial]:

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from emoreg.config import in_order
+from emoreg.config.controls import LADDER, ON_LADDER
 from emoreg.formatting import control_name, p_text
 from emoreg.results.analysis import Estimate, estimate
 from emoreg.results.ladder import (
-    LADDER,
     LEVEL,
-    ON_LADDER,
     Climb,
     Comparisons,
     Decision,
@@ -23,12 +22,13 @@ from emoreg.results.ladder import (
     tried,
     untold,
 )
-from emoreg.results.plan import Chosen, Opening
+from emoreg.results.looks import ONLY_LOOK, Look
+from emoreg.results.plan import Chosen, Opening, PlannedTrial
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison
 
 UNTUNED = "controls at the settings of the tuned method: mechanism, not a claim that tuning was fair"
-"""What every verdict begins with: no control has had a search of its own."""
+"""What a verdict begins with where no control that it depends on has had a search of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +39,14 @@ class Confirmed:
         accuracy: over the seeds that have finished.
         comparison: regulation against this control over the seeds that both have finished; None for regulation itself, or
             without such a seed.
+        is_tuned: whether it is at the best of its own search; else it is at the settings of the chosen one.
     """
 
     chosen: Chosen
     control: str
     accuracy: Estimate
     comparison: Comparison | None
+    is_tuned: bool = False
 
     @property
     def is_exploratory(self) -> bool:
@@ -52,46 +54,77 @@ class Confirmed:
         return self.control not in ON_LADDER
 
 
-def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord]) -> list[Confirmed]:
+def claimed_trials(opening: Opening) -> tuple[PlannedTrial, ...]:
+    """The trials that verdicts rest on: each control at its own best, or at the chosen settings where it was not tuned."""
+    tuned = {(trial.chosen, trial.control) for trial in opening.tuned_trials}
+    same = (trial for trial in opening.trials if (trial.chosen, trial.control) not in tuned)
+    return (*same, *opening.tuned_trials)
+
+
+def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord], *, same_settings: bool = False) -> list[Confirmed]:
     """What an opening has found: each configuration beside its controls. Nothing before the opening is complete.
 
     Who looks in between and stops where he likes what he sees would make false claims more often than the statistics allow for.
+
+    Args:
+        opening: of the test set.
+        records: of its trials.
+        same_settings: whether every control is that at the settings of the configuration, which tells the mechanism; else each
+            is at its own best, where it was tuned.
     """
     if not opening.is_complete(records):
         return []
     accuracies: dict[tuple[str, str], dict[int, float]] = {}
-    for trial in opening.trials:
+    for trial in opening.trials if same_settings else claimed_trials(opening):
         record = records[trial.identity]
         if record.status == "finished" and record.test_accuracy is not None:
             accuracies.setdefault((trial.chosen, trial.control), {})[trial.seed] = record.test_accuracy
     num_rows = sum(control != "regulated" for _, control in accuracies)
+    look = Look(opening.looks[0] / opening.looks[-1], is_first=opening.is_stopped) if opening.looks else ONLY_LOOK
+    tuned = set() if same_settings else {(trial.chosen, trial.control) for trial in opening.tuned_trials}
     rows = []
     for found in opening.chosen:
         regulated = accuracies.get((found.identity, "regulated"), {})
         for control in in_order(control for identity, control in accuracies if identity == found.identity):
             by_seed = accuracies[found.identity, control]
             gains = {seed: regulated[seed] - accuracy for seed, accuracy in by_seed.items() if seed in regulated}
-            comparison = Comparison(gains, num_rows) if gains and control != "regulated" else None
-            accuracy = estimate([*by_seed.values()])
-            rows.append(Confirmed(chosen=found, control=control, accuracy=accuracy, comparison=comparison))
+            row = Confirmed(
+                chosen=found,
+                control=control,
+                accuracy=estimate([*by_seed.values()]),
+                comparison=Comparison(gains, num_rows, look) if gains and control != "regulated" else None,
+                is_tuned=(found.identity, control) in tuned,
+            )
+            rows.append(row)
     return rows
 
 
-def verdicts(opening: Opening, rows: Sequence[Confirmed], records: Mapping[str, TrialRecord]) -> dict[str, Verdict]:
-    """What may be said of each chosen configuration, by its identity: nothing before the opening is complete.
-
-    Nothing either where regulation did not finish a seed: to leave that seed out would be to choose by the outcome. A control
-    that did not is compared on its other seeds, and the verdict has a caveat.
-    """
-    if not opening.is_complete(records):
-        num_ended = sum(trial.identity in records for trial in opening.trials)
-        why = f" yet: {num_ended} of {len(opening.trials)} planned trials have ended"
-        return {found.identity: untold(found.name, why) for found in opening.chosen}
-    ladders: dict[str, dict[str, Comparison]] = {found.identity: {} for found in opening.chosen}
+def ladders_of(rows: Sequence[Confirmed]) -> dict[str, Comparisons]:
+    """What each configuration was compared with, by its identity."""
+    ladders: dict[str, dict[str, Comparison]] = {row.chosen.identity: {} for row in rows}
     for row in rows:
         if row.comparison is not None:
             ladders[row.chosen.identity][row.control] = row.comparison
-    climbs, turning = climb(ladders), _turning_seeds(opening.seeds, ladders)
+    return dict(ladders)
+
+
+def verdicts(
+    opening: Opening, rows: Sequence[Confirmed], records: Mapping[str, TrialRecord], beside: Sequence[Comparisons] = ()
+) -> dict[str, Verdict]:
+    """What may be said of each chosen configuration by the rows of ``claimed_trials``, by its identity.
+
+    It is corrected for the ladders of all of them and of those that are shown ``beside`` them, in other studies.
+
+    Nothing before the opening is complete, nor where regulation did not finish a seed: to leave that seed out would be to
+    choose by the outcome. A control that did not is compared on its other seeds, and the verdict has a caveat.
+    """
+    if not opening.is_complete(records):
+        every = {trial.identity for trial in opening.every_trial}
+        why = f" yet: {len(every & records.keys())} of {len(every)} planned trials have ended"
+        return {found.identity: untold(found.name, why) for found in opening.chosen}
+    ladders: dict[str, Comparisons] = {found.identity: {} for found in opening.chosen} | ladders_of(rows)
+    others = {f"beside {number}": found for number, found in enumerate(beside)}
+    climbs, turning = climb({**ladders, **others}), _turning_seeds(opening.seeds, ladders, others)
     found_of = {}
     for found in opening.chosen:
         missing = _missing_seeds(opening, found, records)
@@ -101,15 +134,42 @@ def verdicts(opening: Opening, rows: Sequence[Confirmed], records: Mapping[str, 
         comparisons = ladders[found.identity]
         verdict = judge(found.name, comparisons, climbs[found.identity], opening.smallest_effect)
         caveats = [f"{words}, which are missing here" for words in missing.values()]
+        if opening.is_stopped:
+            caveats.append(f"it was clear at the first of two looks, after {opening.looks[0]} of {opening.looks[-1]} seeds")
         caveats += [*_turned(turning[found.identity]), *_disagreeing(comparisons, climbs[found.identity])]
-        premises = () if verdict.decision == Decision.UNTOLD else (UNTUNED,)
+        premises = () if verdict.decision == Decision.UNTOLD else _premises([row for row in rows if row.chosen == found])
         found_of[found.identity] = dataclasses.replace(verdict, premises=premises, caveats=tuple(caveats))
     return found_of
 
 
+def answers_early(opening: Opening, records: Mapping[str, TrialRecord]) -> bool:
+    """Whether the first of two looks gives the answer, so that no other seed is needed.
+
+    It does where every configuration stands on the last rung that was tried, is shown to be below its backbone, or to have no
+    effect as large as the smallest one.
+    """
+    first = opening.at_first_look()
+    rows = confirmed_rows(first, records)
+    climbs = climb(ladders_of(rows))
+    return all(
+        verdict.decision in (Decision.HARMS, Decision.ABSENT)
+        or (verdict.decision != Decision.UNTOLD and climbs[identity].height == len(climbs[identity].p_values))
+        for identity, verdict in verdicts(first, rows, records).items()
+    )
+
+
+def _premises(rows: Sequence[Confirmed]) -> tuple[str, ...]:
+    """What a verdict on one configuration begins with: which controls that it depends on were not tuned as regulation was."""
+    compared = [row for row in rows if row.control in ON_LADDER]
+    untuned = [row.control for row in compared if not row.is_tuned]
+    if len(untuned) == len(compared):
+        return (UNTUNED,)
+    return (f"not tuned alike: {', '.join(untuned)} at the settings of the tuned method",) if untuned else ()
+
+
 def _missing_seeds(opening: Opening, found: Chosen, records: Mapping[str, TrialRecord]) -> dict[str, str]:
     """In words, the seeds that a configuration did not finish, by control: they diverged, or broke."""
-    own = [trial for trial in opening.trials if trial.chosen == found.identity]
+    own = [trial for trial in claimed_trials(opening) if trial.chosen == found.identity]
     ends = {"pruned": "diverged", "failed": "failed"}
     lost = Counter((trial.control, ends[status]) for trial in own if (status := records[trial.identity].status) in ends)
     words: dict[str, str] = {}
@@ -119,15 +179,19 @@ def _missing_seeds(opening: Opening, found: Chosen, records: Mapping[str, TrialR
     return words
 
 
-def _turning_seeds(seeds: Sequence[int], ladders: Mapping[str, Comparisons]) -> dict[str, list[int]]:
-    """The seeds without which a configuration would stand on another rung, one left out at a time."""
-    whole, turning = climb(ladders), {identity: list[int]() for identity in ladders}
+def _turning_seeds(
+    seeds: Sequence[int], ladders: Mapping[str, Comparisons], others: Mapping[str, Comparisons]
+) -> dict[str, list[int]]:
+    """The seeds without which a configuration would stand on another rung beside the others, one left out at a time."""
+    whole, turning = climb({**ladders, **others}), {identity: list[int]() for identity in ladders}
     for seed in seeds:
         without = {
             identity: {control: found.without(seed) for control, found in comparisons.items()}
             for identity, comparisons in ladders.items()
         }
-        for identity, found in climb(without).items():
+        climbs = climb({**without, **others})
+        for identity in ladders:
+            found = climbs[identity]
             if (found.height, found.decision) != (whole[identity].height, whole[identity].decision):
                 turning[identity].append(seed)
     return turning

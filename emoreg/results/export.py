@@ -97,13 +97,19 @@ def model_card(study: StudyResults, home: StudyResults, record: TrialRecord, pre
 
 
 def _description(record: TrialRecord) -> Iterator[str]:
-    regulation = from_json(TrialConfig, json.loads(record.config)).regulation
+    config = from_json(TrialConfig, json.loads(record.config))
+    regulation = config.regulation
     if regulation.needs_emotional:
-        yield f"An encoder ({record.backbone}) was pre-trained on {record.stimuli} for {record.pretraining_epochs} epochs."
+        cooldown = config.pretraining.total_epochs - record.pretraining_epochs
+        cooled = f", and {cooldown} more in which the learning rate went to 0" if cooldown else ""
+        epochs = f"{record.pretraining_epochs} epochs{cooled}"
+        yield f"An encoder ({record.backbone}) was pre-trained on {record.stimuli} for {epochs}."
     if regulation.needs_emotional and regulation.needs_plain:
+        configured = "" if record.balance is None else f"{record.balance:.3f} as configured and "
+        split = "validation" if record.val_accuracy is not None else "the test split"
         yield (
             f"Its response is balanced against that of a plain one: form {record.form}, kind {record.kind}, balance "
-            f"{record.balance:.3f} as configured and {record.measured_balance:.3f} on validation. The method is a "
+            f"{configured}{record.measured_balance:.3f} on {split}. The method is a "
             "reconstruction of that of arXiv:2606.13081."
         )
     yield f"The trial was of the kind {control_name(record.control)!r}, its network has {record.num_parameters:,} parameters."
@@ -111,7 +117,7 @@ def _description(record: TrialRecord) -> Iterator[str]:
 
 
 def _numbers(study: StudyResults, record: TrialRecord, evaluations: Sequence[EvaluationRecord]) -> Iterator[str]:
-    note = " (selected: it flatters)" if record.number is not None else ""
+    note = " (selected: it flatters)" if record.is_searched else ""
     for split, accuracy, said in (("validation", record.val_accuracy, note), ("test", record.test_accuracy, "")):
         if accuracy is None:
             continue

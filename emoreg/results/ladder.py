@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from emoreg.config.controls import LADDER as LADDER
+from emoreg.config.controls import Rung
 from emoreg.formatting import p_text
 from emoreg.results.statistics import ALPHA, FEWEST_SEEDS, Comparison
 
@@ -24,25 +26,6 @@ Comparisons = Mapping[str, Comparison]
 
 LEVEL = ALPHA / 2
 """Chance of a false rung, over all ladders; as much is left for ``harms``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """What is claimed where regulation beats all of these controls. Those that a confirmation has not run are named."""
-
-    claim: str
-    controls: tuple[str, ...]
-
-
-LADDER = (
-    Rung("better than the backbone", ("plain",)),
-    Rung("better than its price", ("compute_matched", "ensemble", "wide")),
-    Rung("better than two encoders without experience", ("untrained",)),
-    Rung("better than experience without meaning", ("shuffled",)),
-    Rung("better than meaning without affect", ("relabelled", "neutral")),
-)
-ON_LADDER = tuple(control for rung in LADDER for control in rung.controls)
-"""Controls that a verdict depends on; what is compared with others is exploratory."""
 
 
 class Decision(StrEnum):

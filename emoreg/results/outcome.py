@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from emoreg.config.trial import Precision
+
 Status = Literal["finished", "pruned", "failed"]
 
 
@@ -75,12 +77,14 @@ class Outcome:
         message: the error, or where it diverged or was stopped, in words; None where it completed.
         val_accuracy: on the validation split after the last regulation epoch run, in [0, 1].
         val_loss: there, unsmoothed cross-entropy.
-        measured_balance: mean balance b there.
+        measured_balance: mean balance b there; where nothing is held out, on the test split.
         test_accuracy: in [0, 1]; None unless the test split was opened.
         metrics: user-registered metrics by column name (``val_NAME``, ``test_NAME``).
         regulation_epochs: that were run.
         regulation_seconds: over all attempts.
         num_parameters: of the regulated network; None where it was not built.
+        precision: in which it was computed, "float32" or "bf16"; None where no epoch was.
+        compiled: whether its training steps were compiled; None where no epoch was computed.
         pretraining: what the experience took.
         oom: what it took to fit in memory.
         diverged_step: of ``diverged_stage``, the optimizer update whose loss was the first not finite.
@@ -96,6 +100,8 @@ class Outcome:
     regulation_epochs: int = 0
     regulation_seconds: float = 0.0
     num_parameters: int | None = None
+    precision: Precision | None = None
+    compiled: bool | None = None
     pretraining: PretrainingCost = PretrainingCost()
     oom: OomState = OomState()
     diverged_stage: str | None = None

@@ -8,36 +8,25 @@ control, on the same seeds, and each of these trials opens the test set once, at
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emoreg.config import (
     CONFIRM,
-    CONTROLS,
-    ImageSetConfig,
-    RegulationConfig,
     ResolvedTrial,
     SchedulerConfig,
     StudyConfig,
-    TrialConfig,
     Value,
     from_json,
-    resolve_trial,
     to_json,
 )
-from emoreg.config.resolved import UNKNOWN, Fingerprints
-from emoreg.config.search_space import resolve
+from emoreg.config.confirmation import with_own_cuts
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.analysis import ranked_by_backbone
 from emoreg.results.records import TrialRecord, utc_now
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import digest, seal, unseal
 
 PLAN = "plan.json"
-
-_FORWARD = 1 / 3  # of a training step's cost, a forward pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +56,25 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """A control at the best of its own search, beside a chosen configuration.
+
+    Attributes:
+        chosen: identity of the configuration.
+        control: what is tuned.
+        identity: of the trial of the control's search, or of its one configuration where it has nothing to search.
+        val_accuracy: of that trial, selected; None where there is nothing to search.
+        params: what the control's search chose, by path.
+    """
+
+    chosen: str
+    control: str
+    identity: str
+    val_accuracy: float | None
+    params: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTrial:
     """A trial of a confirmation: its own identity, and that of the chosen configuration which it belongs to, as what."""
 
@@ -83,10 +91,16 @@ class Opening:
     Attributes:
         opened: when it was begun, UTC.
         chosen: what is confirmed.
-        trials: all that are run.
+        trials: each configuration and its controls, at the configuration's settings.
+        tuned_trials: controls at the best of their own searches, on the same seeds.
+        tuned: what these bests are.
         smallest_effect: the least that matters, in points; None where none was declared.
         searched_until: when the last trial ended that the choice was made from, UTC.
         test_splits: by which ledgers of openings know them; none where an emoreg without ledgers opened them.
+        has_own_cuts: whether its trials train on the whole training split of their task, and each seed cuts images for itself;
+            else, by an emoreg before, validation was held out as in the search.
+        looks: after how many seeds the answer is looked at, in a plan of two looks; empty: once, after all.
+        is_stopped: whether the first of two looks gave the answer, so that the other seeds were left out.
     """
 
     opened: str
@@ -95,11 +109,18 @@ class Opening:
     smallest_effect: float | None = None
     searched_until: str = ""
     test_splits: tuple[str, ...] = ()
+    tuned_trials: tuple[PlannedTrial, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
+    has_own_cuts: bool = False
+    looks: tuple[int, ...] = ()
+    is_stopped: bool = False
 
     def __str__(self) -> str:
         names = ", ".join(f"{found.backbone} {found.identity}" for found in self.chosen)
         effect = "" if self.smallest_effect is None else f", for effects from {self.smallest_effect:g} points"
-        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}{effect}"
+        images = "" if self.has_own_cuts else ", with the search's validation images held out"
+        looks = f", in looks after {' and '.join(map(str, self.looks))} of them" if self.looks else ""
+        return f"{names} on seeds {self.seeds[0]} to {self.seeds[-1]}{looks}{effect}{images}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -109,107 +130,43 @@ class Opening:
     @property
     def digest(self) -> str:
         """Of what was fixed, whenever that was."""
-        content = to_json(self)
-        return digest({name: content[name] for name in ("chosen", "trials", "smallest_effect")})
+        content, later = to_json(self), ("tuned_trials", "tuned", "has_own_cuts", "looks")  # which count where there are any
+        fixed = ("chosen", "trials", "smallest_effect", *(name for name in later if content[name]))
+        return digest({name: content[name] for name in fixed})
+
+    @property
+    def every_trial(self) -> tuple[PlannedTrial, ...]:
+        """All that are run. A control may stand in it twice: at its own best, and at a configuration's settings."""
+        return (*self.trials, *self.tuned_trials)
+
+    @property
+    def num_trials(self) -> int:
+        """How many are run."""
+        return len({trial.identity for trial in self.every_trial})
+
+    def extends(self, former: Opening) -> bool:
+        """Whether it is a former opening with more seeds, and nothing else."""
+        first = [trial for trial in self.every_trial if trial.seed in former.seeds]
+        return first == [*former.every_trial] and {*self.seeds} > {*former.seeds}
 
     def is_complete(self, records: Mapping[str, TrialRecord]) -> bool:
         """Whether every trial has ended."""
-        return all(trial.identity in records for trial in self.trials)
+        return all(trial.identity in records for trial in self.every_trial)
+
+    def at_first_look(self) -> Opening:
+        """The same with the trials of its first look alone."""
+        first = {*self.seeds[: self.looks[0]]}
+        trials, tuned = ([trial for trial in found if trial.seed in first] for found in (self.trials, self.tuned_trials))
+        return dataclasses.replace(self, trials=tuple(trials), tuned_trials=tuple(tuned), is_stopped=True)
+
+    @property
+    def looked_at(self) -> Opening:
+        """The same without what was left out when its first look gave the answer."""
+        return self.at_first_look() if self.is_stopped else self
 
 
 Plan = Sequence[tuple[Chosen, ResolvedTrial]]
 """Trials of a confirmation, each with the configuration that it belongs to."""
-
-
-def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tuple[Chosen, ...]:
-    """The ``top`` configurations of the search, by backbone and task, by its first objective on validation.
-
-    Raises:
-        ConfigError: where no trial of the search has finished.
-    """
-    by_task: dict[str, list[TrialRecord]] = {}
-    for row in records:
-        by_task.setdefault(row.task, []).append(row)
-    ranked = {
-        (backbone, task): found[:top]
-        for task, rows in by_task.items()
-        for backbone, found in ranked_by_backbone(rows, config.objectives[0]).items()
-    }
-    if not ranked:
-        raise ConfigError(f"Run the study first: {config.name!r} has no finished trial of the search that could be confirmed")
-    has_tasks = len({task for _, task in ranked}) > 1
-    return tuple(
-        Chosen(
-            identity=record.identity,
-            backbone=backbone,
-            rank=rank,
-            val_accuracy=record.val_accuracy,
-            params=record.sampled,
-            task=task if has_tasks else None,
-        )
-        for backbone, task in sorted(ranked)
-        for rank, record in enumerate(ranked[backbone, task], 1)
-    )
-
-
-def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints: Fingerprints = UNKNOWN) -> None:
-    """Refuse to confirm what the study, as it is now, would not have run.
-
-    Raises:
-        ConfigError: naming what has changed.
-    """
-    for found in chosen:
-        for path in found.params.keys() - config.search_space.keys():
-            raise ConfigError(f"Leave out {path}, which was searched and is set now: a confirmation runs what the search ran")
-        if resolve_trial(resolve(config.trial, found.params), fingerprints).identity != found.identity:
-            raise ConfigError(
-                "Undo the change of the study, or search anew under another name: a confirmation runs what the search ran, but "
-                f"trial {found.identity} had other settings than the study gives it now"
-            )
-
-
-def fresh_seeds(config: StudyConfig, records: Iterable[TrialRecord], num_seeds: int, first: int) -> tuple[int, ...]:
-    """Seeds that nothing was chosen with.
-
-    Raises:
-        ConfigError: where one of them was used in the search.
-    """
-    seeds = tuple(range(first, first + num_seeds))
-    used = sorted({config.trial.seed, *config.control_seeds, *(row.seed for row in records)} & {*seeds})
-    if used:
-        raise ConfigError(
-            f"Give another --first-seed: a confirmation needs fresh seeds, but the search has used {', '.join(map(str, used))}"
-        )
-    return seeds
-
-
-def plan_trials(
-    config: StudyConfig,
-    chosen: Sequence[Chosen],
-    seeds: Sequence[int],
-    *,
-    images: Callable[[ImageSetConfig], int],
-    fingerprints: Fingerprints = UNKNOWN,
-) -> Plan:
-    """Every trial of an opening, with what it belongs to; seeds outermost, so that one seed is whole before the next.
-
-    The ``compute_matched`` control takes as many images through its one encoder as pre-training and regulation take through
-    theirs; ``images`` counts those in an epoch of a set.
-    """
-    controls = [name for name, control in CONTROLS.items() if getattr(config.trial, control.images) is not None]
-    planned = []
-    for seed in seeds:
-        for found in chosen:
-            base = dataclasses.replace(resolve(config.trial, found.params), seed=seed)
-            passes = base.regulation.epochs * _num_encoders(base.regulation) * images(base.task)
-            if base.regulation.needs_emotional:
-                passes += base.pretraining.epochs * images(base.stimuli)
-            longer = dataclasses.replace(base.regulation, epochs=math.ceil(passes / images(base.task)))
-            for control in controls:
-                regulation = longer if control == "compute_matched" else base.regulation
-                trial = dataclasses.replace(base, control=control, regulation=regulation)
-                planned.append((found, resolve_trial(trial, fingerprints)))
-    return planned
 
 
 def confirming(config: StudyConfig, plan: Plan) -> StudyConfig:
@@ -219,38 +176,22 @@ def confirming(config: StudyConfig, plan: Plan) -> StudyConfig:
         name=f"{config.name}{CONFIRM}",
         num_trials=0,
         controls=(),
+        controls_search="none",
         confirmed=tuple({trial.identity: trial.config for _, trial in plan}.values()),
         scheduler=SchedulerConfig(),
         warm_start_from=(),
     )
 
 
-def expected_seconds(plan: Plan, searched: Mapping[str, TrialRecord]) -> float:
-    """Seconds of the device that the trials will take, by what those of the search took: each pre-training is paid once."""
-    chosen = {found.identity for found, _ in plan}
-    ran = {identity: from_json(TrialConfig, json.loads(searched[identity].config)) for identity in chosen}
-    regulation: dict[str, float] = {}
-    pretraining: dict[object, float] = {}
-    for found, trial in plan:
-        record, config = searched[found.identity], trial.config
-        an_epoch = record.regulation_seconds / max(1, record.regulation_epochs)  # of as many encoders as the search's had
-        encoders = _num_encoders(config.regulation) / _num_encoders(ran[found.identity].regulation)
-        regulation[trial.identity] = an_epoch * config.regulation.epochs * encoders
-        if trial.needs_pretraining:
-            schedule = dataclasses.replace(config.pretraining, epochs=0)
-            shared = (config.backbone, trial.images_of_pretraining, config.seed, schedule)
-            pretraining[shared] = max(record.experience_seconds or 0.0, pretraining.get(shared, 0.0))
-    return math.fsum(regulation.values()) + math.fsum(pretraining.values())
-
-
-def _num_encoders(regulation: RegulationConfig) -> float:
-    """Encoders that an image goes through, forward and backward: forward alone, as through a frozen one, is a third."""
-    emotional = _FORWARD if regulation.is_emotion_frozen else 1.0
-    return regulation.needs_plain + emotional * regulation.needs_emotional
-
-
 def opening_of(
-    plan: Plan, smallest_effect: float, searched: Iterable[TrialRecord] = (), test_splits: tuple[str, ...] = ()
+    plan: Plan,
+    smallest_effect: float,
+    searched: Iterable[TrialRecord] = (),
+    test_splits: tuple[str, ...] = (),
+    *,
+    tuned_trials: Plan = (),
+    tuned: Iterable[Tuned] = (),
+    looks: tuple[int, ...] = (),
 ) -> Opening:
     """What is fixed now, chosen from the trials that were ``searched``."""
     return Opening(
@@ -259,10 +200,18 @@ def opening_of(
         searched_until=max((row.ended for row in searched), default=""),
         test_splits=test_splits,
         chosen=tuple({found.identity: found for found, _ in plan}.values()),
-        trials=tuple(
-            PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
-            for found, trial in plan
-        ),
+        trials=_planned(plan),
+        tuned_trials=_planned(tuned_trials),
+        tuned=tuple(tuned),
+        looks=looks,
+        has_own_cuts=all(with_own_cuts(trial.config, trial.config.seed) == trial.config for _, trial in plan),
+    )
+
+
+def _planned(plan: Plan) -> tuple[PlannedTrial, ...]:
+    return tuple(
+        PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
+        for found, trial in plan
     )
 
 
@@ -300,8 +249,8 @@ def with_opening(openings: Sequence[Opening], asked: Opening, *, is_open: bool, 
         return [*openings[:-1], asked]
     if not again:
         raise ConfigError(
-            "Give the former --top, --seeds, --smallest-effect and study, or --again to open the test set once more, which the "
-            "report will tell: what a confirmation runs is fixed before the test set is opened, but it was opened for "
-            f"{openings[-1]}, and now it is to be {asked}"
+            "Give the former --top, --seeds, --looks, --smallest-effect and study, or --again to open the test set once more, "
+            "which the report will tell: what a confirmation runs is fixed before the test set is opened, but it was opened "
+            f"for {openings[-1]}, and now it is to be {asked}"
         )
     return [*openings, asked]

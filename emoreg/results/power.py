@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from emoreg.config.controls import LADDER, ON_LADDER
 from emoreg.errors import ConfigError
-from emoreg.results.ladder import LADDER, LEVEL, ON_LADDER
+from emoreg.results.ladder import LEVEL
+from emoreg.results.looks import Look, num_at_first_look
 from emoreg.results.plan import Chosen
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import FEWEST_SEEDS, p_above
@@ -69,7 +71,9 @@ def rungs_of(controls: Iterable[str]) -> list[int]:
     return counts[: counts.index(0)] if 0 in counts else counts
 
 
-def ladder_power(effect: float, deviation: float, n: int, *, rungs: Sequence[int], num_ladders: int) -> list[float]:
+def ladder_power(
+    effect: float, deviation: float, n: int, *, rungs: Sequence[int], num_ladders: int, num_looks: int = 1
+) -> list[float]:
     """The chance that each rung is reached with ``n`` seeds, where regulation is ``effect`` better than every control.
 
     Args:
@@ -78,16 +82,19 @@ def ladder_power(effect: float, deviation: float, n: int, *, rungs: Sequence[int
         n: seeds.
         rungs: controls on each rung.
         num_ladders: of the confirmation, which share the level.
+        num_looks: 1 or 2. Beside other ladders, which are not climbed, the first of two never ends the plan.
     """
     random = np.random.default_rng(0)
     shared, holds = random.standard_normal((_SIMULATED, n)), np.ones(_SIMULATED, dtype=bool)
-    reached = []
+    first = num_at_first_look(n) if num_looks == 2 else n
+    early, reached = np.full(_SIMULATED, first < n and num_ladders == 1), []
     for num_controls in rungs:
         for _ in range(num_controls):
-            luck = (shared + random.standard_normal((_SIMULATED, n))) / math.sqrt(2)
-            holds &= p_above(effect + deviation * luck) * num_ladders <= LEVEL
-        reached.append(float(holds.mean()))
-    return reached
+            gains = effect + deviation * (shared + random.standard_normal((_SIMULATED, n))) / math.sqrt(2)
+            holds &= Look(first / n).repeated(p_above(gains)) * num_ladders <= LEVEL
+            early &= Look(first / n, is_first=True).repeated(p_above(gains[:, :first])) <= LEVEL
+        reached.append(holds.copy())
+    return [float((early | found).mean()) for found in reached]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +107,7 @@ class Prospect:
         effect: the smallest that matters, in points.
         rungs: controls on each rung that can be climbed.
         num_ladders: of the confirmation.
+        num_looks: at its answer, 1 or 2.
     """
 
     name: str
@@ -107,15 +115,16 @@ class Prospect:
     effect: float
     rungs: Sequence[int]
     num_ladders: int
+    num_looks: int = 1
 
     def power(self, n: int, deviation: float | None = None) -> list[float]:
         """The chance that each rung is reached with ``n`` seeds, for the spread or another standard deviation."""
         spread = self.spread.deviation if deviation is None else deviation
-        return ladder_power(self.effect, spread, n, rungs=self.rungs, num_ladders=self.num_ladders)
+        return ladder_power(self.effect, spread, n, rungs=self.rungs, num_ladders=self.num_ladders, num_looks=self.num_looks)
 
     def seeds(self, deviation: float) -> int | None:
         """The fewest seeds with which the last rung is reached with the chance ``POWER``; None for more than ``MOST_SEEDS``."""
-        low, high = FEWEST_SEEDS, MOST_SEEDS
+        low, high = self.num_looks * FEWEST_SEEDS, MOST_SEEDS
         if self.power(high, deviation)[-1] < POWER:
             return None
         while low < high:
@@ -125,13 +134,20 @@ class Prospect:
 
 
 def prospects(
-    chosen: Iterable[Chosen], records: Sequence[TrialRecord], controls: Iterable[str], effect: float
+    chosen: Iterable[Chosen], records: Sequence[TrialRecord], controls: Iterable[str], effect: float, num_looks: int = 1
 ) -> dict[str, Prospect]:
     """What a confirmation can expect of each configuration, by its identity, where the search's controls tell its spread."""
     configurations, rungs = [*chosen], rungs_of(controls)
     spreads = {found.identity: paired_spread(records, found.backbone) for found in configurations}
     return {
-        found.identity: Prospect(name=found.name, spread=spread, effect=effect, rungs=rungs, num_ladders=len(configurations))
+        found.identity: Prospect(
+            name=found.name,
+            spread=spread,
+            effect=effect,
+            rungs=rungs,
+            num_ladders=len(configurations),
+            num_looks=num_looks,
+        )
         for found in configurations
         if rungs and (spread := spreads[found.identity]) is not None
     }
@@ -151,6 +167,23 @@ def seeds_enough(found: Collection[Prospect]) -> int:
             "far gains over the controls vary from seed to seed, which a single seed does not tell"
         )
     return max(prospect.seeds(prospect.spread.upper) or MOST_SEEDS for prospect in found)
+
+
+def looks_of(num_looks: int, num_seeds: int) -> tuple[int, ...]:
+    """After how many seeds a plan of two looks is looked at; empty for a plan of one.
+
+    Raises:
+        ConfigError: for fewer seeds than two looks take.
+    """
+    if num_looks == 1:
+        return ()
+    first = num_at_first_look(num_seeds)
+    if first < FEWEST_SEEDS:
+        raise ConfigError(
+            f"Give --seeds {2 * FEWEST_SEEDS - 1} or more, or leave out --looks: a look takes {FEWEST_SEEDS} seeds, but the "
+            f"first half of {num_seeds} has {first}"
+        )
+    return first, num_seeds
 
 
 def refuse_underpowered(found: Collection[Prospect], num_seeds: int) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,7 +51,7 @@ def read_predictions(*studies: Files, identity: str = "") -> pa.Table | None:
         for found in files.find(folder)
         if found.name.endswith(f"/{PREDICTIONS}")
     ]
-    return pa.concat_tables(tables) if tables else None
+    return pa.concat_tables(tables, promote_options="default") if tables else None  # older ones have no pictures
 
 
 def agreement(predictions: pa.Table, split: str) -> Agreement | None:
@@ -67,6 +68,24 @@ def agreement(predictions: pa.Table, split: str) -> Agreement | None:
         only_plain=_share(pc.and_not(*right)),
         only_emotional=_share(pc.and_not(*reversed(right))),
     )
+
+
+def pictured_errors(predictions: pa.Table, split: str) -> pa.Table:
+    """The rows of a split whose prediction is wrong and that have a picture, the most confident first."""
+    wrong = pc.not_equal(predictions["predicted"], predictions["class_name"])
+    return _pictured(predictions, split, wrong, "confidence")
+
+
+def pictured_right_by_one(predictions: pa.Table, split: str, encoder: Literal["plain", "emotional"]) -> pa.Table:
+    """The rows of a split that one encoder alone takes for what they are and that have a picture, its most confident first."""
+    other = "emotional" if encoder == "plain" else "plain"
+    right, other_right = (pc.equal(predictions[f"{name}_predicted"], predictions["class_name"]) for name in (encoder, other))
+    return _pictured(predictions, split, pc.and_not(right, other_right), f"{encoder}_confidence")
+
+
+def _pictured(predictions: pa.Table, split: str, flags: pa.ChunkedArray, confidence: str) -> pa.Table:
+    wanted = pc.and_(flags, pc.and_(pc.equal(predictions["split"], split), pc.is_valid(predictions["picture"])))
+    return predictions.filter(wanted).sort_by([(confidence, "descending"), ("image", "ascending")])
 
 
 def _share(flags: pa.ChunkedArray) -> float:

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from emoreg.config import Value, without_secrets
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.trial import Precision
 from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost, Status
 
 SCHEMA_VERSION = 1
@@ -33,7 +34,7 @@ Role = Literal["search", "control", "trial", "confirm"]
 
 _OF_OUTCOME = (
     *("message", "val_accuracy", "val_loss", "measured_balance", "test_accuracy"),
-    *("regulation_epochs", "regulation_seconds", "num_parameters"),
+    *("regulation_epochs", "regulation_seconds", "num_parameters", "precision", "compiled"),
 )
 """What is called alike in an ``Outcome`` and in the columns of its trial."""
 
@@ -57,12 +58,16 @@ class EpochRecord:
     learning_rate: float = _column("learning rate of the epoch's last step")
     images_per_second: float = _column("training images a second")
     seconds: float = _column("wall time of the epoch, validation included, in seconds")
-    measured_balance: float | None = _column("mean balance b on the validation split; null in pretraining")
+    measured_balance: float | None = _column("mean balance b on the validation split; null in pretraining and without one")
     measured_balance_std: float | None = _column("standard deviation of b over validation images; 0 unless kind=dynamic")
     gpu_utilisation: float | None = _column(
         "share of the epoch's last second that the GPU was busy (NVML); null on a CPU", None
     )
     metrics: str = _column("JSON object of registered metrics on the validation split, by val_NAME", "{}")
+    precision: Precision | None = _column(
+        "float32, or bf16 for mixed precision; null where an earlier emoreg did not record it", None
+    )
+    compiled: bool | None = _column("training steps were compiled; null where an earlier emoreg did not record it", None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +108,7 @@ class PredictionRecord:
     plain_confidence: float | None = _column("its probability, in [0, 1]")
     emotional_predicted: str | None = _column("class by the emotional encoder and its head; null where the trial has none")
     emotional_confidence: float | None = _column("its probability, in [0, 1]")
+    picture: bytes | None = _column("PNG of the image; only the most confident errors, and what one encoder alone gets right")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +117,9 @@ class TrialRecord:
 
     identity: str = _column("hash of all that decides the trial's numbers, seed included")
     role: Role = _column("search: the sampler's; control: beside it; trial: `emoreg trial`'s; confirm: on the test split too")
-    number: int | None = _column("Optuna's trial number; null outside the search")
+    number: int | None = _column("Optuna's trial number in its search; null outside of one")
+    search_of: str | None = _column("control whose own search proposed it; null in regulation's search and beside it", None)
+    repeats: str | None = _column("trial whose proposal it is, with another seed (seeds_per_trial); else null", None)
     control: str = _column("regulated for regulation itself, else the control's name")
     status: Status = _column("finished, pruned (stopped by the scheduler or by hand, or diverged) or failed")
     end_reason: str = _column("completed, stopped_by_scheduler, stopped_by_hand, diverged, infrastructure or code_error")
@@ -122,13 +130,13 @@ class TrialRecord:
     task: str = _column("task set")
     form: str = _column("form of regulation")
     kind: str = _column("kind of balance")
-    balance: float = _column("balance b as configured")
-    pretraining_epochs: int = _column("pre-training length in epochs")
+    balance: float | None = _column("balance b as configured; null for random kinds, which have none")
+    pretraining_epochs: int = _column("pre-training length in epochs, without those of a cool-down")
     params: str = _column("JSON object of the sampled values by path; {} outside the search")
     config: str = _column("JSON of the whole trial configuration as run, with its control applied")
-    val_accuracy: float | None = _column("validation accuracy of the last regulation epoch run, in [0, 1]")
-    val_loss: float | None = _column("validation loss of the last regulation epoch run")
-    measured_balance: float | None = _column("mean balance b on the validation split at the end")
+    val_accuracy: float | None = _column("validation accuracy of the last regulation epoch run, in [0, 1]; null if confirmed")
+    val_loss: float | None = _column("validation loss of the last regulation epoch run; null if confirmed")
+    measured_balance: float | None = _column("mean balance b on validation images at the end; if confirmed, on the test split")
     test_accuracy: float | None = _column("test accuracy in [0, 1]; null unless a test evaluation was asked for")
     metrics: str = _column("JSON object of registered metrics at the end, by val_NAME and test_NAME", "{}")
     regulation_epochs: int = _column("regulation epochs run")
@@ -140,6 +148,10 @@ class TrialRecord:
     device_seconds: float = _column("what it costs alone: experience (or pre-training, where null) + regulation, in seconds")
     micro_batch_size: int | None = _column("images in a forward pass where whole batches did not fit; else null", None)
     recomputed: bool = _column("activations were computed again in the backward pass, for want of memory", False)
+    precision: Precision | None = _column(
+        "float32, or bf16 for mixed precision: as its last epoch was computed; null: see epochs", None
+    )
+    compiled: bool | None = _column("its training steps were compiled; null where an earlier emoreg did not record it", None)
     attempts: int = _column("times that it was begun or taken up again in its last run", 1)
     log_tail: str | None = _column("last lines of its log where it failed; null otherwise", None)
     device: str = _column("name of the device")
@@ -157,6 +169,8 @@ class TrialRecord:
         params: Mapping[str, Value],
         device: str,
         started: str,
+        search_of: str | None = None,
+        repeats: str | None = None,
         attempts: int = 1,
         log_tail: str | None = None,
     ) -> TrialRecord:
@@ -166,6 +180,8 @@ class TrialRecord:
             identity=trial.identity,
             role=role,
             number=number,
+            search_of=search_of,
+            repeats=repeats,
             control=config.control,
             status=outcome.status,
             end_reason=outcome.end.value,
@@ -175,7 +191,7 @@ class TrialRecord:
             task=config.task.name,
             form=config.regulation.form,
             kind=config.regulation.kind,
-            balance=config.regulation.balance,
+            balance=config.regulation.balance_setting,
             pretraining_epochs=config.pretraining.epochs,
             params=json.dumps(dict(params)),
             config=without_secrets(json.dumps(dataclasses.asdict(config))),
@@ -208,6 +224,11 @@ class TrialRecord:
             oom=OomState(micro_batch_size=self.micro_batch_size, recomputed=self.recomputed),
             **{name: getattr(self, name) for name in _OF_OUTCOME},
         )
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it is of regulation's search: controls may have searches of their own."""
+        return self.number is not None and self.search_of is None
 
     @property
     def sampled(self) -> dict[str, Value]:
@@ -260,7 +281,13 @@ AnyRow = (
     | type[TrialRecord]
     | type[RunRecord]
 )
-_ARROW_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_ARROW_TYPES: dict[type, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    bytes: pa.binary(),
+}
 
 
 def schema(row_type: AnyRow) -> pa.Schema:
@@ -295,6 +322,8 @@ def unfinished_outcome(
         metrics=json.loads(last.metrics) if last else {},
         regulation_epochs=len(regulation),
         regulation_seconds=sum(row.seconds for row in regulation),
+        precision=epochs[-1].precision if epochs else None,
+        compiled=epochs[-1].compiled if epochs else None,
         pretraining=dataclasses.replace(pretraining or PretrainingCost(), paid_seconds=paid_seconds),
     )
 

@@ -70,7 +70,7 @@ def enqueue(files: Files, config: StudyConfig, values: Mapping[str, Value]) -> d
     """
     checked = check_enqueued(config, values)
     for row in stored_rows(files, "trials", TrialSummary) or ():
-        if row.role == "search" and row.status != "failed" and json.loads(row.params) == checked:
+        if row.role == "search" and row.is_searched and row.status != "failed" and json.loads(row.params) == checked:
             raise ConfigError(f"Choose other values: a trial must be a new one, but {row.identity} was run with these")
     files.write(f"{_ENQUEUE}{time.time_ns()}.{secrets.token_hex(4)}", seal({"params": checked}))
     return checked

@@ -7,6 +7,7 @@ test stands beside it, which assumes that differences are symmetric but not that
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import special
+
+from emoreg.results.looks import ONLY_LOOK, Look
 
 ALPHA = 0.05
 """Chance of a false claim, over all that a confirmation claims; of an interval that misses, over all rows of its table."""
@@ -40,14 +43,16 @@ class Comparison:
     Attributes:
         by_seed: differences of accuracies in [0, 1], by seed.
         num_rows: rows of the table that the comparison stands in, for all of which its intervals hold together.
+        look: at which it is made: its p-values and intervals hold for all looks of a plan.
     """
 
     by_seed: Mapping[int, float]
     num_rows: int = 1
+    look: Look = ONLY_LOOK
 
     def without(self, seed: int) -> Comparison:
         """The same, as if this seed had not been run."""
-        return Comparison({other: value for other, value in self.by_seed.items() if other != seed}, self.num_rows)
+        return dataclasses.replace(self, by_seed={other: value for other, value in self.by_seed.items() if other != seed})
 
     @property
     def n(self) -> int:
@@ -60,31 +65,36 @@ class Comparison:
         return float(self._differences.mean())
 
     @property
+    def variance(self) -> float:
+        """Of the differences, from seed to seed; 0 for a single one."""
+        return float(_deviation(self._differences)) ** 2 if self.n > 1 else 0.0
+
+    @property
     def interval(self) -> Interval | None:
         """Of the mean, by Student's t; None below ``FEWEST_SEEDS``."""
         if self.n < FEWEST_SEEDS:
             return None
-        half = special.stdtrit(self.n - 1, 1 - ALPHA / self.num_rows / 2) * _deviation(self._differences) / np.sqrt(self.n)
+        half = special.stdtrit(self.n - 1, 1 - self._tail) * _deviation(self._differences) / np.sqrt(self.n)
         return Interval(self.mean - float(half), self.mean + float(half))
 
     @property
     def p_better(self) -> float:
         """Chance of a mean as high, or higher, where there is no gain; 1 below ``FEWEST_SEEDS``."""
-        return float(p_above(self._differences))
+        return self._p_above(self._differences)
 
     @property
     def p_worse(self) -> float:
         """Chance of a mean as low, or lower, where there is no loss."""
-        return float(p_above(-self._differences))
+        return self._p_above(-self._differences)
 
     def p_as_large(self, effect: float) -> float:
         """Chance of a mean so near to 0 where the true one is ``effect`` or more, up or down: two one-sided tests (TOST)."""
-        return float(max(p_above(self._differences + effect), p_above(effect - self._differences)))
+        return max(self._p_above(self._differences + effect), self._p_above(effect - self._differences))
 
     @property
     def p_sign_flip(self) -> float | None:
         """``p_better`` of the sign-flip test; None below ``FEWEST_FLIPPED``."""
-        return None if self.n < FEWEST_FLIPPED else _p_sign_flip(tuple(self._differences))
+        return None if self.n < FEWEST_FLIPPED else float(self.look.repeated(_p_sign_flip(tuple(self._differences))))
 
     @property
     def share_above(self) -> float:
@@ -96,7 +106,7 @@ class Comparison:
         """Of ``share_above`` (Clopper and Pearson 1934); None below ``FEWEST_SEEDS``."""
         if self.n < FEWEST_SEEDS:
             return None
-        above, tail = self.n * self.share_above, ALPHA / self.num_rows / 2
+        above, tail = self.n * self.share_above, self._tail
         low = float(special.betaincinv(above, self.n - above + 1, tail)) if above else 0.0
         high = float(special.betaincinv(above + 1, self.n - above, 1 - tail)) if above < self.n else 1.0
         return Interval(low, high)
@@ -104,6 +114,14 @@ class Comparison:
     @property
     def _differences(self) -> np.ndarray:
         return np.array([*self.by_seed.values()])
+
+    @property
+    def _tail(self) -> float:
+        """The chance that an interval of the row leaves at each of its ends."""
+        return self.look.nominal(ALPHA / self.num_rows / 2)
+
+    def _p_above(self, differences: np.ndarray) -> float:
+        return float(self.look.repeated(p_above(differences)))
 
 
 def p_above(differences: np.ndarray) -> np.ndarray:

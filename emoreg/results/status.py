@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from emoreg.config import BudgetConfig, ResolvedTrial, StudyConfig, Value, from_json
+from emoreg.config.arms import arms
+from emoreg.config.search_space import num_searched
 from emoreg.formatting import control_name
 from emoreg.results.analysis import Tally, TrialSummary, device_hours, num_planned, objective_value, waiting_share
 from emoreg.results.plan import read_openings
@@ -54,13 +56,15 @@ class RunningTrial:
         running = cls(identity=trial.identity, role=role, control=config.control, backbone=config.backbone)
         if row is None:
             return running
-        stage = config.pretraining if row.stage == "pretraining" else config.regulation
-        return replace(running, stage=row.stage, epoch=row.epoch, epochs=stage.epochs, accuracy=row.val_accuracy)
+        epochs = config.pretraining.total_epochs if row.stage == "pretraining" else config.regulation.epochs
+        return replace(running, stage=row.stage, epoch=row.epoch, epochs=epochs, accuracy=row.val_accuracy)
 
     @property
     def what(self) -> str:
         """What a reader calls it."""
-        return "search" if self.role == "search" else control_name(self.control)
+        if self.role != "search":
+            return control_name(self.control)
+        return "search" if self.control == "regulated" else f"search of {control_name(self.control)}"
 
     @property
     def progress(self) -> str:
@@ -117,6 +121,16 @@ class Seeds:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """How much of a control's own search is done: trials that ended, of those planned at most; its best validation value."""
+
+    control: str
+    ended: int
+    planned: int
+    best: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """How a study stands. None: not known, or there is none.
 
@@ -135,6 +149,7 @@ class Status:
         seconds_left: at the pace of this run.
         enqueued: values by path of the trials that somebody wants to be tried first.
         confirmation: what is done of one; None for a search.
+        searches: what is done of the controls' own searches.
     """
 
     name: str
@@ -156,6 +171,7 @@ class Status:
     seconds_left: float | None
     enqueued: tuple[Mapping[str, Value], ...]
     confirmation: tuple[Seeds, ...] | None
+    searches: tuple[Search, ...] = ()
 
     @property
     def used(self) -> str:
@@ -216,6 +232,7 @@ def read_status(place: str) -> Status:
         seconds_left=max(0, planned - len(tally.trials)) / pace if pace else None,
         enqueued=tuple(trial.params for trial in enqueued(files)),
         confirmation=_seeds(beside, tally) if config.confirmed else None,
+        searches=tuple(_searches(config, rows)),
     )
 
 
@@ -231,7 +248,7 @@ def trials_beside(files: Files, config: StudyConfig, rows: Iterable[TrialSummary
     found: dict[str, Beside] = {}
     for opening in read_openings(files)[-1:]:
         backbones = {chosen.identity: chosen.backbone for chosen in opening.chosen}
-        found |= {trial.identity: (backbones[trial.chosen], trial.control) for trial in opening.trials}
+        found |= {trial.identity: (backbones[trial.chosen], trial.control) for trial in opening.looked_at.every_trial}
     return found
 
 
@@ -279,6 +296,16 @@ def _best(config: StudyConfig, tally: Tally[TrialSummary]) -> Best | None:
         value=value,
         params=json.loads(best.params),
     )
+
+
+def _searches(config: StudyConfig, rows: Iterable[TrialSummary]) -> Iterator[Search]:
+    found, objective = [*rows], config.objectives[0]
+    for arm in arms(config):
+        own = [row for row in found if row.search_of == arm.control and row.number is not None]
+        values = [value for row in own if row.status == "finished" and (value := objective_value(row, objective)) is not None]
+        pick = max if objective.mode == "max" else min
+        best = pick(values) if values else None
+        yield Search(control=arm.control, ended=len(own), planned=num_searched(arm.config), best=best)
 
 
 def _seeds(planned: Mapping[str, Beside], tally: Tally[TrialSummary]) -> tuple[Seeds, ...]:

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
-from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig
+from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, in_order
 from emoreg.errors import StorageError
-from emoreg.results.analysis import ControlRow, best_by_backbone, control_rows, leading
-from emoreg.results.confirmation import Confirmed, confirmed_rows, verdicts
-from emoreg.results.ladder import Verdict
+from emoreg.results.analysis import ControlRow, averaged, best_by_backbone, control_rows, leading, ranked
+from emoreg.results.confirmation import Confirmed, confirmed_rows, ladders_of, verdicts
+from emoreg.results.ladder import Comparisons, Verdict
 from emoreg.results.ledger import Entry, Ledger, earlier
 from emoreg.results.plan import PLAN, Opening, read_openings
+from emoreg.results.predictions import read_predictions
 from emoreg.results.records import EpochRecord, EvaluationRecord, ProbeRecord, Row, RunRecord, TrialRecord
 from emoreg.results.written import WrittenStudy, read_written, stored_rows
 from emoreg.storage.files import Files
@@ -53,6 +55,7 @@ class StudyResults:
         ledger: the openings of the test splits that those are of, by whatever study; None where they have no ledger.
         confirmation: the study's, where it has one.
         problems: what could not be read, and what can then not be concluded.
+        beside: ladders of other studies that are shown with it, for which its verdicts are corrected too.
     """
 
     place: str
@@ -67,6 +70,7 @@ class StudyResults:
     ledger: tuple[Entry, ...] | None = None
     confirmation: StudyResults | None = None
     problems: tuple[str, ...] = ()
+    beside: tuple[Comparisons, ...] = ()
 
     @property
     def config(self) -> StudyConfig:
@@ -95,8 +99,12 @@ class StudyResults:
 
     @functools.cached_property
     def searched(self) -> tuple[TrialRecord, ...]:
-        """The trials of the search, by Optuna's number."""
-        return tuple(sorted((row for row in self.trials if row.number is not None), key=lambda row: row.number or 0))
+        """The trials of the search, by Optuna's number; of several seeds one, with their means."""
+        return tuple(sorted((row for row in averaged(self.trials) if row.is_searched), key=lambda row: row.number or 0))
+
+    def num_seeds(self, identity: str) -> int:
+        """Seeds that a trial's numbers are means of: those of its proposal, where it is one of the search."""
+        return 1 + sum(row.repeats == identity for row in self.trials)
 
     @functools.cached_property
     def best(self) -> dict[str, TrialRecord]:
@@ -113,6 +121,15 @@ class StudyResults:
         """Regulation as configured, beside its controls, on validation."""
         return control_rows(self.trials)
 
+    @functools.cached_property
+    def tuned(self) -> dict[tuple[str, str], TrialRecord]:
+        """The best finished trial of each control's own search, by control and backbone. Selected."""
+        found = {}
+        for control in in_order({row.search_of for row in self.trials if row.search_of is not None}):
+            for row in reversed(ranked(self.trials, self.objectives[0], search_of=control)):
+                found[control, row.backbone] = row
+        return dict(sorted(found.items(), key=lambda item: self.backbones.index(item[0][1])))
+
     @property
     def confirming(self) -> StudyResults:
         """The study's confirmation; the study itself where it has none, or is one."""
@@ -120,20 +137,37 @@ class StudyResults:
 
     @property
     def opening(self) -> Opening | None:
-        """The last opening of the test set by the confirmation; None before there is one."""
-        return self.confirming.openings[-1] if self.confirming.openings else None
+        """The last opening of the test set by the confirmation, with what was looked at; None before there is one."""
+        return self.confirming.openings[-1].looked_at if self.confirming.openings else None
 
     @functools.cached_property
     def confirmed(self) -> list[Confirmed]:
-        """What the last opening of the test set has found."""
-        return [] if self.opening is None else confirmed_rows(self.opening, self.confirming.by_identity)
+        """What the last opening of the test set has found, each control at its own best where it was tuned."""
+        if self.opening is None:
+            return []
+        return confirmed_rows(self.opening, self.confirming.by_identity)
+
+    @property
+    def ladders(self) -> dict[str, Comparisons]:
+        """What each confirmed configuration was compared with, by the identity of its trial in the search."""
+        return ladders_of(self.confirmed)
+
+    @functools.cached_property
+    def same_settings(self) -> list[Confirmed]:
+        """The same with every control at the settings of what was chosen, which tells the mechanism.
+
+        Empty where no control has had a search of its own: then ``confirmed`` is that.
+        """
+        if self.opening is None or not self.opening.tuned_trials:
+            return []
+        return confirmed_rows(self.opening, self.confirming.by_identity, same_settings=True)
 
     @functools.cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """What may be said of each confirmed configuration, by the identity of its trial in the search."""
         if self.opening is None:
             return {}
-        found = verdicts(self.opening, self.confirmed, self.confirming.by_identity)
+        found = verdicts(self.opening, self.confirmed, self.confirming.by_identity, self.beside)
         why = self.exploratory
         return {identity: verdict.exploratory(why) if why else verdict for identity, verdict in found.items()}
 
@@ -144,9 +178,12 @@ class StudyResults:
         if self.opening is None:
             return ""
         if len(openings) > 1:
+            former, last = openings[-2:]
+            if len(openings) == 2 and last.extends(former):
+                return f"the seeds were extended from {len(former.seeds)} to {len(last.seeds)} once their answer could be known"
             return f"this confirmation opened the test set {len(openings)} times"
         study = self.confirming.name.removesuffix(CONFIRM)
-        if ledger is None or self.opening.digest not in {entry.plan for entry in ledger if entry.study == study}:
+        if ledger is None or openings[-1].digest not in {entry.plan for entry in ledger if entry.study == study}:
             return "the ledger of the test set lacks this opening, so earlier ones cannot be told"
         before = [*dict.fromkeys(map(str, earlier(ledger, self.opening, study)))]
         more = f" and {len(before) - 1} more" if len(before) > 1 else ""
@@ -155,7 +192,7 @@ class StudyResults:
     @property
     def unplanned_openings(self) -> list[TrialRecord]:
         """Trials that have opened the test set though no plan has them: `emoreg trial --evaluate test` does so."""
-        planned = {trial.identity for opening in self.confirming.openings for trial in opening.trials}
+        planned = {trial.identity for opening in self.confirming.openings for trial in opening.every_trial}
         return [row for row in self.all_trials if row.test_accuracy is not None and row.identity not in planned]
 
     @property
@@ -171,6 +208,15 @@ class StudyResults:
     def epochs_of(self, identity: str) -> list[EpochRecord]:
         """The epochs of one trial."""
         return self._epochs_by_trial.get(identity, [])
+
+    def predictions_of(self, identity: str) -> pa.Table | None:
+        """What one trial, of the study or its confirmation, took each image for; None where its network is not kept.
+
+        Raises:
+            StorageError: for a file that is damaged.
+        """
+        places = dict.fromkeys((self.place, self.confirming.place))
+        return read_predictions(*map(Files, places), identity=identity)
 
     @functools.cached_property
     def _epochs_by_trial(self) -> dict[str, list[EpochRecord]]:

@@ -232,7 +232,7 @@ def _of_fixed_width(values: pa.Array) -> list[pa.Array]:
     """Arrays of whole bytes that together say what ``values``, without nulls, are."""
     if pa.types.is_boolean(values.type):
         return [values.cast(pa.int8())]
-    if not pa.types.is_string(values.type):
+    if not (pa.types.is_string(values.type) or pa.types.is_binary(values.type)):
         return [values]
     lengths = pc.binary_length(values)
     if not len(values):

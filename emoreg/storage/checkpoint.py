@@ -65,7 +65,7 @@ def load(files: Files, name: str, *, expected: Mapping[str, Any] | None = None, 
     warning and counts as absent: the work that it held is done again rather than trusted.
 
     ``in_place`` leaves the tensors in a local file, mapped into memory, for a reader that copies a few of them and drops the
-    rest. The file may be removed or replaced meanwhile, but not changed.
+    rest. The file may be removed or replaced meanwhile, but not changed; what a reader changes of them stays in its memory.
     """
     path = None if files.folder is None else files.folder / name
     try:

@@ -169,7 +169,7 @@ class ExperienceStore:
             files.sweep(self.files.folder)
 
     def _snapshot(self, key: str, epochs: int) -> State | None:
-        """The snapshot after ``epochs`` epochs, if it is there and can be trusted. Its tensors lie in the file: copy them."""
+        """The snapshot after ``epochs`` epochs, if it is there and can be trusted. Its tensors lie in the file."""
         return self._load(key, f"{epochs}.ckpt", (epochs, 0), in_place=True)
 
     def _nearest(self, key: str, epochs: int) -> State | None:

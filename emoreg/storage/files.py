@@ -237,12 +237,13 @@ class Files:
         self.location = f"{self._filesystem.type_name}:{self._root}"
         self.name = self._root.rpartition("/")[2]
         self.patience = None if self.folder is not None else patience
+        self._waits = True
         self._no_answer = f"{uri.partition('://')[0]}://{self._root.partition('/')[0]} does not answer"
 
     def impatient(self) -> Files:
-        """The same folder for somebody who asks once, and at once."""
+        """The same folder for somebody who asks once and waits for nothing; of an outage the user is told all the same."""
         other = copy.copy(self)
-        other.patience = None
+        other._waits = False
         return other
 
     def check(self) -> None:
@@ -331,7 +332,7 @@ class Files:
     def _ask(self, call: Callable[[], Answer]) -> Answer:
         if self.patience is None:
             return call()
-        return self.patience.retry(call, when=_is_unanswered, reason=self._no_answer)
+        return self.patience.retry(call, when=_is_unanswered, reason=self._no_answer, waits=self._waits)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

@@ -32,6 +32,7 @@ from emoreg.storage.sealed import seal, unseal
 
 _DRIVER = ".driver.json"
 _BEAT_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 _STALE_SECONDS = 20.0
 """A driver whose heart has not beaten for so long is dead, or will find that it has lost its study."""
 _SETTLE_SECONDS = 1.0
@@ -289,15 +290,21 @@ def _wait_for_silence(files: Files, first: _Holder, patience: Patience) -> None:
 
 
 def _beat(files: Files, own: _Holder, fence: Fence, has_ended: threading.Event) -> None:
-    """Say every few seconds that a driver lives, until it has ended or lost its study."""
-    while not has_ended.wait(_BEAT_SECONDS):
+    """Say every few seconds that a driver lives, until it has ended or lost its study.
+
+    It looks more often than it says so: thus an outage is told soon, also where only workers have met it.
+    """
+    beat = _now()
+    while not has_ended.wait(min(_LOOK_SECONDS, _BEAT_SECONDS)):
         began = _now()
         try:
             fence.look(files)
-            dataclasses.replace(own, beat=time.time()).write(files)
-            if _now() - began > _STALE_SECONDS - _BEAT_SECONDS:  # another may have begun between the look and the write
-                fence.lose("another driver may have it now")
-        except OSError:  # the next beat may come through; who writes tells of it
+            if began - beat >= _BEAT_SECONDS:
+                dataclasses.replace(own, beat=time.time()).write(files)
+                beat = began
+                if _now() - began > _STALE_SECONDS - _BEAT_SECONDS:  # another may have begun between the look and the write
+                    fence.lose("another driver may have it now")
+        except OSError:  # the next look may come through
             continue
         except StorageError:  # who writes next hears of it
             return

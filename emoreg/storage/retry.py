@@ -59,13 +59,16 @@ class Patience:
         self._outages: dict[str, _Outage] = {}
         self._lock = threading.Lock()
 
-    def retry(self, call: Callable[[], Answer], *, when: Callable[[Exception], bool], reason: str) -> Answer:
+    def retry(
+        self, call: Callable[[], Answer], *, when: Callable[[Exception], bool], reason: str, waits: bool = True
+    ) -> Answer:
         """The answer of ``call``, which is called again while it fails with an error that ``when`` accepts.
 
         Args:
             call: may be called many times.
             when: whether an error means that there was no answer; every other one is an answer.
             reason: what a user is told to wait for; the same for all calls that wait for the same thing.
+            waits: whether there is a second attempt. Of a first that fails, the user is told all the same.
 
         Raises:
             Exception: that of the last attempt, once the patience is spent or the process is to stop.
@@ -84,7 +87,7 @@ class Patience:
                     self._outages.pop(reason, None)
                     raise
                 began, first_failure = began or attempted, first_failure or time.monotonic()
-                if self._is_over(reason, error, began, first_failure) or not self._sleep(pause, began):
+                if self._is_over(reason, error, began, first_failure) or not waits or not self._sleep(pause, began):
                     raise
             else:
                 self._outages.pop(reason, None)

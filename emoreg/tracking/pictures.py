@@ -72,7 +72,7 @@ def response_figures(config: StudyConfig, records: Iterable[TrialRecord]) -> Ite
 
     by_backbone: dict[str, list[TrialRecord]] = {}
     for row in records:
-        if row.number is not None and row.status == "finished" and row.val_accuracy is not None:
+        if row.is_searched and row.status == "finished" and row.val_accuracy is not None:
             by_backbone.setdefault(row.backbone, []).append(row)
     space = {path: distribution for path, distribution in config.search_space.items() if path != "backbone"}
     surrogates = {

@@ -151,6 +151,7 @@ def _control_curves(
     if not path.exists():
         return curves
     wanted = (pc.field("stage") == "regulation") & pc.field("identity").isin(pa.array(finished, pa.string()))
+    wanted &= pc.field("val_accuracy").is_valid()  # a confirmation holds nothing out
     by_identity: dict[str, list[tuple[int, float]]] = {}
     for row in read_table(path, str(path), ["identity", "stage", "epoch", "val_accuracy"]).filter(wanted).to_pylist():
         by_identity.setdefault(row["identity"], []).append((row["epoch"], row["val_accuracy"]))

@@ -98,8 +98,9 @@ class TensorBoardReporter(ExitStack):
         self._names = (*_NAMES, "measured_balance_std") if trial.config.regulation.kind == "dynamic" else _NAMES
         self._epoch = 0
         self._writer = self.enter_context(open_run(run, purge_step=1))
-        values = {path: read_path(trial.config, path) for path in COMPARED} | dict(params)
-        _add(self._writer, hparams_pb(values, trial_id=trial.identity))
+        values = {path: read_path(trial.config, path) for path in COMPARED}
+        values["regulation.balance"] = trial.config.regulation.balance_setting
+        _add(self._writer, hparams_pb(_there(values) | dict(params), trial_id=trial.identity))
         self._writer.flush()
 
     def report(self, event: Event) -> None:
@@ -138,7 +139,7 @@ def finish(folder: Path, record: TrialRecord) -> None:
         record: the trial's row. A trial that never began to report gets its run here.
     """
     columns, (status, outcome) = dataclasses.asdict(record), _OUTCOME[record.status]
-    values = {path: columns[column] for path, column in COMPARED.items()} | record.sampled
+    values = _there({path: columns[column] for path, column in COMPARED.items()}) | record.sampled
     started, ended = (datetime.fromisoformat(text).timestamp() for text in (record.started, record.ended))
     end = SessionEndInfo(status=status, end_time_secs=ended)
     with _whole(folder / "events" / record.identity / _END) as writer:
@@ -180,6 +181,11 @@ def _whole(path: Path) -> Iterator[SummaryWriter]:
 def _add(writer: SummaryWriter, summary: Any) -> None:
     file_writer: Any = writer.file_writer  # torch's annotations know of none
     file_writer.add_summary(summary)
+
+
+def _there(values: Mapping[str, Value | None]) -> dict[str, Value]:
+    """The values without those that a trial does not have."""
+    return {path: value for path, value in values.items() if value is not None}
 
 
 def _hparams(tag: str, **content: Any) -> Any:

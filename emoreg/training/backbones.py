@@ -8,6 +8,7 @@ Legend: B images, S their side in pixels, D features.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,6 @@ import timm
 import torch
 from jaxtyping import Float
 from timm.models import ResNet
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -91,22 +91,39 @@ class Encoder(nn.Module):
     def __init__(self, model: nn.Module, image_size: int) -> None:
         super().__init__()
         self.model = model
+        self._attentions = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
+        self._compiled_sizes: frozenset[int] = frozenset()
+        self._compiled: Callable[[nn.Module, Tensor], Tensor] | None = None
         with torch.no_grad():
             _, self.width = model.eval()(torch.zeros(1, 3, image_size, image_size)).shape
         model.train()
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        """One feature vector for each image."""
+        """One feature vector for each image.
+
+        Attention is two products and a softmax in bf16 on a CPU, where the backward pass of the fused kernel takes 1.2 to 3.6
+        times as long (by length, 1,025 tokens to 65), and else as timm has it.
+        """
+        if self._attentions and not torch.compiler.is_compiling():
+            is_fused = not (images.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
+            for attention in self._attentions:
+                attention.fused_attn = is_fused  # type: ignore[assignment]
+        if self._compiled is not None and self.training and len(images) in self._compiled_sizes:
+            return self._compiled(self.model, images)
         features: Tensor = self.model(images)
         return features
 
+    def compile_training(self, sizes: frozenset[int], compiled: Callable[[nn.Module, Tensor], Tensor] | None) -> None:
+        """Compute training batches of these sizes by ``compiled``, which takes the model and images; None: none any more."""
+        self._compiled_sizes, self._compiled = sizes, compiled
 
-def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
+
+def check_backbone(name: str, *, image_size: int, weights: str | None, width: int = 1) -> None:
     """Refuse a backbone that `create_encoder` could not make, without making it.
 
     Raises:
         ConfigError: for a name that is not registered and that timm does not have, a size that a ViT's patches do not divide, a
-            weights file that is not there, a hub that cannot be reached.
+            width that it cannot have, a weights file that is not there, a hub that cannot be reached.
     """
     timm_name = _ALIASES.get(name, name)
     if name not in BACKBONES:
@@ -121,6 +138,11 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
                 f"Choose an image_size that is a multiple of {_PATCHES_PER_SIDE}, 32 say: a ViT's patches have a side of "
                 f"image_size / {_PATCHES_PER_SIDE}, but image_size is {image_size}"
             )
+    if width > 1 and (name in BACKBONES or not _has_widths(timm_name)):
+        raise ConfigError(
+            "Leave the control wide out, or name a ResNet, ViT or DeiT of timm as backbone: only these can have width 2, but "
+            f"backbone is {name!r}"
+        )
     if weights == "hub":
         _check_hub(name, timm_name)
     elif weights is not None:
@@ -128,23 +150,32 @@ def check_backbone(name: str, *, image_size: int, weights: str | None) -> None:
 
 
 def create_encoder(
-    name: str, *, image_size: int, drop_path: float, weights: str | None, seed: int, small_stem: bool = True
+    name: str,
+    *,
+    image_size: int,
+    drop_path: float,
+    weights: str | None,
+    seed: int,
+    small_stem: bool = True,
+    width: int = 1,
 ) -> Encoder:
     """The encoder ``name`` for images of ``image_size`` pixels, initialised from ``seed`` without touching global state.
 
     Of timm's models, the ResNet family with ``small_stem`` gets a 3x3 stem of stride 1, and no max-pool up to 64 px; the ViT
     family (DeiT too) gets ``img_size`` and patches of image_size / 8 (8 x 8 tokens). Every other one is taken as it is made,
-    with ``img_size`` if it has one; so is what is registered.
+    with ``img_size`` if it has one; so is what is registered. ``width`` multiplies the channels of a ResNet, its stem's too,
+    and the embedding and heads of a ViT.
 
     Raises:
         ConfigError: the model cannot be made so, or weights do not fit or cannot be had.
     """
-    check_backbone(name, image_size=image_size, weights=weights)
+    assert width == 1 or weights is None
+    check_backbone(name, image_size=image_size, weights=weights, width=width)
     with global_stream(seed):
         if name in BACKBONES:
             model = _registered(name, image_size, drop_path, weights)
         else:
-            model = _timm_model(_ALIASES.get(name, name), image_size, drop_path, weights, seed)
+            model = _timm_model(_ALIASES.get(name, name), image_size, drop_path, weights, seed, width)
             if isinstance(model, ResNet) and small_stem:
                 _fit_resnet(model, image_size)
         try:
@@ -175,7 +206,7 @@ def _registered(name: str, image_size: int, drop_path: float, weights: str | Non
     return model
 
 
-def _timm_model(timm_name: str, image_size: int, drop_path: float, weights: str | None, seed: int) -> nn.Module:
+def _timm_model(timm_name: str, image_size: int, drop_path: float, weights: str | None, seed: int, width: int) -> nn.Module:
     options: dict[str, Any] = {"num_classes": 0}
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
@@ -184,13 +215,35 @@ def _timm_model(timm_name: str, image_size: int, drop_path: float, weights: str 
     elif timm.get_pretrained_cfg(timm_name).fixed_input_size:
         options["img_size"] = image_size
     try:
-        model: nn.Module = timm.create_model(timm_name, **options)
+        model: nn.Module = timm.create_model(timm_name, **options) if width == 1 else _wider(timm_name, options, width)
     except TypeError as error:
         raise ConfigError(f"Leave out what backbone {timm_name!r} does not take, of the options {options}: {error}") from error
     if weights is not None:
         with global_stream(seed):
             model = _with_weights(timm_name, options, weights, untrained=model)
     return model
+
+
+def _wider(timm_name: str, options: Mapping[str, Any], width: int) -> nn.Module:
+    """The model with so many times as many channels."""
+    usual: Any = timm.create_model(timm_name, **options, device="meta")  # its sizes alone
+    model: nn.Module = timm.create_model(timm_name, **options, **_sizes(usual, width))
+    if isinstance(usual, ResNet) and isinstance(usual.conv1, nn.Conv2d):
+        model.conv1 = _single_stem(width * usual.conv1.out_channels, side=7, stride=2)
+    return model
+
+
+def _sizes(usual: Any, width: int) -> dict[str, Any]:
+    """What makes timm's model wider: a ViT gets more heads, each as wide as before."""
+    if not isinstance(usual, ResNet):
+        heads = next(layer.num_heads for layer in usual.blocks.modules() if hasattr(layer, "num_heads"))
+        return {"embed_dim": width * usual.embed_dim, "num_heads": width * heads}
+    stem, *stages = (width * info["num_chs"] for info in usual.feature_info)
+    layers = (usual.layer1, usual.layer2, usual.layer3, usual.layer4)
+    channels = [outputs // layer[-1].expansion for outputs, layer in zip(stages, layers, strict=True)]
+    # timm gives a single convolution 64 channels, whatever is asked: a deep stem of the right width first stands in for it.
+    is_deep = {"stem_type": "deep"} if isinstance(usual.conv1, nn.Conv2d) else {}
+    return {"channels": channels, "stem_width": stem // 2, **is_deep}
 
 
 def _misfit(weights: str, name: str, problem: str) -> ConfigError:
@@ -255,8 +308,17 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         if isinstance(encoder, Encoder) and hasattr(encoder.model, "no_weight_decay")
         for name in encoder.model.no_weight_decay()  # type: ignore[operator]
     }
-    groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=kept)
-    return [group for group in groups if group["params"]]
+    decayed: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_weight = parameter.ndim > 1 and not name.endswith(".bias")
+            is_kept = any(fnmatch.fnmatch(name, pattern) for pattern in kept)
+            decayed[weight_decay != 0 and is_weight and not is_kept].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        for decays, parameters in decayed.items()
+        if parameters
+    ]
 
 
 def batch_statistics(module: nn.Module) -> list[Tensor]:
@@ -298,6 +360,7 @@ def recompute_activations(module: nn.Module) -> bool:
         if isinstance(encoder, Encoder):
             with suppress(AttributeError, AssertionError):  # how models say that they cannot
                 encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
+                encoder.compile_training(frozenset(), None)  # the graph keeps its own choice of activations
                 able = True
     return able
 
@@ -317,15 +380,32 @@ def hold_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def _has_patches(timm_name: str) -> bool:
-    return timm.model_entrypoint(timm_name).__module__ in ("timm.models.vision_transformer", "timm.models.deit")
+    return _family(timm_name) in ("vision_transformer", "deit")
+
+
+def _has_widths(timm_name: str) -> bool:
+    """Whether ``_wider`` can make a model; the layers of pruned ones have sizes of their own."""
+    return _has_patches(timm_name) or (_family(timm_name) == "resnet" and "_pruned" not in timm_name)
+
+
+def _family(timm_name: str) -> str:
+    """The module of timm that a model is from."""
+    module: str = timm.model_entrypoint(timm_name).__module__
+    return module.removeprefix("timm.models.")
 
 
 def _fit_resnet(model: ResNet, image_size: int) -> None:
     stem = model.conv1
     if isinstance(stem, nn.Conv2d):
-        model.conv1 = nn.Conv2d(3, stem.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.conv1 = _single_stem(stem.out_channels, side=3, stride=1)
     else:  # the deep stem is made of 3x3 convolutions already; only its stride goes
         stem[0].stride = (1, 1)
     if image_size <= _LARGEST_WITHOUT_MAX_POOL:
         model.maxpool = nn.Identity()
+
+
+def _single_stem(channels: int, *, side: int, stride: int) -> nn.Conv2d:
+    """A ResNet's first convolution, initialised as timm does."""
+    stem = nn.Conv2d(3, channels, side, stride=stride, padding=side // 2, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    return stem

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.trial import Precision
 from emoreg.data import LoadImages, load
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import expand
 from emoreg.training.devices import pick_device
+from emoreg.training.stopwatch import Stopwatch
 
 EvaluatedSplit = Literal["validation", "test"]
 
@@ -28,8 +30,11 @@ class TrialContext:
         store: holds the experience.
         folder: the trial's own, for its checkpoint.
         device: where to compute.
+        precisions: what precision "auto" means on a CPU, by backbone: see ``precision.settle``.
+        compiled: what compile "auto" means, by backbone: see ``settle_compile``.
         evaluate_on: "test" opens the test split, once, at the end.
         checkpoint_seconds: least time between two checkpoints, in mid-epoch too; the end always makes one.
+        stopwatch: is told what is done when.
         should_stop: asked after every step, and while the trial waits for an experience.
         on_checkpoint: called when a checkpoint is in ``folder``, by the thread that has written it.
     """
@@ -38,8 +43,11 @@ class TrialContext:
     store: ExperienceStore
     folder: Path
     device: torch.device
+    precisions: Mapping[str, Precision] = field(default_factory=dict)
+    compiled: Mapping[str, bool] = field(default_factory=dict)
     evaluate_on: EvaluatedSplit = "validation"
     checkpoint_seconds: float = 30.0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     should_stop: Callable[[], bool] = lambda: False
     on_checkpoint: Callable[[], None] = lambda: None
 

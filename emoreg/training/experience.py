@@ -1,7 +1,9 @@
 """Experiences: what decides the weights that pre-training leaves, and how a trial comes by them without paying twice.
 
 The key of an experience is the hash of all that decides its weights, except the length: if pre-training's schedule does not
-know its end, a longer experience continues a shorter one, and trials that differ in regulation or length share one run.
+know its end, a longer experience continues a shorter one, and trials that differ in regulation or length share one run. A
+cool-down knows its end: its run is another one, whose key has the length, and begins with the state in which the run that all
+lengths share is at the branch point.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from emoreg.training.checkpointing import Checkpointer
 from emoreg.training.context import TrialContext
 from emoreg.training.devices import device_name
 from emoreg.training.history import History
+from emoreg.training.learners import Learner
+from emoreg.training.loop import fit
 from emoreg.training.optim import length_dependence, uses_bf16
 from emoreg.training.stages import Stage
 
@@ -50,17 +54,20 @@ def experience_key(
     return _hash(_decisive(config, source, fingerprint, device), salt)
 
 
-def shared_run(trial: ResolvedTrial) -> str | None:
-    """A name that trials have in common if they share a pre-training run; None for a trial that needs no experience.
+def shared_runs(trial: ResolvedTrial) -> dict[str, ResolvedTrial]:
+    """The trial's pre-training runs, in order, each by a name that trials have in common if they share it.
 
     The configuration alone decides it, so that the driver can order trials by it: the images and weights that it names count by
     name and not, as in ``experience_key``, by content.
     """
-    config, source = trial.config, trial.images_of_pretraining
-    if not trial.needs_pretraining:
-        return None
+    return {_name_of(run): run for run in trial.pretraining_runs}
+
+
+def _name_of(run: ResolvedTrial) -> str:
+    config, source = run.config, run.images_of_pretraining
     parts = {
         "backbone": config.backbone,
+        "width": config.width,
         "drop_path": config.drop_path,
         "weights": config.weights,
         "image_size": config.image_size,
@@ -71,49 +78,70 @@ def shared_run(trial: ResolvedTrial) -> str | None:
         "seed": config.seed,
         "deterministic": config.deterministic,
         "precision": config.precision,
+        "compile": config.compile,
     }
     return _hash(parts, "")
 
 
 @contextmanager
-def load_or_pretrain(stage: Stage, context: TrialContext, history: History) -> Iterator[Checkpointer]:
-    """Within, ``fit`` brings a network to the state after pre-training: loaded, continued, or trained from the start.
+def load_or_pretrain(stage: Stage, learner: Learner, context: TrialContext, history: History) -> Iterator[Checkpointer]:
+    """Within, ``fit`` brings a learner's network to the state after pre-training: loaded, continued, or trained from the start.
 
-    If another trial is training the shared run, this one waits for the snapshot that it needs, or for its turn to train.
-    ``history`` takes over the epochs of the state that pre-training goes on from, whoever trained them.
+    If another trial is training the shared run, this one waits for the snapshot that it needs, or for its turn to train. Who is
+    to train a cool-down first comes by the state at its branch point, in the same way, and goes on from there. ``history``
+    takes over the epochs of the state that pre-training goes on from, whoever trained them.
 
     Raises:
-        Diverged: the run is known to diverge.
-        Interrupted: the trial was asked to stop while it waited.
+        Diverged: the run is known to diverge, or does so before its cool-down.
+        Interrupted: the trial was asked to stop while it waited, or before its cool-down.
         OSError: the store cannot be read or written.
     """
-    trial, store, epochs = stage.trial, context.store, stage.settings.epochs
-    fingerprint, salt = stage.image_set.fingerprint, store.salt(trial.identity)
-    key = experience_key(trial.config, stage.source, fingerprint, context.device, salt=salt)
+    trial, store, epochs, before = stage.trial, context.store, stage.epochs, stage.before_cooldown
+    key = _key(stage, context)
     use = Use(study=store.user, identity=trial.identity, epochs=epochs, time=time.time())
     with store.acquire(key, use, context.should_stop) as acquired:
-        history.waiting_seconds = acquired.waiting_seconds
+        history.waiting_seconds += acquired.waiting_seconds
         if acquired.state is not None:
             history.resume(acquired.state["history"])
         reason = length_dependence(trial.config.pretraining)
         if acquired.is_holder:
-            if reason is not None:
+            if reason is not None and before is None:  # a cool-down shares all that is before it
                 log.warning("%s", reason)
             store.describe(key, *_description(stage, context.device))
-        with Checkpointer(
-            latest=acquired.state,
-            history=history,
-            keeps=lambda epoch: epoch == epochs or (reason is None and store.keeps(key, epoch)),
-            write=partial(store.write, key),
-            seconds=context.checkpoint_seconds,
-            should_stop=context.should_stop,
-        ) as checkpointer:
-            try:
+        try:
+            latest = acquired.state
+            if latest is None and before is not None:
+                with load_or_pretrain(before, learner, context, history) as shared, context.stopwatch.stage(before.name):
+                    latest = fit(before, learner, checkpointer=shared, stopwatch=context.stopwatch).state
+            with Checkpointer(
+                latest=latest,
+                history=history,
+                keeps=lambda epoch: epoch == epochs or (reason is None and store.keeps(key, epoch)),
+                write=partial(store.write, key),
+                seconds=context.checkpoint_seconds,
+                should_stop=context.should_stop,
+            ) as checkpointer:
                 yield checkpointer
-            except Diverged as diverged:
-                store.note_diverged(key, len(history), diverged.step)
-                raise
-    store.record_use(key, replace(use, **asdict(history.cost), time=time.time()))
+        except Diverged as diverged:
+            store.note_diverged(key, len(history), diverged.step)
+            raise
+    _record_use(stage, key, context, history, waiting_seconds=acquired.waiting_seconds)
+    if before is not None and acquired.state is not None:  # with which it has had what is before it, too
+        _record_use(before, _key(before, context), context, history)
+
+
+def _record_use(stage: Stage, key: str, context: TrialContext, history: History, *, waiting_seconds: float = 0.0) -> None:
+    """Write down what a trial has had of a run, whose epochs begin after those of the run before it."""
+    before, store = stage.before_cooldown, context.store
+    cost = replace(history.between(0 if before is None else before.epochs, stage.epochs).cost, waiting_seconds=waiting_seconds)
+    use = Use(study=store.user, identity=stage.trial.identity, epochs=stage.epochs, time=time.time())
+    store.record_use(key, replace(use, **asdict(cost)))
+
+
+def _key(stage: Stage, context: TrialContext) -> str:
+    """The key of a run in the store of a trial."""
+    salt = context.store.salt(stage.trial.identity)
+    return experience_key(stage.trial.config, stage.source, stage.image_set.fingerprint, context.device, salt=salt)
 
 
 def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, device: torch.device) -> dict[str, Any]:
@@ -127,12 +155,16 @@ def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, dev
         "weights": weights_digest(config.weights),
         "image_size": config.image_size,
         "small_stem": config.has_small_stem,
-        "images": {name: getattr(source, name) for name in CUTS},
+        # Folds came later: where there are none, the keys are what they were.
+        "images": {name: getattr(source, name) for name in CUTS if name != "num_folds" or source.num_folds is not None},
         "fingerprint": fingerprint,
         "pretraining": _pretraining(config),
         "seed": config.seed,
         "deterministic": config.deterministic,
         "bf16": uses_bf16(config, device),
+        # Compiling and widths came later: where nothing is compiled, or wider, the keys are what they were.
+        **({"compiled": True} if config.compile == "on" else {}),
+        **({} if config.width == 1 else {"width": config.width}),
         "device": device.type,
     }
 
@@ -140,6 +172,8 @@ def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, dev
 def _pretraining(config: TrialConfig) -> dict[str, Any]:
     """The settings of pre-training, with its length only if a longer one does not continue a shorter one."""
     settings = asdict(config.pretraining)
+    if config.pretraining.cooldown_epochs == 0:  # it came later: where there is none, the keys are what they were
+        del settings["cooldown_epochs"]
     if length_dependence(config.pretraining) is None:
         del settings["epochs"]
     return settings
@@ -171,7 +205,8 @@ def _description(stage: Stage, device: torch.device) -> tuple[str, dict[str, Any
     """What makes an experience: in a line, and in full."""
     config = stage.trial.config
     shuffled = " shuffled" if config.pretraining.shuffle_labels else ""
+    cooled = f", cooled down after {config.pretraining.epochs} epochs" if config.pretraining.cooldown_epochs else ""
     versions = {"emoreg": emoreg.__version__, "torch": torch.__version__, "python": platform.python_version()}
     settings = _decisive(config, stage.source, stage.image_set.fingerprint, device)
     details = {"settings": settings, "versions": versions, "device": device_name(device)}
-    return f"{config.backbone}, {stage.source.name}{shuffled}, seed {config.seed}", details
+    return f"{config.backbone}, {stage.source.name}{shuffled}, seed {config.seed}{cooled}", details

@@ -15,10 +15,10 @@ from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join
-from emoreg.training.network import ExportedNetwork, NetworkConfig, exported_config, write_network
+from emoreg.training.network import ExportedNetwork, NetworkConfig, check_onnx, exported_config, write_network
 
 
-def export_network(study: StudyResults, storage: str, to: str | Path, trial: str) -> TrialRecord:
+def export_network(study: StudyResults, storage: str, to: str | Path, trial: str, *, onnx: bool = False) -> TrialRecord:
     """Write a trial's network, its configuration and its model card to a folder, or a URI.
 
     Args:
@@ -26,6 +26,7 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         storage: where it and its confirmation lie.
         to: where to. What was exported there before is replaced.
         trial: "best" of the search, "confirmed", or an identity.
+        onnx: whether it is written in ONNX too.
 
     Returns:
         The trial's record.
@@ -34,6 +35,8 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         ConfigError: where there is no such trial, its network was not kept, or its backbone is not registered here as it was.
         OSError: where a storage does not answer, or cannot be written.
     """
+    if onnx:
+        check_onnx()
     home, record = find_trial(study, trial)
     files = Files(join(storage, home.name))
     state = checkpoint.load(files, f"trials/{record.identity}/{CHECKPOINT}") if record.status == "finished" else None
@@ -44,7 +47,7 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         )
     config = from_json(TrialConfig, json.loads(record.config))
     written = NetworkConfig(
-        trial=exported_config(config),
+        trial=exported_config(config, record.precision),
         identity=record.identity,
         class_names=tuple(state["class_names"]),
         image_size=config.image_size,
@@ -58,5 +61,6 @@ def export_network(study: StudyResults, storage: str, to: str | Path, trial: str
         written,
         state["network"],
         model_card(study, home, record, read_predictions(files, identity=record.identity)),
+        onnx=onnx,
     )
     return record

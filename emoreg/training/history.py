@@ -91,6 +91,12 @@ class History:
         last: dict[str, float] = measured[-1] if measured else {}
         return {f"val_{name}": last[f"val_{name}"] for name in names if f"val_{name}" in last}
 
+    def between(self, first: int, last: int) -> History:
+        """A history of the epochs after ``first`` up to ``last`` alone, which tells nobody and has waited for nothing."""
+        part = History(self._study, self._identity, ())
+        part._epochs = [epoch for epoch in self._epochs if first < epoch[1].epoch <= last]
+        return part
+
     def _is_own(self, epoch: _Epoch) -> bool:
         return epoch[0] == self._study and epoch[1].identity == self._identity
 

@@ -1,6 +1,6 @@
 """Learners: what the loop trains. It knows their protocol and nothing behind it.
 
-Legend: B images of a batch, N of a split, S their side, C scores for each: classes, or real-valued targets.
+Legend: B images of a batch, N of a split, S their side, C scores for each: classes, or real-valued targets, D features.
 """
 
 from __future__ import annotations
@@ -27,10 +27,17 @@ Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 @runtime_checkable  # tests check it in signatures
 class Learner(Protocol):
-    """A network with its loss, and whether its balance depends on the image."""
+    """A network with its loss.
+
+    Attributes:
+        network: what is trained.
+        balance_by_image: whether its balance depends on the image.
+        affect: a few of the stimuli with what they mean, in two halves, where a trial has stimuli and probes to look at them.
+    """
 
     network: nn.Module
     balance_by_image: bool = False
+    affect: tuple[Batches, Batches] | None = None
 
     def learning_rates(self) -> Mapping[nn.Parameter, float]:
         """Peak learning rates of the parameters that have others than their stage's optimizer says."""
@@ -59,6 +66,10 @@ class Learner(Protocol):
         responses = {"plain": response.plain, "emotional": response.emotional}
         return {name: scores for name, scores in responses.items() if scores is not None}
 
+    def features(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B D"]]:
+        """Features of each encoder, plain and emotional, as far as they are there: what probes compare too."""
+        return {}
+
 
 class EmotionLearner(Learner):
     """Stage 1: the emotional net learns affect from the stimuli."""
@@ -84,6 +95,11 @@ class EmotionLearner(Learner):
         with autocast(self._config, images.device):
             scores = self.network(images)
         return Response(scores, plain=None, emotional=scores, balance=None)
+
+    def features(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B D"]]:
+        """Features of the emotional encoder."""
+        with autocast(self._config, images.device):
+            return {"emotional": self.network.encoder(images).float()}
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy or squared error, and the scores."""
@@ -145,6 +161,12 @@ class RegulationLearner(Learner):
         with autocast(self._config, images.device):
             response: Response = self.network(images)
         return response
+
+    def features(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B D"]]:
+        """Features of the encoders that there are."""
+        encoders = {"plain": self.network.plain, "emotional": self.network.emotional}
+        with autocast(self._config, images.device):
+            return {name: encoder(images).float() for name, encoder in encoders.items() if encoder is not None}
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy of the balanced response, or the balanced mean of two, and the scores."""

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from emoreg.errors import Diverged
 from emoreg.results.outcome import OomState
@@ -20,23 +20,37 @@ from emoreg.training.devices import gpu_utilisation
 from emoreg.training.events import BalanceSample
 from emoreg.training.learners import Evaluation, Learner, evaluate
 from emoreg.training.oom import MicroBatches
-from emoreg.training.optim import build_optimizer
+from emoreg.training.optim import build_optimizer, precision_of
 from emoreg.training.probes import run_probes
 from emoreg.training.stages import Stage
+from emoreg.training.stopwatch import Stopwatch
 
 _CHECK_EVERY = 50
 """Steps between two checks of the losses, each of which waits for the device."""
+_NOBODY_LISTENS = Stopwatch()
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a stage leaves besides the weights: what it took to fit in memory, and its last evaluation, if it made one."""
+    """What a stage leaves: its state at the end, with which another can go on, and its last evaluation, if it made one."""
 
-    oom: OomState
+    state: State
     evaluation: Evaluation | None
 
+    @property
+    def oom(self) -> OomState:
+        """What it took to fit in memory."""
+        return OomState(**self.state["oom"])
 
-def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomState | None = None) -> Fitted:
+
+def fit(
+    stage: Stage,
+    learner: Learner,
+    *,
+    checkpointer: Checkpointer,
+    oom: OomState | None = None,
+    stopwatch: Stopwatch = _NOBODY_LISTENS,
+) -> Fitted:
     """Train a learner's network until the stage's epochs are done, on the device of the stage's images.
 
     Args:
@@ -45,51 +59,65 @@ def fit(stage: Stage, learner: Learner, *, checkpointer: Checkpointer, oom: OomS
         checkpointer: gives the state to go on from, to the bit on CPU, and takes the states on the way. Its history takes
             every epoch, and reports it once it is saved.
         oom: what an earlier stage took to fit in memory, to begin with; a saved state knows better.
+        stopwatch: is told what is done when.
 
     Raises:
         Diverged: a loss is not finite; at most ``_CHECK_EVERY`` steps later.
         Interrupted: by the checkpointer.
         torch.OutOfMemoryError: nothing helped.
     """
-    settings, network, history, saved = stage.settings, learner.network, checkpointer.history, checkpointer.latest
-    if saved is not None and saved["epoch"] == settings.epochs:  # only the weights are still needed
+    network, history, saved = learner.network, checkpointer.history, checkpointer.latest
+    if saved is not None and saved["epoch"] == stage.epochs:  # only the weights are still needed
         network.load_state_dict(saved["network"])
-        return Fitted(OomState(**saved["oom"]), evaluation=None)
+        return Fitted(saved, evaluation=None)
     state = _begin(stage, learner, saved, oom)
     evaluation: Evaluation | None = None
     evaluation_batches = MicroBatches(network)
-    while state.epoch < settings.epochs:
+    while state.epoch < stage.epochs:
         started = time.perf_counter() - state.seconds
         network.train()
-        for images, targets in stage.batches(state.batches, first=state.step_in_epoch):
-            for group in state.optimizer.param_groups:
-                group["lr"] = group["peak"] * stage.learning_rate_factor(state.step)
-            learner.begin_batch()
-            loss, scores = state.micro_batches.backward(learner.loss, state.optimizer, images, targets)
-            if settings.optimizer.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), settings.optimizer.gradient_clip)
-            state.optimizer.step()
-            state.add_step(loss, targets, scores)
+        for images, targets in stopwatch.each("data", stage.batches(state.batches, first=state.step_in_epoch)):
+            _step(stage, learner, state, images, targets, stopwatch)
             if state.step % _CHECK_EVERY == 0:
                 state.check_finite()
             if checkpointer.should_save():
                 state.check_finite()
                 state.seconds = time.perf_counter() - started
-                checkpointer.save(state)
+                with stopwatch.phase("writing"):
+                    checkpointer.save(state)
         state.check_finite()
         state.seconds = time.perf_counter() - started
         if stage.validation is not None:
-            evaluation = evaluate(learner, stage.validation, evaluation_batches)
+            with stopwatch.phase("evaluation"):
+                evaluation = evaluate(learner, stage.validation, evaluation_batches)
             if not math.isfinite(evaluation.loss):  # the epoch's last update did it: the next one's loss would show it
                 raise Diverged(stage.name, state.step)
         record = _record(stage, state, evaluation, seconds=time.perf_counter() - started)
         history.add(record, run_probes(stage, learner, record.epoch))
         state.end_epoch()
-        checkpointer.save(state)
-        history.report_last()
+        with stopwatch.phase("writing"):
+            checkpointer.save(state)
+            history.report_last()
         if learner.balance_by_image and evaluation is not None and evaluation.balance is not None:
             history.report(BalanceSample(epoch=state.epoch, balance=evaluation.balance))
-    return Fitted(state.micro_batches.state, evaluation)
+    return Fitted(state.to_dict(), evaluation)
+
+
+def _step(stage: Stage, learner: Learner, state: LoopState, images: Tensor, targets: Tensor, stopwatch: Stopwatch) -> None:
+    """One update of the weights by a batch. It does not wait for the device."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["peak"] * stage.learning_rate_factor(state.step)
+    learner.begin_batch()
+    with stopwatch.phase("backward"):
+        forward = stopwatch.timed("forward", learner.loss)
+        loss, scores = state.micro_batches.backward(forward, state.optimizer, images, targets)
+    with stopwatch.phase("optimizer"):
+        clip = stage.settings.optimizer.gradient_clip
+        if clip is not None:
+            nn.utils.clip_grad_norm_(learner.network.parameters(), clip)
+        state.optimizer.step()
+    state.add_step(loss, targets, scores)
+    stopwatch.step()
 
 
 def _begin(stage: Stage, learner: Learner, saved: State | None, oom: OomState | None) -> LoopState:
@@ -99,7 +127,9 @@ def _begin(stage: Stage, learner: Learner, saved: State | None, oom: OomState | 
         stage=stage.name,
         network=network,
         device=stage.train.device,
-        optimizer=build_optimizer(network, stage.settings.optimizer, learner.learning_rates()),
+        optimizer=build_optimizer(
+            network, stage.settings.optimizer, learner.learning_rates(), fused=not stage.trial.config.deterministic
+        ),
         batches=generator(seed, stage.batch_stream),
         micro_batches=MicroBatches(network, oom),
     )
@@ -128,4 +158,6 @@ def _record(stage: Stage, state: LoopState, evaluation: Evaluation | None, *, se
         measured_balance_std=float(balance.std(correction=0)) if balance is not None else None,
         gpu_utilisation=gpu_utilisation(stage.train.device),
         metrics=json.dumps(metrics),
+        precision=precision_of(stage.trial.config, stage.train.device),
+        compiled=stage.trial.config.compile == "on",
     )

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 
 from emoreg.config.registry import METRICS
@@ -98,7 +97,8 @@ def auroc(scores: Float[Tensor, "N C"], targets: Int[Tensor, " N"]) -> float:
         positives, negatives = int(true.sum()), int((~true).sum())
         if not negatives:
             return math.nan
-        ranks = torch.as_tensor(rankdata(probabilities[:, label].numpy()))  # equal ones share theirs
+        _, place, counts = probabilities[:, label].unique(return_inverse=True, return_counts=True)
+        ranks = (counts.cumsum(0) - (counts - 1) / 2)[place].double()  # equal ones share theirs
         areas.append((ranks[true].sum() - positives * (positives + 1) / 2) / (positives * negatives))
     return _mean(areas)
 

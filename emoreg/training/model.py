@@ -26,6 +26,7 @@ from emoreg.config import RegulationConfig, TrialConfig
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.seeding import derive_seed, generator, global_stream
 from emoreg.training.backbones import Encoder, create_encoder
+from emoreg.training.compilation import compile_steps
 
 Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
@@ -236,14 +237,17 @@ def create_regulation(config: TrialConfig, emotional: EmotionalNet | None, num_c
 
 
 def _create(config: TrialConfig, stream: str) -> Encoder:
-    return create_encoder(
+    encoder = create_encoder(
         config.backbone,
         image_size=config.image_size,
         drop_path=config.drop_path,
         small_stem=config.has_small_stem,
+        width=config.width,
         weights=config.weights,
         seed=derive_seed(config.seed, stream),
     )
+    compile_steps(encoder, config)
+    return encoder
 
 
 def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:

@@ -3,17 +3,22 @@
     weights.safetensors   every tensor of the network
     config.json           architecture, classes, normalisation, and the digest of the weights
     README.md             the model card: what it is, its numbers and their intervals
+    network.onnx          the network for other runtimes, where it was asked for
 
 Legend: B images, S their side, C classes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 import xxhash
 from jaxtyping import Float, Shaped
 from safetensors.torch import load as load_tensors
@@ -22,6 +27,7 @@ from torch import Tensor, compiler, nn
 from torch import channels_last as CHANNELS_LAST
 
 from emoreg.config import ImageSetConfig, TrialConfig, from_json, to_json
+from emoreg.config.trial import Precision
 from emoreg.data.augmentation import MEAN, STD
 from emoreg.errors import ConfigError, StorageError
 from emoreg.storage.files import Files
@@ -29,7 +35,8 @@ from emoreg.training.backbones import code_fingerprint
 from emoreg.training.model import create_emotional_net, create_regulation
 from emoreg.training.optim import autocast
 
-WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, CARD, ONNX = "weights.safetensors", "config.json", "README.md", "network.onnx"
+_ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,8 +140,8 @@ class ExportedNetwork(nn.Module):
             )
 
 
-def write_network(files: Files, config: NetworkConfig, weights: Mapping[str, Tensor], card: str) -> None:
-    """Write a network; ``config.json``, without which there is none, comes last.
+def write_network(files: Files, config: NetworkConfig, weights: Mapping[str, Tensor], card: str, *, onnx: bool = False) -> None:
+    """Write a network, in ONNX too if that is asked for; ``config.json``, without which there is none, comes last.
 
     Raises:
         ConfigError: for a folder that holds something else.
@@ -148,9 +155,50 @@ def write_network(files: Files, config: NetworkConfig, weights: Mapping[str, Ten
         )
     content = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
     config = replace(config, digest=xxhash.xxh3_128(content).hexdigest())
+    in_onnx = onnx_bytes(config, weights) if onnx else None
     files.write(WEIGHTS, content)
     files.write(CARD, card.encode())
+    if in_onnx is None:
+        files.remove(ONNX)  # of another network
+    else:
+        files.write(ONNX, in_onnx)
     files.write(CONFIG, json.dumps(to_json(config), indent=2).encode())
+
+
+def onnx_bytes(config: NetworkConfig, weights: Mapping[str, Tensor]) -> bytes:
+    """A network in ONNX, in float32: `images` B 3 S S, RGB in [0, 1], to `scores` B C, for any B.
+
+    Raises:
+        ConfigError: without the packages that write it.
+    """
+    check_onnx()
+    trial = replace(config.trial, precision="float32")  # few runtimes compute in bf16
+    network, side = ExportedNetwork(replace(config, trial=trial), weights), config.image_size
+    with warnings.catch_warnings(), TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # torch's, about torch
+        path = Path(folder) / ONNX
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, side, side),),
+            path,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        )
+        return path.read_bytes()
+
+
+def check_onnx() -> None:
+    """Refuse to write ONNX where the packages that do so are not installed."""
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f'Run pip install -e ".[onnx]", or export without ONNX: it needs the packages {" and ".join(_ONNX_PACKAGES)}, but '
+            f"{' and '.join(missing)} cannot be imported"
+        )
 
 
 def load_network(folder: str | Path) -> ExportedNetwork:
@@ -185,8 +233,11 @@ def load_network(folder: str | Path) -> ExportedNetwork:
     return ExportedNetwork(config, load_tensors(content.to_pybytes()))
 
 
-def exported_config(trial: TrialConfig) -> TrialConfig:
-    """A trial's configuration as it may leave its study: it names no places, and needs nothing that a study file registers."""
+def exported_config(trial: TrialConfig, precision: Precision | None) -> TrialConfig:
+    """A trial's configuration as it may leave its study: it names no places, and needs nothing that a study file registers.
+
+    ``precision`` is what the trial computed in, where that is known.
+    """
 
     def unplaced(images: ImageSetConfig) -> ImageSetConfig:
         return replace(images, path=None)
@@ -195,9 +246,12 @@ def exported_config(trial: TrialConfig) -> TrialConfig:
         trial,
         stimuli=unplaced(trial.stimuli),
         neutral=None if trial.neutral is None else unplaced(trial.neutral),
+        relabelled=None if trial.relabelled is None else unplaced(trial.relabelled),
         task=unplaced(trial.task),
         weights=None,
         control="regulated",
+        precision=precision or trial.precision,
+        compile="off",
         metrics=(),
         probes=(),
     )

@@ -5,9 +5,11 @@ A schedule is a function of the step that returns a factor of the peak learning 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,13 +18,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, TrialConfig
+from emoreg.config.trial import Precision
 from emoreg.training.backbones import decay_groups
 
 _ADAM_BETA2 = 0.999
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, learning_rates: Mapping[nn.Parameter, float] | None = None
+    module: nn.Module,
+    config: OptimizerConfig,
+    learning_rates: Mapping[nn.Parameter, float] | None = None,
+    *,
+    fused: bool = False,
 ) -> Optimizer:
     """The optimizer of every trainable parameter of ``module``. Each of its groups knows its peak learning rate as ``peak``.
 
@@ -30,6 +37,7 @@ def build_optimizer(
         module: what is trained.
         config: of the optimizer.
         learning_rates: peak learning rates of parameters that have others than ``config`` says.
+        fused: update in one kernel, which is faster, and rounds otherwise than the operations one by one.
     """
     groups: list[dict[str, Any]] = []
     for group in decay_groups(module, config.weight_decay):
@@ -37,16 +45,32 @@ def build_optimizer(
         for parameter in group["params"]:
             by_peak.setdefault((learning_rates or {}).get(parameter, config.learning_rate), []).append(parameter)
         groups += [{**group, "params": parameters, "peak": peak} for peak, parameters in by_peak.items()]
+    lr, momentum = config.learning_rate, config.momentum
     match config.name:
         case "adamw":
-            return AdamW(groups, lr=config.learning_rate, betas=(config.momentum, _ADAM_BETA2))
+            return _eager(AdamW)(groups, lr=lr, betas=(momentum, _ADAM_BETA2), fused=fused or None)
         case "sgd":
-            return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+            return _eager(SGD)(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
+
+
+@functools.cache
+def _eager(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """An optimizer's class without what torch wraps around its methods for torch.compile, whose import takes long."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def pretraining_schedule(step: int, num_steps: int, config: PretrainingConfig) -> float:
-    """Linear warm-up, then 1, which knows nothing of the total length, or a half cosine to 0, which does."""
-    warmup = config.warmup_steps
+    """Linear warm-up, then 1, which knows nothing of the total length, or a half cosine to 0, which does.
+
+    In a cool-down the factor goes linearly to 0, from whatever it was before.
+    """
+    warmup, total = config.warmup_steps, config.total_epochs
+    cooldown = num_steps * config.cooldown_epochs // total if total else 0
+    if cooldown and step > num_steps - cooldown:
+        branch = num_steps - cooldown
+        return pretraining_schedule(branch, num_steps, config) * (num_steps - step) / cooldown
     if step < warmup:
         return (step + 1) / (warmup + 1)
     match config.lr_schedule:
@@ -58,10 +82,13 @@ def pretraining_schedule(step: int, num_steps: int, config: PretrainingConfig) -
 
 def length_dependence(config: PretrainingConfig) -> str | None:
     """Why a longer pre-training cannot continue a shorter one, or None if it can: found out from the schedule itself."""
+    if config.cooldown_epochs:
+        return f"pretraining.cooldown_epochs={config.cooldown_epochs} are the last of the length, so lengths share no cool-down"
     shortest = config.warmup_steps + 100
-    for step in sorted({*range(0, shortest, max(1, shortest // 100)), shortest - 1}):
+    for step in sorted({*range(0, shortest, shortest // 20), shortest - 1}):
+        short = pretraining_schedule(step, shortest, config)
         for longer in (shortest + 1, 2 * shortest, 16 * shortest):
-            short, long = (pretraining_schedule(step, num_steps, config) for num_steps in (shortest, longer))
+            long = pretraining_schedule(step, longer, config)
             if short != long:
                 return (
                     f"pretraining.lr_schedule={config.lr_schedule!r} depends on the total length (its factor at step {step} is "
@@ -98,17 +125,33 @@ def autocast(config: TrialConfig, device: torch.device) -> AbstractContextManage
 
 
 def uses_bf16(config: TrialConfig, device: torch.device) -> bool:
-    """Whether a trial computes in bf16: ``auto`` does on a GPU that has it, unless deterministic."""
+    """Whether a network computes in bf16. A trial's precision is settled (``precision.settle``) before it begins.
+
+    One that never was, of a network exported by an earlier emoreg, is bf16 on a GPU that has it, unless deterministic.
+    """
     if config.precision != "auto":
         return config.precision == "bf16"
     return not config.deterministic and device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
+def precision_of(config: TrialConfig, device: torch.device) -> Precision:
+    """What a trial whose precision is settled computes in."""
+    return "bf16" if uses_bf16(config, device) else "float32"
+
+
 @contextmanager
-def reproducible(deterministic: bool) -> Iterator[None]:
-    """Within, torch uses deterministic algorithms and one CPU thread (the order of a sum depends on the number of threads)."""
+def reproducible(deterministic: bool, *, tf32: bool = False) -> Iterator[None]:
+    """Within, torch uses deterministic algorithms and one CPU thread (the order of a sum depends on the number of threads).
+
+    Where it need not, a GPU multiplies in TF32, if ``tf32``, what stays float32 under autocast.
+    """
     if not deterministic:
-        yield
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else precision)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
         return
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use

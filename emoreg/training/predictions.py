@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
 
+from emoreg.data.batches import Batches
 from emoreg.results.predictions import PREDICTIONS
 from emoreg.results.records import PredictionRecord, schema
 from emoreg.results.tables import write_table
 from emoreg.training.learners import Evaluation
 
+_NUM_PICTURES = 12
+"""Of errors, and of what each encoder alone gets right."""
+_SIDE = 96
+"""Of a picture in pixels, at most."""
 
-def write_predictions(folder: Path, identity: str, evaluations: Mapping[str, Evaluation], class_names: Sequence[str]) -> None:
-    """Write the predictions of a trial's evaluations, by split, into its folder.
+
+def write_predictions(
+    folder: Path,
+    identity: str,
+    evaluations: Mapping[str, Evaluation],
+    images: Mapping[str, Batches],
+    class_names: Sequence[str],
+) -> None:
+    """Write the predictions of a trial's evaluations into its folder, with pictures of what is worth a look.
+
+    Args:
+        folder: of the trial.
+        identity: of the trial.
+        evaluations: by split.
+        images: by split.
+        class_names: by class index.
 
     Raises:
         OSError: where that fails; what was written before stays whole.
     """
     columns = schema(PredictionRecord)
     tables = [
-        pa.table(dict(_columns(evaluation, class_names)), schema=columns.remove(0).remove(0))
-        .add_column(0, columns[1], pa.array([split] * len(evaluation.targets)))
-        .add_column(0, columns[0], pa.array([identity] * len(evaluation.targets)))
-        for split, evaluation in evaluations.items()
+        pa.table(
+            {"identity": [identity] * len(found.targets), "split": [split] * len(found.targets)}
+            | dict(_columns(found, class_names))
+            | {"picture": _pictures(found, images[split])},
+            schema=columns,
+        )
+        for split, found in evaluations.items()
     ]
-    write_table(folder / PREDICTIONS, pa.concat_tables(tables).replace_schema_metadata(columns.metadata))
+    write_table(folder / PREDICTIONS, pa.concat_tables(tables))
 
 
 def _columns(evaluation: Evaluation, class_names: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -42,3 +69,30 @@ def _columns(evaluation: Evaluation, class_names: Sequence[str]) -> Iterator[tup
         else:
             yield f"{prefix}predicted", [class_names[index] for index in prediction.classes.tolist()]
             yield f"{prefix}confidence", prediction.confidence.tolist()
+
+
+def _pictures(evaluation: Evaluation, images: Batches) -> list[bytes | None]:
+    """A PNG of each image that is worth a look."""
+    pictures: list[bytes | None] = [None] * len(evaluation.targets)
+    places = torch.cat([*_worth_a_look(evaluation)]).unique()
+    for place, pixels in zip(places.tolist(), images.pictures(places).numpy(), strict=True):
+        picture, stream = Image.fromarray(pixels), io.BytesIO()
+        picture.thumbnail((_SIDE, _SIDE))
+        picture.save(stream, "PNG")
+        pictures[place] = stream.getvalue()
+    return pictures
+
+
+def _worth_a_look(evaluation: Evaluation) -> Iterator[Int[Tensor, " B"]]:
+    """The most confident errors, and of each encoder the most confident of those that it alone gets right."""
+    prediction, plain, emotional = evaluation.prediction, evaluation.plain, evaluation.emotional
+    yield _most_confident(prediction.classes != evaluation.targets, prediction.confidence)
+    if plain is not None and emotional is not None:
+        plain_right, emotional_right = plain.classes == evaluation.targets, emotional.classes == evaluation.targets
+        yield _most_confident(plain_right & ~emotional_right, plain.confidence)
+        yield _most_confident(emotional_right & ~plain_right, emotional.confidence)
+
+
+def _most_confident(flags: Tensor, confidence: Tensor) -> Int[Tensor, " B"]:
+    places = flags.nonzero().flatten()
+    return places[confidence[places].argsort(descending=True, stable=True)[:_NUM_PICTURES]]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.config.registry import METRICS
-from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.resolved import CUTS, ResolvedTrial
 from emoreg.data import ImageSet, LoadImages, parts
 from emoreg.data.augmentation import denormalize
 from emoreg.data.batches import Batch, Batches
+from emoreg.data.duplicates import find_duplicates, without_copies
+from emoreg.data.relabelled import relabel
+from emoreg.data.splits import cut_validation, parts_as
 from emoreg.errors import ConfigError, ImageSetError
 from emoreg.results.records import Stage as StageName
 from emoreg.seeding import generator
@@ -24,6 +28,8 @@ from emoreg.training.metrics import ValueMetric, measure, measure_values
 from emoreg.training.optim import pretraining_schedule, regulation_schedule
 
 _NUM_SAMPLE_IMAGES = 32
+_NUM_EXAMPLES = 3
+_NUM_AFFECT = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +41,14 @@ class Stage:
         trial: to which it belongs.
         image_set: whole.
         source: which images of the set are used.
-        settings: epochs, batch size, optimizer and augmentation.
+        settings: batch size, optimizer and augmentation.
+        epochs: in all, with those of a cool-down.
         schedule: from a step and the number of steps to the factor of the peak learning rate.
         batch_stream: name of the random stream that batches are drawn from.
         train: training images.
         validation: those held out, evaluated after every epoch; None if there are none.
+        affect: of the pre-training of a trial with probes, a few of its stimuli with what they mean, whatever a control learns
+            in their place, in two halves that share no group; None where they are too few.
     """
 
     name: StageName
@@ -47,10 +56,12 @@ class Stage:
     image_set: ImageSet
     source: ImageSetConfig
     settings: PretrainingConfig | RegulationConfig
+    epochs: int
     schedule: Callable[[int, int], float]
     batch_stream: str
     train: Batches
     validation: Batches | None
+    affect: tuple[Batches, Batches] | None = None
 
     def batches(self, rng: torch.Generator, *, first: int) -> Iterator[Batch]:
         """One epoch of training batches, from its step ``first`` on: see ``Batches.epoch``."""
@@ -65,10 +76,20 @@ class Stage:
         """What the loss of a training image weighs, by class; None for all alike."""
         return self.train.class_weights(self.settings.class_weights, self.image_set.num_outputs)
 
+    @property
+    def num_steps(self) -> int:
+        """Updates of the weights in all of its epochs."""
+        return self.epochs * self.train.num_steps(self.settings.batch_size)
+
+    @property
+    def before_cooldown(self) -> Stage | None:
+        """Pre-training up to its cool-down, where it has one: the same images and streams, at a rate that knows no end."""
+        runs = self.trial.pretraining_runs
+        return replace(self, **_length_of(runs[0])) if len(runs) > 1 else None
+
     def learning_rate_factor(self, step: int) -> float:
         """What the peak learning rates are multiplied by in a step."""
-        num_steps = self.settings.epochs * self.train.num_steps(self.settings.batch_size)
-        return self.schedule(step, num_steps)
+        return self.schedule(step, self.num_steps)
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """Metrics on the validation images, by column: the trial's of a task, every registered one of real-valued stimuli."""
@@ -88,43 +109,68 @@ class Stage:
 
 
 def pretraining_stage(trial: ResolvedTrial, load_images: LoadImages, device: torch.device) -> Stage:
-    """Stage 1: the stimuli, or what the control has in their place, cut to as many training images.
+    """Stage 1: the stimuli, or what the control has in their place: the same images with other labels, or as many others.
 
     Raises:
         UserError: a set that has too few images, targets that the trial has no use for, or a set that cannot be read.
     """
     config, settings = trial.config, trial.config.pretraining
-    image_set = load_images(config.stimuli, image_size=config.image_size)
+    excludes = trial.needs_pretraining and config.exclude_test_images
+    load_unseen = partial(load_stimuli, config, load_images) if excludes else load_images
+    image_set = load_unseen(config.stimuli, image_size=config.image_size)
+    affect = _affect(config, image_set, device) if config.probes else None
     source = trial.images_of_pretraining
     assert source is not None  # the trial has an emotional encoder
-    if source != config.stimuli:
+    labels = load_unseen(source, image_size=config.image_size) if trial.is_relabelled else None
+    if labels is not None:
+        relabelled = relabel(image_set, labels)
+        train, validation = parts_as(image_set, config.stimuli, relabelled.train)
+        image_set, source = relabelled, replace(source, **{name: getattr(config.stimuli, name) for name in CUTS})
+    elif source != config.stimuli:
         num_images = len(parts(image_set, config.stimuli)[0])
-        image_set = load_images(source, image_size=config.image_size)
+        image_set = load_unseen(source, image_size=config.image_size)
         source = _cut_to(num_images, image_set, source)
     if image_set.regression:
         _check_regression(config, image_set.name)
-    train, validation = parts(image_set, source)
-    if source == config.stimuli:
+    if labels is None:
+        train, validation = parts(image_set, source)
+    if trial.images_of_pretraining == config.stimuli:
         _check_value_metrics(config, image_set, len(validation))
     batches = Batches(train, device=device)
     return Stage(
         name="pretraining",
-        trial=trial,
         image_set=image_set,
         source=source,
-        settings=settings,
-        schedule=partial(pretraining_schedule, config=settings),
+        **_length_of(trial),
         batch_stream="pretraining batches",
         train=batches.with_permuted_targets(generator(config.seed, "shuffled labels")) if settings.shuffle_labels else batches,
         validation=Batches(validation, device=device) if len(validation) else None,
+        affect=affect,
     )
+
+
+def _affect(config: TrialConfig, stimuli: ImageSet, device: torch.device) -> tuple[Batches, Batches] | None:
+    images, _ = parts(stimuli, config.stimuli)
+    few, _ = cut_validation(images, 0.0, 0, min(_NUM_AFFECT, len(images)))
+    try:
+        one, other = cut_validation(few, 0.5, 0)
+    except ImageSetError:  # too few groups
+        return None
+    return (Batches(one, device=device), Batches(other, device=device)) if len(other) else None
+
+
+def _length_of(trial: ResolvedTrial) -> dict[str, Any]:
+    """What a cool-down changes of stage 1."""
+    settings = trial.config.pretraining
+    schedule = partial(pretraining_schedule, config=settings)
+    return {"trial": trial, "settings": settings, "epochs": settings.total_epochs, "schedule": schedule}
 
 
 def regulation_stage(trial: ResolvedTrial, load_images: LoadImages, device: torch.device) -> Stage:
     """Stage 2: the task.
 
     Raises:
-        UserError: a task without classes or without validation images, or a set that cannot be read.
+        UserError: a task without classes, or a set that cannot be read.
     """
     config, source = trial.config, trial.config.task
     image_set = load_images(source, image_size=config.image_size)
@@ -134,33 +180,78 @@ def regulation_stage(trial: ResolvedTrial, load_images: LoadImages, device: torc
             "is made of real numbers"
         )
     train, validation = parts(image_set, source)
-    if len(validation) == 0:
-        raise ImageSetError(
-            f"Raise task.validation_fraction: a task needs validation images, but {source.validation_fraction:g} of the "
-            f"{len(image_set.train)} images of {image_set.name!r} is none"
-        )
     return Stage(
         name="regulation",
         trial=trial,
         image_set=image_set,
         source=source,
         settings=config.regulation,
+        epochs=config.regulation.epochs,
         schedule=partial(regulation_schedule, config=config.regulation),
         batch_stream="task batches",
         train=Batches(train, device=device),
-        validation=Batches(validation, device=device),
+        validation=Batches(validation, device=device) if len(validation) else None,
     )
 
 
-def check_images(trial: ResolvedTrial, load_images: LoadImages) -> None:
+def require_validation(task: Stage) -> None:
+    """Refuse a task without validation images, on which a trial is measured that does not open the test split.
+
+    Raises:
+        ImageSetError: for a task that holds nothing out.
+    """
+    if task.validation is None:
+        raise ImageSetError(
+            f"Raise task.validation_fraction: a task needs validation images, but {task.source.validation_fraction:g} of the "
+            f"{len(task.image_set.train)} images of {task.image_set.name!r} is none"
+        )
+
+
+def check_images(trial: ResolvedTrial, load_images: LoadImages, *, is_tested: bool = False) -> None:
     """Refuse a trial whose image sets cannot be used as it asks; new ones are prepared.
+
+    ``is_tested`` says that it opens the test split, and so needs no validation images.
 
     Raises:
         UserError: as the stages do.
     """
-    regulation_stage(trial, load_images, torch.device("cpu"))
+    task = regulation_stage(trial, load_images, torch.device("cpu"))
+    if not is_tested:
+        require_validation(task)
+    check_unseen(trial, load_images)
     if trial.config.regulation.needs_emotional:
         pretraining_stage(trial, load_images, torch.device("cpu"))
+
+
+def check_unseen(trial: ResolvedTrial, load_images: LoadImages) -> None:
+    """Refuse a trial whose pre-training would see test images of its task, unless it leaves these out.
+
+    Raises:
+        ImageSetError: naming some.
+    """
+    source = trial.images_of_pretraining
+    if trial.needs_pretraining and source is not None:
+        load_stimuli(trial.config, load_images, source, image_size=trial.config.image_size)
+
+
+def load_stimuli(config: TrialConfig, load_images: LoadImages, source: ImageSetConfig, *, image_size: int) -> ImageSet:
+    """The images of a source for the pre-training of a trial: none of its training images is in the task's test split.
+
+    Raises:
+        ImageSetError: where some are, as they are or mirrored, and the trial does not say to leave them out.
+    """
+    image_set, task = (load_images(one, image_size=image_size) for one in (source, config.task))
+    found = find_duplicates(image_set.train, task.test, exact_only=True)
+    if len(found.exact) == 0 or config.exclude_test_images:
+        return without_copies(image_set, found)
+    copies = dict(found.exact.tolist())
+    shown = ", ".join(f"{ours} ({theirs})" for ours, theirs in list(copies.items())[:_NUM_EXAMPLES])
+    more = ", …" if len(copies) > _NUM_EXAMPLES else ""
+    raise ImageSetError(
+        "Set exclude_test_images=True, which leaves these images out, or choose other ones: pre-training must see no test "
+        f"image of the task, but {len(copies)} of the {len(image_set.train)} training images of {image_set.name!r} are, as "
+        f"they are or mirrored, test images of {task.name!r}; by their places in the splits {shown}{more}"
+    )
 
 
 def _cut_to(num_images: int, image_set: ImageSet, source: ImageSetConfig) -> ImageSetConfig:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from emoreg.config import TrialConfig
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.trial import Compile, Precision
 from emoreg.data.batches import Batches
 from emoreg.errors import Diverged
 from emoreg.results.outcome import EndReason, OomState, Outcome
@@ -17,6 +20,7 @@ from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.storage.files import Files, sweep
 from emoreg.training.checkpointing import Checkpointer
+from emoreg.training.compilation import settle_compile
 from emoreg.training.context import TrialContext
 from emoreg.training.events import Confusion, Experienced, Reporter
 from emoreg.training.experience import load_or_pretrain
@@ -24,10 +28,11 @@ from emoreg.training.history import History, seconds_of
 from emoreg.training.learners import EmotionLearner, Evaluation, RegulationLearner, evaluate
 from emoreg.training.loop import Fitted, fit
 from emoreg.training.metrics import measure
-from emoreg.training.model import EmotionalNet, create_emotional_net, create_regulation
-from emoreg.training.optim import reproducible
+from emoreg.training.model import create_emotional_net, create_regulation
+from emoreg.training.optim import precision_of, reproducible, uses_bf16
+from emoreg.training.precision import settle
 from emoreg.training.predictions import write_predictions
-from emoreg.training.stages import pretraining_stage, regulation_stage
+from emoreg.training.stages import pretraining_stage, regulation_stage, require_validation
 
 
 def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter) -> Outcome:
@@ -45,16 +50,22 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
         Interrupted: the trial was asked to stop, and has saved what it did.
         UserError: an image set, a backbone or weights that cannot be had.
     """
-    config, device = trial.config, context.device
+    device, stopwatch, latest = context.device, context.stopwatch, _latest(context)
+    trial = settle(trial, device, context.precisions, began_in=_began_in(latest, device))
+    trial = settle_compile(trial, device, context.compiled, began_in=_began_compiled(latest))
+    config = trial.config
     history = History(context.store.user, trial.identity, reporters)
-    with reproducible(config.deterministic):
+    with reproducible(config.deterministic, tf32=device.type == "cuda" and uses_bf16(config, device)):
         task = regulation_stage(trial, context.load_images, device)
-        trial_checkpointer = _checkpointer(trial, context, history, task.image_set.class_names)
-        emotional_net: EmotionalNet | None = None
+        if context.evaluate_on != "test":
+            require_validation(task)
+        trial_checkpointer = _checkpointer(trial, context, history, latest, task.image_set.class_names)
+        emotional_net, affect = None, None
         oom = OomState()
         try:
             if config.regulation.needs_emotional:
                 stimuli = pretraining_stage(trial, context.load_images, device)
+                affect = stimuli.affect
                 emotional_net = create_emotional_net(config, stimuli.image_set.num_outputs).to(device)
                 if trial.needs_pretraining and trial_checkpointer.latest is None:  # else that holds the weights, and more
                     history.report(stimuli.sample())
@@ -64,44 +75,53 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
                         regression=stimuli.image_set.regression,
                         class_weights=stimuli.class_weights,
                     )
-                    with load_or_pretrain(stimuli, context, history) as checkpointer:
-                        fitted = fit(stimuli, student, checkpointer=checkpointer)
+                    student.affect = affect
+                    with load_or_pretrain(stimuli, student, context, history) as checkpointer, stopwatch.stage(stimuli.name):
+                        fitted = fit(stimuli, student, checkpointer=checkpointer, stopwatch=stopwatch)
                     oom = fitted.oom if history.ends_with_own else oom
-                del stimuli  # their images make room on the device
+                    del checkpointer, fitted  # the optimizer makes room on the device
+                del stimuli  # so do their images
                 if trial.needs_pretraining:
-                    history.report(Experienced(epochs=config.pretraining.epochs, cost=history.cost))
+                    history.report(Experienced(epochs=config.pretraining.total_epochs, cost=history.cost))
             network = create_regulation(config, emotional_net, task.image_set.num_outputs).to(device)
             learner = RegulationLearner(config, network, class_weights=task.class_weights)
+            learner.affect = affect
             if trial_checkpointer.latest is None:
                 learner.adapt_frozen(task.train)
             history.report(task.sample())
-            with trial_checkpointer:
-                fitted = fit(task, learner, checkpointer=trial_checkpointer, oom=oom)
+            with trial_checkpointer, stopwatch.stage(task.name):
+                fitted = fit(task, learner, checkpointer=trial_checkpointer, oom=oom, stopwatch=stopwatch)
+            images = {} if task.validation is None else {"validation": task.validation}
+            evaluations = {split: fitted.evaluation or evaluate(learner, held_out) for split, held_out in images.items()}
+            if context.evaluate_on == "test":
+                images["test"] = Batches(task.image_set.test, device=device)
+                evaluations["test"] = evaluate(learner, images["test"])
+                if task.validation is None and not math.isfinite(evaluations["test"].loss):  # the last update did it
+                    raise Diverged(task.name, task.num_steps)
         except Diverged as diverged:
             return _diverged(diverged, history)
-        assert task.validation is not None
-        evaluations = {"validation": fitted.evaluation or evaluate(learner, task.validation)}
-        if context.evaluate_on == "test":
-            evaluations["test"] = evaluate(learner, Batches(task.image_set.test, device=device))
     class_names = task.image_set.class_names
     for split, evaluation in evaluations.items():
         history.report(Confusion(split=split, counts=evaluation.confusion, class_names=class_names))
-    write_predictions(context.folder, trial.identity, evaluations, class_names)
-    return _completed(config, history, fitted, network, evaluations)
+    write_predictions(context.folder, trial.identity, evaluations, images, class_names)
+    completed = _completed(config, history, fitted, network, evaluations)
+    return replace(completed, precision=precision_of(config, device), compiled=config.compile == "on")
 
 
 def _completed(
     config: TrialConfig, history: History, fitted: Fitted, network: nn.Module, evaluations: Mapping[str, Evaluation]
 ) -> Outcome:
-    """The outcome of a trial that came to its end: ``evaluations`` by split, of the test split too if it was opened."""
-    validation, test = evaluations["validation"], evaluations.get("test")
-    metrics = history.value_metrics(config.metrics) | measure(config.metrics, validation, split="val")
+    """The outcome of a trial that came to its end: ``evaluations`` by split, of those that it has."""
+    validation, test = evaluations.get("validation"), evaluations.get("test")
+    balance = next(iter(evaluations.values())).balance
+    metrics = history.value_metrics(config.metrics)
+    metrics |= measure(config.metrics, validation, split="val") if validation else {}
     metrics |= measure(config.metrics, test, split="test") if test else {}
     return Outcome(
         end=EndReason.COMPLETED,
-        val_accuracy=validation.accuracy,
-        val_loss=validation.loss,
-        measured_balance=None if validation.balance is None else float(validation.balance.mean()),
+        val_accuracy=validation.accuracy if validation else None,
+        val_loss=validation.loss if validation else None,
+        measured_balance=None if balance is None else float(balance.mean()),
         test_accuracy=test.accuracy if test else None,
         metrics=metrics,
         regulation_epochs=config.regulation.epochs,
@@ -119,19 +139,48 @@ def _diverged(diverged: Diverged, history: History) -> Outcome:
     return replace(outcome, diverged_stage=diverged.stage, diverged_step=diverged.step)
 
 
-def _checkpointer(trial: ResolvedTrial, context: TrialContext, history: History, class_names: tuple[str, ...]) -> Checkpointer:
+def _latest(context: TrialContext) -> State | None:
+    """The last checkpoint of an earlier attempt, if there was one."""
+    sweep(context.folder)
+    return checkpoint.load(Files(str(context.folder)), CHECKPOINT)
+
+
+def _began_in(latest: State | None, device: torch.device) -> Precision | None:
+    """What an earlier attempt computed in; None where there was none, or the device alone decided it."""
+    if latest is None:
+        return None
+    if "precision" in latest:
+        precision: Precision = latest["precision"]
+        return precision
+    return "float32" if device.type == "cpu" else None  # an emoreg that did not measure
+
+
+def _began_compiled(latest: State | None) -> Compile | None:
+    """Whether an earlier attempt was compiled; None where there was none."""
+    if latest is None:
+        return None
+    began: Compile = latest.get("compile", "off")  # an emoreg that compiled nothing left no word of it
+    return began
+
+
+def _checkpointer(
+    trial: ResolvedTrial, context: TrialContext, history: History, latest: State | None, class_names: tuple[str, ...]
+) -> Checkpointer:
     """What saves regulation; the state and the history of an earlier attempt are taken up, if there was one.
 
     At the end the network alone is left, with the names of its classes: what can be exported.
     """
-    sweep(context.folder)
     files, last_epoch = Files(str(context.folder)), trial.config.regulation.epochs
-    latest = checkpoint.load(files, CHECKPOINT)
     if latest is not None:
         history.resume(latest["history"])
+    beside = {
+        "class_names": list(class_names),
+        "precision": precision_of(trial.config, context.device),
+        "compile": trial.config.compile,
+    }
 
     def write(state: State, is_kept: bool) -> None:
-        checkpoint.save(files, CHECKPOINT, {**state, "class_names": list(class_names)})
+        checkpoint.save(files, CHECKPOINT, {**state, **beside})
         context.on_checkpoint()
 
     return Checkpointer(

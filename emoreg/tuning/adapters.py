@@ -46,15 +46,17 @@ def image_loader(storage: str) -> LoadImages:
     return partial(load, storage=image_storage(storage))
 
 
-def resolved_trial(config: TrialConfig, load_images: LoadImages) -> ResolvedTrial:
+def resolved_trial(config: TrialConfig, load_images: LoadImages, *, is_tested: bool = False) -> ResolvedTrial:
     """A trial as it is run, its image sets known by their content; prepares them where they are new.
+
+    ``is_tested`` says that it opens the test split, and so needs no validation images.
 
     Raises:
         UserError: for a backbone or an image set that cannot be had, or not be used as the trial asks.
     """
     check_trial(config)
     trial = resolve_trial(config)
-    check_images(trial, load_images)
+    check_images(trial, load_images, is_tested=is_tested)
     used = [config.task, *((config.stimuli, trial.images_of_pretraining) if trial.images_of_pretraining else ())]
     prints = {
         source_of(images, config.image_size): load_images(images, image_size=config.image_size).fingerprint for images in used

@@ -23,9 +23,9 @@ from emoreg.results.tables import Records
 from emoreg.storage.files import storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.training.events import Confusion, Experienced
-from emoreg.tuning.dispatcher import Assignment, Dispatcher
+from emoreg.tuning.assignment import ASSIGNMENT, Assignment
+from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.recorder import Recorder
-from emoreg.tuning.searcher import ASSIGNMENT
 from emoreg.tuning.signals import Stop
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved
 

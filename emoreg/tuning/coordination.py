@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.storage.files import Files
+from emoreg.tuning.private_ray import IS_LIGHT
 
 _NAMESPACE = "emoreg"
 _POLL_SECONDS = 0.2
@@ -78,7 +79,8 @@ class StopSignal:
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lost only with the driver
-        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_StopSignal).remote()
+        light = {"env_vars": {IS_LIGHT: "1"}}  # so that it takes no worker that is ready for a trial
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=light)(_StopSignal).remote()
 
     def set(self, identity: str | None = None) -> None:
         """Tell a trial to stop, or all, those that begin later too."""

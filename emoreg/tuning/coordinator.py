@@ -9,17 +9,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
 from emoreg.config import StudyConfig
 from emoreg.errors import StorageError
 from emoreg.storage.files import Files
-from emoreg.storage.locks import FileLocks, Locks, study_lock
+from emoreg.storage.locks import study_lock
 from emoreg.storage.retry import Patience
 from emoreg.storage.working_copy import WorkingCopy, join
 from emoreg.tuning.postgres import PostgresLocks, create_table, is_postgresql
+from emoreg.tuning.shared_run_locks import SharedRunLocks
 
 _POLL_SECONDS = 5.0
 _TURN = "turn"
@@ -204,28 +204,3 @@ class PostgresCoordinator(LocalCoordinator):
                     f"Run the same command again: this driver of study {self._config.name!r} stood still within its turn, and "
                     "another one has had it since; it stores nothing more"
                 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SharedRunLocks:
-    """Where the locks of a study's shared pre-training runs are. Travels to workers in memory: it may hold passwords.
-
-    Attributes:
-        store: URI of the experience store.
-        is_cluster: whether trials may run on several machines of one Ray cluster.
-        database: where the study's drivers meet, if it may have several.
-    """
-
-    store: str = field(repr=False)
-    is_cluster: bool
-    database: str | None = field(default=None, repr=False)
-
-    def open(self, patience: Patience) -> Locks:
-        """The locks, for one process."""
-        if self.database is not None:
-            return PostgresLocks(self.database, f"experience {Files(self.store).location}", patience)
-        if self.is_cluster:
-            from emoreg.tuning.coordination import ActorLocks  # Ray takes seconds to import
-
-            return ActorLocks(self.store)
-        return FileLocks.of(Files(self.store))

@@ -9,15 +9,16 @@ from math import fsum
 from pathlib import Path
 
 from emoreg.config import OptimizerConfig, StudyConfig, TrialConfig
+from emoreg.config.arms import arms
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
-from emoreg.config.search_space import lengths, num_searched
+from emoreg.config.search_space import each_seed, lengths, num_searched
 from emoreg.errors import StorageError
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import size_text
 from emoreg.training.backbones import create_encoder
-from emoreg.training.experience import shared_run
+from emoreg.training.experience import shared_runs
 from emoreg.training.optim import length_dependence
 from emoreg.tuning.estimate import draw_trials
 from emoreg.tuning.preflight import store_uri, study_files
@@ -47,36 +48,48 @@ class DiskUse:
 
 
 def estimate_disk(config: StudyConfig, *, slots: int) -> DiskUse:
-    """Add up what the trials of a study leave, of which ``slots`` run at once. Builds an encoder of each backbone.
+    """Add up what the trials of a study leave, of which ``slots`` run at once. Builds an encoder of each backbone and width.
 
     Raises:
         UserError: for a backbone that cannot be made, or a search space in which no configuration is valid.
     """
-    num_search = num_searched(config)
-    drawn = max(_FEWEST_DRAWN, min(num_search, _MOST_DRAWN))  # of a few, each might break a rule
-    searched = draw_trials(config, drawn)[:num_search] if num_search else []
+    num_search, searched = config.seeds_per_trial * num_searched(config), _drawn(config)
+    tuned = [(config.seeds_per_trial * num_searched(arm.config), _drawn(arm.config)) for arm in arms(config)]
+    num_tuning = sum(number for number, _ in tuned)
     controls, confirmed = ([*map(resolve_trial, trials)] for trials in (config.control_trials(), config.confirmed))
-    every = [*searched, *controls, *confirmed]
-    by_backbone = {trial.config.backbone: trial.config for trial in every}
-    encoders = {backbone: _encoder_bytes(trial) for backbone, trial in by_backbone.items()}
-    networks = {trial.identity: _num_encoders(trial) * encoders[trial.config.backbone] for trial in every}
+    every = [*searched, *(trial for _, trials in tuned for trial in trials), *controls, *confirmed]
+    by_encoder = {trial.config.encoder: trial.config for trial in every}
+    encoders = {encoder: _encoder_bytes(trial) for encoder, trial in by_encoder.items()}
+    networks = {trial.identity: _num_encoders(trial) * encoders[trial.config.encoder] for trial in every}
     peak = max((networks[trial.identity] * _copies(trial.config.regulation.optimizer) for trial in every), default=0)
-    mean = fsum(networks[trial.identity] for trial in searched) / max(1, len(searched))
+
+    def mean_of(trials: list[ResolvedTrial]) -> float:
+        return fsum(networks[trial.identity] for trial in trials) / max(1, len(trials))
+
     match config.resources.keep_networks:
         case "none":
             kept = 0.0
         case "all":
-            kept = num_search * mean + fsum(networks[trial.identity] for trial in (*controls, *confirmed))
+            kept = num_search * mean_of(searched) + fsum(number * mean_of(trials) for number, trials in tuned)
+            kept += fsum(networks[trial.identity] for trial in (*controls, *confirmed))
         case "best":
             num_best = len(config.backbones()) if len(config.objectives) == 1 else num_search
-            kept = min(num_search, num_best) * mean
+            kept = min(num_search, num_best) * mean_of(searched)
             kept += fsum(networks[trial.identity] for trial in confirmed if trial.config.control == "regulated")
     experiences, budget = _experiences(config, every, encoders), config.experience.budget_gib
     return DiskUse(
         networks=round(kept),
-        checkpoints=(min(slots, num_search + len(controls) + len(confirmed)) + 1) * peak,
+        checkpoints=(min(slots, num_search + num_tuning + len(controls) + len(confirmed)) + 1) * peak,
         experiences=experiences if budget is None else min(experiences, round(budget * _GIB)),
     )
+
+
+def _drawn(config: StudyConfig) -> list[ResolvedTrial]:
+    """Trials that a search may propose, as many as it will where these are not too many, with each of their seeds."""
+    num_search = num_searched(config)
+    drawn = max(_FEWEST_DRAWN, min(num_search, _MOST_DRAWN))  # of a few, each might break a rule
+    proposed = draw_trials(config, drawn)[:num_search] if num_search else []
+    return [resolve_trial(trial) for first in proposed for trial in each_seed(config, first.config)]
 
 
 def check_disk(config: StudyConfig, use: DiskUse) -> None:
@@ -130,7 +143,12 @@ def _existing(folder: Path) -> Path:
 
 def _encoder_bytes(trial: TrialConfig) -> int:
     encoder = create_encoder(
-        trial.backbone, image_size=trial.image_size, drop_path=trial.drop_path, weights=None, seed=trial.seed
+        trial.backbone,
+        image_size=trial.image_size,
+        drop_path=trial.drop_path,
+        weights=None,
+        seed=trial.seed,
+        width=trial.width,
     )
     return sum(value.nbytes for value in encoder.state_dict().values())
 
@@ -144,16 +162,16 @@ def _copies(optimizer: OptimizerConfig) -> int:
     return 3 if optimizer.name == "adamw" else 2
 
 
-def _experiences(config: StudyConfig, trials: Iterable[ResolvedTrial], encoders: Mapping[str, int]) -> int:
+def _experiences(config: StudyConfig, trials: Iterable[ResolvedTrial], encoders: Mapping[tuple[str, int], int]) -> int:
     """Bytes of the snapshots that the shared runs of these trials leave: of powers of two, and of lengths that are searched."""
     runs: dict[object, tuple[ResolvedTrial, set[int]]] = {}
     for trial in trials:
-        if trial.needs_pretraining:
-            key = shared_run(trial) if config.experience.share else trial.identity
-            runs.setdefault(key, (trial, set()))[1].add(trial.config.pretraining.epochs)
+        for name, run in shared_runs(trial).items():
+            key = name if config.experience.share else (trial.identity, name)
+            runs.setdefault(key, (run, set()))[1].add(run.config.pretraining.total_epochs)
     searched, total = lengths(config), 0
     for trial, asked in runs.values():
         passed = range(1, max(asked) + 1) if config.experience.share and not length_dependence(trial.config.pretraining) else ()
         kept = asked | {epochs for epochs in passed if epochs.bit_count() == 1 or epochs in searched}
-        total += len(kept) * encoders[trial.config.backbone] * _copies(trial.config.pretraining.optimizer)
+        total += len(kept) * encoders[trial.config.encoder] * _copies(trial.config.pretraining.optimizer)
     return total

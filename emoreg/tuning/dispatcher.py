@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from emoreg.config import StudyConfig, Value
-from emoreg.config.resolved import ResolvedTrial
+from emoreg.config import StudyConfig
 from emoreg.results.outcome import Outcome
-from emoreg.results.records import EpochRecord, Role
+from emoreg.results.records import EpochRecord
 from emoreg.results.tables import Records
+from emoreg.tuning.assignment import Assignment
 from emoreg.tuning.coordinator import Coordinator
 from emoreg.tuning.queue import Job, JobQueue
 from emoreg.tuning.retry import RetryPolicy
@@ -23,23 +23,6 @@ _EARLY = 8
 """How many times as many proposals of theirs may wait."""
 _ELSEWHERE_SECONDS = 5.0
 """Until a trial that another driver runs is tried again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assignment:
-    """A trial for a worker.
-
-    Attributes:
-        number: Optuna's, None outside the search.
-        params: sampled values by path.
-        attempt: from 1.
-    """
-
-    trial: ResolvedTrial
-    role: Role
-    number: int | None
-    params: Mapping[str, Value]
-    attempt: int
 
 
 @dataclass
@@ -119,7 +102,15 @@ class Dispatcher:
         if job is None:
             return None
         self._runs[trial_id] = _Run(job)
-        return Assignment(trial=job.trial, role=job.role, number=job.number, params=dict(job.params), attempt=job.attempts)
+        return Assignment(
+            trial=job.trial,
+            role=job.role,
+            number=job.number,
+            params=dict(job.params),
+            search_of=job.search_of,
+            attempt=job.attempts,
+            repeats=job.repeats,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -167,8 +158,7 @@ class Dispatcher:
     def end(self, trial_id: str, outcome: Outcome) -> None:
         """A trial has ended, and is recorded: tell the source."""
         job = self._queue.end(self._runs.pop(trial_id).job.identity)
-        self._source.tell(job.identity, outcome)
-        self._coordinator.release(job.identity)
+        self._tell(job.identity, outcome)
 
     def saved(self, trial_id: str) -> None:
         """A trial was saved unfinished: the next driver takes it up."""
@@ -192,6 +182,12 @@ class Dispatcher:
         self._queue.add(self._queue.end(run.job.identity), pause=pause)
         return True
 
+    def _tell(self, identity: str, outcome: Outcome) -> None:
+        following = self._source.tell(identity, outcome)
+        self._coordinator.release(identity)
+        for job in following:
+            self._enqueue(job)
+
     def _enqueue(self, job: Job) -> None:
         if job.identity not in self._queue and not self._is_recorded(job.identity):
             self._queue.add(job)
@@ -206,8 +202,7 @@ class Dispatcher:
                     self._retry.forgive(job)
                     return job
                 self._queue.end(job.identity)
-                self._source.tell(job.identity, self._records.trials[job.identity].outcome)
-                self._coordinator.release(job.identity)
+                self._tell(job.identity, self._records.trials[job.identity].outcome)
             else:
                 job.attempts -= 1
                 self._queue.add(self._queue.end(job.identity), pause=_ELSEWHERE_SECONDS)

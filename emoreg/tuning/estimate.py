@@ -3,62 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import heapq
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
 
-import numpy as np
 import torch
 
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
-from emoreg.config.search_space import num_searched, resolve, suggest
-from emoreg.data import ImageSet, Split, load, parts
+from emoreg.config.search_space import Uniform, num_searched, resolve, suggest
+from emoreg.data import ImageSet, load, parts
 from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError
-from emoreg.training.learners import EmotionLearner
-from emoreg.training.model import create_emotional_net
-from emoreg.training.optim import build_optimizer
+from emoreg.training.experience import shared_runs
+from emoreg.training.precision import auto_precision, stepper
+from emoreg.tuning.arms import searching_arms
 from emoreg.tuning.machine import machine_share, num_fit
 
 _TIMED_STEPS = 3
 _DRAWN_TRIALS = 64
-_EVALUATION_SHARE = 1 / 3  # a forward pass costs about a third of a training step
+_FORWARD_SHARE = 1 / 3  # of a training step: what an evaluation costs, and an encoder that is frozen
+_START_SECONDS = 10.0  # from the command to the first step (tests/benchmarks/start_up.py): imports, Ray, its workers
+_BESIDE_SECONDS = 0.2  # of a trial, beside its training (tests/benchmarks/overhead.py)
+_MOST_SCHEDULED = 10_000
+
+
+Speed = Mapping[tuple[str, int], float]
+"""Seconds of an image in a training step of one encoder, by backbone and width."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """An upper estimate: nothing shared, nothing stopped early.
+    """What the trials of a study take if nothing is stopped early.
 
     Attributes:
         num_search: trials that the sampler proposes at most.
+        num_tuning: trials of the controls' own searches, at most.
         num_controls: controls beside them.
         num_regulation_steps: optimizer steps of the regulation of the trial as configured.
-        device_seconds: of all trials together.
+        device_seconds: of all trials together, at most: no pre-training shared.
+        expected_seconds: of all trials together, pre-training shared where the study shares it.
+        wall_seconds: from the command to its end, so many trials at once.
         concurrency: trials at once on this machine.
-        seconds_per_image: of a training step of one encoder, by backbone.
+        seconds_per_image: of a training step of one encoder, by backbone and width.
     """
 
     num_search: int
+    num_tuning: int
     num_controls: int
     num_regulation_steps: int
     device_seconds: float
+    expected_seconds: float
+    wall_seconds: float
     concurrency: int
-    seconds_per_image: dict[str, float]
-
-    @property
-    def wall_seconds(self) -> float:
-        """Wall time with ``concurrency`` trials at once."""
-        return self.device_seconds / self.concurrency
+    seconds_per_image: Speed
 
 
 def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> Cost:
-    """Measure each backbone's step and add up what the trials would take on ``device``; prepares the image sets.
+    """Measure a step of each backbone and width, and add up what the trials would take on ``device``; prepares the image sets.
 
     The trials of the search cost what the mean of uniformly drawn ones costs.
 
@@ -67,26 +74,33 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     """
     load_set = partial(load, image_size=config.trial.image_size, storage=storage)
     stimuli, task = load_set(config.trial.stimuli), load_set(config.trial.task)
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
-    try:
-        speed = {
-            backbone: _seconds_per_image(dataclasses.replace(config.trial, backbone=backbone), task, device)
-            for backbone in config.backbones()
-        }
-    finally:
-        torch.set_num_threads(threads)
-    seconds = partial(_trial_seconds, stimuli=stimuli, task=task, speed=speed)
-    sampled = [seconds(trial.config) for trial in draw_trials(config)]
-    num_search = num_searched(config)
-    controls = {(resolved := resolve_trial(trial)).identity: resolved.config for trial in config.control_trials()}
+    sets = {config.trial.stimuli: stimuli, config.trial.task: task}
+    searches = [config, *(arm.config for arm in searching_arms(config, lambda _, found: len(parts(sets[found], found)[0])))]
+    num_trials = [config.seeds_per_trial * num_searched(search) for search in searches]
+    drawn = [draw_trials(search) for search in searches]
+    controls = {(resolved := resolve_trial(trial)).identity: resolved for trial in config.control_trials()}
+    every = [*controls.values(), *(trial for trials in drawn for trial in trials)]
+    speed = _measure(config, {trial.config.width for trial in every}, device)
+    costs = partial(_trial_cost, stimuli=stimuli, task=task, speed=speed)
+    beside = [(trial, costs(trial.config)) for trial in controls.values()]
+    searched = [[(trial, costs(trial.config)) for trial in trials] for trials in drawn]
+    means = [fmean(sum(cost) for _, cost in trials) for trials in searched]
+    at_most = sum(number * mean for number, mean in zip(num_trials, means, strict=True)) + sum(sum(cost) for _, cost in beside)
+    jobs = [*beside]
+    for search, trials in zip(searches, searched, strict=True):
+        jobs += _fill(trials, num_searched(search), config.seeds_per_trial)
+    taken = [*_paid(jobs, share=config.experience.share)]
+    scale = (len(beside) + sum(num_trials)) / max(1, len(jobs))
+    slots = _concurrency(config, device)
     return Cost(
-        num_search=num_search,
+        num_search=num_trials[0],
+        num_tuning=sum(num_trials[1:]),
         num_controls=len(controls),
         num_regulation_steps=_num_steps(config.trial, task),
-        device_seconds=num_search * sum(sampled) / len(sampled) + sum(map(seconds, controls.values())),
-        concurrency=_concurrency(config, device),
+        device_seconds=at_most,
+        expected_seconds=scale * sum(taken),
+        wall_seconds=_START_SECONDS + scale * _makespan((seconds + _BESIDE_SECONDS for seconds in taken), slots),
+        concurrency=slots,
         seconds_per_image=speed,
     )
 
@@ -97,7 +111,7 @@ def draw_trials(config: StudyConfig, count: int = _DRAWN_TRIALS) -> list[Resolve
     Raises:
         ConfigError: where none is valid.
     """
-    uniform = _Uniform(random.Random(config.sampler.seed), config.fixed)
+    uniform = Uniform(random.Random(config.sampler.seed), config.fixed)
     trials = []
     refusal = ""
     for _ in range(count):
@@ -119,38 +133,81 @@ def _num_steps(config: TrialConfig, task: ImageSet) -> int:
     return config.regulation.epochs * batches.num_steps(config.regulation.batch_size)
 
 
-def _trial_seconds(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, speed: dict[str, float]) -> float:
-    per_image = speed[config.backbone]
-    total = 0.0
-    if config.regulation.needs_emotional:
+def _trial_cost(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, speed: Speed) -> tuple[float, float]:
+    """Seconds of a resolved trial's pre-training and of its regulation."""
+    per_image, regulation = speed[config.encoder], config.regulation
+    pretraining = 0.0
+    if regulation.needs_emotional:
         train, _ = parts(stimuli, config.stimuli)
-        total += config.pretraining.epochs * len(train) * per_image
+        pretraining = config.pretraining.total_epochs * len(train) * per_image
     train, held_out = parts(task, config.task)
-    encoders = config.regulation.needs_plain + config.regulation.needs_emotional
-    images = len(train) + _EVALUATION_SHARE * len(held_out)
-    return total + config.regulation.epochs * images * encoders * per_image
+    encoders = regulation.needs_plain + regulation.needs_emotional
+    trained = encoders - (1 - _FORWARD_SHARE) * (regulation.needs_emotional and regulation.is_emotion_frozen)
+    images = trained * len(train) + encoders * _FORWARD_SHARE * len(held_out)
+    return pretraining, regulation.epochs * images * per_image
 
 
-def _seconds_per_image(config: TrialConfig, task: ImageSet, device: torch.device) -> float:
-    size = config.regulation.batch_size
-    few = Split(images=np.resize(task.train.images, (size, *task.train.images.shape[1:])), targets=np.zeros(size, np.int64))
-    batches = Batches(few, device=device)
-    net = create_emotional_net(config, task.num_outputs).to(device)
-    learner = EmotionLearner(config, net, regression=False)
-    optimizer = build_optimizer(net, config.regulation.optimizer)
-    times = []
-    for _ in range(1 + _TIMED_STEPS):
-        started = time.perf_counter()
-        for images, targets in batches.epoch(
-            size, config.regulation.augmentation, task.num_outputs, torch.Generator().manual_seed(0)
-        ):
-            optimizer.zero_grad()
-            learner.loss(images, targets)[0].backward()
-            optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:]) / size
+_Job = tuple[ResolvedTrial, tuple[float, float]]
+"""A trial with the seconds of its pre-training and of its regulation."""
+
+
+def _fill(drawn: list[_Job], number: int, num_seeds: int) -> Iterator[_Job]:
+    """So many trials like those that were drawn, each with so many seeds.
+
+    Where they share no pre-training, those that come again share none with the first either: they have another seed.
+    """
+    runs = [next(iter(shared_runs(trial)), None) for trial, _ in drawn]
+    is_finite = len(set(runs)) <= len(drawn) / 2  # as lengths are: another draw would share with these
+    for place, (trial, cost) in enumerate(islice(cycle(drawn), min(number, _MOST_SCHEDULED))):
+        turn = place // len(drawn)
+        for seed in range(num_seeds):
+            other = trial.config.seed + seed + (0 if is_finite else turn * num_seeds)
+            yield dataclasses.replace(trial, config=dataclasses.replace(trial.config, seed=other)), cost
+
+
+def _paid(jobs: Iterable[_Job], *, share: bool) -> Iterator[float]:
+    """What each trial takes itself: its regulation, and of its pre-training what none before has paid."""
+    reached: dict[str, int] = {}
+    for trial, (pretraining, regulation) in jobs:
+        left, branch = 0, 0
+        for name, run in shared_runs(trial).items():
+            length, there = run.config.pretraining.total_epochs, reached.get(name, 0) if share else 0
+            left = 0 if there >= length else left + length - max(branch, there)
+            reached[name], branch = max(length, there), length
+        yield pretraining * left / max(1, branch) + regulation
+
+
+def _makespan(seconds: Iterable[float], slots: int) -> float:
+    """When the last trial ends, if each begins where a slot becomes free."""
+    ends = [0.0] * slots
+    for own in seconds:
+        heapq.heapreplace(ends, ends[0] + own)
+    return max(ends)
+
+
+def _measure(config: StudyConfig, widths: Iterable[int], device: torch.device) -> Speed:
+    """The speed of each backbone in each width, in the precision of its trials and with the threads that one has."""
+    speed, threads = {}, torch.get_num_threads()
+    try:
+        for backbone in config.backbones():
+            if device.type == "cpu":
+                cpus = config.trial_resources(backbone).cpus or 1
+                torch.set_num_threads(1 if config.trial.deterministic else max(1, int(cpus)))
+            trial = dataclasses.replace(config.trial, backbone=backbone)
+            precision = auto_precision(trial, device) if trial.precision == "auto" else trial.precision
+            for width in sorted({trial.width, *widths}):
+                settled = dataclasses.replace(trial, width=width, precision=precision)
+                speed[settled.encoder] = _seconds_per_image(settled, device)
+    finally:
+        torch.set_num_threads(threads)
+    return speed
+
+
+def _seconds_per_image(config: TrialConfig, device: torch.device) -> float:
+    """Of a step of a trial whose precision is settled, as it is where compile is "auto"."""
+    step = stepper(dataclasses.replace(config, compile="off"), device, config.regulation.batch_size)
+    step()  # the first one builds kernels
+    return median(step() for _ in range(_TIMED_STEPS)) / config.regulation.batch_size
 
 
 def _concurrency(config: StudyConfig, device: torch.device) -> int:
@@ -160,24 +217,3 @@ def _concurrency(config: StudyConfig, device: torch.device) -> int:
     wanted = [dataclasses.replace(asked, gpus=(asked.gpus or 1.0) * on_gpu, accelerator_type=None) for asked in wanted]
     fits = min(num_fit(asked, here) for asked in wanted)  # of the greatest: no cost is too low
     return max(1, min(fits, config.resources.max_concurrent or fits))
-
-
-@dataclass(frozen=True, slots=True)
-class _Uniform:
-    """Values for a search space, uniform or uniform in the logarithm: a ``Suggester``. Steps between reals do not matter."""
-
-    draws: random.Random
-    fixed: Mapping[str, Any]
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
-        if name in self.fixed:
-            return float(self.fixed[name])
-        return math.exp(self.draws.uniform(math.log(low), math.log(high))) if log else self.draws.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        if name in self.fixed:
-            return int(self.fixed[name])
-        return round(self.suggest_float(name, low, high, log=True)) if log else self.draws.randrange(low, high + 1, step)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self.fixed[name] if name in self.fixed else self.draws.choice(list(choices))

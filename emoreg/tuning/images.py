@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
+from emoreg.config import Choice, ImageSetConfig, StudyConfig
+from emoreg.config.arms import tuned_controls
 from emoreg.config.registry import CONTROLS
-from emoreg.config.resolved import Fingerprints, Source, resolve_trial, source_of
-from emoreg.data import load, parts
+from emoreg.config.resolved import CUTS, Fingerprints, Source, resolve_trial, source_of
+from emoreg.data import ImageSet, load, parts
+from emoreg.data.duplicates import Copies, count_task_copies, count_test_copies, count_validation_copies
 from emoreg.data.fetch import offer
 from emoreg.data.prepare import Prepared
 from emoreg.errors import ConfigError, ImageSetError
+from emoreg.formatting import counted
+from emoreg.results.planning import ImageCount
+from emoreg.results.written import ImageAccount
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, node_cache
-from emoreg.training.stages import check_images
+from emoreg.training.stages import check_images, load_stimuli
 
 
 def image_storage(storage: str) -> Path:
@@ -47,15 +52,73 @@ def prepare_image_sets(config: StudyConfig, notify: Callable[[str], None] = _unh
         prints[source_of(image_set, size)] = prepared.fingerprint
         if prepared.left_out:
             notify(f"{role} {image_set.name}: {', '.join(prepared.left_out)}")
-    for control in dict.fromkeys((config.trial.control, *config.controls, *(trial.control for trial in config.confirmed))):
+    for control in _controls(config):
         check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), load_images)
     return Fingerprints(prints)
 
 
+def _controls(config: StudyConfig) -> tuple[str, ...]:
+    """The controls that trials of the study may have."""
+    confirmed = (trial.control for trial in config.confirmed)
+    return tuple(dict.fromkeys((config.trial.control, *config.controls, *tuned_controls(config), *confirmed)))
+
+
+def account_images(config: StudyConfig, notify: Callable[[str], None] = _unheard) -> list[ImageAccount]:
+    """How the image sets of a study are cut, and what is on both sides of a cut; new sets are prepared.
+
+    ``notify`` is told of stimuli, or what a control has in their place, that are all but the same as test images of the task.
+
+    Raises:
+        UserError: for a set that cannot be read.
+    """
+    trial, storage = config.trial, image_storage(config.storage)
+    load_images, folder = partial(load, storage=storage), storage / "imagesets" / "duplicates"
+    sets = [(role, found, load_images(found, image_size=trial.image_size)) for role, found in image_sets(config)]
+    if config.confirmed:  # which are cut otherwise than the search: as the first of them says
+        sets = [(role, _cut_as(getattr(config.confirmed[0], role), found), image_set) for role, found, image_set in sets]
+    tasks = [(found, image_set) for role, found, image_set in sets if role == "task"]
+    accounts: list[ImageAccount] = []
+    for role, found, image_set in sets:
+        shared = [Copies(0, 0)]
+        for task, task_set in tasks if role != "task" else ():
+            asked = dataclasses.replace(trial, task=task)
+            with naming(role):
+                image_set = load_stimuli(asked, load_images, found, image_size=trial.image_size)
+            shared.append(count_task_copies(image_set, task_set, folder))
+        worst = max(shared, key=lambda copies: (copies.exact, copies.near or 0))
+        if role == "relabelled":  # the stimuli's own images, cut as they are
+            of_stimuli = next(account for account in accounts if account.role == "stimuli")
+            own = dataclasses.replace(of_stimuli, role=role, name=found.name, num_outputs=image_set.num_outputs)
+            accounts.append(own)
+            continue
+        train, validation = parts(image_set, found)
+        accounts.append(
+            ImageAccount(
+                role=role,
+                name=found.name,
+                num_train=len(train),
+                num_validation=len(validation),
+                num_test=len(image_set.test),
+                num_groups=image_set.train.num_groups,
+                test_copies=count_test_copies(image_set, folder),
+                validation_copies=count_validation_copies(image_set, found, folder),
+                task_copies=None if role == "task" else worst,
+                num_outputs=image_set.num_outputs,
+            )
+        )
+        if worst.near:
+            copies = f"{counted(worst.near, 'test image')} of the task"
+            notify(f"{role} {found.name}: {copies} nearly among its training images: see the report's table of images")
+    return accounts
+
+
+def _cut_as(other: ImageSetConfig, image_set: ImageSetConfig) -> ImageSetConfig:
+    return dataclasses.replace(image_set, **{name: getattr(other, name) for name in CUTS})
+
+
 def image_sets(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig]]:
     """The image sets that a trial of the study may load, searched ones included, with their roles."""
-    controls = {config.trial.control, *config.controls, *(confirmed.control for confirmed in config.confirmed)}
-    for role in dict.fromkeys(("task", "stimuli", *(CONTROLS[name].images for name in controls))):
+    for role in dict.fromkeys(("task", "stimuli", *(CONTROLS[name].images for name in _controls(config)))):
         image_set: ImageSetConfig | None = getattr(config.trial, role)
         if image_set is None:
             continue
@@ -83,11 +146,6 @@ def test_splits(config: StudyConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(load_images(task, image_size=size).test_split for task in tasks))
 
 
-def available_controls(trial: TrialConfig, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the controls whose image sets a trial names."""
-    return tuple(name for name in names if getattr(trial, CONTROLS[name].images) is not None)
-
-
 @contextmanager
 def naming(role: str) -> Iterator[None]:
     """Let an error of an image set say which of the trial's it is: its path on the command line."""
@@ -113,17 +171,21 @@ def offer_image_sets(config: StudyConfig) -> dict[Source, Prepared]:
     return offered
 
 
-def count_images(config: StudyConfig) -> Callable[[ImageSetConfig], int]:
+def count_images(config: StudyConfig) -> ImageCount:
     """What counts the images in an epoch of a set that a trial of the study trains on; new sets are prepared.
 
     Raises:
         UserError: when called, for a set that cannot be read.
     """
-    load_images = partial(load, storage=image_storage(config.storage), image_size=config.trial.image_size)
+    trial, load_images = config.trial, partial(load, storage=image_storage(config.storage))
 
     @functools.cache
-    def count(image_set: ImageSetConfig) -> int:
-        train, _ = parts(load_images(image_set), image_set)
-        return len(train)
+    def load_whole(role: str, uncut: ImageSetConfig) -> ImageSet:
+        load_unseen = load_images if role == "task" else partial(load_stimuli, trial, load_images)
+        return load_unseen(uncut, image_size=trial.image_size)
+
+    @functools.cache
+    def count(role: str, image_set: ImageSetConfig) -> int:
+        return len(parts(load_whole(role, _cut_as(ImageSetConfig(), image_set)), image_set)[0])
 
     return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 import emoreg
 from emoreg.config import StudyConfig, to_json, without_secrets
 from emoreg.config.resolved import Fingerprints
+from emoreg.config.trial import Precision
 from emoreg.errors import ConfigError
 from emoreg.provenance import own_commit
 from emoreg.results.records import Provenance
-from emoreg.results.written import read_written
+from emoreg.results.written import Compilation, ImageAccount, read_written
 from emoreg.storage.files import Files, replacing
 from emoreg.storage.sealed import seal
 from emoreg.training.experience import TRAINER_VERSION, weights_digest
@@ -29,14 +30,27 @@ _FIXED = ("trial", "search_space", "objectives")
 _REGULATION_VERSION = 2  # raise it when the numbers of regulation change: studies begun before are then not gone on with
 
 
-def write_manifest(config: StudyConfig, folder: Path, fingerprints: Fingerprints) -> None:
+def write_manifest(
+    config: StudyConfig,
+    folder: Path,
+    fingerprints: Fingerprints,
+    precisions: Mapping[str, Precision] | None = None,
+    images: Sequence[ImageAccount] = (),
+    compilations: Mapping[str, Compilation] | None = None,
+) -> None:
     """Write ``study.json``.
+
+    ``precisions`` is what precision "auto" means on a CPU, by backbone, and ``compilations`` what compile "auto" means;
+    ``images`` says how its image sets are cut.
 
     Raises:
         ConfigError: if the study on disk is another one, with the differences.
     """
     refuse_changes(config, folder, fingerprints)
     content = _compared(config, fingerprints) | {
+        "images": [to_json(account) for account in images],
+        "precisions": dict(precisions or {}),
+        "compilations": {name: to_json(found) for name, found in (compilations or {}).items()},
         "versions": versions(),
         "git_commit": own_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",

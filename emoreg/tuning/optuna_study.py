@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -25,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
+from emoreg.config.arms import Arm
 from emoreg.errors import StorageError
 from emoreg.results.outcome import Outcome
 from emoreg.seeding import derive_seed
@@ -46,6 +48,10 @@ RESTORED = "restored"
 """Of a trial that was added because the records had it and Optuna had not."""
 WARM_START = "warm_start"
 """Of a trial that another study ran: ``study/identity``."""
+
+
+History = optuna.Study
+"""Optuna's history of a search."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,27 @@ def open_study(config: StudyConfig, folder: Path, patience: Patience | None = No
     return study
 
 
-def _create(config: StudyConfig, directions: list[Any], storage: optuna.storages.BaseStorage) -> optuna.Study:
+def open_beside(study: optuna.Study, arm: Arm) -> optuna.Study:
+    """Optuna's study of a control's own search, begun or taken up again, in the storage of that of regulation's.
+
+    Raises:
+        StorageError: see ``open_study``.
+    """
+    name = f"{study.study_name}/{arm.control}"  # which is no name of a study of ours
+    beside = _create(arm.config, [*study.directions], study._storage, name)
+    _check_same_search(beside, arm.config)
+    return beside
+
+
+def _create(
+    config: StudyConfig, directions: list[Any], storage: optuna.storages.BaseStorage, name: str | None = None
+) -> optuna.Study:
     # Optuna tells of each study that it creates or loads, on stderr, at INFO.
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
         return optuna.create_study(
-            study_name=config.name,
+            study_name=name or config.name,
             storage=storage,
             directions=directions,
             load_if_exists=True,
@@ -260,18 +280,19 @@ class _RetryingStorage(optuna.storages.RDBStorage):
 
 
 def _retrying(method: Callable[..., Any]) -> Callable[..., Any]:
-    def is_away(error: Exception) -> bool:
-        return isinstance(error, optuna.exceptions.StorageInternalError) and isinstance(error.__cause__, _BROKEN_OFF)
-
     @functools.wraps(method)
     def ask(self: _RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        try:
-            reason = no_answer(self.engine.url)
-            return self.patience.retry(lambda: method(self, *args, **kwargs), when=is_away, reason=reason)
-        except optuna.exceptions.StorageInternalError as error:
-            if is_away(error):
-                raise error.__cause__ from error  # type: ignore[misc]  # as the study's other connections tell it
-            raise
+        def attempt() -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except optuna.exceptions.StorageInternalError as error:
+                if isinstance(error.__cause__, _BROKEN_OFF):
+                    raise error.__cause__ from error  # as the study's other connections tell it, which share the outage
+                raise
+
+        return self.patience.retry(
+            attempt, when=lambda error: isinstance(error, _BROKEN_OFF), reason=no_answer(self.engine.url)
+        )
 
     return ask
 
@@ -385,6 +406,19 @@ def told(outcome: Outcome, objectives: Sequence[Objective]) -> Told:
     is_reported = len(objectives) == 1 and objectives[0].metric != "device_seconds" and outcome.regulation_epochs > 0
     intermediate = {outcome.regulation_epochs: values[0]} if is_reported and values[0] is not None else {}
     return Told(TrialState.PRUNED, intermediate=intermediate, attributes=attributes)
+
+
+def told_together(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Told:
+    """How Optuna is told of a proposal that was trained with several seeds: by means or, where the last broke off, as of it.
+
+    Values by seed are its intermediate ones, which Wilcoxon's test compares.
+    """
+    each = [told(outcome, objectives) for outcome in outcomes]
+    if len(each) == 1 or each[-1].state != TrialState.COMPLETE:
+        return each[-1]
+    values = [fmean(of_seeds) for of_seeds in zip(*(found.values or () for found in each), strict=True)]
+    by_seed = dict(enumerate((found.values or [math.nan])[0] for found in each)) if len(objectives) == 1 else {}
+    return Told(TrialState.COMPLETE, values=values, intermediate=by_seed, attributes={"seeds": len(each)})
 
 
 def count_proposed(study: optuna.Study) -> int:

@@ -15,6 +15,7 @@ import emoreg.training.metrics
 import emoreg.training.probes  # noqa: F401 - they register our own, of which a driver needs nothing else
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import METRICS, PROBES
+from emoreg.config.resolved import image_sets, resolve_trial
 from emoreg.data import check
 from emoreg.errors import ConfigError
 from emoreg.formatting import counted
@@ -24,6 +25,7 @@ from emoreg.storage.permissions import check_writable, user_name
 from emoreg.storage.working_copy import join
 from emoreg.tracking.loggers import check_loggers
 from emoreg.training.backbones import check_backbone
+from emoreg.training.compilation import missing_compiler, no_compiler
 from emoreg.tuning.images import naming
 from emoreg.tuning.reconcile import check_warm_start
 
@@ -65,8 +67,9 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     check_home(address)
     for backbone in config.backbones():
         check_trial(dataclasses.replace(config.trial, backbone=backbone))
+    check_widths(config)
     for path, distribution in config.search_space.items():
-        if path in ("stimuli.name", "task.name", "neutral.name") and isinstance(distribution, Choice):
+        if path in ("stimuli.name", "task.name", "neutral.name", "relabelled.name") and isinstance(distribution, Choice):
             owner: ImageSetConfig = getattr(config.trial, path.partition(".")[0])
             with naming(path.partition(".")[0]):
                 for name in distribution.values:
@@ -79,6 +82,10 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     _check_writable(Files(store_uri(config)), "", ".locks")
     _check_writable(Files(config.storage), "imagesets")
     check_warm_start(config, partial(named_study, config))
+    if address is None and (config.trial.compile == "on" or "compile" in config.search_space):
+        missing = missing_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if missing is not None:
+            raise no_compiler(missing)
     gpus = max(config.trial_resources(backbone).gpus or 0.0 for backbone in config.backbones())
     if gpus and address is None and not torch.cuda.is_available():
         raise ConfigError(
@@ -111,11 +118,18 @@ def check_trial(config: TrialConfig) -> None:
         METRICS.require(name, of="trial.metrics")
     for name in config.probes:
         PROBES.require(name, of="trial.probes")
-    check_backbone(config.backbone, image_size=config.image_size, weights=config.weights)
-    for role, image_set in (("task", config.task), ("stimuli", config.stimuli), ("neutral", config.neutral)):
-        if image_set is not None:
-            with naming(role):
-                check(image_set)
+    width = resolve_trial(config).config.width
+    check_backbone(config.backbone, image_size=config.image_size, weights=config.weights, width=width)
+    for role, image_set in image_sets(config).items():
+        with naming(role):
+            check(image_set)
+
+
+def check_widths(config: StudyConfig) -> None:
+    """Refuse a study whose controls give a backbone a width that it cannot have."""
+    for backbone, width in dict.fromkeys(resolve_trial(trial).config.encoder for trial in config.control_trials()):
+        if width != config.trial.width:
+            check_backbone(backbone, image_size=config.trial.image_size, weights=None, width=width)
 
 
 def check_storage(storage: str) -> None:

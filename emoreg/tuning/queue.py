@@ -2,7 +2,8 @@
 
 A trial may share its pre-training with others, up to a length. While another trial runs the shared pre-training and is not that
 far, the trial stays in the queue and its slot goes to one that can start. It starts as soon as the shared run has reached its
-length. A trial that the machine broke waits here too, until its pause is over.
+length. A cool-down is a run of its own, after the one that all lengths share: a trial waits for it where another trains it, and
+else for the branch point. A trial that the machine broke waits here too, until its pause is over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from emoreg.config import Value
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.results.records import Role
-from emoreg.training.experience import shared_run
+from emoreg.training.experience import shared_runs
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,10 +24,12 @@ class Job:
     Attributes:
         number: Optuna's, None outside the search.
         params: sampled values by path.
+        search_of: the control whose own search proposed it; None of regulation's search and outside of one.
+        repeats: the trial whose proposal it is, with another seed; None of the first seed and outside of a search.
         attempts: times that it was begun.
         failures: times that the machine broke it; lost machines are not counted.
         broken_on: node on which it broke last, until it is begun again.
-        shared_run: name of the pre-training that it shares; None if it needs none.
+        shared_runs: the pre-training runs that it shares, in order, and the length in epochs that it needs of each.
         not_before: on the queue's clock, in seconds.
         has_experience: whether it runs and its pre-training is done.
     """
@@ -35,10 +38,12 @@ class Job:
     role: Role
     number: int | None = None
     params: Mapping[str, Value] = field(default_factory=dict)
+    search_of: str | None = None
+    repeats: str | None = None
     attempts: int = 0
     failures: int = 0
     broken_on: str | None = None
-    shared_run: str | None = None
+    shared_runs: dict[str, int] = field(default_factory=dict)
     not_before: float = 0.0
     has_experience: bool = False
 
@@ -46,11 +51,6 @@ class Job:
     def identity(self) -> str:
         """The trial's."""
         return self.trial.identity
-
-    @property
-    def epochs(self) -> int:
-        """The length of pre-training that it needs."""
-        return self.trial.config.pretraining.epochs
 
 
 class JobQueue:
@@ -79,7 +79,8 @@ class JobQueue:
         """Put a job last, to start after ``pause`` seconds at the earliest."""
         job.not_before = self._clock() + pause
         job.has_experience = False
-        job.shared_run = shared_run(job.trial) if self._share else None
+        runs = shared_runs(job.trial) if self._share else {}
+        job.shared_runs = {name: run.config.pretraining.total_epochs for name, run in runs.items()}
         self._jobs.append(job)
 
     def start(self) -> Job | None:
@@ -101,13 +102,16 @@ class JobQueue:
     def reached(self, identity: str, epochs: int) -> None:
         """A running job has brought its shared pre-training to this length."""
         job = self._running[identity]
-        if job.shared_run is not None:
-            self._reached[job.shared_run] = max(epochs, self._reached.get(job.shared_run, 0))
+        for name, needed in job.shared_runs.items():
+            is_last = needed == job.trial.config.pretraining.total_epochs
+            length = epochs if is_last else min(epochs, needed)  # what comes after is the cool-down's
+            self._reached[name] = max(length, self._reached.get(name, 0))
 
     def experience_ready(self, identity: str) -> None:
         """The pre-training of a running job is done: another may take the shared run further."""
-        self._running[identity].has_experience = True
-        self.reached(identity, self._running[identity].epochs)
+        job = self._running[identity]
+        job.has_experience = True
+        self.reached(identity, job.trial.config.pretraining.total_epochs)
 
     def end(self, identity: str) -> Job:
         """A job no longer runs."""
@@ -115,6 +119,13 @@ class JobQueue:
 
     def _is_ready(self, job: Job) -> bool:
         """Whether the job would wait for nobody: its pre-training is there, or nobody runs what it shares."""
-        if job.shared_run is None or job.epochs <= self._reached.get(job.shared_run, 0):
-            return True
-        return not any(other.shared_run == job.shared_run and not other.has_experience for other in self._running.values())
+        for name, needed in reversed(job.shared_runs.items()):
+            if needed <= self._reached.get(name, 0):
+                return True
+            if any(self._is_training(other, name) for other in self._running.values()):
+                return False
+        return True
+
+    def _is_training(self, job: Job, name: str) -> bool:
+        """Whether a running job has a shared run's length still before it."""
+        return not job.has_experience and job.shared_runs.get(name, 0) > self._reached.get(name, 0)

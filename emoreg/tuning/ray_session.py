@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 from ray._private import worker
+from ray._private.authentication import authentication_token_setup
 from ray.exceptions import AuthenticationError
+from ray.tune.execution import class_cache
 
 from emoreg.errors import ConfigError
-from emoreg.storage.files import scratch_folder
-from emoreg.tuning.machine import machine_share
-from emoreg.tuning.signals import signals_blocked
+from emoreg.tuning.private_ray import PrivateRay, private_ray
 
 Answer = Literal["open", "refused", "silent"]
 
 ANSWER_SECONDS = 30.0
 """How long a cluster may take to answer."""
 _CONNECT_SECONDS = 5.0
-_LONGEST_ROOT = 107 - len("/0123abcd/session_2026-11-29_12-00-00_000000_4194304/sockets/plasma_store")
-_USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 @contextmanager
 def ray_session(
-    address: str | None, settings: Mapping[str, str], *, from_outside: str = "use `emoreg submit`"
+    address: str | None,
+    settings: Mapping[str, str],
+    *,
+    from_outside: str = "use `emoreg submit`",
+    private: PrivateRay | None = None,
 ) -> Iterator[None]:
     """Start a private Ray or join a cluster, and leave it at the end.
 
     Args:
-        address: HOST:PORT of a cluster's head, "auto" for the cluster that this machine belongs to; None starts a Ray that
-            nothing else uses, whatever runs on this machine.
+        address: HOST:PORT of a cluster's head, "auto" for the cluster that this machine belongs to; None for a Ray that nothing
+            else uses, whatever runs on this machine.
         settings: environment variables, until the end, of this process and of all that it runs there.
         from_outside: the way out for a machine that is not the cluster's, for a message.
+        private: that Ray, with these settings, where it was begun before.
 
     Raises:
         ConfigError: for a cluster that does not answer or does not let this process in, or if this process uses a Ray already.
@@ -57,16 +58,11 @@ def ray_session(
         tune_log = logging.getLogger("ray.tune")
         end.callback(tune_log.setLevel, tune_log.level)
         if address is None:
-            # Its logs and sockets, of which Ray itself removes nothing. First goes what killed runs have left.
-            # The paths of sockets must be short, which TMPDIR may not be.
-            root = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"emoreg-ray-{os.getuid()}"
-            _check_length(root)
-            folder = end.enter_context(scratch_folder(root))
-            _end_orphans(root)
+            private = private or end.enter_context(private_ray(settings))
+            _keep_token()
+            end.enter_context(_plain_actors())
             end.callback(ray.shutdown)
-            end.enter_context(environment({_USAGE_STATISTICS: os.environ.get(_USAGE_STATISTICS, "0")}))
-            with signals_blocked():  # what Ray starts inherits it: it lives until the trials have saved
-                _start(settings, folder)
+            _init(private.address)
         else:
             end.callback(ray.shutdown)
             _join(address, settings)
@@ -85,6 +81,21 @@ def _without_lines_of_ray() -> Iterator[None]:
 
 
 @contextmanager
+def _plain_actors() -> Iterator[None]:
+    """Within, Tune asks for actors that any worker can be: it gives them variables, which all workers have here already."""
+
+    def get(cache: class_cache._ActorClassCache, trainable: type) -> Any:
+        return cache._cache.setdefault(trainable, ray.remote(trainable))
+
+    before = class_cache._ActorClassCache.get
+    class_cache._ActorClassCache.get = get
+    try:
+        yield
+    finally:
+        class_cache._ActorClassCache.get = before
+
+
+@contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for the time of a block: what Ray offers no argument for."""
     before = {name: os.environ.get(name) for name in settings}
@@ -99,48 +110,25 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _check_length(root: Path) -> None:
-    if len(bytes(root)) > _LONGEST_ROOT:
-        raise ConfigError(
-            "Set RAY_TMPDIR to a shorter path, or leave it out for /tmp: the paths of Ray's sockets may have 107 bytes, so its "
-            f"folder's {_LONGEST_ROOT}, but {str(root)!r} has {len(bytes(root))}"
-        )
+def _keep_token() -> None:
+    """Let this process in where a private Ray wants a token, as it does unless told otherwise: see the head's ``ray.init``."""
+    logger = logging.getLogger(authentication_token_setup.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it says that it does, to everybody
+    try:
+        authentication_token_setup.enable_token_auth_by_default()
+    finally:
+        logger.setLevel(level)
 
 
-def _end_orphans(root: Path) -> None:
-    """End what is left of a private Ray that was killed: processes whose options name a folder below ``root`` that is gone.
-
-    Ray's agents outlive a Ray that was killed by more than a minute.
-    """
-    for command in Path("/proc").glob("[0-9]*/cmdline"):  # on Linux alone
-        with suppress(OSError):
-            named = re.search(rb"dir=(%s/[0-9a-f]+)" % re.escape(bytes(root)), command.read_bytes())
-            if named and not Path(os.fsdecode(named[1])).exists():
-                os.kill(int(command.parent.name), signal.SIGKILL)
-
-
-def _start(settings: Mapping[str, str], folder: Path) -> None:
-    here = machine_share()  # Ray itself counts the machine's cores and, in a job, the machine's memory
-    _init(
-        "local",
-        settings,
-        include_dashboard=False,
-        num_cpus=here.cpus,
-        object_store_memory=here.object_store,
-        _memory=round(here.resources["memory"]),
-        _temp_dir=str(folder),
-    )
-
-
-def _init(address: str, settings: Mapping[str, str], **options: bool | int | str) -> None:
-    environment = {"env_vars": dict(settings)}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
+def _init(address: str, **options: Any) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints a traceback for each trial that the machine broke
 
 
 def _join(address: str, settings: Mapping[str, str]) -> None:
     try:
-        _init(address, settings)
+        _init(address, runtime_env={"env_vars": dict(settings)})
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         cause = f"{error} {error.__cause__ or error.__context__ or ''}"
         if isinstance(error, AuthenticationError) or AuthenticationError.__name__ in cause:

@@ -31,6 +31,7 @@ from emoreg.tuning.optuna_study import (
     is_own,
     replaced,
     told,
+    told_together,
 )
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -87,9 +88,10 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
             continue
         identity = _identity_in_history(config, trial, records, resolved)
         record = records.get(str(identity))
-        if record is not None and record.status != "failed":
+        if record is not None and all(row.status != "failed" for row in _seeds(record, records)):
             is_same = trial.params == record.sampled or _identity(config, trial.params, resolved) == identity
-            _correct(study, config, trial, record, did, trial.params if is_same else record.sampled)
+            outcome = _told(config, record, records)
+            _correct(study, config, trial, record, did, trial.params if is_same else record.sampled, outcome)
         elif _identity(config, trial.params, resolved) != identity:
             did["ended in Optuna's history without a record, with another configuration than today's: left as it is"] += 1
         elif trial.state != TrialState.FAIL:
@@ -115,7 +117,7 @@ def _add_missing(
     missing = [record for record in records.values() if record.number is not None and record.identity not in known]
     for record in sorted(missing, key=lambda record: record.number or 0):
         attributes = {"identity": record.identity, "seed": record.seed, RESTORED: True}
-        trial = _fit(config, record.sampled, told(record.outcome, config.objectives), attributes)
+        trial = _fit(config, record.sampled, _told(config, record, records), attributes)
         if trial is None or _identity(config, trial.params, resolved) != record.identity:
             did["recorded, but outside of today's search space: left out of Optuna's history"] += 1
             continue
@@ -133,9 +135,9 @@ def _correct(
     record: TrialRecord,
     did: Counter[str],
     params: Mapping[str, Value],
+    outcome: Told,
 ) -> None:
-    """Add the right ``params`` and how the record says that a trial ended, where Optuna knows otherwise."""
-    outcome = told(record.outcome, config.objectives)
+    """Add the right ``params`` and how the records say that a trial ended, where Optuna knows otherwise."""
     is_told = trial.state == outcome.state and all(map(math.isclose, trial.values or (), outcome.values or ()))
     if is_told and trial.params == params:
         return
@@ -159,6 +161,17 @@ def _renumber(
         for identity, record in records.items()
         if record.number is not None and identity in numbers and record.number not in numbers[identity]
     }
+
+
+def _told(config: StudyConfig, record: TrialRecord, records: Mapping[str, TrialRecord]) -> Told:
+    """How Optuna is told of a recorded trial, with all of its seeds."""
+    return told_together([row.outcome for row in _seeds(record, records)], config.objectives)
+
+
+def _seeds(record: TrialRecord, records: Mapping[str, TrialRecord]) -> list[TrialRecord]:
+    """A trial, and those that repeat it with other seeds, in the order of these."""
+    repeats = [row for row in records.values() if row.repeats == record.identity]
+    return [record, *sorted(repeats, key=lambda row: row.seed)]
 
 
 def _identity_in_history(
@@ -232,9 +245,9 @@ def check_warm_start(config: StudyConfig, folder_of: Callable[[str], Files]) -> 
 def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[str], Files], resolved: Resolve) -> list[str]:
     """Give the sampler what the studies of ``warm_start_from`` found, each of their trials once, and say so in sentences.
 
-    Their searched trials and controls ``regulated`` enter Optuna's history as if run here: COMPLETE with the objectives that
-    their records have, or PRUNED. A trial counts by its configuration, whatever was searched there: it is taken where this
-    search space holds it. They are no trials of this study: they do not count, and have no records here.
+    Their trials of the control that is searched, ``regulated`` as a rule, enter Optuna's history as if run here: COMPLETE with
+    the objectives that their records have, or PRUNED. A trial counts by its configuration, whatever was searched there: it is
+    taken where this search space holds it. They are no trials of this study: they do not count, and have no records here.
 
     Args:
         study: from ``open_study``.
@@ -254,7 +267,7 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
         differences = _study_differences(files, folder_of(config.name))
         for record in sorted(records, key=lambda record: math.inf if record.number is None else record.number):
             key = f"{name}/{record.identity}"
-            if record.role == "trial" or record.control != "regulated" or record.status == "failed" or key in before:
+            if record.role == "trial" or record.control != config.trial.control or record.status == "failed" or key in before:
                 continue
             outcome = told(record.outcome, config.objectives)
             there = _flat(json.loads(record.config))
@@ -327,7 +340,8 @@ def _study_differences(there: Files, here: Files) -> _Differences:
 
 
 def _compare(path: str, there: Mapping[str, Any], here: Mapping[str, Any], differences: _Differences) -> None:
-    if there.get(path) != here.get(path) and "neutral" not in path:  # which the control ``regulated`` does not look at
+    is_read = "neutral" not in path and "relabelled" not in path  # which the control ``regulated`` does not look at
+    if there.get(path) != here.get(path) and is_read:
         old, new = (json.dumps(values[path]) if path in values else "absent" for values in (there, here))
         differences.setdefault(path, (set(), new))[0].add(old)
 

@@ -9,7 +9,7 @@ from emoreg.results.analysis import device_time
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Provenance, RunRecord, TrialRecord, unfinished_outcome, utc_now
 from emoreg.results.tables import Records
-from emoreg.tuning.dispatcher import Assignment
+from emoreg.tuning.assignment import Assignment
 
 _WRITE_SECONDS = 60.0
 
@@ -60,6 +60,8 @@ class Recorder:
             role=assignment.role,
             number=assignment.number,
             params=assignment.params,
+            search_of=assignment.search_of,
+            repeats=assignment.repeats,
             device=self._devices.get(trial_id, "unknown"),
             started=self._started.get(trial_id, utc_now()),  # an actor that never came up never started
             attempts=assignment.attempt,

@@ -7,10 +7,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from emoreg.tuning.assignment import ASSIGNMENT
 from emoreg.tuning.dispatcher import Dispatcher
-
-ASSIGNMENT = "assignment"
-"""Key of Tune's trial configuration under which a worker finds its ``Assignment``."""
 
 
 class TuneSearcher(Searcher):

@@ -7,8 +7,8 @@ again under its own number. Several drivers may ask one storage; each trial belo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import optuna
@@ -16,17 +16,28 @@ from optuna.trial import TrialState
 
 from emoreg.config import StudyConfig, TrialConfig, Value
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.config.search_space import grid, num_searched, resolve, suggest
+from emoreg.config.search_space import each_seed, grid, num_searched, resolve, suggest
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import Outcome
 from emoreg.results.records import TrialRecord
 from emoreg.results.requests import check_enqueued
 from emoreg.tuning.coordinator import Coordinator
 from emoreg.tuning.inbox import Inbox
-from emoreg.tuning.optuna_study import BY_HAND, GRID, INVALID, count_proposed, no_experimental_warnings, sampler_of, told
+from emoreg.tuning.optuna_study import (
+    BY_HAND,
+    GRID,
+    INVALID,
+    count_proposed,
+    no_experimental_warnings,
+    sampler_of,
+    told_together,
+)
 from emoreg.tuning.queue import Job
 
 _MAX_INVALID = 100
+_FEWEST_SEEDS = 2
+_WORSE_P = 0.1
+"""Of Wilcoxon's test: four seeds of both, at least, are needed for less."""
 
 
 class TrialSource(Protocol):
@@ -49,8 +60,8 @@ class TrialSource(Protocol):
     def epoch(self, identity: str, epoch: int, value: float) -> None:
         """A trial has come to a value of the objective after an epoch of regulation."""
 
-    def tell(self, identity: str, outcome: Outcome) -> None:
-        """A trial has ended, and is recorded."""
+    def tell(self, identity: str, outcome: Outcome) -> list[Job]:
+        """A trial has ended, and is recorded; the jobs that follow: the next seeds of proposals."""
 
     def forget(self, identity: str) -> None:
         """A trial was saved unfinished: the next driver takes it up."""
@@ -62,17 +73,20 @@ class _Proposal:
 
     optuna_trial: optuna.Trial
     params: dict[str, Value]
-    trial: ResolvedTrial
+    trials: Sequence[ResolvedTrial]
+    """One a seed; the first stands for them all."""
     reported: dict[int, float]
-    """Objective by regulation epoch, as Optuna has it."""
+    """Objective by regulation epoch, or by seed where there are several, as Optuna has it."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Of the seeds so far."""
 
 
 class OptunaSource:
     """Proposals of an Optuna study. A ``TrialSource``.
 
     A proposal whose identity is recorded as finished or pruned is told from the record and not run; one whose identity another
-    proposal has ends as that one does. A proposal that breaks a rule of the configuration is told FAIL, with the rule in its
-    user attribute ``invalid``, and does not count as one of ``num_trials``.
+    proposal has ends as that one does. A proposal with several seeds is told once, with their means. One that breaks a rule of
+    the configuration is told FAIL, with the rule in its user attribute ``invalid``, and is none of ``num_trials``.
     """
 
     def __init__(
@@ -83,9 +97,10 @@ class OptunaSource:
         resolved: Callable[[TrialConfig], ResolvedTrial],
         records: Mapping[str, TrialRecord],
         coordinator: Coordinator,
-        inbox: Inbox,
+        inbox: Inbox | None,
         notify: Callable[[str], None],
-        on_repeat: Callable[[str, int, Mapping[str, Value]], None],
+        on_repeat: Callable[[Job], None],
+        search_of: str | None = None,
     ) -> None:
         """Take up what the storage holds.
 
@@ -95,15 +110,19 @@ class OptunaSource:
             resolved: gives a trial its identity.
             records: trials that ended, by identity.
             coordinator: between the drivers of the study.
-            inbox: trials that somebody wants to be tried first. They run, and count, even beyond ``num_trials``.
+            inbox: trials that somebody wants to be tried first. They run, and count, even beyond ``num_trials``. None where
+                nobody can.
             notify: told of one of them that cannot be.
-            on_repeat: told the identity, number and values of a proposal that a recorded trial, a control's perhaps, stands
-                for, before Optuna is.
+            on_repeat: told of a proposal that a recorded trial, a control's perhaps, stands for, before Optuna is.
+            search_of: the control whose search it is; None of regulation's.
 
         Raises:
             ConfigError: for a grid over a ``Float`` without a step.
         """
         self._study = study
+        if config.seeds_per_trial > 1:
+            with no_experimental_warnings():
+                study.pruner = optuna.pruners.WilcoxonPruner(p_threshold=_WORSE_P, n_startup_steps=_FEWEST_SEEDS)
         self._config = config
         self._resolved = resolved
         self._records = records
@@ -111,6 +130,7 @@ class OptunaSource:
         self._inbox = inbox
         self._notify = notify
         self._on_repeat = on_repeat
+        self._search_of = search_of
         self._open: dict[str, list[_Proposal]] = {}
         self._elsewhere: list[_Proposal] = []
         """Own proposals of configurations that another driver runs."""
@@ -128,7 +148,7 @@ class OptunaSource:
     @property
     def is_exhausted(self) -> bool:
         """Whether nothing more will be proposed."""
-        return self._num_proposed >= self._num_wanted and not self._inbox.trials()
+        return self._num_proposed >= self._num_wanted and not (self._inbox is not None and self._inbox.trials())
 
     @property
     def is_waiting(self) -> bool:
@@ -149,7 +169,7 @@ class OptunaSource:
                 self._study.sampler = sampler_of(self._config, self._study.get_trials(deepcopy=False))
             self._num_proposed += 1
             trial = self._study.ask()
-            if (request := trial.user_attrs.get(BY_HAND)) is not None:
+            if self._inbox is not None and (request := trial.user_attrs.get(BY_HAND)) is not None:
                 self._inbox.remove(request)
             return self._accept(self._propose(trial, {}))
 
@@ -176,13 +196,17 @@ class OptunaSource:
 
     def epoch(self, identity: str, epoch: int, value: float) -> None:
         """A trial has come to a value of the objective after an epoch of regulation."""
-        for proposal in self._open.get(identity, ()):
-            _report(proposal, {epoch: value})
+        if self._config.seeds_per_trial == 1:
+            for proposal in self._open.get(identity, ()):
+                _report(proposal, {epoch: value})
 
-    def tell(self, identity: str, outcome: Outcome) -> None:
-        """A trial has ended, and is recorded."""
+    def tell(self, identity: str, outcome: Outcome) -> list[Job]:
+        """A trial has ended, and is recorded; the jobs that follow: the next seeds of proposals."""
+        following = []
         for proposal in self._open.pop(identity, ()):
-            self._tell(proposal, outcome)
+            if not self._is_told(proposal, outcome) and (job := self._accept(proposal)) is not None:
+                following.append(job)
+        return following
 
     def forget(self, identity: str) -> None:
         """A trial was saved unfinished: the next driver takes it up."""
@@ -190,6 +214,8 @@ class OptunaSource:
 
     def _enqueue_by_hand(self) -> bool:
         """Have Optuna propose what somebody wants to be tried first; False if there is nothing."""
+        if self._inbox is None:
+            return False
         trials = self._study.get_trials(deepcopy=False)
         states = {trial.user_attrs[BY_HAND]: trial.state for trial in trials if BY_HAND in trial.user_attrs}
         for wanted in self._inbox.trials():
@@ -228,7 +254,7 @@ class OptunaSource:
         """The trial with its values, which for one taken up again are those it has; None, and FAIL, if they break a rule."""
         params = suggest(self._config.search_space, self._config.trial, trial)
         try:
-            resolved = self._resolved(resolve(self._config.trial, params))
+            trials = [*map(self._resolved, each_seed(self._config, resolve(self._config.trial, params)))]
         except ConfigError as error:
             was_counted = INVALID not in trial.user_attrs  # else an earlier driver was killed before it told
             if BY_HAND in trial.user_attrs:
@@ -244,35 +270,64 @@ class OptunaSource:
                 ) from error
             return None
         self._num_invalid_in_a_row = 0
-        trial.set_user_attr("identity", resolved.identity)
-        trial.set_user_attr("seed", resolved.config.seed)
-        return _Proposal(trial, params, resolved, reported)
+        trial.set_user_attr("identity", trials[0].identity)
+        trial.set_user_attr("seed", trials[0].config.seed)
+        return _Proposal(trial, params, trials, reported)
 
     def _accept(self, proposal: _Proposal | None) -> Job | None:
-        """The job of a proposal, unless it is invalid, recorded or run by another driver."""
-        if proposal is None:
-            return None
-        identity = proposal.trial.identity
-        if not self._coordinator.claim(identity):
-            self._elsewhere.append(proposal)
-            return None
-        record = self._records.get(identity)
-        if record is not None and record.status != "failed":
-            self._tell(proposal, record.outcome)
+        """The job of a proposal's next seed; None where it is invalid, recorded to its end, or run by another driver."""
+        while proposal is not None:
+            identity = proposal.trials[len(proposal.outcomes)].identity
+            if not self._coordinator.claim(identity):
+                self._elsewhere.append(proposal)
+                return None
+            record = self._records.get(identity)
+            if record is None or record.status == "failed":
+                self._open.setdefault(identity, []).append(proposal)
+                return self._job(proposal)
+            is_told = self._is_told(proposal, record.outcome)
             if identity not in self._open:
                 self._coordinator.release(identity)
-            return None
-        self._open.setdefault(identity, []).append(proposal)
-        return Job(trial=proposal.trial, role="search", number=proposal.optuna_trial.number, params=proposal.params)
+            if is_told:
+                return None
+        return None
 
-    def _tell(self, proposal: _Proposal, outcome: Outcome) -> None:
-        if proposal.trial.identity in self._records:
-            self._on_repeat(proposal.trial.identity, proposal.optuna_trial.number, proposal.params)
-        told_as = told(outcome, self._config.objectives)
-        _report(proposal, told_as.intermediate)
-        for key, value in told_as.attributes.items():
+    def _job(self, proposal: _Proposal) -> Job:
+        """The job of a proposal's next seed."""
+        first, trial = proposal.trials[0], proposal.trials[len(proposal.outcomes)]
+        return Job(
+            trial=trial,
+            role="search",
+            number=proposal.optuna_trial.number if trial is first else None,
+            params=proposal.params,
+            search_of=self._search_of,
+            repeats=None if trial is first else first.identity,
+        )
+
+    def _is_told(self, proposal: _Proposal, outcome: Outcome) -> bool:
+        """Take how a proposal's next seed ended; whether that was the last one, of which Optuna is told."""
+        job = self._job(proposal)
+        if job.identity in self._records:
+            self._on_repeat(job)
+        proposal.outcomes.append(outcome)
+        so_far = told_together(proposal.outcomes, self._config.objectives)
+        _report(proposal, so_far.intermediate)
+        if (
+            len(proposal.outcomes) < len(proposal.trials)
+            and so_far.state == TrialState.COMPLETE
+            and not self._is_worse(proposal)
+        ):
+            return False
+        for key, value in so_far.attributes.items():
             proposal.optuna_trial.set_user_attr(key, value)
-        self._study.tell(proposal.optuna_trial, told_as.values, state=told_as.state)
+        self._study.tell(proposal.optuna_trial, so_far.values, state=so_far.state)
+        return True
+
+    def _is_worse(self, proposal: _Proposal) -> bool:
+        """Whether further seeds are spared."""
+        if len(self._config.objectives) > 1 or len(proposal.outcomes) < _FEWEST_SEEDS:
+            return False
+        return proposal.optuna_trial.should_prune()
 
 
 def _report(proposal: _Proposal, values: Mapping[int, float]) -> None:

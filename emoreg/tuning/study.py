@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -18,13 +17,14 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory, TuneError
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from sqlalchemy.exc import OperationalError
 
-from emoreg.config import StudyConfig, Value
+from emoreg.config import StudyConfig
+from emoreg.config.arms import Arm
 from emoreg.config.resolved import Fingerprints, resolve_trial
-from emoreg.config.search_space import lengths, num_searched, resolve
+from emoreg.config.search_space import lengths, resolve
 from emoreg.errors import UserError
+from emoreg.results.analysis import num_planned
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files, refused_error, storage_full_error
@@ -34,13 +34,16 @@ from emoreg.tracking.live_status import LiveStatus
 from emoreg.tracking.loggers import start_loggers
 from emoreg.tracking.observer import Observers, StudyObserver
 from emoreg.tracking.study_tensorboard import StudyTensorBoard
+from emoreg.tuning.arms import searching_arms
+from emoreg.tuning.assignment import ASSIGNMENT
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.budget import Budget
+from emoreg.tuning.compilation import study_compilations
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.coordinator import Coordinator, coordinate
 from emoreg.tuning.disk import check_disk, estimate_disk
 from emoreg.tuning.dispatcher import Dispatcher
-from emoreg.tuning.images import offer_image_sets, prepare_image_sets
+from emoreg.tuning.images import account_images, count_images, offer_image_sets, prepare_image_sets
 from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.manifest import provenance, write_manifest
 from emoreg.tuning.nodes import is_node_lost
@@ -53,32 +56,25 @@ from emoreg.tuning.observers import (
     TrialEnds,
     TrialStopper,
 )
-from emoreg.tuning.optuna_study import open_study
+from emoreg.tuning.optuna_study import History, open_beside, open_study
 from emoreg.tuning.placement import Placement
 from emoreg.tuning.postgres import no_answer_error
+from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
+from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
 from emoreg.tuning.queue import Job
 from emoreg.tuning.ray_session import ray_session
-from emoreg.tuning.reconcile import reconcile, warm_start
+from emoreg.tuning.reconcile import Resolve, reconcile, warm_start
 from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.retry import RetryPolicy
-from emoreg.tuning.searcher import ASSIGNMENT, TuneSearcher
+from emoreg.tuning.scheduling import scheduler_of
+from emoreg.tuning.searcher import TuneSearcher
+from emoreg.tuning.searches import Searches
+from emoreg.tuning.shared_run_locks import SharedRunLocks
 from emoreg.tuning.signals import Stop, stop_on_signals
 from emoreg.tuning.source import OptunaSource
 from emoreg.tuning.trainable import Places, WorkerContext, log_tail, train
-from emoreg.tuning.tune_results import REGULATION_EPOCH, metric_key
 from emoreg.tuning.user_code import UserCode
-
-# What Tune would do for every trainable of anybody's and emoreg does itself, or not at all.
-_TUNE_SETTINGS = {
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # pre-training reports progress, never the metric
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records and events are ours
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials save
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",  # a trial that is stopped ends the write of its checkpoint first
-    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune begins such trials again itself, and tells nobody
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray 2.60 warns of its coming default without it
-}
 
 Prepare = Callable[[Coordinator, Records], None]
 
@@ -101,6 +97,7 @@ def run_study(
     observers: Sequence[StudyObserver] = (),
     command: str | None = None,
     prepare: Prepare | None = None,
+    private: PrivateRay | None = None,
 ) -> RunEnd:
     """Run what is missing of a study, until all is there, it is told to stop, or faults in code stop it.
 
@@ -113,6 +110,7 @@ def run_study(
         observers: told what happens, after emoreg's own.
         command: what was typed, for the records.
         prepare: called once the study is held and before anything of it runs.
+        private: the Ray of this study, with ``TUNE_SETTINGS``, if it was begun before.
 
     Raises:
         ConfigError: for a study that cannot run, or resources that the cluster will never have.
@@ -133,7 +131,7 @@ def run_study(
         budget.check(run.runs)
         told.on_message("starting Ray")
         with (
-            ray_session(address, _TUNE_SETTINGS),
+            ray_session(address, TUNE_SETTINGS, private=private),
             run.driven(address, stop, (budget, *observers), command) as (tuner, bridge),
             stop_on_signals(stop.ask),  # once more: Ray has put handlers of its own over ours
             suppress(KeyboardInterrupt),  # told twice, or out of grace
@@ -162,6 +160,7 @@ class _StudyRun:
         self._copy = coordinator.copy
         told.on_message("preparing image sets")
         fingerprints = prepare_image_sets(config, told.on_message)
+        images = account_images(config, told.on_message)
         self._records = Records(self._copy.folder, coordinator.turn)
         self._networks = NetworkPruner(config, self._copy, self._records.trials)
         self.runs = self._records.runs
@@ -169,7 +168,16 @@ class _StudyRun:
             self._records.refresh()
             if prepare is not None:
                 prepare(coordinator, self._records)
-            write_manifest(config, self._copy.folder, fingerprints)
+            self._precisions = study_precisions(config, Files(str(self._copy.folder)), self._records.trials.values())
+            self._compilations = study_compilations(
+                config,
+                Files(str(self._copy.folder)),
+                self._records.trials.values(),
+                self._precisions,
+                count_images(config),
+                told.on_message,
+            )
+            write_manifest(config, self._copy.folder, fingerprints, self._precisions, images, self._compilations)
             self._copy.push("study.json")
             self.dispatcher = self._take_up(fingerprints, told)
 
@@ -179,32 +187,56 @@ class _StudyRun:
         beside = [Job(trial=resolved(trial), role="control") for trial in config.control_trials()]
         beside += [Job(trial=resolved(trial), role="confirm") for trial in config.confirmed]
         adopt_controls((job.identity for job in beside), records)
-        self._num_planned = num_searched(config) + len({job.identity for job in beside})
-        study = open_study(config, self._copy.folder, self._coordinator.patience)
-        messages = warm_start(study, config, partial(named_study, config), resolved)
-        reconciled = reconcile(study, config, records.trials, resolved)
-        for message in (*lost_epochs(records), *messages, *reconciled.messages):
+        searching = searching_arms(config, count_images(config))
+        self._num_planned = num_planned(config)
+        history = open_study(config, self._copy.folder, self._coordinator.patience)
+        for message in lost_epochs(records):
             told.on_message(message)
-        for identity, number in reconciled.renumbered.items():
-            records.add_trial(dataclasses.replace(records.trials[identity], number=number))
+        sources = []
+        for arm in (Arm(control=config.trial.control, config=config), *searching):
+            source, reruns = self._search(arm, history, resolved, told)
+            sources.append(source)
+            beside += reruns
         tensorboard.write_experiment(self._copy.folder, config)
         self._write_missing_ends()
         self._networks.sweep()
-        for rerun in reconciled.reruns:
-            trial = resolved(resolve(config.trial, rerun.params))
-            beside.append(Job(trial=trial, role="search", number=rerun.number, params=rerun.params))
+        retry = RetryPolicy(config.resources, is_node_lost, has_one_disk=not self._copy.is_remote)
+        return Dispatcher(config, Searches(sources), records, self._coordinator, retry=retry, jobs=beside)
+
+    def _search(self, arm: Arm, history: History, resolved: Resolve, told: StudyObserver) -> tuple[OptunaSource, list[Job]]:
+        """One search of the study, brought into line with the records, and what of it is to be run again."""
+        config, records, is_own = arm.config, self._records, arm.config is self._config
+        search_of = None if is_own else arm.control
+        study = history if is_own else open_beside(history, arm)
+        messages = warm_start(study, config, partial(named_study, config), resolved)
+        rows = {key: row for key, row in records.trials.items() if row.number is None or row.search_of == search_of}
+        reconciled = reconcile(study, config, rows, resolved)
+        for message in (*messages, *reconciled.messages):
+            told.on_message(message if is_own else f"search of {arm.control}: {message}")
+        for identity, number in reconciled.renumbered.items():
+            records.add_trial(dataclasses.replace(records.trials[identity], number=number))
+        reruns = [
+            Job(
+                trial=resolved(resolve(config.trial, rerun.params)),
+                role="search",
+                number=rerun.number,
+                params=rerun.params,
+                search_of=search_of,
+            )
+            for rerun in reconciled.reruns
+        ]
         source = OptunaSource(
             study,
             config,
             resolved=resolved,
             records=records.trials,
             coordinator=self._coordinator,
-            inbox=Inbox(self._copy.files),
+            inbox=Inbox(self._copy.files) if is_own else None,
             notify=told.on_message,
             on_repeat=partial(_number, records),
+            search_of=search_of,
         )
-        retry = RetryPolicy(config.resources, is_node_lost, has_one_disk=not self._copy.is_remote)
-        return Dispatcher(config, source, records, self._coordinator, retry=retry, jobs=beside)
+        return source, reruns
 
     def _write_missing_ends(self) -> None:
         """Write the ends of trials into their events: an earlier driver may have been killed between a record and its event."""
@@ -219,27 +251,20 @@ class _StudyRun:
     ) -> Iterator[tuple[tune.Tuner, TuneBridge]]:
         """Tune's tuner of the run and what follows its trials; the end writes down how the run ended."""
         config, copy, records = self._config, self._copy, self._records
-        told = Observers(observers)
-        patience = self._coordinator.patience
+        told, patience, is_alone = Observers(observers), self._coordinator.patience, self._coordinator.is_alone
         locks = self._coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None)
         store = ExperienceStore(Files(store_uri(config), patience=patience), locks=locks.open(patience))
-        placement = Placement(config, told.on_message)
-        placement.check()
-        placement.check_gpus()
-        check_disk(config, estimate_disk(config, slots=placement.slots()))
-        waiting = placement.waiting()
-        if waiting is not None:
-            told.on_message(waiting)
+        placement = self._placed(told)
         signal = StopSignal()
         recorder = Recorder(records, provenance(config, command))
-        with store.running(config.name, is_alone=self._coordinator.is_alone) as beat:
+        with store.running(config.name, is_alone=is_alone) as beat:
             all_told = Observers(
                 (
                     Heartbeat(beat),
                     StopRelay(signal),
                     TrialStopper(copy.files, stop, signal),
                     TrialEnds(copy),
-                    LiveStatus(copy.folder, is_alone=self._coordinator.is_alone),
+                    LiveStatus(copy.folder, is_alone=is_alone),
                     StudyTensorBoard(copy, config),
                     StorageSync(self._coordinator),
                     self._networks,
@@ -259,24 +284,7 @@ class _StudyRun:
                 slots=placement.slots,
                 log_tail=partial(log_tail, copy.files),
             )
-            context = WorkerContext(
-                places=ray.put(
-                    Places(
-                        storage=storage_uri(config),
-                        experience=store_uri(config),
-                        token=self._coordinator.token,
-                        locks=locks,
-                    )
-                ),
-                study=config.name,
-                lengths=lengths(config),
-                share=config.experience.share,
-                offered=None if address is None and not copy.is_remote else offer_image_sets(config),
-                checkpoint_seconds=config.resources.checkpoint_seconds,
-                metrics=tuple(f"val_{name}" for name in config.trial.metrics),
-                stop_signal=signal,
-                user_code=UserCode.collect(),
-            )
+            context = self._worker_context(locks, signal, is_cluster=address is not None)
             all_told.on_run_start(bridge.status)
             try:
                 with scratch() as folder:
@@ -287,6 +295,34 @@ class _StudyRun:
                     self.end = self._ending(bridge)
                     recorder.end_run(self.end, stop.reason if self.end is RunEnd.INTERRUPTED else None)
                     all_told.on_run_end(bridge.status)
+
+    def _placed(self, told: StudyObserver) -> Placement:
+        """Where trials run, once it can hold them and the disk what they leave."""
+        placement = Placement(self._config, told.on_message)
+        placement.check()
+        placement.check_gpus()
+        check_disk(self._config, estimate_disk(self._config, slots=placement.slots()))
+        waiting = placement.waiting()
+        if waiting is not None:
+            told.on_message(waiting)
+        return placement
+
+    def _worker_context(self, locks: SharedRunLocks, signal: StopSignal, *, is_cluster: bool) -> WorkerContext:
+        config = self._config
+        places = Places(storage=storage_uri(config), experience=store_uri(config), token=self._coordinator.token, locks=locks)
+        return WorkerContext(
+            places=ray.put(places),
+            study=config.name,
+            lengths=lengths(config),
+            share=config.experience.share,
+            offered=offer_image_sets(config) if is_cluster or self._copy.is_remote else None,
+            precisions=self._precisions,
+            compiled={name: found.compiled for name, found in self._compilations.items()},
+            checkpoint_seconds=config.resources.checkpoint_seconds,
+            metrics=tuple(f"val_{name}" for name in config.trial.metrics),
+            stop_signal=signal,
+            user_code=UserCode.collect(),
+        )
 
     def _ending(self, bridge: TuneBridge) -> RunEnd:
         if bridge.num_aborted >= self._config.resources.max_failures:
@@ -304,7 +340,7 @@ class _StudyRun:
                     is_stopping=lambda: stop.is_asked,
                     may_wait=placement.may_wait,
                 ),
-                scheduler=_scheduler(self._config),
+                scheduler=scheduler_of(self._config),
                 num_samples=-1,  # until the searcher says that it has finished
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -324,11 +360,14 @@ def _resources(config: Mapping[str, Any], bundles: Mapping[str, PlacementGroupFa
     return bundles[config[ASSIGNMENT].trial.config.backbone]
 
 
-def _number(records: Records, identity: str, number: int, params: Mapping[str, Value]) -> None:
+def _number(records: Records, job: Job) -> None:
     """Make a trial that ran as a control a part of the search too, which proposed the same configuration."""
-    record = records.trials[identity]
-    if record.number is None:
-        records.add_trial(dataclasses.replace(record, number=number, params=json.dumps(dict(params))))
+    record = records.trials[job.identity]
+    if record.number is None and record.repeats is None:
+        params = json.dumps(dict(job.params))
+        records.add_trial(
+            dataclasses.replace(record, number=job.number, params=params, search_of=job.search_of, repeats=job.repeats)
+        )
 
 
 @contextmanager
@@ -347,25 +386,3 @@ def _own_errors(config: StudyConfig) -> Iterator[None]:
                 raise no_answer_error(config.optuna_storage, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
-
-
-def _scheduler(config: StudyConfig) -> TrialScheduler:
-    """Tune's scheduler, comparing regulation epochs: see ``tune_results.epoch_result`` for what it is shown."""
-    settings, objective = config.scheduler, config.objectives[0]
-    compared = {"time_attr": REGULATION_EPOCH, "metric": metric_key(objective.metric), "mode": objective.mode}
-    match settings.name:
-        case "none":
-            return FIFOScheduler()
-        case "asha":
-            return AsyncHyperBandScheduler(
-                **compared,
-                max_t=config.trial.regulation.epochs,
-                grace_period=min(settings.grace_epochs, config.trial.regulation.epochs),
-                reduction_factor=settings.reduction_factor,
-            )
-        case "median":
-            return MedianStoppingRule(
-                **compared,
-                grace_period=settings.grace_epochs,
-                min_time_slice=math.inf,  # below it Tune pauses trials that have company
-            )

@@ -18,9 +18,9 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
-from sqlalchemy.exc import OperationalError
 
 from emoreg.config.resolved import Source
+from emoreg.config.trial import Precision
 from emoreg.data import LoadImages, load
 from emoreg.data.fetch import FetchedSets
 from emoreg.data.prepare import Prepared
@@ -38,11 +38,10 @@ from emoreg.training.context import TrialContext
 from emoreg.training.devices import device_name
 from emoreg.training.events import Confusion, Event, Experienced
 from emoreg.training.trial import run_trial
+from emoreg.tuning.assignment import ASSIGNMENT, Assignment
 from emoreg.tuning.coordination import StopSignal
-from emoreg.tuning.coordinator import SharedRunLocks
-from emoreg.tuning.dispatcher import Assignment
 from emoreg.tuning.images import image_storage
-from emoreg.tuning.searcher import ASSIGNMENT
+from emoreg.tuning.shared_run_locks import SharedRunLocks
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved, epoch_result, last_result
 from emoreg.tuning.user_code import UserCode
 
@@ -80,6 +79,8 @@ class WorkerContext:
         lengths: of pre-training that the study may ask for.
         share: whether trials share pre-training.
         offered: the image sets that each machine fetches from the storage; None where there is one machine, which has them.
+        precisions: what precision "auto" means on a CPU, by backbone.
+        compiled: what compile "auto" means, by backbone.
         checkpoint_seconds: between two checkpoints.
         metrics: registered metrics that objectives may name.
         stop_signal: set when the study, or one of its trials, is to stop.
@@ -91,6 +92,8 @@ class WorkerContext:
     lengths: frozenset[int]
     share: bool
     offered: Mapping[Source, Prepared] | None
+    precisions: Mapping[str, Precision]
+    compiled: Mapping[str, bool]
     checkpoint_seconds: float
     metrics: tuple[str, ...]
     stop_signal: StopSignal
@@ -177,6 +180,8 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
                     ),
                     folder=folder,
                     device=device,
+                    precisions=worker.precisions,
+                    compiled=worker.compiled,
                     evaluate_on="test" if assigned.role == "confirm" else "validation",
                     checkpoint_seconds=worker.checkpoint_seconds,
                     should_stop=should_stop,
@@ -211,6 +216,8 @@ def _device() -> torch.device:
 
 def is_infrastructure_error(error: Exception) -> bool:
     """Whether a fault is the machine's (memory, GPU, storage, another process), so that another attempt may do better."""
+    from sqlalchemy.exc import OperationalError  # takes a while to import
+
     if isinstance(error, UserError):
         return False
     if isinstance(error, (OSError, MemoryError, RayError, OperationalError, torch.OutOfMemoryError, torch.AcceleratorError)):

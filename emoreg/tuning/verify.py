@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from emoreg.data.prepare import is_whole
+from emoreg.data.prepared import is_whole
 from emoreg.errors import UserError
 from emoreg.results.ledger import FOLDER, Ledger
 from emoreg.results.plan import PLAN, read_openings

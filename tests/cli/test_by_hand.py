@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, and no Ray: what starts it fails."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("emoreg.tuning.study.ray_session", None)
+    monkeypatch.setattr("emoreg.tuning.private_ray.private_ray", lambda *settings, **named: nullcontext())
     return tmp_path
 
 

@@ -56,6 +56,32 @@ def test_it_says_how_a_folder_was_understood(prepare: Prepare) -> None:
     ]
 
 
+def test_it_counts_groups(prepare: Prepare) -> None:
+    for person in ("ann", "bob", "cyd", "dan", "eva"):
+        draw(f"faces/{person}/happy", num=3)
+        draw(f"faces/{person}/sad", num=2)
+    lines = prepare("folder", "--path", "faces", "--group", "person/class")
+    assert lines[1:] == [
+        *(
+            "",
+            "split images groups from",
+            "train 20 4 the path itself",
+            "test 5 1 a fifth of each class of train, groups whole",
+        ),
+        *("", "class train test", "happy 12 3", "sad 8 2"),
+    ]
+
+
+def test_it_counts_images_on_both_sides_of_a_cut(prepare: Prepare) -> None:
+    for name in ("happy", "sad"):
+        draw(f"faces/train/{name}", num=20)
+        draw(f"faces/test/{name}", num=3)
+    for number in range(2):
+        Image.open(f"faces/train/sad/{number}.png").save(f"faces/test/happy/copy {number}.png")
+    lines = prepare("folder", "--path", "faces")
+    assert lines[-3:] == ["", "also in train exact near", "test 2 0"]
+
+
 def test_a_set_that_is_divided_says_so(prepare: Prepare) -> None:
     lines = prepare("digits")
     assert "test 359 a fifth of each class of train" in lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 from rich.console import Console
 
 from emoreg.cli.look import print_report, print_status, status_json
+from emoreg.cli.summary import print_confirmation, print_summary
 from emoreg.config import BudgetConfig
+from emoreg.report import answer
 from emoreg.results.confirmation import UNTUNED
 from emoreg.results.status import RunningTrial, Status, read_status
+from emoreg.results.study import load_results
 from tests.helpers.written import made_up_config, write_study
 
 
@@ -100,10 +104,40 @@ def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path) -> Non
     assert content.keys() == {
         "name", "place", "state", "ending", "num_runs", "started", "last_ended", "trials", "running", "num_waiting", "best",
         "slots", "waiting_share", "seconds_left", "confirmation", "stop_reason", "device_hours", "budget", "enqueued",
+        "searches",
     }  # fmt: skip
     assert content["trials"] == {"planned": 76, "finished": 68, "pruned": 6, "failed": 2, "ended": 76}
     assert content["seconds_left"] is content["num_waiting"] is content["confirmation"] is None
     assert content["best"]["params"].keys() == {"backbone", "regulation.balance", "pretraining.epochs"}
+
+
+def test_controls_with_searches_of_their_own_are_shown_beside_regulation(tmp_path: Path) -> None:
+    config = made_up_config(num_trials=12, controls=(), controls_search="required")
+    place = str(write_study(tmp_path, config, num_seeds=4))
+    status = read_status(place)
+    assert {search.control for search in status.searches} == {
+        *("plain", "compute_matched", "ensemble", "untrained", "shuffled", "neutral")
+    }
+    assert {search.planned for search in status.searches} == {12}
+    assert {search.control: search.ended for search in status.searches}["shuffled"] == 12
+    assert re.search(r"searches of controls +trials +best val_accuracy\n +plain +2/12 +0\.\d", shown(status)), shown(status)
+    study = load_results(place)
+    assert len(study.searched) == 12
+    assert study.tuned.keys() == {(search.control, name) for search in status.searches for name in study.backbones}
+    assert all(row.is_tuned for row in study.confirmed if row.control not in ("regulated", "emotional"))
+    assert not any(row.is_tuned for row in study.same_settings)
+    assert not any(verdict.premises for verdict in study.verdicts.values()), "the arms were tuned alike"
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    print_summary(study, console)
+    print_confirmation(study, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"test_resnet, plain +\d", text)
+    assert "Regulation beside its controls, each at its own best, on the test set" in text
+    assert "emotional, not tuned" in text
+    assert "The mechanism: controls at regulation's settings, on the test set" in text
+    mechanism = answer.mechanism_table(study)
+    assert mechanism is not None
+    assert "nothing is claimed from this table" in mechanism.note
 
 
 def test_a_report_says_what_it_concludes(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

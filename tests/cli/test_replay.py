@@ -98,6 +98,7 @@ def command(study: StudyConfig, folder: Path, *options: str) -> list[str]:
     return [*emoreg, "--replay", identity_of(study), *options]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_comes_to_the_same_to_the_bit_and_touches_nothing(study: StudyConfig, tmp_path: Path) -> None:
     folder = single(study)
     before, images = tree(folder), tree(folder.parent / "imagesets")
@@ -216,7 +217,7 @@ def test_the_test_split_is_opened_again_for_a_trial_of_a_confirmation(study: Stu
     code, text = replayed(study)
     assert code == 0, text
     assert text.startswith(f"replay of trial {identity_of(study)} of 'tiny.confirm'")
-    assert "It has opened the test set, so its replay opens it again" in text
+    assert "It is a trial that opens the test set, so its replay opens it again" in text
     assert row(text, "test_accuracy")[-1] == "0"
 
 
@@ -284,6 +285,7 @@ def test_a_trial_that_is_not_there_is_told_from_those_that_are(study: StudyConfi
         replayed(study, twin)
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_nothing(storage: Path, tmp_path: Path) -> None:
     """A trial that would take an hour."""
     endless = dataclasses.replace(TINY, pretraining=PretrainingConfig(epochs=1, batch_size=32))

@@ -17,12 +17,12 @@ from emoreg.cli.summary import (
     print_summary,
 )
 from emoreg.config import Choice, ConfirmationConfig, Objective, StudyConfig, control
+from emoreg.config.controls import ON_LADDER
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import UNKNOWN
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.results.confirmation import UNTUNED
-from emoreg.results.ladder import ON_LADDER
-from emoreg.results.plan import choose, plan_trials
+from emoreg.results.planning import choose, plan_trials
 from emoreg.results.power import prospects
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
@@ -100,9 +100,9 @@ def test_the_answer_of_two_backbones(tmp_path: Path) -> None:
     assert "95 % confidence over seeds" in text
     assert text.splitlines()[-4:] == [
         f"records:      {tmp_path / 'records'}",
-        f"report:       emoreg report {tmp_path}",
+        f"report:       emoreg report {tmp_path}  (one HTML file, with every figure)",
         f"TensorBoard:  emoreg tensorboard {tmp_path}",
-        "next:         emoreg confirm: the answer, on fresh seeds and the test set",
+        "next:         emoreg confirm STUDY  (the answer, on the test set)",
     ]
 
 
@@ -113,7 +113,7 @@ def test_the_answer_of_two_backbones(tmp_path: Path) -> None:
 def test_a_confirmation_is_reported_with_its_study(uri: str, reported: str) -> None:
     console = page()
     print_places(uri, console)
-    assert text_of(console).splitlines()[1] == f"report:       emoreg report {reported}"
+    assert text_of(console).splitlines()[1] == f"report:       emoreg report {reported}  (one HTML file, with every figure)"
 
 
 def test_parameters_stand_whole_at_80_columns(tmp_path: Path) -> None:
@@ -175,7 +175,12 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def _(trial: object) -> object:  # type: ignore[arg-type]
         return trial
 
-    study = tiny_study(storage=str(storage), objectives=(Objective(metric="val_loss", mode="min"),))
+    study = tiny_study(
+        storage=str(storage),
+        trial=tiny(pretraining__cooldown_epochs=3),
+        objectives=(Objective(metric="val_loss", mode="min"),),
+        controls=("regulated", "plain", "wide"),
+    )
     study = dataclasses.replace(study, search_space={"regulation.kind": Choice(("fixed", "learnable")), **study.search_space})
     console = page()
     print_plan("mine.py", study, console)
@@ -184,16 +189,21 @@ def test_the_plan(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings["trial.regulation.balance"] == ["0.5", "(searched)"]
     assert settings["trial.pretraining.optimizer.learning_rate"] == ["0.001"]
     assert settings["objectives.0.metric"] == ["val_loss"]
-    assert settings["controls"] == ["regulated", "plain"]
+    assert settings["controls"] == ["regulated", "plain", "wide"]
     assert settings["regulation.balance"] == ["real", "in", "[0.1,", "0.9]"]
     assert settings["combinations"] == ["infinitely", "many"]
-    assert " ".join(settings["trials"]).startswith("3 of the search + 2 controls, ")
+    assert " ".join(settings["trials"]).startswith("3 of the search + 3 controls, ")
     assert " ".join(settings["learned"]).startswith("balance from 0.5 to 0.41 or 0.59 at most: AdamW moves its logit by up")
+    shared = "pre-training shared: a longer one continues a shorter one, up to its cool-down of 3 epochs trials"
+    assert shared in " ".join(text.split())
     assert settings["registered"] == ["control", "of_this_test"], "by the study's file"
-    assert "of waiting, at most" in text
+    assert "of waiting, nothing stopped early" in " ".join(text.split())
     disk = r"disk networks 2\.9 MiB, checkpoints of running trials [\d.]+ MiB, experiences [\d.]+ MiB, at most; image sets 1\.3"
     assert re.search(disk, " ".join(text.split()))
-    assert "test_resnet" in " ".join(settings["measured"])
+    measured = (
+        r"measured test_resnet [\d,]+ images/s, test_resnet of width 2 [\d,]+ images/s for a training step of one encoder"
+    )
+    assert re.search(measured, " ".join(text.split()))
     assert "Study 'tiny' (mine.py)" in text
     assert "…" not in text
 
@@ -203,13 +213,15 @@ def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
     searched = load_results(write_study(tmp_path, config, num_seeds=0)).by_identity
     searched |= {"opened": dataclasses.replace(ended(role="trial"), test_accuracy=0.5)}
     chosen = choose(config, searched.values(), 1)
-    trials = plan_trials(config, chosen, [1000, 1001], images=lambda _: 100)
+    trials = plan_trials(config, chosen, [1000, 1001], images=lambda *_: 100)
     plan = ConfirmationPlan(
         config=config,
         asked=ConfirmationConfig(),
         trials=trials,
         searched=searched,
         prospects=prospects(chosen, [*searched.values()], ON_LADDER, 0.5),
+        expected_seconds=100.0,
+        num_task_images={"digits": 1400},
         test_splits=(),
     )
     console = page(width=100)
@@ -220,6 +232,8 @@ def test_what_a_confirmation_fixes(tmp_path: Path) -> None:
     assert all(identity in text for identity in chosen)
     controls = "regulation, plain, compute_matched, ensemble, emotional, untrained, shuffled, neutral"
     assert f"{8 * 2 * len(chosen)} trials: {controls}, on seeds 1000 to 1001. About " in text
+    assert "They train on the whole training split, or a subset of num_images (1,400 images of digits)" in text
+    assert "The search has one cut of the images: what cuts of each seed's own add is not in it." in text
     assert "The test set has been opened by 1 trial of the study already" in text
     assert "If regulation is 0.5 points above every control, the chance to show it on 2 seeds" in text
     assert re.search(r"test_vit +\d\.\d\d \(\d\.\d\d\) +0 % \(0 %\) +0 % \(0 %\) +\d\d \(over 100\)", text), text
@@ -237,7 +251,7 @@ def test_what_a_confirmation_has_found(tmp_path: Path) -> None:
     assert "Regulation beside its controls, on the test set" in text
     assert "Gains are paired by seed." in text
     assert re.search(rf"^test_\w+ \({UNTUNED}\): helps", text, re.MULTILINE), text
-    assert f"report:       emoreg report {tmp_path / 'made-up'}\n" in text
+    assert f"report:       emoreg report {tmp_path / 'made-up'}  (one HTML" in text
     assert max(len(line) for line in text.splitlines() if line.startswith(("test_vit  ", "backbone", "Regulation"))) <= 80
 
 

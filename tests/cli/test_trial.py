@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from emoreg.cli.trial import run_one
+from emoreg.cli.trial import EpochLines, run_one
 from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig, TrialConfig
 from emoreg.config.registry import PROBES
+from emoreg.config.resolved import resolve_trial
 from emoreg.data import load
 from emoreg.results.ledger import Ledger
 from emoreg.results.records import TrialRecord
@@ -23,6 +26,7 @@ from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import CPU, TINY, load_state, same, timeless, tiny
+from tests.helpers.written import epoch_record
 
 ROOT = Path(__file__).parents[2]
 VOLATILE = {"started", "ended"}
@@ -68,6 +72,34 @@ def test_a_trial_is_told_and_recorded(study: StudyConfig) -> None:
     assert [(row.stage, row.epoch) for row in epochs] == [("pretraining", 1), ("regulation", 1), ("regulation", 2)]
 
 
+def test_epochs_of_a_cooldown_are_counted_with_those_before_it() -> None:
+    trial = resolve_trial(tiny(pretraining__epochs=2, pretraining__cooldown_epochs=3))
+    console = page()
+    EpochLines(trial.config, console).report(epoch_record(trial, "pretraining", 4, 0.5))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().split()[:2] == ["pretraining", "4/5"]
+
+
+def test_a_profile_says_where_the_time_went_and_changes_no_number(study: StudyConfig, tmp_path: Path) -> None:
+    plain, _ = single(study)
+    elsewhere = dataclasses.replace(study, name="profiled", experience=ExperienceConfig(uri=str(tmp_path / "experience")))
+    console = page()
+    assert run_one(elsewhere, "validation", CPU, console, profile=True) == 0
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    record = Records(Path(study.storage) / "profiled").trials[plain.identity]
+    assert (record.val_loss, record.val_accuracy) == (plain.val_loss, plain.val_accuracy)
+    rows = dict(re.findall(r"^ *(\w[\w, ]*?) +(\d+\.\d\d) +\S+%$", text, re.MULTILINE))
+    assert {"data", "forward", "backward", "optimizer", "evaluation", "writing", "waiting"} < rows.keys()
+    assert float(rows["backward"]) > 0
+    parts = sum(float(seconds) for name, seconds in rows.items() if name != "the whole trial")
+    assert parts == pytest.approx(float(rows["the whole trial"]), abs=0.1)
+    (trace,) = re.findall(r"trace, .*: (/.*regulation.*json)$", text, re.MULTILINE)
+    assert {"data", "forward", "backward", "optimizer"} <= {
+        event.get("name") for event in json.loads(Path(trace).read_text())["traceEvents"]
+    }
+
+
 def test_a_finished_trial_is_looked_at_again_and_not_trained_again(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = single(study)
 
@@ -105,11 +137,14 @@ def test_a_finished_trial_whose_network_is_gone_is_told_and_not_trained_again(st
 
 def test_a_trial_of_the_study_stays_what_it_was(study: StudyConfig) -> None:
     params = {"regulation.balance": 0.5}
-    earlier = ended(TINY, role="search", number=7, params=params)
+    earlier = ended(TINY, role="search", number=7, params=params, status="pruned", message="stopped")  # so it goes on
     identity = identity_of(TINY, study.storage)
-    Records(Path(study.storage) / "tiny").add_trial(dataclasses.replace(earlier, identity=identity))
+    earlier = dataclasses.replace(earlier, identity=identity, search_of="untrained", repeats="another")
+    Records(Path(study.storage) / "tiny").add_trial(earlier)
     record, _ = single(study)
+    assert record.status == "finished", "it was trained"
     assert (record.role, record.number, record.params) == ("search", 7, '{"regulation.balance": 0.5}')
+    assert (record.search_of, record.repeats) == ("untrained", "another")
 
 
 def test_a_diverged_trial_is_pruned_with_the_step(study: StudyConfig) -> None:
@@ -139,6 +174,7 @@ def in_a_process(storage: str) -> int:
     return run_one(slow_study(storage), "validation", CPU, Console(width=80, highlight=False, markup=False, soft_wrap=True))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_signal_in_mid_epoch_saves_and_the_same_command_goes_on_to_the_bit(storage: Path) -> None:
     whole, _ = single(slow_study(str(storage), name="whole"))

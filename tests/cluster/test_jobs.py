@@ -82,7 +82,7 @@ def test_what_is_said_to_submit_is_not_said_to_run(own: str) -> None:
 def test_a_job_confirms_a_study_with_the_options_for_that() -> None:
     typed = ("--confirm", "--top", "2", "--seeds=3", "--first_seed", "7", "--again", "--no-follow", "--name", "x")
     options = repeated(*typed, confirm=True, top=2, seeds=3, first_seed=7, again=True)
-    assert options == ["--name", "x", "--top=2", "--seeds=3", "--first-seed=7", "--smallest-effect=0.5", "--again"]
+    assert options == ["--name", "x", "--top=2", "--seeds=3", "--first-seed=7", "--smallest-effect=0.5", "--looks=1", "--again"]
     assert words(tiny_study(storage="s3://b/x"), *options, confirm=True) == options
     assert prepared(tiny_study(), confirm=True).study == "tiny.confirm"
 
@@ -150,6 +150,12 @@ BAD = [
 def test_a_study_that_no_cluster_could_run_is_refused(changes: dict[str, object], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         checked(tiny_study(trial=dataclasses.replace(TINY, **changes), search_space=tiny_study().search_space))
+
+
+def test_a_backbone_that_a_control_cannot_widen_is_refused() -> None:
+    checked(tiny_study(controls=("wide",)))
+    with pytest.raises(ConfigError, match=r"^Leave the control wide out, .* but backbone is 'test_convnext'"):
+        checked(tiny_study(controls=("wide",), trial=dataclasses.replace(TINY, backbone="test_convnext")))
 
 
 def test_a_database_in_the_jobs_own_folder_is_refused() -> None:
@@ -276,6 +282,7 @@ def test_a_study_has_one_job_at_a_time(dashboard: Dashboard) -> None:
         submit(prepared(tiny_study()), connect(dashboard.address))
 
 
+@pytest.mark.slow
 def test_a_log_is_followed_to_the_end_of_its_job_through_an_outage(dashboard: Dashboard) -> None:
     dashboard.has(job("RUNNING"), log="one\n")
     messages: list[str] = []

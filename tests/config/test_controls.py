@@ -23,6 +23,7 @@ from emoreg.config import (
     resolve_trial,
     to_json,
 )
+from emoreg.config.controls import available_controls
 from emoreg.config.registry import Registry
 from emoreg.errors import ConfigError
 from emoreg.formatting import control_name
@@ -54,13 +55,18 @@ def test_the_controls_of_the_package_in_the_order_of_tables() -> None:
         "plain",
         "compute_matched",
         "ensemble",
+        "wide",
         "emotional",
         "untrained",
         "shuffled",
+        "relabelled",
         "neutral",
     )
     assert CONTROLS["plain"].dash == "dash"
-    assert {name: entry.images for name, entry in CONTROLS.items() if entry.images != "stimuli"} == {"neutral": "neutral"}
+    assert {name: entry.images for name, entry in CONTROLS.items() if entry.images != "stimuli"} == {
+        "relabelled": "relabelled",
+        "neutral": "neutral",
+    }
     assert all(entry.description and entry.name == name for name, entry in CONTROLS.items())
     assert len({entry.dash for entry in CONTROLS.values()}) == len(CONTROLS)
     assert [control_name(name) for name in ("regulated", "plain", "of another study")] == [
@@ -74,6 +80,7 @@ def test_the_controls_of_the_package_in_the_order_of_tables() -> None:
 def test_what_the_controls_mean() -> None:
     trial = TrialConfig(
         neutral=ImageSetConfig(name="openmoji-objects"),
+        relabelled=ImageSetConfig(name="openmoji", target="subgroup"),
         regulation=RegulationConfig(form="conditioned", kind="learnable", balance=0.3, epochs=7),
     )
 
@@ -91,16 +98,32 @@ def test_what_the_controls_mean() -> None:
     assert differs("ensemble") == {
         "regulation.form": "loss", "regulation.kind": "fixed", "regulation.balance": 0.5, "pretraining.epochs": 0
     }  # fmt: skip
+    assert differs("wide") == differs("plain") | {"width": 2}
     assert differs("emotional") == output | {"regulation.balance": 1.0}
     assert differs("untrained") == {"pretraining.epochs": 0}
     assert differs("shuffled") == {"pretraining.shuffle_labels": True}
-    assert differs("neutral") == {}  # its images are chosen where they are loaded
+    assert differs("neutral") == differs("relabelled") == {}  # their images are chosen where they are loaded
     identities = {resolve_trial(dataclasses.replace(trial, control=name)).identity for name in CONTROLS}
-    assert len(identities) == 8
+    assert len(identities) == 10
+
+
+def test_what_is_opt_in_is_run_where_a_study_names_it_alone() -> None:
+    assert [name for name, entry in CONTROLS.items() if entry.opt_in] == ["wide"]
+    study = StudyConfig(search_space=SPACE)
+    asking = dataclasses.replace(study, controls=("regulated", "plain", "wide"))
+    everywhere = set(CONTROLS) - {"neutral", "relabelled"}  # whose images the trial does not name
+    assert {*available_controls(study, CONTROLS)} == everywhere - {"wide"}
+    assert {*available_controls(asking, CONTROLS)} == everywhere
+    assert [(trial.control, resolve_trial(trial).config.encoder) for trial in asking.control_trials()] == [
+        ("regulated", ("resnet18", 1)), ("plain", ("resnet18", 1)), ("wide", ("resnet18", 2))
+    ]  # fmt: skip
+    assert all(resolve_trial(trial).config.width == 1 for trial in study.control_trials())
 
 
 def test_images_of_pretraining_go_by_the_control() -> None:
-    trial = TrialConfig(neutral=ImageSetConfig(name="openmoji-objects"))
+    trial = TrialConfig(
+        neutral=ImageSetConfig(name="openmoji-objects"), relabelled=ImageSetConfig(name="openmoji", target="subgroup")
+    )
 
     def images(name: str) -> tuple[ImageSetConfig | None, bool]:
         resolved = resolve_trial(dataclasses.replace(trial, control=name))
@@ -108,6 +131,7 @@ def test_images_of_pretraining_go_by_the_control() -> None:
 
     assert images("regulated") == images("shuffled") == images("emotional") == (trial.stimuli, True)
     assert images("neutral") == (trial.neutral, True)
+    assert images("relabelled") == (trial.relabelled, True)
     assert images("untrained") == (trial.stimuli, False)
     assert images("plain") == (None, False)
 
@@ -179,7 +203,7 @@ def test_a_control_may_not_lose_its_name() -> None:
 
 
 def test_the_images_of_a_control_are_a_set_of_the_trial() -> None:
-    with pytest.raises(ConfigError, match=r"Name one of stimuli, neutral, task: a control's images must be .* 'faces'"):
+    with pytest.raises(ConfigError, match=r"Name one of stimuli, neutral, relabelled, task: .* must be .* 'faces'"):
         control("mine", images="faces")
 
 

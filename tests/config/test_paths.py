@@ -92,7 +92,7 @@ def test_a_path_into_a_tuple_that_does_not_fit_is_refused(path: str, value: Any,
         ("xyzzy", 1, "Name a setting that `emoreg show` lists"),
         ("neutral", "digits", "neutral must be ImageSetConfig, but it is 'digits'"),
         ("neutral.name", "digits", "a path must lead to a setting"),
-        ("task.validation_fraction", 0.0, "task.validation_fraction must be above 0"),
+        ("task.validation_fraction", 1.0, "task.validation_fraction must lie in [0, 1)"),
         ("control", "plane", "name another: control must be a registered control, but it is 'plane'; the nearest are plain"),
     ],
 )

@@ -22,24 +22,26 @@ from emoreg.errors import ConfigError
 from tests.helpers.trials import equal, noise_split, run, tiny
 from tests.helpers.values import OTHER_VALUES, whole
 
-NEVER = {"metrics", "probes", "probe_every", "neutral.num_images"}
+RELABELLED_CUTS = {f"relabelled.{name}" for name in ("num_images", "validation_fraction", "split_seed", "num_folds")}
+NEVER = {"metrics", "probes", "probe_every", "neutral.num_images", *RELABELLED_CUTS}
 # Settings that the trial of the table cannot use as it is, with what it must have for that.
 USED_WHERE: Mapping[str, Mapping[str, Value]] = {
     "regulation.balance_learning_rate": {"regulation.kind": "learnable"},
     "regulation.decay_fraction": {"regulation.lr_schedule": "warmup_stable_decay"},
     "stimuli.split_seed": {"stimuli.num_images": 40},
     **{path: {"control": "neutral"} for path in OTHER_VALUES if path.startswith("neutral.")},
+    **{path: {"control": "relabelled"} for path in OTHER_VALUES if path.startswith("relabelled.")},
 }
-PRETRAINING = tuple(path for path in OTHER_VALUES if path.startswith("pretraining."))
+PRETRAINING = (*(path for path in OTHER_VALUES if path.startswith("pretraining.")), "exclude_test_images")
 STIMULI = tuple(path for path in OTHER_VALUES if path.startswith("stimuli."))
-CUTS = ("stimuli.num_images", "stimuli.validation_fraction", "stimuli.split_seed")
-CONTENT = ("stimuli.name", "stimuli.path", "stimuli.target", "stimuli.image_column", "stimuli.fit")
+CUTS = ("stimuli.num_images", "stimuli.validation_fraction", "stimuli.split_seed", "stimuli.num_folds")
+CONTENT = ("stimuli.name", "stimuli.path", "stimuli.target", "stimuli.image_column", "stimuli.fit", "stimuli.group")
 ENDS = {"regulation.kind": "fixed", "regulation.form": "output", "regulation.mix_space": "logits"}
 # What makes settings useless: the values that do, and the settings.
 USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
-    ({"deterministic": True, "precision": "auto"}, ("precision=float32",)),
-    ({"image_size": 48}, ("stem=small",)),
-    ({"image_size": 96}, ("stem=own",)),
+    ({"deterministic": True, "precision": "auto", "compile": "auto"}, ("precision=float32", "compile=off")),
+    ({"image_size": 48, "stem": "auto"}, ("stem=small",)),
+    ({"image_size": 96, "stem": "auto"}, ("stem=own",)),
     ({"regulation.kind": "random"}, ("regulation.balance",)),
     ({"regulation.kind": "random_learnable", "regulation.form": "output"}, ("regulation.balance",)),
     ({"regulation.kind": "fixed"}, ("regulation.balance_learning_rate",)),
@@ -69,7 +71,11 @@ USELESS: list[tuple[Mapping[str, Value], tuple[str, ...]]] = [
         {"pretraining.epochs": 0, "regulation.form": "conditioned", "control": "regulated"},
         (*(path for path in PRETRAINING if path != "pretraining.epochs"), *CUTS),
     ),
-    ({"stimuli.num_images": None, "stimuli.validation_fraction": 0.0, "control": "regulated"}, ("stimuli.split_seed",)),
+    (
+        {"stimuli.num_images": None, "stimuli.validation_fraction": 0.0, "stimuli.num_folds": None, "control": "regulated"},
+        ("stimuli.split_seed",),
+    ),
+    ({"task.validation_fraction": 0.1, "task.num_folds": 3}, ("task.validation_fraction",)),
     ({}, tuple(NEVER)),
 ]
 
@@ -104,7 +110,11 @@ def test_identities_differ_from_one_another_and_stay() -> None:
 @st.composite
 def trials(draw: st.DrawFn) -> TrialConfig:
     """A trial with some settings at other values than their defaults."""
-    values = {path: OTHER_VALUES[path] for path in draw(st.sets(st.sampled_from(sorted(OTHER_VALUES)), max_size=20))}
+    paths = draw(st.sets(st.sampled_from(sorted(OTHER_VALUES)), max_size=20))
+    excluded = {path.replace("num_folds", "validation_fraction") for path in paths if path.endswith("num_folds")}
+    excluded |= {"weights"} if "width" in paths else set()
+    excluded |= {"pretraining.cooldown_epochs"} if "pretraining.lr_schedule" in paths else set()
+    values = {path: OTHER_VALUES[path] for path in paths - excluded}
     form = draw(st.sampled_from(("output", "loss", "conditioned")))
     learned = () if form == "loss" else ("learnable", "random_learnable", "dynamic")
     values |= {
@@ -113,6 +123,7 @@ def trials(draw: st.DrawFn) -> TrialConfig:
         "regulation.balance": draw(st.sampled_from((0.25, 0.5))),
         "regulation.mix_space": "logits",
         "precision": "auto",
+        "compile": "auto",
         "control": draw(st.sampled_from(("regulated", "shuffled", "neutral", "untrained", "emotional", "plain"))),
     }
     return replace_paths(whole(), values)
@@ -127,7 +138,7 @@ def test_what_a_trial_cannot_use_is_not_part_of_its_identity(
     base = replace_paths(trial, values)
     name = data.draw(st.sampled_from(paths))
     path, _, given_value = name.partition("=")
-    value = given_value or OTHER_VALUES[path]
+    value = 0.0 if path == "task.validation_fraction" else given_value or OTHER_VALUES[path]
     try:
         changed = replace_paths(base, {path: value})
     except ConfigError:  # the two exclude each other
@@ -169,6 +180,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"regulation__mix_space": "probabilities", "regulation__freeze_emotional": True},
     ),
     ({"pretraining__epochs": 0}, {"stimuli__name": "openmoji", "pretraining__batch_size": 7}),
+    ({"pretraining__epochs": 0}, {"pretraining__cooldown_epochs": 1}),
     (
         {"pretraining__epochs": 0, "regulation__form": "conditioned"},
         {"stimuli__num_images": 32, "pretraining__optimizer__learning_rate": 0.1},
@@ -257,7 +269,7 @@ def test_image_sets_count_by_what_is_in_them() -> None:
     plain = {"control": "plain"}
     assert identity(replace_paths(moved, plain), other) == identity(replace_paths(trial, plain), other)
     assert known.of(trial.stimuli, 64) is None  # of another size
-    for other_images in ({"fit": "crop"}, {"image_column": "photo"}):
+    for other_images in ({"fit": "crop"}, {"image_column": "photo"}, {"group": "person"}):
         assert known.of(dataclasses.replace(trial.stimuli, **other_images), 32) is None
 
 

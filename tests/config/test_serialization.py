@@ -27,7 +27,8 @@ from emoreg.config import (
     to_json,
 )
 from emoreg.errors import ConfigError
-from emoreg.study_file import read_study_file, shipped_studies
+from emoreg.provenance import shipped_studies
+from emoreg.study_file import read_study_file
 from tests.helpers.values import OTHER_VALUES, whole
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -160,3 +161,25 @@ def test_images_that_stay_on_the_host_make_the_same_batches(monkeypatch: pytest.
         assert torch.equal(first[1], second[1])
     for first, second in zip(resident.evaluation(), streamed.evaluation(), strict=True):
         assert torch.equal(first[0], second[0])
+
+
+def test_labels_are_permuted_by_group_where_images_belong_together() -> None:
+    targets = np.repeat(np.arange(100) % 3, 4)
+    split = replace(noise_split(400), targets=targets, groups=np.repeat(np.random.default_rng(0).permutation(100), 4))
+    permuted = Batches(split, device=CPU).with_permuted_targets(draws())
+    found = next(permuted.evaluation())[1].numpy()
+    assert (found.reshape(100, 4) == found[::4, None]).all()
+    assert np.array_equal(np.bincount(found), np.bincount(targets))
+    assert 0.2 < (found == targets).mean() < 0.5
+    values = replace(split, targets=np.stack([targets, -targets], axis=1).astype(np.float32))
+    both = next(Batches(values, device=CPU).with_permuted_targets(draws()).evaluation())[1].numpy()
+    assert both.dtype == np.float32
+    assert np.array_equal(both[:, 0], -both[:, 1])
+
+
+def test_a_group_of_several_labels_is_permuted_label_by_label() -> None:
+    targets, owners = np.tile([0, 0, 1, 1], 50), np.repeat(np.arange(50), 4)
+    split = replace(noise_split(200), targets=targets, groups=owners)
+    found = next(Batches(split, device=CPU).with_permuted_targets(draws()).evaluation())[1].numpy().reshape(100, 2)
+    assert (found[:, 0] == found[:, 1]).all()
+    assert np.bincount(found[:, 0]).tolist() == [50, 50]

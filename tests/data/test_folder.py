@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,8 +39,8 @@ def fill(noise: Callable[..., Image.Image], root: Path) -> Fill:
     return fill
 
 
-def read(root: Path) -> ImageSet:
-    return load(ImageSetConfig(name="folder", path=str(root)), image_size=8, storage=root.parent)
+def read(root: Path, group: str | None = None) -> ImageSet:
+    return load(ImageSetConfig(name="folder", path=str(root), group=group), image_size=8, storage=root.parent)
 
 
 def sizes(image_set: ImageSet) -> tuple[int, int]:
@@ -119,7 +120,17 @@ def test_classes_by_person_are_taken_below_train(root: Path, fill: Fill) -> None
     for name in CLASSES:
         (root / "train").mkdir(exist_ok=True)
         (root / name).rename(root / "train" / name)
-    assert read(root).class_names == CLASSES
+    faces = read(root)
+    assert faces.class_names == CLASSES
+    [(note, count)] = faces.summary.items()
+    assert note.startswith("folder inside a class folder, read with it (people's? then set the group to class/person")
+    assert count == 4
+
+
+def test_people_who_did_not_make_every_face_are_no_classes(root: Path, fill: Fill) -> None:
+    fill("ann/happy", "ann/sad", "bob/happy", "bob/calm", "cyd/sad", "cyd/happy")
+    with pytest.raises(ImageSetError, match=r"class/person .* most of \['ann', 'bob', 'cyd'\].*\['happy', 'sad'\]"):
+        read(root)
 
 
 def test_two_folders_of_one_split_are_refused(root: Path, fill: Fill) -> None:
@@ -185,7 +196,7 @@ def test_what_is_passed_over_is_no_part_of_the_stamp(root: Path, fill: Fill) -> 
 @pytest.mark.parametrize("inner", [("train", "test"), ("Training", "val")])
 def test_splits_below_the_classes_are_refused(root: Path, fill: Fill, inner: tuple[str, str]) -> None:
     fill(*(f"{name}/{split}" for name in CLASSES for split in inner))
-    with pytest.raises(ImageSetError, match=r"Put the splits above the classes .*\['happy', 'sad'\] .* holds splits"):
+    with pytest.raises(ImageSetError, match=r"Put the splits above the classes .*\['happy', 'sad'\] .* hold splits"):
         read(root)
 
 
@@ -209,3 +220,48 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(root: Path, fill: Fil
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(StorageError, match=r"See to space and permissions: .*Permission denied: .*sad/ben"):
         read(root)
+
+
+def people(*names: str) -> list[str]:
+    return [f"{name}/{label}" for name in names for label in CLASSES]
+
+
+@pytest.mark.parametrize("levels", ["person/class", "class/person"])
+def test_images_of_a_person_are_never_on_both_sides(root: Path, fill: Fill, levels: str) -> None:
+    paths = people(*(f"p{number}" for number in range(10)))
+    fill(*(paths if levels == "person/class" else ("/".join(reversed(path.split("/"))) for path in paths)), num=3)
+    faces = read(root, levels)
+    assert faces.class_names == CLASSES
+    assert (sizes(faces), faces.train.num_groups, faces.test.num_groups) == ((48, 12), 8, 2)
+    assert faces.summary == {}
+    assert faces.train.groups is not None
+    assert faces.test.groups is not None
+    assert not {*faces.train.groups} & {*faces.test.groups}
+    assert np.bincount(faces.test.targets).tolist() == [6, 6]
+    if levels == "class/person":
+        with pytest.raises(ImageSetError, match="set the group to class/person or person/class"):
+            read(root)
+
+
+def test_people_on_both_sides_of_an_official_split_are_counted(root: Path, fill: Fill) -> None:
+    fill(*(f"set/Training/{path}" for path in people("ann", "bob")), num=4)
+    fill(*(f"set/Testing/{path}" for path in people("bob", "cyd")), num=2)
+    faces = read(root, "person/class")
+    assert (sizes(faces), faces.train.num_groups, faces.test.num_groups) == ((16, 8), 2, 2)
+    assert faces.summary == {"groups that are in train and in test": 1, "test images of a group that is also in train": 4}
+
+
+def test_images_without_a_person_stand_by_themselves(root: Path, fill: Fill) -> None:
+    fill("train/happy/ann", "train/sad/ann", "train/happy", "test/happy/cyd/1", "test/sad/cyd")
+    faces = read(root, "class/person")
+    assert (faces.train.num_groups, faces.test.num_groups) == (6, 1)
+    assert faces.summary == {"images without a group, each by itself": 5}
+    with pytest.raises(ImageSetError, match=r"Leave out the group of 'folder', or correct it: .* found no 'class/a/b/c'"):
+        read(root, "class/a/b/c")
+
+
+@pytest.mark.parametrize("levels", ["person", "class", "class/", "class//person", "class/class"])
+def test_levels_that_name_no_class_or_no_group_are_refused(root: Path, fill: Fill, levels: str) -> None:
+    fill(*CLASSES)
+    with pytest.raises(ImageSetError, match="Write the group as the levels of folders below the splits, such as class/person"):
+        read(root, levels)

@@ -312,3 +312,26 @@ def test_a_validation_split_beside_a_labelled_test_split_is_left_out_and_counted
     found = read(root)
     assert sizes(found) == (20, 8)
     assert found.summary["left out: validation"] == 10
+
+
+def test_a_column_says_what_belongs_together(root: Path, write: Write) -> None:
+    write("images.parquet", person=[f"p{row % 5}" for row in range(19)] + [None])
+    whole, cut = read(root), read(root, group="person")
+    assert (cut.train.num_groups, cut.test.num_groups) == (5, 1)
+    assert cut.summary == {"images without a group, each by itself": 1}
+    assert cut.fingerprint != whole.fingerprint
+    assert whole.train.groups is None
+    with pytest.raises(ImageSetError, match=r"Name a column as the image set's group .* a column 'scene'"):
+        read(root, group="scene")
+
+
+def test_numbers_are_groups_too_and_official_splits_stay(root: Path, write: Write) -> None:
+    write("train.parquet", 12, person=[row // 4 for row in range(12)])
+    write("test.parquet", 6, person=[row // 2 + 1 for row in range(6)])
+    faces = read(root, group="person")
+    assert sizes(faces) == (12, 6)
+    assert (faces.train.num_groups, faces.test.num_groups) == (3, 3)
+    assert {name: count for name, count in faces.summary.items() if "group" in name} == {
+        "groups that are in train and in test": 2,
+        "test images of a group that is also in train": 4,
+    }

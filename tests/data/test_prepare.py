@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from emoreg.config import ImageSetConfig
-from emoreg.data import load, prepare
+from emoreg.data import load, prepare, prepared
+from emoreg.data.duplicates import find_duplicates
 from emoreg.errors import ImageSetError, StorageError
 
 
@@ -127,7 +128,7 @@ def test_a_torn_or_foreign_file_is_prepared_again(
 
 def test_no_flipped_bit_is_trained_on(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file with a flipped bit is prepared again, or the bit is none of the set's: in the padding between its parts."""
-    monkeypatch.setattr(prepare, "_found_whole", set())
+    monkeypatch.setattr(prepared, "_found_whole", set())
     first = load(of(tree), image_size=16, storage=tmp_path)
     (path,) = prepared_files(tmp_path)
     good, key = path.read_bytes(), pa.ipc.open_file(str(path)).schema.metadata[b"emoreg.key"].decode()
@@ -138,8 +139,8 @@ def test_no_flipped_bit_is_trained_on(tree: Path, tmp_path: Path, monkeypatch: p
         damaged[position] ^= 1 << bit
         path.unlink()
         path.write_bytes(damaged)
-        prepare._found_whole.clear()
-        opened = prepare._open(path, "folder", key)
+        prepared._found_whole.clear()
+        opened = prepared.open_prepared(path, "folder", key)
         refused += opened is None
         if opened is not None:
             assert (opened.fingerprint, opened.summary, opened.class_names) == (
@@ -151,15 +152,15 @@ def test_no_flipped_bit_is_trained_on(tree: Path, tmp_path: Path, monkeypatch: p
                 assert np.array_equal(found.images, meant.images)
                 assert np.array_equal(found.targets, meant.targets)
     assert refused > 1000, "the pixels are most of the file"
-    prepare._found_whole.clear()
+    prepared._found_whole.clear()
     again = load(of(tree), image_size=16, storage=tmp_path)
     assert path.read_bytes() == good
     assert again.fingerprint == first.fingerprint
 
 
 def test_a_set_s_digest_is_computed_once_a_process(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute, computed = prepare._digest, []
-    monkeypatch.setattr(prepare, "_digest", lambda *parts: computed.append(parts) or compute(*parts))
+    compute, computed = prepared._digest, []
+    monkeypatch.setattr(prepared, "_digest", lambda *parts: computed.append(parts) or compute(*parts))
     for _ in range(3):
         load(of(tree), image_size=16, storage=tmp_path)
     assert len(computed) == 2, "as it was written, and as it was opened first"
@@ -181,14 +182,14 @@ def _prepare_at_once(tree: Path, storage: Path, barrier: Any, results: Any) -> N
 
 
 def _die_while_preparing(tree: Path, storage: Path, *, written: bool) -> None:
-    original = prepare._write
+    original = prepare.write_prepared
 
     def killed(*args: Any) -> None:
         if written:
             original(*args)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    prepare._write = killed
+    prepare.write_prepared = killed
     load(of(tree), image_size=16, storage=storage)
 
 
@@ -206,6 +207,7 @@ def test_two_processes_at_once_prepare_once_and_agree(tree: Path, tmp_path: Path
     assert len(prepared_files(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_could_be_taken_for_a_set(tree: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     for written in (False, True):
@@ -258,7 +260,7 @@ def test_doubles_between_the_splits_are_counted(tree: Path, tmp_path: Path) -> N
     (root / "test" / "calm" / "new.png").write_bytes((tree / "wild" / "1.png").read_bytes())
     Image.new("RGB", (5, 5)).save(root / "test" / "wild" / "black.png")
     image_set = load(of(root), image_size=16, storage=tmp_path)
-    assert image_set.summary == {"test images that are also in train, pixel by pixel": 3}
+    assert find_duplicates(image_set.train, image_set.test).copies.exact == 3
     assert (len(image_set.train), len(image_set.test)) == (20, 4)
 
 

@@ -117,6 +117,17 @@ def test_it_is_read_again_when_a_file_at_its_path_has_changed(tmp_path: Path) ->
         loaded(tmp_path)
 
 
+def test_it_may_say_what_belongs_together(tmp_path: Path) -> None:
+    owners = ("ann", "bob", "cyd", "dan", "eva")
+    registered(
+        lambda: ImageSetContents(
+            class_names=("a", "b"), train=[(noise(n), n % 2, f"picture {n}", owners[n % 5]) for n in range(50)]
+        )
+    )
+    mine = loaded(tmp_path, group="person")
+    assert (mine.train.num_groups, mine.test.num_groups, len(mine.test)) == (4, 1, 10)
+
+
 def test_every_kind_of_picture_is_taken(tmp_path: Path) -> None:
     pixels = noise(0)
     Image.fromarray(pixels).save(tmp_path / "a.png")

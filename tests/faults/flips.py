@@ -25,10 +25,11 @@ import torch
 
 from emoreg.config import StudyConfig, to_json
 from emoreg.config.resolved import Fingerprints, resolve_trial
-from emoreg.data import prepare
+from emoreg.data import prepared
 from emoreg.errors import Diverged, StorageError, UserError
 from emoreg.results.ledger import FOLDER, Ledger
-from emoreg.results.plan import PLAN, choose, confirming, plan_trials, read_openings, write_openings
+from emoreg.results.plan import PLAN, confirming, opening_of, read_openings, write_openings
+from emoreg.results.planning import choose, plan_trials
 from emoreg.results.predictions import read_predictions
 from emoreg.results.records import utc_now
 from emoreg.results.status import Live, live_name, parse_live, read_status
@@ -47,7 +48,7 @@ from emoreg.tuning.optuna_study import count_proposed, is_own, open_study, repla
 from emoreg.tuning.reconcile import reconcile
 from tests.faults.harness import FAULTS, Ground, Tally
 from tests.faults.study import NAME, config
-from tests.helpers.written import fixed
+from tests.helpers.written import TEST_SPLIT, fixed
 
 Reader = Callable[[Path], object]
 """Reads a file, or what it is a part of; what it gives has a ``repr`` that tells its content."""
@@ -76,13 +77,13 @@ class _PreparedAgain(Exception):
 
 
 def read_image_set(path: Path, *, keys: dict[str, str]) -> object:
-    prepare._found_whole.clear()  # as a process does that begins
+    prepared._found_whole.clear()  # as a process does that begins
 
     def make(path: Path) -> None:
         raise _PreparedAgain
 
     try:
-        found = prepare.obtain(path, path.stem.rsplit("-", 2)[0], keys[path.name], make)
+        found = prepared.obtain(path, path.stem.rsplit("-", 2)[0], keys[path.name], make)
     except _PreparedAgain:
         return "prepared again"
     assert found is not None
@@ -319,7 +320,7 @@ def _plan_a_confirmation(study: StudyConfig, storage: Path) -> None:
     folder = storage / f"{NAME}.confirm"
     folder.mkdir()
     write_manifest(confirming(study, plan), folder, fingerprints)
-    write_openings(Files(str(folder)), [fixed(storage, NAME, plan, trials)])
+    write_openings(Files(str(folder)), [fixed(storage, NAME, opening_of(plan, 0.5, trials, (TEST_SPLIT,)))])
 
 
 def _register(name: str) -> None:

@@ -62,6 +62,6 @@ def obtain(
         checkpoint_seconds=checkpoint_seconds,
         should_stop=should_stop,
     )
-    with reproducible(config.deterministic), load_or_pretrain(stage, context, history) as checkpointer:
+    with reproducible(config.deterministic), load_or_pretrain(stage, learner, context, history) as checkpointer:
         fit(stage, learner, checkpointer=checkpointer)
     return history.cost, epochs, learner.network

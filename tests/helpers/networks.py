@@ -28,7 +28,7 @@ def write_untrained(folder: Path, trial: TrialConfig = TINY, **changes: Any) -> 
     trial = resolve_trial(trial).config
     emotional = create_emotional_net(trial, 3) if trial.regulation.needs_emotional else None
     settings: dict[str, Any] = {
-        "trial": exported_config(trial),
+        "trial": exported_config(trial, None),
         "identity": "0" * 12,
         "class_names": tuple(map(str, range(10))),
         "image_size": trial.image_size,

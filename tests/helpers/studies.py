@@ -53,6 +53,7 @@ def ended(
     role: Role = "search",
     number: int | None = None,
     params: Mapping[str, Value] | None = None,
+    search_of: str | None = None,
     status: Status = "finished",
     message: str | None = None,
     accuracy: float = 0.5,
@@ -82,6 +83,7 @@ def ended(
         role=role,
         number=0 if role == "search" and number is None else number,
         params=params or {},
+        search_of=search_of,
         device="CPU",
         started="2026-01-01T00:00:00.000+00:00",
     )

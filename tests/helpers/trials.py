@@ -178,11 +178,10 @@ def noise_batches(num_images: int, num_classes: int = 3, size: int = 8, seed: in
     return Batches(noise_split(num_images, num_classes, size, seed), device=CPU)
 
 
-def noise_set(split: Split, *, num_outputs: int = 3, regression: bool = False) -> ImageSet:
+def noise_set(split: Split, *, test: Split | None = None, num_outputs: int = 3, regression: bool = False) -> ImageSet:
     names = tuple("abcdefgh"[:num_outputs])
-    return ImageSet(
-        name="noise", class_names=names, regression=regression, fingerprint="f", train=split, test=split, summary={}
-    )
+    test = noise_split(10, seed=99) if test is None else test
+    return ImageSet(name="noise", class_names=names, regression=regression, fingerprint="f", train=split, test=test, summary={})
 
 
 def stage_of(

@@ -12,8 +12,10 @@ _IMAGE_SET = {
     "target": "arousal",
     "image_column": "photo",
     "fit": "crop",
+    "group": "person",
     "num_images": 50,
     "validation_fraction": 0.2,
+    "num_folds": 3,
     "split_seed": 7,
 }
 _OPTIMIZER = {"name": "sgd", "learning_rate": 0.01, "weight_decay": 0.1, "momentum": 0.8, "gradient_clip": 2.0}
@@ -30,6 +32,7 @@ _PRETRAINING = {
     "batch_size": 64,
     "lr_schedule": "cosine",
     "warmup_steps": 5,
+    "cooldown_epochs": 3,
     "label_smoothing": 0.1,
     "sampling": "balanced",
     "class_weights": "sqrt",
@@ -60,12 +63,15 @@ def _below(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 OTHER_VALUES: dict[str, Any] = {
     "backbone": "resnet34",
+    "width": 2,
     "drop_path": 0.1,
+    "exclude_test_images": True,
     "stem": "own",
     "weights": "hub",
     "image_size": 48,
     **_below("stimuli", _IMAGE_SET),
     **_below("neutral", _IMAGE_SET),
+    **_below("relabelled", _IMAGE_SET),
     **_below("task", _IMAGE_SET),
     **_below("pretraining", _PRETRAINING),
     **_below("pretraining.optimizer", _OPTIMIZER),
@@ -80,9 +86,12 @@ OTHER_VALUES: dict[str, Any] = {
     "seed": 3,
     "deterministic": True,
     "precision": "bf16",
+    "compile": "on",
 }
 
 
 def whole() -> TrialConfig:
     """A trial with every part there."""
-    return TrialConfig(neutral=ImageSetConfig(name="openmoji-objects"))
+    return TrialConfig(
+        neutral=ImageSetConfig(name="openmoji-objects"), relabelled=ImageSetConfig(name="openmoji", target="subgroup")
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random as stdlib_random
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,14 +30,26 @@ from emoreg.config import (
     resolve_trial,
     to_json,
 )
+from emoreg.config.arms import arms
 from emoreg.config.resolved import source_of
-from emoreg.config.search_space import resolve
+from emoreg.config.search_space import Uniform, resolve, suggest
 from emoreg.results.ledger import Ledger
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
-from emoreg.results.plan import Opening, Plan, choose, confirming, opening_of, plan_trials, write_openings
-from emoreg.results.records import EpochRecord, Provenance, Role, Row, RunRecord, TrialRecord, schema
+from emoreg.results.plan import Opening, confirming, opening_of, write_openings
+from emoreg.results.planning import best_tuned, choose, plan_trials, plan_tuned
+from emoreg.results.records import (
+    EpochRecord,
+    EvaluationRecord,
+    ProbeRecord,
+    Provenance,
+    Role,
+    Row,
+    RunRecord,
+    TrialRecord,
+    schema,
+)
 from emoreg.results.tables import Records, write_table
-from emoreg.results.written import WrittenStudy, read_written
+from emoreg.results.written import ImageAccount, WrittenStudy, read_written
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import seal, unseal
 
@@ -111,6 +124,14 @@ def write_study(
         end = EndReason.STOPPED_BY_SCHEDULER if number % 5 == 4 else EndReason.COMPLETED
         end = EndReason.INFRASTRUCTURE if number % 20 == 19 else end
         rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "search", end, number=number, params=params)
+    searching = arms(config)
+    for arm in searching:
+        uniform = Uniform(stdlib_random.Random(0), {})
+        for number in range(config.num_trials):
+            params = suggest(arm.config.search_space, arm.config.trial, uniform)
+            trial = resolve(arm.config.trial, params)
+            accuracy = _truth(trial, helps) + random.normal(0, noise)
+            rows.add(trial, accuracy, "search", number=number, params=params, search_of=arm.control)
     for trial in config.control_trials():
         rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "control")
     folder = write_study_json(storage / config.name, config)
@@ -118,13 +139,20 @@ def write_study(
     if num_seeds:
         chosen = choose(config, rows.trials.values(), top)
         seeds = range(1000, 1000 + num_seeds)
-        plan = plan_trials(config, chosen, seeds, images=lambda found: 600 if found == config.trial.stimuli else 1000)
-        confirmation = confirming(config, plan)
+
+        def images(role: str, _: ImageSetConfig) -> int:
+            return 600 if role == "stimuli" else 1000
+
+        plan = plan_trials(config, chosen, seeds, images=images)
+        tuned = best_tuned(config, searching, chosen, rows.trials.values(), is_complete=True)
+        tuned_trials = plan_tuned(config, chosen, tuned, seeds, images=images)
+        confirmation = confirming(config, [*plan, *tuned_trials])
         confirmed = write_study_json(storage / confirmation.name, confirmation)
-        write_openings(Files(str(confirmed)), [fixed(storage, config.name, plan, rows.trials.values())])
+        opening = opening_of(plan, 0.5, rows.trials.values(), (TEST_SPLIT,), tuned_trials=tuned_trials, tuned=tuned)
+        write_openings(Files(str(confirmed)), [fixed(storage, config.name, opening)])
         by_seed = {seed: random.normal(0, noise) for seed in seeds}
         rows = _Rows()
-        for found, resolved in plan:
+        for found, resolved in (*plan, *tuned_trials):
             asked = dataclasses.replace(resolve(config.trial, found.params), control=resolved.config.control)
             accuracy = _truth(asked, helps) + by_seed[resolved.config.seed] + random.normal(0, noise / 4)
             rows.add(resolved.config, accuracy, "confirm")
@@ -132,9 +160,8 @@ def write_study(
     return folder
 
 
-def fixed(storage: Path, study: str, plan: Plan, searched: Iterable[TrialRecord]) -> Opening:
-    """The opening of a plan, as the ledger in ``storage`` has it."""
-    opening = opening_of(plan, 0.5, searched, (TEST_SPLIT,))
+def fixed(storage: Path, study: str, opening: Opening) -> Opening:
+    """An opening, as the ledger in ``storage`` has it."""
     Ledger(str(storage), TEST_SPLIT).add(
         study=study,
         opened=opening.opened,
@@ -177,6 +204,20 @@ def write_study_json(folder: Path, config: StudyConfig) -> Path:
         git_commit=COMMIT,
         device="CPU (x86_64)",
         platform="Linux",
+        images=tuple(
+            ImageAccount(
+                role=role,
+                name=found.name,
+                num_train=600,
+                num_validation=60,
+                num_test=300,
+                num_groups=None,
+                test_copies=(0, 0),
+                validation_copies=(0, 0),
+                num_outputs=10,
+            )
+            for role, found in (("task", config.trial.task), ("stimuli", config.trial.stimuli))
+        ),
     )
     (folder / "study.json").write_bytes(seal(to_json(written)))
     return folder
@@ -227,6 +268,7 @@ class _Rows:
         *,
         number: int | None = None,
         params: Mapping[str, Value] | None = None,
+        search_of: str | None = None,
     ) -> None:
         """Add a trial that came, or would have come, to ``accuracy``."""
         trial = resolve_trial(config)
@@ -260,6 +302,7 @@ class _Rows:
             role=role,
             number=number,
             params=params or {},
+            search_of=search_of,
             device="CPU",
             started=moment(began),
             attempts=2 if number == 3 else 1,
@@ -285,6 +328,36 @@ class _Rows:
         write_rows(folder, "trials", TrialRecord, self.trials.values())
         write_rows(folder, "epochs", EpochRecord, self.epochs.values())
         write_rows(folder, "runs", RunRecord, [run])
+
+
+def write_measured(folder: Path, split: str = "validation") -> None:
+    """Write, for the finished trials of a study that was written, how two classes were recognised and a share of emotion."""
+    trials = [row for row in Records(folder).trials.values() if row.status == "finished"]
+    evaluations = [
+        EvaluationRecord(
+            identity=row.identity,
+            split=split,
+            class_name=name,
+            num_images=100,
+            num_predicted=100,
+            num_correct=round(100 * (row.val_accuracy or 0)),
+        )
+        for row in trials
+        for name in ("a", "b")
+    ]
+    probes = [
+        ProbeRecord(
+            identity=row.identity,
+            stage="regulation",
+            epoch=row.regulation_epochs,
+            probe="emotion_share",
+            name="share",
+            value=row.balance,
+        )
+        for row in trials
+    ]
+    write_rows(folder, "evaluations", EvaluationRecord, evaluations)
+    write_rows(folder, "probes", ProbeRecord, probes)
 
 
 def write_rows(folder: Path, table: str, row_type: type[Row], rows: Iterable[Row]) -> None:

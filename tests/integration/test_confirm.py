@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emoreg.results.plan import read_openings
+from emoreg.results.written import read_written
 from emoreg.storage.files import Files
 from tests.integration.test_study import trials, wait_for
 
@@ -79,6 +80,13 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
         (name, seed) for name in controls for seed in (1000, 1001)
     ]
     assert all(0.0 <= float(str(row["test_accuracy"])) <= 1.0 for row in rows.values())
+    assert {row["val_accuracy"] for row in rows.values()} == {None}, "nothing is held out"
+    for row in rows.values():
+        config = json.loads(str(row["config"]))
+        assert [config[role]["split_seed"] for role in ("task", "stimuli", "neutral")] == [row["seed"]] * 3
+        assert config["task"]["validation_fraction"] == 0
+    accounts = {found.role: found for found in read_written(Files(f"{searched}/tiny.confirm")).images}
+    assert (accounts["task"].num_train, accounts["task"].num_validation) == (64, 0)
     epochs = pq.read_table(searched / "tiny.confirm" / "records" / "epochs.parquet").to_pylist()
     pretraining = [(row["identity"], row["epoch"]) for row in epochs if row["stage"] == "pretraining"]
     length = max(epoch for _, epoch in pretraining)
@@ -94,7 +102,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     assert "what a confirmation runs is fixed before the test set is opened, but it was opened for test_resnet" in refused
     assert "Traceback" not in refused
     again = confirm(searched, "--seeds", "3", "--underpowered", "--again")
-    assert "test_resnet (exploratory: this confirmation opened the test set 2 times; controls at the settings" in again
+    assert "test_resnet (exploratory: the seeds were extended from 2 to 3 once their answer could be known; controls" in again
     openings = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["openings"]
     assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [
         [1000, 1001],
@@ -112,6 +120,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     assert "Restore plan.json of the confirmation of 'tiny' from a copy" in lost
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_test_split_opened_before_is_told(searched: Path, tmp_path: Path) -> None:
     shutil.copytree(searched / "tiny", tmp_path / "tiny")

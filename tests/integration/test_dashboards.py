@@ -80,6 +80,7 @@ def answers(server: Server) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_by_itself_is_heard(tmp_path: Path) -> None:
     folder = write_made_up(tmp_path, made_up_config(num_trials=0, controls=()), num_seeds=0)
     (folder / "optuna.journal").write_bytes(b"SQLite format 3\x00 and not a journal")
@@ -155,6 +156,7 @@ def test_they_follow_a_study_in_an_object_store(study: Path, bucket: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.slow
 def test_the_search_of_a_study_in_a_database(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url = f"sqlite:///{tmp_path}/search.db" if kind == "sqlite" else request.getfixturevalue("database")
     config = made_up_config(optuna_storage=url, num_trials=3, controls=())

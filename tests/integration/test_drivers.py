@@ -57,6 +57,7 @@ def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
     assert "secret" not in "".join(outputs)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_driver_takes_over_what_a_killed_one_was_running(database: str, tmp_path: Path) -> None:
     first = start(tmp_path, "--optuna-storage", database, *MORE)

@@ -22,7 +22,7 @@ from tests.integration.test_study import optuna_states, run, settled, start, tri
 
 # An epoch of many steps, so that a signal comes in its middle.
 LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "800")
-ONE = ("--num-trials", "1", "--controls")
+ONE = ("--num-trials", "1", "--controls", "--trial.pretraining.epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def is_training(storage: Path) -> bool:
-    """Whether the trial has left pre-training: its second stage's epochs take seconds here."""
+    """Whether the trial has ended its one epoch of pre-training: its second stage's take seconds here."""
     return any("pretraining epoch" in path.read_text() for path in storage.glob("tiny/trials/*/log.txt"))
 
 
@@ -54,7 +54,7 @@ def freeze_workers(storage: Path) -> None:
     "number",
     [
         signal.SIGINT,
-        signal.SIGHUP,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.soak),
         pytest.param(signal.SIGTERM, marks=pytest.mark.soak),
         pytest.param(signal.SIGUSR2, marks=pytest.mark.soak),
     ],
@@ -145,6 +145,7 @@ def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail
     assert trials(tmp_path)[broken]["status"] == "finished"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_full_memory_is_recorded_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
@@ -156,6 +157,7 @@ def test_a_full_memory_is_recorded_with_its_cure(tmp_path: Path, monkeypatch: py
     assert re.match(r"the memory of its node was full \(.*\), so Ray ended its worker: run fewer trials", str(row["message"]))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_faults_in_code_stop_the_study_with_the_traceback(tmp_path: Path) -> None:
     for identity in identities(tmp_path):
@@ -192,6 +194,7 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_trained(tmp_p
         run(small.folder)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_tears_nothing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 200) as small:

@@ -68,7 +68,7 @@ def test_a_storage_that_stays_away_ends_the_run_and_the_next_one_goes_on(bucket:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 2, output
         assert "s3://emoreg does not answer; waiting until" in output
-        assert "emoreg: Run the same command again when the storage answers" in output
+        assert "emoreg: Mend what the system refuses and run the same command again: " in output
         assert "Traceback" not in output
         assert "secret" not in output
         before = records(bucket).trials

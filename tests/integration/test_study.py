@@ -23,6 +23,7 @@ from tests.helpers.trials import Recorder
 from tests.helpers.trials import run as run_alone
 from tests.integration import tiny_study
 
+pytestmark = pytest.mark.slow
 STUDY = Path(__file__).with_name("tiny_study.py")
 VOLATILE = {"started", "ended", "pretraining_seconds", "experience_seconds", "regulation_seconds", "device_seconds"}
 
@@ -157,7 +158,6 @@ def test_experience_is_paid_for_once(finished: Path) -> None:
     assert len(list((finished / "experience").glob("*/2.ckpt"))) == 1
 
 
-@pytest.mark.slow
 def test_run_again_runs_nothing_and_more_trials_extend(finished: Path) -> None:
     before = trials(finished)
     run(finished)
@@ -169,7 +169,6 @@ def test_run_again_runs_nothing_and_more_trials_extend(finished: Path) -> None:
     assert sorted((row["role"], row["seed"]) for row in new) == [("control", 1), ("control", 1), ("search", 0)]
 
 
-@pytest.mark.slow
 def test_a_changed_study_is_refused_under_the_same_name(finished: Path) -> None:
     output = run(finished, "--trial.regulation.epochs", "5", code=2)
     assert "trial.regulation.epochs: 4 -> 5" in output
@@ -196,7 +195,7 @@ def start(storage: Path | str, *overrides: str, program: Sequence[str] = ("emore
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # test_object_store.py kills and compares in the slow lane
 def test_a_killed_driver_run_again_ends_as_if_undisturbed(finished: Path, tmp_path: Path) -> None:
     records = tmp_path / "tiny" / "records" / "trials.parquet"
     process = start(tmp_path)
@@ -219,7 +218,6 @@ def test_a_killed_driver_run_again_ends_as_if_undisturbed(finished: Path, tmp_pa
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.slow
 def test_a_diverged_trial_is_pruned_with_its_step_and_not_run_again(tmp_path: Path) -> None:
     wild = ("--trial.regulation.optimizer.name", "sgd", "--trial.regulation.optimizer.learning-rate", "1e30")
     wild = (*wild, "--trial.regulation.optimizer.gradient-clip", "None", "--num-trials", "1", "--controls", "plain")
@@ -230,7 +228,6 @@ def test_a_diverged_trial_is_pruned_with_its_step_and_not_run_again(tmp_path: Pa
     assert optuna_states(tmp_path) == [TrialState.PRUNED]
 
 
-@pytest.mark.slow
 def test_a_broken_trial_is_recorded_as_failed_with_the_reason(tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"no weights at all")
@@ -243,7 +240,7 @@ def test_a_broken_trial_is_recorded_as_failed_with_the_reason(tmp_path: Path) ->
     assert optuna_states(tmp_path) == [TrialState.FAIL]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_grid_point_that_a_control_ran_is_not_run_twice_and_counts_in_both(tmp_path: Path) -> None:
     grid = tmp_path / "grid.py"
     grid.write_text(

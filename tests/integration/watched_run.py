@@ -21,9 +21,8 @@ from ray.tune.experiment import Trial
 from emoreg.cli import main as cli
 from emoreg.results.records import EpochRecord
 from emoreg.tuning import study
+from emoreg.tuning.assignment import ASSIGNMENT, Assignment
 from emoreg.tuning.bridge import TuneBridge
-from emoreg.tuning.dispatcher import Assignment
-from emoreg.tuning.searcher import ASSIGNMENT
 from emoreg.tuning.tune_results import EVENT, TrialPlaced
 
 _LOOK_SECONDS = 0.1

@@ -3,28 +3,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from emoreg.config import Choice, Distribution, Float, Int, Objective, RegulationConfig, Value, When
+from emoreg.config import CONFIRM, Choice, Distribution, Float, Int, Objective, RegulationConfig, Value, When
+from emoreg.report import search_figures
 from emoreg.report.figures import compare_studies, draw_figures
 from emoreg.report.style import Figure
 from emoreg.report.training_figures import costs
 from emoreg.results.analysis import device_time
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults, load_results
-from tests.helpers.written import OPTIMUM, made_up_config, write_study
+from tests.helpers.written import OPTIMUM, made_up_config, write_measured, write_study
 
 ALL = [
-    "gains", "accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both", "optimization-history", "importances",
-    "parallel-coordinates", "slices", "pareto-front", "learning-curves", "balance-over-epochs", "cost",
+    "gains", "accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both", "accuracy-by-share",
+    "optimization-history", "importances", "parallel-coordinates", "slices", "pareto-front", "learning-curves",
+    "balance-over-epochs", "accuracy-by-class", "cost",
 ]  # fmt: skip
 
+OF_RECORDS = [name for name in ALL if name not in ("accuracy-by-share", "accuracy-by-class")]
+"""Those that need neither a probe nor evaluations."""
 Written = Callable[..., StudyResults]
 
 
@@ -39,10 +45,19 @@ def written(tmp_path: Path) -> Written:
     return write
 
 
+@pytest.fixture
+def few_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of other figures: the importances by chance take most of the time that a report needs."""
+    monkeypatch.setattr(search_figures, "_NUM_PERMUTED", 1)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    config = made_up_config(num_trials=60)
-    return load_results(write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=10, noise=0.003))
+    config = made_up_config(num_trials=90)
+    folder = write_study(tmp_path_factory.mktemp("runs"), config, num_seeds=10, noise=0.003)
+    write_measured(folder)
+    write_measured(folder.with_name(f"{folder.name}{CONFIRM}"), split="test")
+    return load_results(folder)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +85,8 @@ def with_trials(study: StudyResults, trials: Sequence[TrialRecord]) -> StudyResu
 
 def test_every_figure_is_drawn_in_reading_order(study: StudyResults, figures: dict[str, Figure]) -> None:
     assert list(figures) == ALL
-    assert draw_figures(study)[1] == []
     sections = [figure.section for figure in figures.values()]
-    assert list(dict.fromkeys(sections)) == ["answer", "response", "search", "training", "cost"]
+    assert list(dict.fromkeys(sections)) == ["answer", "response", "search", "training", "images", "cost"]
 
 
 def test_gains_are_those_of_the_confirmation(study: StudyResults, figures: dict[str, Figure]) -> None:
@@ -161,8 +175,8 @@ def searching(study: StudyResults, space: Mapping[str, Distribution], params: Se
 
 
 def test_lengths_that_are_choices_are_numbers(written: Written) -> None:
-    params = [{"pretraining.epochs": (2, 4, 8)[index % 3]} for index in range(12)]
-    found = named(searching(written(), {"pretraining.epochs": Choice((2, 4, 8))}, params))
+    params = [{"pretraining.epochs": (2, 4, 8)[index % 3]} for index in range(90)]
+    found = named(searching(written(num_trials=90), {"pretraining.epochs": Choice((2, 4, 8))}, params))
     assert list(found["accuracy-by-pretraining"].figure.layout.xaxis.tickvals) == [2, 4, 8]
     assert any(trace.marker.symbol == "diamond" for trace in found["accuracy-by-pretraining"].figure.data)
     assert "accuracy-by-both" not in found
@@ -178,7 +192,7 @@ def test_the_history_is_the_records(study: StudyResults, figures: dict[str, Figu
     points = traces(figures["optimization-history"], mode="markers")[0]
     assert dict(zip(points.x, points.y, strict=True)) == finished
     assert max(traces(figures["optimization-history"], mode="lines")[0].y) == max(finished.values())
-    assert "9 pruned, 3 failed" in figures["optimization-history"].caption
+    assert "14 pruned, 4 failed" in figures["optimization-history"].caption
 
 
 def test_numbers_without_a_record_stay_free(written: Written) -> None:
@@ -189,18 +203,63 @@ def test_numbers_without_a_record_stay_free(written: Written) -> None:
 
 
 def test_importances_find_what_decides(figures: dict[str, Figure]) -> None:
-    shares = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in figures["importances"].figure.data}
+    importances = figures["importances"]
+    shares = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in traces(importances, type="bar")}
+    chance = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in traces(importances, type="scatter")}
     assert set(shares) == {"fANOVA", "PED-ANOVA"}
+    assert set(chance) == {"fANOVA, by chance", "PED-ANOVA, by chance"}
     for found in shares.values():
         assert sum(found.values()) == pytest.approx(100)
     assert max(shares["fANOVA"], key=lambda path: shares["fANOVA"][path]) == "backbone"
-    assert shares["fANOVA"]["backbone"] > 70
+    assert shares["fANOVA"]["backbone"] > 70 > chance["fANOVA, by chance"]["backbone"]
+    assert "fANOVA puts backbone first" in importances.caption
+    explained = re.search(r"R² = (-?\d\.\d\d)", importances.caption)
+    assert explained is not None
+    assert 0.8 < float(explained[1]) <= 1
 
 
+def test_of_noise_no_parameter_is_put_first(study: StudyResults) -> None:
+    random = np.random.default_rng(1)
+    rows = [dataclasses.replace(row, val_accuracy=random.normal(0.5, 0.01)) for row in study.trials]
+    caption = named(with_trials(study, rows))["importances"].caption
+    assert "first" not in caption
+    assert "fANOVA tells nothing above chance; PED-ANOVA tells nothing above chance" in caption
+
+
+def test_few_trials_tell_neither_an_optimum_nor_importances(written: Written) -> None:
+    study = written(num_trials=24)
+    found = named(study)
+    for name in ("accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both"):
+        assert not [trace for trace in traces(found[name], mode="markers") if trace.marker.symbol == "diamond"]
+        assert "cannot be told below 30 finished trials" in found[name].caption
+    assert any(reason.startswith("The importance of parameters cannot be told below 30") for reason in draw_figures(study)[1])
+
+
+@pytest.mark.usefixtures("few_permutations")
+def test_curves_of_survivors_say_so(study: StudyResults, figures: dict[str, Figure]) -> None:
+    told = "Survivors only: 14 trials that the scheduler stopped early are not in it"
+    for name in ("accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both", "importances"):
+        assert told in figures[name].caption
+    rows = [row for row in study.trials if row.status != "pruned"]
+    assert "Survivors" not in named(with_trials(study, rows))["accuracy-by-balance"].caption
+
+
+@pytest.mark.usefixtures("few_permutations")
+def test_learned_balances_are_left_out_beside_fixed_ones(study: StudyResults, figures: dict[str, Figure]) -> None:
+    assert "The balance was learned: the axis has where it began." in figures["accuracy-by-balance"].caption
+    fixed = {row.identity for row in study.searched[:40]}
+    rows = [dataclasses.replace(row, kind="fixed") if row.identity in fixed else row for row in study.trials]
+    found = named(with_trials(study, rows))["accuracy-by-balance"]
+    num_fixed = sum(row.identity in fixed and row.status == "finished" for row in study.searched)
+    assert f"{num_fixed} finished trials of the search." in found.caption
+    assert "learned" not in found.caption
+
+
+@pytest.mark.usefixtures("few_permutations")
 def test_a_conditional_parameter_is_left_out_of_importances_and_drawn_elsewhere(written: Written) -> None:
     config = made_up_config()
     space = {**config.search_space, "drop_path": Float(0.0, 0.2, when=When("backbone", ("test_vit",)))}
-    study = written(search_space=space, num_trials=16)
+    study = written(search_space=space, num_trials=90)
     rows = [
         dataclasses.replace(row, params=json.dumps({**json.loads(row.params), "drop_path": 0.01 * (row.number or 0) % 0.2}))
         if row.backbone == "test_vit" and row.number is not None
@@ -215,6 +274,7 @@ def test_a_conditional_parameter_is_left_out_of_importances_and_drawn_elsewhere(
     assert len(traces(found["slices"])) == 4
 
 
+@pytest.mark.usefixtures("few_permutations")
 def test_a_trial_that_has_no_balance_is_not_drawn_against_it(study: StudyResults, figures: dict[str, Figure]) -> None:
     random = {row.identity for row in study.searched[:10]}
     rows = [dataclasses.replace(row, kind="random") if row.identity in random else row for row in study.trials]
@@ -233,7 +293,7 @@ def test_choices_alone_can_be_searched(written: Written) -> None:
     space = {"regulation.form": Choice(forms), "deterministic": Choice((True, False))}
     found = named(searching(written(), space, params))
     assert not [name for name in found if name.startswith("accuracy-by")]
-    assert {"importances", "slices", "parallel-coordinates"} <= set(found)
+    assert {"slices", "parallel-coordinates"} <= set(found)
     assert {value for trace in found["slices"].figure.data for value in trace.x} == {"output", "conditioned", "True", "False"}
 
 
@@ -259,6 +319,7 @@ def test_learning_curves_are_the_epochs(study: StudyResults, figures: dict[str, 
     assert last == pytest.approx(100 * math.fsum(ends) / len(ends))
 
 
+@pytest.mark.usefixtures("few_permutations")
 def test_a_control_that_is_not_registered_here_is_not_drawn_as_regulation(study: StudyResults) -> None:
     rows = [dataclasses.replace(row, control="mine") if row.control == "shuffled" else row for row in study.trials]
     found = {figure.name: figure for figure in draw_figures(with_trials(study, rows))[0]}["learning-curves"]
@@ -319,7 +380,7 @@ def test_one_trial_is_drawn_as_a_point(written: Written) -> None:
 def test_one_backbone_that_is_not_searched(written: Written) -> None:
     space = {"regulation.balance": Float(0.05, 0.95), "pretraining.epochs": Int(2, 32, log=True)}
     found = named(written(search_space=space))
-    assert list(found) == ALL
+    assert list(found) == [name for name in OF_RECORDS if name != "importances"], "of few trials"
     assert len(traces(found["accuracy-by-both"], type="contour")) == 1
 
 
@@ -336,6 +397,7 @@ def test_a_balance_that_is_not_searched_is_said(written: Written) -> None:
     assert {"accuracy-by-balance", "accuracy-by-both"}.isdisjoint(named(study))
 
 
+@pytest.mark.usefixtures("few_permutations")
 @pytest.mark.parametrize(
     ("objectives", "title"),
     [
@@ -344,8 +406,8 @@ def test_a_balance_that_is_not_searched_is_said(written: Written) -> None:
     ],
 )
 def test_other_objectives(written: Written, objectives: tuple[Objective, ...], title: str) -> None:
-    found = named(written(objectives=objectives))
-    assert list(found) == ALL
+    found = named(written(objectives=objectives, num_trials=90))
+    assert list(found) == OF_RECORDS
     assert found["optimization-history"].figure.layout.yaxis.title.text == title
     assert found["accuracy-by-balance"].figure.layout.yaxis.title.text == "validation accuracy, %"
 

@@ -241,6 +241,8 @@ def test_two_studies_are_compared(study: Path, tmp_path: Path) -> None:
     assert text.index("Verdicts by study") < text.index("The answer")
     assert "made-up: digits other: digits" in text  # over the columns of the one table that has both
     assert f"test_vit ({UNTUNED}): no effect as large as 0.5 points" in text
+    assert "Together, 2 of 4 ladders in 2 studies hold a rung, corrected for all of them." in text
+    assert "What regulation gains, over all studies" in text
     assert told == [("Making figures", 0, 2), ("Making figures", 1, 2), ("Making figures", 2, 2)]
 
 
@@ -474,24 +476,37 @@ def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("former", ['["former.png"]', "["])  # cut off by somebody
-def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path, former: str) -> None:
+@pytest.mark.slow
+def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=2, controls=()), num_seeds=0)
     figures = folder / "report" / "figures"
-    figures.mkdir(parents=True)
-    (figures / "drawn.json").write_text(former)
-    for name in ("former.png", "mine.png"):
-        (figures / name).write_text("")
+    drawn_by(figures, '["former.png"]')
     write_report([folder])
     drawn = json.loads((figures / "drawn.json").read_text())
-    kept = {"mine.png"} if former != "[" else {"mine.png", "former.png"}
-    assert {path.name for path in figures.iterdir()} == {*drawn, "drawn.json", *kept}
+    assert {path.name for path in figures.iterdir()} == {*drawn, "drawn.json", "mine.png"}
     assert len(drawn) >= 6
     for name in drawn:
         content = (figures / name).read_bytes()
         assert content.startswith(b"\x89PNG" if name.endswith(".png") else b"<svg")
 
 
+@needs_chromium
+@pytest.mark.slow
+def test_where_nobody_knows_what_a_former_report_has_drawn_all_of_it_stays(tmp_path: Path) -> None:
+    drawn_by(tmp_path, "[")  # cut off by somebody
+    images.draw_images({}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"drawn.json", "mine.png", "former.png"}
+    assert (tmp_path / "drawn.json").read_text() == "[]"
+
+
+def drawn_by(figures: Path, former: str) -> None:
+    figures.mkdir(parents=True, exist_ok=True)
+    (figures / "drawn.json").write_text(former)
+    for name in ("former.png", "mine.png"):
+        (figures / name).write_text("")
+
+
+@pytest.mark.slow
 def test_without_a_browser_the_page_is_written_all_the_same(tmp_path: Path) -> None:
     folder = write_study(tmp_path, SMALL, num_seeds=0)
     code = "import sys; from emoreg.report import write_report; print(write_report([sys.argv[1]]))"

@@ -10,29 +10,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoreg.config import Choice, Float, ImageSetConfig, StudyConfig, replace_paths
+from emoreg.config import (
+    CONTROLS,
+    Choice,
+    Float,
+    ImageSetConfig,
+    StudyConfig,
+    TrialConfig,
+    control,
+    replace_paths,
+    to_json,
+)
+from emoreg.config.arms import Arm, arms
+from emoreg.config.confirmation import with_own_cuts
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.confirmation import confirmed_rows, verdicts
 from emoreg.results.ladder import Verdict
 from emoreg.results.outcome import Status
-from emoreg.results.plan import (
-    PLAN,
-    Plan,
+from emoreg.results.plan import PLAN, Opening, Plan, confirming, opening_of, read_openings, with_opening, write_openings
+from emoreg.results.planning import (
+    best_tuned,
     check_unchanged,
     choose,
-    confirming,
     expected_seconds,
     fresh_seeds,
-    opening_of,
+    matched_epochs,
     plan_trials,
-    read_openings,
-    with_opening,
-    write_openings,
+    plan_tuned,
 )
 from emoreg.results.records import TrialRecord
 from emoreg.storage.files import Files
+from emoreg.storage.sealed import digest
+from emoreg.training.experience import shared_runs
 from tests.helpers.studies import ended, tiny_study
 
 STUDY = tiny_study(
@@ -53,8 +64,8 @@ def searched(*found: tuple[str, float, float], study: StudyConfig = STUDY) -> di
 SEARCHED = searched(("test_resnet", 0.2, 0.5), ("test_resnet", 0.4, 0.7), ("test_resnet", 0.6, 0.6), ("test_vit", 0.5, 0.3))
 
 
-def images(image_set: ImageSetConfig) -> int:
-    return {STUDY.trial.task: 100, STUDY.trial.stimuli: 40}[image_set]
+def images(role: str, image_set: ImageSetConfig) -> int:
+    return {"task": 100, "stimuli": 40}[role]
 
 
 def planned(top: int = 1, seeds: tuple[int, ...] = (1000, 1001)) -> Plan:
@@ -147,6 +158,10 @@ def test_the_matched_control_gets_the_encoder_passes_of_both_stages() -> None:
     assert trial.regulation.epochs == 2 * STUDY.trial.regulation.epochs + -(-epochs * 40 // 100)
     assert trial.regulation.balance == 0.0
     assert trial.pretraining.epochs == 0
+    cooled = replace_paths(STUDY.trial, {"pretraining.cooldown_epochs": 10})
+    assert matched_epochs(cooled, images) == 2 * STUDY.trial.regulation.epochs + -(-(epochs + 10) * 40 // 100)
+    unbegun = replace_paths(cooled, {"pretraining.epochs": 0})
+    assert matched_epochs(unbegun, images) == 2 * STUDY.trial.regulation.epochs
 
 
 def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
@@ -154,12 +169,15 @@ def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
     study = dataclasses.replace(STUDY, search_space=space)
     params = {"stimuli.num_images": 20, "regulation.balance": 0.5}
     record = ended(resolve(study.trial, params), number=0, params=params, accuracy=0.5)
-    counted = {study.trial.task: 100, dataclasses.replace(study.trial.stimuli, num_images=20): 2000}
-    trials = plan_trials(study, choose(study, [record], 1), (7,), images=lambda image_set: counted[image_set])
+
+    def counted(role: str, image_set: ImageSetConfig) -> int:
+        return 100 if role == "task" else {20: 2000}[image_set.num_images or 0]
+
+    trials = plan_trials(study, choose(study, [record], 1), (7,), images=counted)
     (matched,) = [trial.config for _, trial in trials if trial.config.control == "compute_matched"]
     assert matched.regulation.epochs == 2 * study.trial.regulation.epochs + 20 * study.trial.pretraining.epochs
     frozen = replace_paths(study, {"trial.regulation.freeze_emotional": True, "trial.regulation.epochs": 6})
-    trials = plan_trials(frozen, choose(study, [record], 1), (7,), images=lambda image_set: counted[image_set])
+    trials = plan_trials(frozen, choose(study, [record], 1), (7,), images=counted)
     (matched,) = [trial.config for _, trial in trials if trial.config.control == "compute_matched"]
     assert matched.regulation.epochs == 6 + 2 + 20 * study.trial.pretraining.epochs, "a frozen encoder goes forward alone"
 
@@ -180,13 +198,91 @@ def test_the_cost_counts_each_pretraining_once() -> None:
     record = SEARCHED[choose(STUDY, SEARCHED.values(), 1)[0].identity]
     assert record.experience_seconds is not None
     assert record.experience_seconds > 0
-    one, two = (expected_seconds(planned(seeds=seeds), SEARCHED) for seeds in ((1000,), (1000, 1001)))
+    one, two = (expected_seconds(planned(seeds=seeds), SEARCHED, images) for seeds in ((1000,), (1000, 1001)))
     assert two == pytest.approx(2 * one)
     only = [(found, trial) for found, trial in planned(seeds=(1000,)) if found.backbone == "test_resnet"]
     regulated = [(found, trial) for found, trial in only if trial.config.control == "regulated"]
     with_emotional = [(found, trial) for found, trial in only if trial.config.control in ("regulated", "emotional")]
-    alone, together = expected_seconds(regulated, SEARCHED), expected_seconds(with_emotional, SEARCHED)
+    alone, together = (expected_seconds(plan, SEARCHED, images) for plan in (regulated, with_emotional))
     assert together - alone == pytest.approx((alone - record.experience_seconds) / 2), "one encoder, and the same experience"
+
+    def grown(role: str, image_set: ImageSetConfig) -> int:
+        return images(role, image_set) * (2 if image_set.validation_fraction == 0 else 1)
+
+    (found, trial), *_ = regulated
+    lengths = [
+        (found, resolve_trial(replace_paths(trial.config, {"pretraining.epochs": n, "pretraining.cooldown_epochs": 2})))
+        for n in (2, 6)
+    ]
+    short, long, both = (expected_seconds(plan, SEARCHED, images) for plan in (lengths[:1], lengths[1:], lengths))
+    of_all = record.experience_seconds
+    assert both == pytest.approx(short + long - of_all * 2 / 4), "what is before the shorter one's cool-down is paid once"
+    more = expected_seconds(regulated, SEARCHED, grown)
+    assert more - alone == pytest.approx(alone - record.experience_seconds), "an epoch is of what the search held out too"
+
+
+def test_a_wide_network_costs_what_one_took_beside_the_search_else_by_its_weights() -> None:
+    study = dataclasses.replace(STUDY, controls=("plain", "wide"))
+    chosen = choose(study, SEARCHED.values(), 1)[:1]
+    trials = plan_trials(study, chosen, (1000,), images=images)
+
+    def seconds(control: str, records: Mapping[str, TrialRecord] = SEARCHED) -> float:
+        return expected_seconds([pair for pair in trials if pair[1].config.control == control], records, images)
+
+    assert seconds("wide") == pytest.approx(4 * seconds("plain"))
+    wide = ended(dataclasses.replace(study.trial, control="wide"), role="control", seconds=8.0)
+    ran = {**SEARCHED, wide.identity: wide}
+    assert seconds("wide", ran) == pytest.approx(wide.regulation_seconds * study.trial.regulation.epochs)
+    assert seconds("plain", ran) == seconds("plain")
+    broken = {**SEARCHED, wide.identity: dataclasses.replace(wide, status="failed")}
+    assert seconds("wide", broken) == seconds("wide")
+
+
+def test_a_confirmation_trains_on_all_images_with_cuts_of_each_seed_s_own() -> None:
+    study = replace_paths(STUDY, {"trial.task.num_folds": 3, "trial.task.validation_fraction": 0.0})
+    study = replace_paths(study, {"trial.stimuli.num_folds": 2, "trial.stimuli.validation_fraction": 0.0})
+    for chosen_study in (STUDY, study):
+        records = searched(("test_resnet", 0.2, 0.5), study=chosen_study)
+        trials = plan_trials(chosen_study, choose(chosen_study, records.values(), 1), (7, 8), images=images)
+        for _, trial in trials:
+            config, before = trial.config, chosen_study.trial
+            own = {"validation_fraction": 0.0, "num_folds": None, "split_seed": config.seed}
+            assert config.task == dataclasses.replace(before.task, **own)
+            assert config.stimuli == dataclasses.replace(before.stimuli, split_seed=config.seed)
+        sharing = [trial for _, trial in trials if trial.config.control in ("regulated", "emotional")]
+        assert len(sharing) == 4
+        runs = {name for trial in sharing for name in shared_runs(trial)}
+        assert len(runs) == 2, "controls of one seed share its pre-training"
+        assert opening_of(trials, 0.5).has_own_cuts
+
+
+def test_seeds_of_a_task_that_is_not_cut_have_no_cuts() -> None:
+    whole = replace_paths(STUDY, {"trial.task.num_images": None, "trial.task.split_seed": 3})
+    one, other = (with_own_cuts(whole.trial, 7) for _ in range(2))
+    other = replace_paths(other, {"task.split_seed": 8})
+    assert resolve_trial(one).identity == resolve_trial(other).identity
+    cut = replace_paths(one, {"task.num_images": 70})
+    assert resolve_trial(cut).identity != resolve_trial(replace_paths(cut, {"task.split_seed": 8})).identity
+
+
+def test_a_control_that_cuts_images_for_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONTROLS, "_entries", dict(CONTROLS._entries))
+    monkeypatch.setattr(CONTROLS, "_origins", dict(CONTROLS._origins))
+
+    @control("held_out")
+    def held_out(trial: TrialConfig) -> TrialConfig:
+        """Hold out a half."""
+        return replace_paths(trial, {"task.validation_fraction": 0.5})
+
+    with pytest.raises(ConfigError, match=r"^Leave validation_fraction, .* held_out must not set what is held out of task"):
+        planned()
+
+
+def test_what_held_validation_out_is_another_plan() -> None:
+    opening = opening_of(planned(), 0.5)
+    before = dataclasses.replace(opening, has_own_cuts=False)
+    assert before.digest != opening.digest
+    assert str(before) == f"{opening}, with the search's validation images held out"
 
 
 def test_what_is_fixed_is_gone_on_with(tmp_path: Path) -> None:
@@ -220,7 +316,9 @@ def test_a_further_opening_is_refused_or_added() -> None:
 
 def test_the_smallest_effect_is_fixed_with_the_plan() -> None:
     (first,) = with_opening([], opening_of(planned(), 0.5), is_open=False, again=False)
-    with pytest.raises(ConfigError, match=r"Give the former --top, --seeds, --smallest-effect .* for effects from 0\.1 points"):
+    with pytest.raises(
+        ConfigError, match=r"Give the former --top, --seeds, --looks, --smallest-effect .* for effects from 0\.1 points"
+    ):
         with_opening([first], opening_of(planned(), 0.1), is_open=True, again=False)
 
 
@@ -360,3 +458,132 @@ def test_it_needs_neither_torch_nor_ray() -> None:
     code = "import emoreg.results.confirmation, sys; print(sorted({'torch', 'ray', 'timm'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+TUNED_STUDY = dataclasses.replace(
+    STUDY,
+    controls_search="required",
+    search_space={"regulation.balance": Float(0.1, 0.9), "regulation.optimizer.learning_rate": Float(1e-4, 1e-2, log=True)},
+)
+RATE = "regulation.optimizer.learning_rate"
+ARMS = arms(TUNED_STUDY)
+
+
+def arms_of(study: StudyConfig) -> tuple[Arm, ...]:
+    return ARMS if study is TUNED_STUDY else arms(study)
+
+
+def tuned_search(study: StudyConfig = TUNED_STUDY, num_trials: int = 2, without: str = "") -> list[TrialRecord]:
+    """Trials of regulation's search and of those of the controls, of which the last is the best."""
+    found = []
+    for search_of, searched_study in ((None, study), *((arm.control, arm.config) for arm in arms_of(study))):
+        for number in range(num_trials - (search_of == without)):
+            params = {RATE: 1e-3 * (number + 1), "regulation.balance": 0.2}
+            params = {path: value for path, value in params.items() if path in searched_study.search_space}
+            trial = resolve(searched_study.trial, params)
+            record = ended(trial, number=number, params=params, search_of=search_of, accuracy=0.5 + 0.1 * number)
+            found.append(record)
+    return found
+
+
+def tuned_plan(records: list[TrialRecord], study: StudyConfig = TUNED_STUDY, *, is_complete: bool = False) -> Opening:
+    chosen = choose(study, records, 1)
+    tuned = best_tuned(study, arms_of(study), chosen, records, is_complete=is_complete)
+    return opening_of(
+        plan_trials(study, chosen, TEN, images=images),
+        0.5,
+        records,
+        tuned_trials=plan_tuned(study, chosen, tuned, TEN, images=images),
+        tuned=tuned,
+    )
+
+
+def test_each_control_is_planned_at_its_own_best_beside_the_same_settings() -> None:
+    records = tuned_search()
+    chosen = choose(TUNED_STUDY, records, 1)
+    tuned = best_tuned(TUNED_STUDY, ARMS, chosen, records, is_complete=False)
+    assert [found.control for found in tuned] == ["plain", "compute_matched", "ensemble", "untrained", "shuffled"]
+    assert {found.params[RATE] for found in tuned} == {2e-3}
+    assert {found.val_accuracy for found in tuned} == {0.6}
+    planned = plan_tuned(TUNED_STUDY, chosen, tuned, (7,), images=images)
+    same = {trial.config.control: trial for _, trial in plan_trials(TUNED_STUDY, chosen, (7,), images=images)}
+    for _, trial in planned:
+        assert (trial.config.regulation.optimizer.learning_rate, trial.config.seed) == (2e-3, 7)
+        assert trial.identity == same[trial.config.control].identity, "the best of both is the same here"
+    (matched,) = [trial for _, trial in planned if trial.config.control == "compute_matched"]
+    assert matched.config.regulation.epochs == same["compute_matched"].config.regulation.epochs, "of what is confirmed"
+
+
+def test_the_search_of_controls_is_not_that_of_regulation() -> None:
+    records = [dataclasses.replace(row, val_accuracy=0.99) if row.search_of else row for row in tuned_search()]
+    (found,) = choose(TUNED_STUDY, records, 1)
+    assert found.val_accuracy == 0.6, "no control is chosen as if it were regulation"
+
+
+def test_a_control_that_was_searched_less_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Run the study to its end first, .* but that of untrained has 1 of 2 trials"):
+        tuned_plan(tuned_search(without="untrained"))
+    assert tuned_plan(tuned_search(without="untrained"), is_complete=True).tuned, "it has no more configurations"
+    with pytest.raises(ConfigError, match="has 0 of 2 trials"):
+        tuned_plan([row for row in tuned_search() if row.search_of != "untrained"], is_complete=True)
+
+
+def test_a_control_with_nothing_to_search_is_at_its_best() -> None:
+    study = dataclasses.replace(TUNED_STUDY, search_space={"regulation.balance": Float(0.1, 0.9)})
+    opening = tuned_plan(tuned_search(study), study)
+    (plain,) = [found for found in opening.tuned if found.control == "plain"]
+    assert (plain.params, plain.val_accuracy) == ({}, None)
+    same = {trial.identity for trial in opening.trials if trial.control == "plain"}
+    assert {trial.identity for trial in opening.tuned_trials if trial.control == "plain"} == same
+
+
+def test_a_claim_rests_on_each_control_s_own_best() -> None:
+    records = tuned_search()
+    for row in records:  # what is best for regulation is not best for controls
+        if row.search_of is not None:
+            records[records.index(row)] = dataclasses.replace(row, val_accuracy=1 - (row.val_accuracy or 0.0))
+    opening = tuned_plan(records)
+    assert opening.num_trials == len({*opening.trials}) + len({*opening.tuned_trials})
+    random = np.random.default_rng(0)
+    found = {}
+    for trials, lift in (
+        (opening.trials, {"regulated": 0.05}),
+        (opening.tuned_trials, {"untrained": 0.06}),
+    ):
+        for trial in trials:
+            accuracy = 0.7 + lift.get(trial.control, 0.0) + random.normal(0.0, 0.002)
+            row = ended(dataclasses.replace(TUNED_STUDY.trial, seed=trial.seed), role="confirm")
+            found[trial.identity] = dataclasses.replace(row, test_accuracy=accuracy)
+    rows = confirmed_rows(opening, found)
+    assert {row.control for row in rows if row.is_tuned} == {"plain", "compute_matched", "ensemble", "untrained", "shuffled"}
+    (verdict,) = verdicts(opening, rows, found).values()
+    assert verdict.sentence.startswith("test_resnet: better than its price (rung 2 of 5): +5")
+    same = confirmed_rows(opening, found, same_settings=True)
+    gains = {row.control: row.comparison.mean for row in same if row.comparison is not None}
+    assert gains["untrained"] == pytest.approx(0.05, abs=3e-3), "at regulation's settings it would have seemed to be beaten"
+    (mechanism,) = verdicts(dataclasses.replace(opening, tuned_trials=()), same, found).values()
+    assert "controls at the settings of the tuned method" in mechanism.subject
+    assert "rung 4 of 5" in mechanism.sentence
+
+
+def test_a_verdict_names_the_controls_that_were_not_tuned() -> None:
+    records = [dataclasses.replace(row, status="pruned") if row.search_of == "shuffled" else row for row in tuned_search()]
+    opening = tuned_plan(records)
+    found = {
+        trial.identity: dataclasses.replace(ended(TUNED_STUDY.trial, role="confirm"), test_accuracy=0.5 + 1e-3 * trial.seed % 7)
+        for trial in opening.every_trial
+    }
+    (verdict,) = verdicts(opening, confirmed_rows(opening, found), found).values()
+    assert verdict.subject == "test_resnet (not tuned alike: shuffled at the settings of the tuned method): "
+
+
+def test_what_is_fixed_of_tuned_controls_is_gone_on_with(tmp_path: Path) -> None:
+    opening = tuned_plan(tuned_search())
+    write_openings(Files(str(tmp_path)), [opening])
+    (read,) = read_openings(Files(str(tmp_path)))
+    assert read == opening
+    untuned = dataclasses.replace(opening, tuned_trials=(), tuned=(), has_own_cuts=False)
+    assert opening.digest != untuned.digest
+    content = to_json(untuned)
+    former = {name: content[name] for name in ("chosen", "trials", "smallest_effect")}
+    assert untuned.digest == digest(former), "as an emoreg without searches of controls has written it into ledgers"

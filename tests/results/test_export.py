@@ -85,6 +85,17 @@ def test_the_card_has_the_numbers_and_their_intervals(study: StudyResults) -> No
     assert 'network = emoreg.load_network("this/folder")' in lines
 
 
+def test_the_card_says_how_long_an_encoder_was_pretrained(study: StudyResults, tmp_path: Path) -> None:
+    _, record = find_trial(study, "best")
+    told = f"An encoder ({record.backbone}) was pre-trained on openmoji for {record.pretraining_epochs} epochs"
+    assert f"{told}." in model_card(study, study, record)
+    config = made_up_config(num_trials=3)
+    pretraining = dataclasses.replace(config.trial.pretraining, cooldown_epochs=3)
+    config = dataclasses.replace(config, trial=dataclasses.replace(config.trial, pretraining=pretraining))
+    cooled = load_results(write_study(tmp_path, config, num_seeds=0))
+    assert " epochs, and 3 more in which the learning rate went to 0." in model_card(cooled, *find_trial(cooled, "best"))
+
+
 def test_the_card_of_the_best_says_that_it_was_selected(study: StudyResults) -> None:
     card = model_card(study, *find_trial(study, "best"))
     assert "| validation accuracy (selected: it flatters) |" in card

@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emoreg.config import ImageSetConfig, TrialConfig
+from emoreg.config import ImageSetConfig, TrialConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import StorageError
 from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost
 from emoreg.results.records import SCHEMA_VERSION, EpochRecord, Provenance, TrialRecord, schema, unfinished_outcome
 from emoreg.results.tables import Records, read_rows, read_table
+from tests.helpers.studies import ended
 
 CONFIG = TrialConfig(control="plain", neutral=ImageSetConfig(name="openmoji-objects"))
 TRIAL = resolve_trial(CONFIG)
@@ -219,7 +220,7 @@ def test_no_flipped_bit_is_believed(written: Path, table: str) -> None:
     rows = read_rows(path, row_type)
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     chance = random.Random(0)
-    positions = [*range(footer, len(whole), 5), *(chance.randrange(footer) for _ in range(100))]
+    positions = [*range(footer, len(whole), 29), *(chance.randrange(footer) for _ in range(100))]
     refused = 0
     for position in positions:
         damaged = bytearray(whole)
@@ -256,6 +257,9 @@ def test_the_outcome_of_a_trial_that_could_not_tell_its_own_comes_from_its_epoch
     assert (row.waiting_seconds, row.micro_batch_size, row.recomputed) == (0.0, None, False)
     assert (row.control, row.balance, row.pretraining_epochs) == ("plain", 0.0, 0)  # as applied
     assert json.loads(row.config)["regulation"]["balance"] == 0.0
+    for kind, balance in (("random", None), ("random_learnable", None), ("learnable", 0.5)):
+        config = replace_paths(TrialConfig(), {"regulation.kind": kind})
+        assert ended(config).balance == balance, "random kinds have no balance setting"
     ready = PretrainingCost(experience_seconds=9.0, waiting_seconds=2.0)
     outcome = unfinished_outcome(EPOCHS, EndReason.INFRASTRUCTURE, "its worker died", pretraining=ready)
     assert outcome.pretraining == PretrainingCost(paid_seconds=5.0, experience_seconds=9.0, waiting_seconds=2.0)

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emoreg.config import Choice, Float, SamplerConfig, StudyConfig
+from emoreg.config import Choice, Float, PretrainingConfig, SamplerConfig, StudyConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.records import TrialRecord
-from emoreg.results.status import read_status
+from emoreg.results.status import RunningTrial, read_status
 from emoreg.results.tables import Records, write_table
 from emoreg.storage.files import Files
 from emoreg.storage.locks import study_lock
 from emoreg.storage.sealed import seal, unseal
-from tests.helpers.written import begin_run, driven, made_up_config, write_rows, write_study, write_study_json
+from tests.helpers.written import begin_run, driven, epoch_record, made_up_config, write_rows, write_study, write_study_json
 
 HEAVY = {"torch", "ray", "scipy", "pandas", "optuna", "sklearn", "matplotlib", "sqlalchemy"}
 
@@ -49,6 +49,13 @@ def test_a_study_that_is_done(storage: Path) -> None:
     assert status.best.params == json.loads(best.params)
     assert (status.running, status.seconds_left, status.slots, status.confirmation) == ((), None, 2, None)
     assert status.waiting_share == pytest.approx(0.05 / 1.1)
+
+
+def test_epochs_of_a_cooldown_are_pretraining_s() -> None:
+    pretraining = PretrainingConfig(epochs=4, cooldown_epochs=2)
+    trial = resolve_trial(dataclasses.replace(made_up_config().trial, pretraining=pretraining))
+    rows = [epoch_record(trial, stage, 5, 0.5) for stage in ("pretraining", "regulation")]
+    assert [RunningTrial.of(trial, "search", row).progress for row in rows] == ["5/6", "5/5"]
 
 
 def test_a_confirmation_has_its_seeds_instead_of_a_best(storage: Path) -> None:
@@ -171,10 +178,12 @@ def test_ten_thousand_trials_in_a_second_and_nothing_heavy_is_imported(tmp_path:
         "import sys\nfrom emoreg.results.status import read_status\ntry:\n    print(read_status(sys.argv[1]).trials.ended)\n"
         "finally:\n    print(*sys.modules, file=sys.stderr)\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    assert done.stdout == "10000\n"
-    assert not HEAVY & set(done.stderr.split())
-    assert seconds < 1, "of a processor: tests run beside others"
+    taken = []
+    for _ in range(3):  # what disturbs a measurement only adds to it
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        assert done.stdout == "10000\n"
+        assert not HEAVY & set(done.stderr.split())
+    assert min(taken) < 1, "seconds of a processor: tests run beside others"

@@ -20,7 +20,7 @@ from emoreg.errors import ConfigError, StorageError
 from emoreg.results.ledger import FOLDER
 from emoreg.results.records import ProbeRecord
 from emoreg.results.study import load_results
-from tests.helpers.written import made_up_config, write_study
+from tests.helpers.written import changed_json, made_up_config, write_study
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,24 @@ def test_a_confirmation_is_found_beside_its_study(written: Path) -> None:
     alone = load_results(written.with_name("made-up.confirm"))
     assert alone.confirmed == study.confirmed
     assert alone.verdicts == study.verdicts
+
+
+@pytest.mark.parametrize(
+    ("num_former", "why"),
+    [
+        (5, "the seeds were extended from 5 to 10 once their answer could be"),
+        (10, "this confirmation opened the test set 2 times"),
+    ],
+)
+def test_more_seeds_of_the_same_plan_are_told_from_another_plan(tmp_path: Path, num_former: int, why: str) -> None:
+    folder = write_study(tmp_path)
+    with changed_json(tmp_path / "made-up.confirm" / "plan.json") as content:
+        (opening,) = content["openings"]
+        trials = [trial for trial in opening["trials"] if trial["seed"] < 1000 + num_former]
+        content["openings"].insert(0, opening | {"opened": "2025-12-31T10:00:00.000+00:00", "trials": trials})
+    study = load_results(folder)
+    assert study.exploratory.startswith(why)
+    assert all(verdict.is_exploratory for verdict in study.verdicts.values())
 
 
 def test_without_a_confirmation_nothing_is_confirmed(tmp_path: Path) -> None:

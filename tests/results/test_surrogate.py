@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -26,9 +27,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> TrialRecord:
 
 
 def trials(
-    record: TrialRecord, num: int, truth: Callable[[float, int], float], noise: float = 0.002, **more: Value
+    record: TrialRecord, num: int, truth: Callable[[float, int], float], noise: float = 0.002, seed: int = 1, **more: Value
 ) -> list[TrialRecord]:
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     found = []
     for _ in range(num):
         balance, length = float(random.uniform()), int(2 ** random.uniform(1, 5))
@@ -48,7 +49,7 @@ def test_the_optimum_is_found_with_its_uncertainty(record: TrialRecord) -> None:
     assert found.low < OPTIMUM < found.high
     assert found.high - found.low < 0.3
     assert abs(found.value - OPTIMUM) < 0.1
-    assert response.points.shape == (61, 1)
+    assert response.points.shape == (31, 1)
 
 
 def test_the_curve_is_the_truth_averaged_over_the_other_parameter(record: TrialRecord) -> None:
@@ -58,6 +59,27 @@ def test_the_curve_is_the_truth_averaged_over_the_other_parameter(record: TrialR
     truth = 0.8 - 0.1 * (response.points[:, 0] - OPTIMUM) ** 2 + 0.01 * over_lengths
     assert np.abs(response.mean - truth).max() < 0.002
     assert np.all(np.abs(response.mean - truth) < 2 * response.half_width)
+
+
+def cliff(balance: float, length: int) -> float:
+    return 0.8 - 0.5 * max(0.0, balance - 0.7) + 0.005 * math.log2(length)
+
+
+def level(balance: float, length: int) -> float:
+    return 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [pytest.param(0.003, marks=pytest.mark.soak), 0.01])
+def test_bands_hold_the_truth_as_often_as_they_say(record: TrialRecord, noise: float) -> None:
+    shares = []
+    for truth, seed in itertools.product((hill, cliff, level), range(40)):
+        records = trials(record, 30, truth, noise, seed=seed)
+        response = Surrogate(records, SPACE).response(BALANCE)
+        lengths = [json.loads(row.params)[LENGTH] for row in records]
+        curve = np.array([np.mean([truth(balance, length) for length in lengths]) for balance in response.points[:, 0]])
+        shares.append(np.mean(np.abs(response.mean - curve) < response.half_width))
+    assert np.mean(shares) > 0.85
 
 
 def test_fewer_trials_are_less_sure(record: TrialRecord) -> None:

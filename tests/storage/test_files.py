@@ -243,6 +243,7 @@ def frozen() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_frozen_object_store_is_waited_for_aloud_and_not_for_long(frozen: str) -> None:
     said: list[tuple[float, str]] = []
     started = time.monotonic()
@@ -261,9 +262,10 @@ def test_a_frozen_object_store_is_waited_for_aloud_and_not_for_long(frozen: str)
     assert time.monotonic() - again < 1, "what cleans up waited another time"
 
 
-def test_who_is_impatient_asks_once(frozen: str) -> None:
+def test_who_is_impatient_asks_once_and_tells(frozen: str) -> None:
     uri = f"s3://key:secret@bucket/x?endpoint_override={frozen}&scheme=http&region=us-east-1"
-    started = time.monotonic()
+    started, said = time.monotonic(), list[str]()
     with pytest.raises(OSError, match="Timeout"):
-        Files(uri, patience=Patience(60)).impatient().exists("a")
+        Files(uri, patience=Patience(60, notify=said.append)).impatient().exists("a")
     assert time.monotonic() - started < 6
+    assert len(said) == 1

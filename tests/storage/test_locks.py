@@ -24,6 +24,8 @@ from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import seal, unseal
 from emoreg.storage.working_copy import WorkingCopy
 from tests.helpers.filesystems import no_locks
+from tests.helpers.s3 import s3_server
+from tests.integration.gate import Gate
 
 DRIVE = """
 import sys
@@ -142,6 +144,22 @@ def test_a_driver_that_was_suspended_has_lost_its_study_and_says_to_whom(bucket:
         driver.end()
         assert holder_in(files)["token"] == token, "it took the other one's away"
     assert not files.exists(".driver.json")
+
+
+@pytest.mark.slow
+def test_a_driver_that_asks_nothing_is_told_within_five_seconds_that_the_store_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 5.0)
+    with s3_server() as server, Gate(server.address) as gate:
+        told: list[float] = []
+        patience = Patience(notify=lambda text: told.append(time.monotonic()))
+        files = Files(server.bucket().replace(server.address, gate.address), patience=patience)
+        with study_lock(files, patience):
+            with gate.frozen():
+                wait_until(lambda: bool(told))
+            assert gate.first_held is not None
+            assert told[0] - gate.first_held < 5
 
 
 def test_a_driver_that_wakes_after_another_has_ended_has_lost_its_study_too(bucket: str) -> None:

@@ -56,6 +56,7 @@ def test_what_is_an_answer_is_not_asked_for_again() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_an_outage_is_told_within_five_seconds_once_and_with_its_end() -> None:
     said: list[tuple[float, str]] = []
     started = time.monotonic()

@@ -26,15 +26,17 @@ from emoreg.training.backbones import (
     create_encoder,
     recompute_statistics,
 )
-from emoreg.training.experience import experience_key
+from emoreg.training.experience import experience_key, shared_runs
 from emoreg.training.model import EmotionalNet, create_emotional_net
 from emoreg.training.optim import build_optimizer
 from tests.helpers.trials import CPU, equal, run, tiny
 from tests.training.test_oom import room_for
 
 
-def create(name: str, image_size: int = 32, *, weights: str | None = None, seed: int = 0, drop_path: float = 0.0) -> Encoder:
-    return create_encoder(name, image_size=image_size, drop_path=drop_path, weights=weights, seed=seed)
+def create(
+    name: str, image_size: int = 32, *, weights: str | None = None, seed: int = 0, drop_path: float = 0.0, width: int = 1
+) -> Encoder:
+    return create_encoder(name, image_size=image_size, drop_path=drop_path, weights=weights, seed=seed, width=width)
 
 
 def images(size: int = 32) -> Tensor:
@@ -137,6 +139,78 @@ def test_drop_path_drops_while_training_alone() -> None:
     assert torch.equal(encoder(images()), encoder(images()))
     with pytest.raises(ConfigError, match=r"what backbone 'vgg11' does not take, .*drop_path_rate"):
         create("vgg11", drop_path=0.5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "resnet18", "deit_tiny_patch16_224"])
+@pytest.mark.parametrize("drop_path", [0.0, 0.1])
+def test_every_layer_of_a_wide_encoder_has_twice_the_width(name: str, drop_path: float) -> None:
+    encoder, wide = (create(name, 16, drop_path=drop_path, width=width) for width in (1, 2))
+    assert wide.width == 2 * encoder.width
+    usual, double = (dict(found.named_parameters()) for found in (encoder, wide))
+    assert usual.keys() == double.keys()
+    for key, weight in usual.items():
+        sides = [*zip(weight.shape, double[key].shape, strict=True)]
+        outputs = sides[-1] if key.endswith(("_token", "pos_embed")) else sides[0]
+        assert outputs[1] == 2 * outputs[0], key
+        is_first = key in ("model.conv1.weight", "model.conv1.0.weight", "model.patch_embed.proj.weight")  # of three colours
+        assert is_first or weight.dim() < 2 or key.endswith(("_token", "pos_embed")) or sides[1][1] == 2 * sides[1][0], key
+    num_weights = [sum(weight.numel() for weight in found.values()) for found in (usual, double)]
+    assert num_weights[1] / num_weights[0] == pytest.approx(4, rel=0.03)
+    assert wide(images(16)).shape == (2, wide.width)
+
+
+def test_a_vit_tiny_of_twice_the_width_is_a_vit_small() -> None:
+    def shapes(encoder: Encoder) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in encoder.state_dict().items()}
+
+    wide, small_vit = create("vit_tiny", width=2), create("vit_small")
+    assert shapes(wide) == shapes(small_vit)
+    heads = [layer.num_heads for encoder in (wide, small_vit) for layer in encoder.modules() if hasattr(layer, "num_heads")]
+    assert {*heads} == {6}
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d"])
+def test_the_stem_of_a_wide_resnet_is_that_of_the_usual_one(name: str, is_small: bool) -> None:
+    def stem(width: int) -> list[nn.Conv2d]:
+        options: dict[str, Any] = {"image_size": 32, "drop_path": 0.0, "weights": None, "seed": 0}
+        model: Any = create_encoder(name, small_stem=is_small, width=width, **options).model
+        assert isinstance(model.maxpool, nn.Identity if is_small else nn.MaxPool2d)
+        assert model.layer1[0].downsample is None, "64 channels in and out, or 128"
+        return [layer for layer in model.conv1.modules() if isinstance(layer, nn.Conv2d)]
+
+    for usual, wide in zip(stem(1), stem(2), strict=True):
+        assert wide.out_channels == 2 * usual.out_channels
+        assert (wide.kernel_size, wide.stride, wide.padding) == (usual.kernel_size, usual.stride, usual.padding)
+        fan_out = wide.out_channels * wide.kernel_size[0] ** 2
+        assert float(wide.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), "as He et al. initialise it"
+
+
+def test_a_wide_encoder_is_decided_by_its_seed() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = create("test_resnet", 16, seed=3, width=2).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert equal(first, create("test_resnet", 16, seed=3, width=2).state_dict())
+    assert not equal(first, create("test_resnet", 16, seed=4, width=2).state_dict())
+
+
+@pytest.mark.parametrize("name", ["mine", "test_convnext", "resnext26ts", "ecaresnet50d_pruned"])
+def test_what_cannot_be_made_wider_is_refused(name: str) -> None:
+    backbone("mine")(small)
+    check_backbone(name, image_size=32, weights=None)
+    with pytest.raises(
+        ConfigError, match=f"^Leave the control wide out, .* only these can have width 2, but backbone is {name!r}"
+    ):
+        check_backbone(name, image_size=32, weights=None, width=2)
+
+
+def test_a_wide_experience_has_a_key_of_its_own() -> None:
+    usual, wide = (resolve_trial(tiny(width=width)) for width in (1, 2))
+    keys = [experience_key(trial.config, trial.config.stimuli, "f", CPU) for trial in (usual, wide)]
+    assert keys[0] == "cfdd41c6aa42f714", "as before there were widths: else stored experiences are not found any more"
+    assert keys[1] != keys[0]
+    assert not shared_runs(usual).keys() & shared_runs(wide).keys()
 
 
 @pytest.mark.parametrize("size", [16, 32])

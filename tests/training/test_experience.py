@@ -29,7 +29,7 @@ from emoreg.results.records import EpochRecord
 from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.locks import FileLocks
-from emoreg.training.experience import experience_key, shared_run
+from emoreg.training.experience import experience_key, shared_runs
 from tests.helpers.experiences import obtain, pretraining_of
 from tests.helpers.trials import (
     CPU,
@@ -50,6 +50,7 @@ from tests.helpers.values import OTHER_VALUES, whole
 
 DECIDES_THE_WEIGHTS = {
     "backbone",
+    "width",
     "drop_path",
     "stem",
     "weights",
@@ -57,9 +58,11 @@ DECIDES_THE_WEIGHTS = {
     "stimuli.num_images",
     "stimuli.validation_fraction",
     "stimuli.split_seed",
+    "stimuli.num_folds",
     "pretraining.batch_size",
     "pretraining.lr_schedule",
     "pretraining.warmup_steps",
+    "pretraining.cooldown_epochs",
     "pretraining.label_smoothing",
     "pretraining.sampling",
     "pretraining.class_weights",
@@ -69,6 +72,7 @@ DECIDES_THE_WEIGHTS = {
     "seed",
     "deterministic",
     "precision",
+    "compile",
 }
 
 
@@ -78,7 +82,8 @@ def key(config: TrialConfig, fingerprint: str = "f", device: torch.device = CPU,
 
 
 def name(config: TrialConfig) -> str | None:
-    return shared_run(resolve_trial(config))
+    """Of the run whose end a trial takes."""
+    return next(reversed(shared_runs(resolve_trial(config))), None)
 
 
 # The key
@@ -156,6 +161,7 @@ BITES: dict[str, tuple[Value, Value]] = {
     "seed": (0, 1),
     "precision": ("float32", "bf16"),
     "stem": ("small", "own"),
+    "width": (1, 2),
 }
 BASE = replace_paths(
     whole(),
@@ -168,9 +174,11 @@ BASE = replace_paths(
         "pretraining.batch_size": 16,
     },
 )
-# The image set by content, the length, and what may round differently without having to.
-CONTENT = {f"stimuli.{name}" for name in ("name", "path", "target", "image_column", "fit")}
-NOT_COMPARED = CONTENT | {"pretraining.epochs", "weights", "deterministic"}
+# The image set by content, the lengths (whose beginnings are alike), what may round differently without having to, and folds,
+# which exclude a fraction.
+CONTENT = {f"stimuli.{name}" for name in ("name", "path", "target", "image_column", "fit", "group")}
+LENGTHS = {"pretraining.epochs", "pretraining.cooldown_epochs"}
+NOT_COMPARED = CONTENT | LENGTHS | {"weights", "deterministic", "compile", "stimuli.num_folds"}
 
 
 def weights_and_key(config: TrialConfig, storage: Path) -> tuple[dict[str, Tensor], str]:
@@ -191,7 +199,7 @@ def of_the_stimuli_alone(storage: Path) -> tuple[dict[str, Tensor], str]:
 
 @pytest.mark.parametrize("path", sorted(OTHER_VALUES.keys() - NOT_COMPARED - BITES.keys()))
 def test_what_comes_after_changes_neither_weights_nor_key(path: str, prepared: Path) -> None:
-    assert path.startswith(("regulation.", "task.", "neutral.", "metrics", "probe"))
+    assert path.startswith(("regulation.", "task.", "neutral.", "relabelled.", "metrics", "probe", "exclude_test_images"))
     weights, its_key = weights_and_key(replace_paths(BASE, {path: OTHER_VALUES[path]}), prepared)
     expected, expected_key = of_the_stimuli_alone(prepared)
     assert equal(weights, expected)
@@ -363,6 +371,7 @@ EXACT: dict[str, dict[str, Value]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_longer_experience_continues_a_shorter_one_to_the_bit_in_two_processes(storage: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     bases = {name: replace_paths(TINY, {**paths, "regulation.kind": "fixed"}) for name, paths in EXACT.items()}
@@ -587,6 +596,7 @@ def _at_once(storage: Path, user: str, epochs: int, barrier: Barrier, trained: A
     trained.put(obtain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store)[1])
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_trains_each_epoch(storage: Path) -> None:
     server = servers()
     lengths = (3, 7, 5, 7)
@@ -625,6 +635,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
     obtain(config, storage, store, report=count, checkpoint_seconds=0, should_stop=asked)
 
 
+@pytest.mark.slow
 def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(storage: Path) -> None:
     server = servers()
     has_begun, waits = server.Event(), server.Event()

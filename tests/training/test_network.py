@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError, StorageError
 from emoreg.training import trial as trial_module
 from emoreg.training.learners import Evaluation
+from emoreg.training.network import check_onnx
 from emoreg.training.optim import reproducible
 from tests.helpers.networks import copy_to, trained_study, write_untrained
 from tests.helpers.trials import CPU, TINY, tiny
@@ -31,6 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "conditioned": {"regulation__form": "conditioned"},
     "of probabilities": {"regulation__mix_space": "probabilities", "regulation__kind": "random"},
     "plain": {"regulation__balance": 0.0},
+    "wide": {"control": "wide", "backbone": "test_vit"},
     "in bf16": {"precision": "bf16", "deterministic": False},
 }
 
@@ -65,6 +68,19 @@ def test_it_gives_the_scores_of_the_trial_s_own_evaluation_to_the_bit(
     assert network.class_names == load(config.task, image_size=16, storage=storage).class_names
 
 
+def test_a_wide_network_has_four_times_the_weights(storage: Path) -> None:
+    records = {}
+    for control in ("plain", "wide"):
+        folder, records[control] = trained_study(storage, tiny(regulation__epochs=1, control=control), name=control)
+        emoreg.load_study(folder).export(storage / f"exported {control}")
+    wide = emoreg.load_network(storage / "exported wide")
+    assert wide.config.trial.width == 2
+    assert sum(weight.numel() for weight in wide.parameters()) == records["wide"].num_parameters
+    counts = [records[control].num_parameters for control in ("plain", "wide")]
+    assert counts[1] / counts[0] == pytest.approx(4, rel=0.03)
+
+
+@pytest.mark.slow
 def test_it_needs_nothing_but_its_folder(storage: Path, tmp_path: Path) -> None:
     folder, record = trained_study(storage, replace_paths(TINY, {"regulation.epochs": 1}))
     emoreg.load_study(folder).export(tmp_path / "exported")
@@ -81,6 +97,30 @@ def test_it_needs_nothing_but_its_folder(storage: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "torch.Size([4])", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["balanced", "conditioned", "plain", "in bf16"])
+def test_in_onnx_it_gives_the_same_scores(name: str, storage: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[onnx]" and onnxruntime')
+    config = tiny(regulation__epochs=1, **CONFIGS[name])
+    folder, _ = trained_study(storage, config)
+    emoreg.load_study(folder).export(tmp_path, onnx=True)
+    network = emoreg.load_network(tmp_path)
+    network.config = dataclasses.replace(network.config, trial=dataclasses.replace(network.config.trial, precision="float32"))
+    images = pixels(config, storage)
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    (scores,) = session.run(["scores"], {"images": images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(network(images), torch.from_numpy(scores), atol=1e-4, rtol=1e-4)
+    emoreg.load_study(folder).export(tmp_path)
+    assert not (tmp_path / "network.onnx").exists(), "of a network that is replaced"
+
+
+def test_onnx_without_its_packages_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'Run pip install -e "\.\[onnx\]", or export without ONNX'):
+        check_onnx()
 
 
 def test_a_study_in_an_object_store_is_exported_too(bucket: str, storage: Path) -> None:

@@ -385,6 +385,7 @@ def gradient(num_images: int) -> tuple[int | None, float, float]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the size of a process as Linux tells it")
+@pytest.mark.slow
 def test_a_process_that_really_runs_out_of_memory_gets_the_same_gradient() -> None:
     _, loss, norm = gradient(256)
     command = [sys.executable, "-c", REAL, str(150 << 20)]

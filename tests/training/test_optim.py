@@ -24,7 +24,7 @@ from emoreg.training.optim import (
     reproducible,
     uses_bf16,
 )
-from tests.helpers.trials import CPU
+from tests.helpers.trials import CPU, linear_encoder
 
 
 def vit_regulation() -> Regulation:
@@ -131,11 +131,25 @@ def test_pretraining_s_cosine_ends_near_nothing_and_is_found_to_know_the_length(
     reason = length_dependence(config)
     assert reason is not None
     assert re.fullmatch(
-        r"pretraining\.lr_schedule='cosine' depends on the total length \(its factor at step 11 is 0\.99\d+ of 110 steps and "
+        r"pretraining\.lr_schedule='cosine' depends on the total length \(its factor at step 15 is 0\.99\d+ of 110 steps and "
         r"0\.99\d+ of 111 steps\), so lengths share no pre-training",
         reason,
     )
     assert length_dependence(dataclasses.replace(config, warmup_steps=100_000)) is not None
+
+
+def test_a_cooldown_goes_linearly_to_nothing_from_where_the_rate_was() -> None:
+    config = PretrainingConfig(epochs=3, cooldown_epochs=2, warmup_steps=4)
+    factors = [pretraining_schedule(step, 25, config) for step in range(25)]  # 5 steps an epoch
+    constant = dataclasses.replace(config, cooldown_epochs=0)
+    assert factors[:15] == [pretraining_schedule(step, 15, constant) for step in range(15)]
+    assert factors[15:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    still_warming = PretrainingConfig(epochs=1, cooldown_epochs=1, warmup_steps=9)
+    factors = [pretraining_schedule(step, 10, still_warming) for step in range(10)]
+    assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.48, 0.36, 0.24, 0.12])
+    assert length_dependence(constant) is None
+    reason = "pretraining.cooldown_epochs=2 are the last of the length, so lengths share no cool-down"
+    assert length_dependence(config) == reason
 
 
 @pytest.mark.parametrize("warmup", [0, 7, 5000])
@@ -173,6 +187,23 @@ def test_schedules_of_few_steps_stay_in_range(lr_schedule: Any) -> None:
         for warmup in (0.0, 0.3, 0.99):
             config = RegulationConfig(lr_schedule=lr_schedule, warmup_fraction=warmup, decay_fraction=1.0)
             assert all(0 < regulation_schedule(step, num_steps, config) <= 1 for step in range(num_steps))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_fused_update_is_the_plain_one_within_rounding(name: Any) -> None:
+    config = OptimizerConfig(name=name, learning_rate=0.1)
+    networks = [EmotionalNet(linear_encoder(5, seed=0), 3, seed=1) for _ in range(2)]
+    optimizers = [build_optimizer(net, config, fused=fused) for net, fused in zip(networks, (False, True), strict=True)]
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        for net, optimizer in zip(networks, optimizers, strict=True):
+            optimizer.zero_grad()
+            net(images).square().mean().backward()
+            optimizer.step()
+    for plain, fused in zip(*(net.parameters() for net in networks), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    assert not optimizers[1].param_groups[0]["fused"], "a trial that an earlier emoreg began goes on as it began"
 
 
 def test_precision() -> None:

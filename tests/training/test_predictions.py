@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Literal
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 import emoreg
 from emoreg.data import load, parts
 from emoreg.data.batches import Batches
-from emoreg.results.predictions import Agreement, agreement, read_predictions
+from emoreg.results.predictions import Agreement, agreement, pictured_errors, pictured_right_by_one, read_predictions
 from emoreg.results.records import PredictionRecord, schema
 from emoreg.storage.files import Files
 from emoreg.training.learners import Prediction
@@ -20,6 +24,7 @@ from emoreg.training.network import load_network
 from tests.helpers.networks import copy_to, trained_study
 from tests.helpers.trials import CPU, TINY, run, tiny
 
+ENCODERS: tuple[Literal["plain"], Literal["emotional"]] = ("plain", "emotional")
 pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
@@ -89,3 +94,23 @@ def test_agreement_by_hand() -> None:
     expected = Agreement(num_images=5, agree=0.4, both=0.2, only_plain=0.2, only_emotional=0.2)
     assert agreement(table, "test") == expected
     assert agreement(table, "validation") is None
+
+
+def test_errors_and_what_one_encoder_alone_gets_right_have_pictures(storage: Path) -> None:
+    folder, record = trained_study(storage, tiny(regulation__epochs=1))
+    table = read_predictions(Files(str(folder)), identity=record.identity)
+    assert table is not None
+    errors = pictured_errors(table, "validation")
+    wrong = sorted(
+        (row for row in table.to_pylist() if row["predicted"] != row["class_name"]), key=lambda row: -row["confidence"]
+    )
+    assert errors["image"].to_pylist()[:12] == [row["image"] for row in wrong[:12]], "the most confident come first"
+    _, validation = parts(load(TINY.task, image_size=16, storage=storage), TINY.task)
+    for rows in (errors, *(pictured_right_by_one(table, "validation", one) for one in ENCODERS)):
+        for row in rows.to_pylist():
+            pixels = np.asarray(Image.open(io.BytesIO(row["picture"])))
+            assert (pixels == validation.images[row["image"]]).all()
+    for encoder, other in zip(ENCODERS, reversed(ENCODERS), strict=True):
+        alone = pictured_right_by_one(table, "validation", encoder)
+        assert alone[f"{encoder}_predicted"].to_pylist() == alone["class_name"].to_pylist()
+        assert all(alone[f"{other}_predicted"].to_numpy() != alone["class_name"].to_numpy())

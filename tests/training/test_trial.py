@@ -2,8 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 import traceback
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +24,19 @@ from emoreg.config import CONTROLS, ImageSetConfig, TrialConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.data import cut_validation, load
 from emoreg.data.batches import Batches
+from emoreg.data.readers.openmoji import FACES
 from emoreg.errors import ConfigError, ImageSetError, Interrupted
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.seeding import derive_seed, generator
 from emoreg.storage.checkpoint import CHECKPOINT, State
 from emoreg.training import trial
 from emoreg.training.backbones import Encoder, create_encoder
+from emoreg.training.checkpointing import LoopState
 from emoreg.training.context import TrialContext
 from emoreg.training.events import BalanceSample, Confusion, Experienced, ImagesSample
 from emoreg.training.learners import Learner
 from emoreg.training.optim import reproducible
-from emoreg.training.stages import Stage
+from emoreg.training.stages import Stage, pretraining_stage
 from tests.helpers.trials import (
     CPU,
     RANDOM,
@@ -252,7 +260,7 @@ def test_a_finished_trial_keeps_its_network_and_no_optimizer(storage: Path) -> N
     _, _, network = run(config, storage)
     state = load_state(path)
     assert state is not None
-    assert state.keys() == {"network", "oom", "epoch", "history", "class_names"}
+    assert state.keys() == {"network", "oom", "epoch", "history", "class_names", "precision", "compile"}
     assert state["class_names"] == [str(digit) for digit in range(10)]
     weights = sum(value.nbytes for value in network.values())
     assert path.stat().st_size < 1.1 * weights
@@ -269,7 +277,7 @@ def test_a_trial_alone_keeps_its_things_as_one_of_a_study_does(storage: Path) ->
     assert [(use.study, use.identity) for use in entry.uses] == [("mine", trial_.identity)]
 
 
-def test_two_frames_lie_between_a_trial_s_caller_and_an_optimizer_s_step(storage: Path) -> None:
+def test_three_frames_lie_between_a_trial_s_caller_and_an_optimizer_s_step(storage: Path) -> None:
     ways = set()
 
     def note(*_: Any) -> None:
@@ -281,7 +289,7 @@ def test_two_frames_lie_between_a_trial_s_caller_and_an_optimizer_s_step(storage
         run(tiny(regulation__epochs=1), storage)
     finally:
         handle.remove()
-    assert ways == {("run_trial", "fit")}  # of both stages
+    assert ways == {("run_trial", "fit", "_step")}  # of both stages
 
 
 def test_events_come_in_order_and_the_test_split_stays_shut(storage: Path) -> None:
@@ -340,13 +348,16 @@ def part(network: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def test_controls_are_paired_by_seed(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     neutral = ImageSetConfig(name="digits", split_seed=5)
-    base = dataclasses.replace(TINY, neutral=neutral)
+    stimuli = ImageSetConfig(name="openmoji", num_images=64)
+    base = dataclasses.replace(
+        TINY, stimuli=stimuli, neutral=neutral, relabelled=dataclasses.replace(stimuli, target="subgroup")
+    )
     controls = tuple(CONTROLS)
     starts = {c: initial_network(dataclasses.replace(base, control=c), storage, monkeypatch) for c in controls}
     for control, start in starts.items():
-        if control != "emotional":
+        if control not in ("emotional", "wide"):
             assert equal(part(start, "plain"), part(starts["regulated"], "plain")), control
-        if control not in ("plain", "compute_matched"):
+        if control not in ("plain", "compute_matched", "wide"):
             assert equal(part(start, "emotional_head"), part(starts["regulated"], "emotional_head")), control
     assert part(starts["emotional"], "plain") == part(starts["plain"], "emotional") == {}
     emotional = {c: part(start, "emotional.") for c, start in starts.items()}
@@ -357,6 +368,9 @@ def test_controls_are_paired_by_seed(storage: Path, monkeypatch: pytest.MonkeyPa
     seed = derive_seed(0, "emotional encoder")
     fresh = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=seed)
     assert equal({f"emotional.{key}": value for key, value in fresh.state_dict().items()}, emotional["untrained"])
+    seed = derive_seed(0, "plain encoder")
+    double = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=seed, width=2)
+    assert equal({f"plain.{key}": value for key, value in double.state_dict().items()}, part(starts["wide"], "plain."))
     other = initial_network(dataclasses.replace(base, seed=1), storage, monkeypatch)
     assert not torch.equal(other["plain_head.weight"], starts["regulated"]["plain_head.weight"])
 
@@ -503,9 +517,64 @@ def test_a_torn_checkpoint_costs_time_and_nothing_else(storage: Path) -> None:
     assert path.with_name("trial.ckpt.bad").exists()
 
 
+def test_the_relabelled_control_learns_other_labels_of_the_very_images(storage: Path) -> None:
+    stimuli = ImageSetConfig(name="openmoji", num_images=48, validation_fraction=0.1)
+    labels = ImageSetConfig(name="openmoji", target="subgroup", num_images=7)
+    config = dataclasses.replace(TINY, stimuli=stimuli, relabelled=labels)
+    load_images, stages = partial(load, storage=storage), {}
+    for name in ("regulated", "relabelled"):
+        stages[name] = pretraining_stage(resolve_trial(dataclasses.replace(config, control=name)), load_images, CPU)
+    affect, groups = stages["regulated"], stages["relabelled"]
+    assert affect.validation is not None
+    assert groups.validation is not None
+    every = torch.arange(48)
+    assert torch.equal(affect.train.pictures(every), groups.train.pictures(every))
+    assert (len(affect.validation), len(groups.train)) == (len(groups.validation), 48)
+    assert (affect.image_set.num_outputs, groups.image_set.num_outputs) == (3, len(FACES))
+    outcome, _, _ = run(dataclasses.replace(config, control="relabelled"), storage)
+    run(config, storage)
+    assert outcome.end == EndReason.COMPLETED
+    assert len(experience_folders(storage)) == 2, "other labels are another experience"
+    other = dataclasses.replace(config, relabelled=ImageSetConfig(name="digits"), control="relabelled")
+    with pytest.raises(ImageSetError, match="relabelled images must be the stimuli's to the pixel, but 'digits' lacks"):
+        run(other, storage)
+
+
 def test_a_task_without_validation_images_is_refused(storage: Path) -> None:
     with pytest.raises(ImageSetError, match=r"Raise .*0\.0001 of the 14\d\d images of 'digits' is none"):
         run(tiny(task__validation_fraction=0.0001), storage)
+
+
+def test_a_tested_trial_that_holds_nothing_out_is_trained_alike_and_measured_on_the_test_split(storage: Path) -> None:
+    with pytest.raises(ImageSetError, match=r"Raise task\.validation_fraction"):
+        run(tiny(task__validation_fraction=0.0), storage)
+    metrics: dict[str, Any] = {"metrics": ("macro_f1",), "probes": ("emotion_share",)}
+    held_out, _, network = run(tiny(**metrics), storage, evaluate_on="test")
+    outcome, recorder, same_network = run(tiny(task__validation_fraction=0.0, **metrics), storage, evaluate_on="test")
+    assert equal(network, same_network), "the 80 images are the same, and evaluating changes nothing"
+    assert (outcome.val_accuracy, outcome.val_loss) == (None, None)
+    assert (outcome.test_accuracy, outcome.measured_balance) == (held_out.test_accuracy, held_out.measured_balance)
+    assert outcome.metrics == {name: value for name, value in held_out.metrics.items() if name.startswith("test_")}
+    rows = recorder.epochs("regulation")
+    assert [(row.val_accuracy, row.val_loss, row.metrics) for row in rows] == [(None, None, "{}")] * 2
+    assert {event.split for event in recorder.events if isinstance(event, Confusion)} == {"test"}
+    again, _, _ = run(tiny(task__validation_fraction=0.0, **metrics), storage, evaluate_on="test")
+    assert again.test_accuracy == outcome.test_accuracy, "its last checkpoint is its answer"
+
+
+def test_a_last_update_that_diverges_is_found_on_the_test_split(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(task__validation_fraction=0.0, regulation__epochs=1, regulation__optimizer__gradient_clip=None)
+    num_steps, step = 3, LoopState.add_step
+
+    def spoil_last(self: LoopState, *args: Any) -> None:
+        step(self, *args)
+        if self.stage == "regulation" and self.step == num_steps:
+            next(iter(self.network.parameters())).data.fill_(math.nan)
+
+    monkeypatch.setattr(LoopState, "add_step", spoil_last)
+    outcome, _, _ = run(config, storage, evaluate_on="test")
+    assert (outcome.end, outcome.diverged_stage, outcome.diverged_step) == (EndReason.DIVERGED, "regulation", num_steps)
+    assert outcome.test_accuracy is None
 
 
 @pytest.fixture
@@ -533,3 +602,45 @@ def test_real_valued_stimuli_pretrain_too(storage: Path, real_valued: ImageSetCo
             run(replace_paths(config, {path: value}), storage)
     with pytest.raises(ConfigError, match="a task is classified"):
         run(dataclasses.replace(config, task=real_valued), storage)
+
+
+FRESH = """
+import json, sys, torch
+from pathlib import Path
+from tests.helpers.trials import Recorder, run, tiny
+torch.set_num_threads(1)
+recorder = Recorder()
+run(tiny(**json.loads(sys.argv[1])), Path(sys.argv[2]), recorder)
+print(json.dumps(recorder.numbers()))
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.usefixtures("torch_threads")
+def test_a_trial_between_others_in_one_process_is_as_in_a_process_of_its_own(prepared: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    first = {"deterministic": False}
+    other = {**{path.replace(".", "__"): value for path, value in RANDOM.items()}, "backbone": "test_vit", "seed": 7}
+
+    def storage(name: str) -> Path:
+        """A storage with the prepared image sets, and no experience."""
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "imagesets").symlink_to(prepared / "imagesets")
+        return folder
+
+    def here(name: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        recorder = Recorder()
+        run(tiny(**settings), storage(name), recorder)
+        return recorder.numbers()
+
+    def fresh(name: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        command = [sys.executable, "-c", FRESH, json.dumps(settings), str(storage(name))]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        numbers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        return numbers
+
+    in_a_row = [here("first", first), here("other", other), here("again", first)]
+    assert in_a_row == [fresh("fresh", first), fresh("fresh other", other), in_a_row[0]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,21 @@ def test_the_best_is_planned_beside_every_control_on_fresh_seeds(study: StudyCon
     assert {trial.identity for _, trial in plan.trials} == {
         resolve_trial(trial, prepare_image_sets(plan.config)).identity for trial in plan.config.confirmed
     }
+
+
+@pytest.mark.usefixtures("searched")
+def test_what_is_opt_in_is_planned_where_the_study_names_it(study: StudyConfig) -> None:
+    usual = plan_confirmation(study, ConfirmationConfig(num_seeds=2))
+    asking = dataclasses.replace(study, controls=("regulated", "plain", "wide"))
+    plan = plan_confirmation(asking, ConfirmationConfig(num_seeds=2))
+    assert {trial.identity for _, trial in usual.trials} < {trial.identity for _, trial in plan.trials}
+    wide = {trial.config.seed: trial for _, trial in plan.trials if trial.config.control == "wide"}
+    plain = {trial.config.seed: trial for _, trial in plan.trials if trial.config.control == "plain"}
+    assert len(plan.trials) == len(usual.trials) + 2
+    assert wide.keys() == plain.keys() == {1000, 1001}
+    for seed, trial in wide.items():
+        assert trial.config == dataclasses.replace(plain[seed].config, control="wide", width=2)
+    assert plan.expected_seconds > usual.expected_seconds
 
 
 def test_other_images_than_those_of_the_search_are_refused(study: StudyConfig, searched: Path) -> None:
@@ -123,6 +140,56 @@ def test_what_is_fixed_is_written_down_for_all_studies_and_for_this_one(
     assert (opening.smallest_effect, opening.test_splits, opening.seeds) == (0.5, plan.test_splits, (1000, 1001, 1002))
     assert (entry.study, entry.plan, entry.command) == ("tiny", opening.digest, "emoreg confirm mine")
     assert entry.configurations == tuple(found.identity for found in opening.chosen)
+
+
+def training(accuracies: Mapping[str, float]) -> Callable[..., RunEnd]:
+    """Runs a study in the place of Ray: its trials have these accuracies, by control; regulation's vary a little by seed."""
+
+    def run(config: StudyConfig, *, prepare: Prepare, **_: object) -> RunEnd:
+        fingerprints = prepare_image_sets(config)
+        with coordinate(config) as coordinator:
+            records = Records(coordinator.copy.folder)
+            prepare(coordinator, records)
+            write_manifest(config, coordinator.copy.folder, fingerprints)
+            rows = {**records.trials}
+            for trial in config.confirmed:
+                found, by_seed = accuracies.get(trial.control, 0.5), 0.001 * (trial.seed % 3) * (trial.control == "regulated")
+                row = dataclasses.replace(ended(trial, role="confirm"), test_accuracy=found + by_seed)
+                rows[identity] = dataclasses.replace(row, identity=(identity := resolve_trial(trial, fingerprints).identity))
+        write_rows(coordinator.copy.folder, "trials", TrialRecord, [*rows.values()])
+        return RunEnd.COMPLETED
+
+    return run
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize(
+    ("regulated", "seeds", "said"),
+    [
+        (0.6, 3, "helps: .*; it was clear at the first of two looks, after 3 of 5 seeds"),
+        (0.4, 3, r"harms: -9\.9 points .* over plain \(n = 3\); it was clear at the first of two looks"),
+        (0.506, 5, r"rung 3 of 5\).*\. Not shown above it: .* over shuffled \(n = 5"),
+    ],
+)
+def test_the_first_of_two_looks_ends_what_is_clear(
+    regulated: float, seeds: int, said: str, study: StudyConfig, searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = {"regulated": regulated, "emotional": 0.9} | ({"shuffled": 0.507} if seeds == 5 else {})
+    monkeypatch.setattr("emoreg.tuning.confirm.run_study", training(accuracies))
+    plan = plan_confirmation(study, ConfirmationConfig(num_seeds=5, looks=2))
+    for _ in range(2):  # whoever runs it again changes nothing
+        run_confirmation(plan)
+        results = load_results(searched)
+        (verdict,) = results.verdicts.values()
+        assert re.search(said, verdict.sentence), verdict.sentence
+        assert {row.seed for row in results.confirming.trials} == {*range(1000, 1000 + seeds)}
+        assert results.exploratory == ""
+    if seeds == 5:  # a first look that is clear later on, by a trial that was run again, leaves out no seed that was run
+        monkeypatch.setattr("emoreg.tuning.confirm.answers_early", lambda *_: True)
+        run_confirmation(plan)
+        assert not read_openings(study_files(plan.config))[-1].is_stopped
+    with pytest.raises(ConfigError, match=r"opened for .* in looks after 3 and 5 of them, .* and now it is to be"):
+        check_confirmation(plan_confirmation(study, ConfirmationConfig(num_seeds=5)))
 
 
 @pytest.mark.usefixtures("searched")

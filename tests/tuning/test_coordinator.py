@@ -139,6 +139,7 @@ def test_turns_do_not_overlap_and_lose_nothing(config: StudyConfig, stack: ExitS
         pass
 
 
+@pytest.mark.slow
 def test_a_turn_that_is_not_ended_is_told_of_and_not_waited_for_without_end(config: StudyConfig, stack: ExitStack) -> None:
     (first,) = shared(config, stack, 1)
     said: list[str] = []
@@ -149,6 +150,7 @@ def test_a_turn_that_is_not_ended_is_told_of_and_not_waited_for_without_end(conf
         assert "has its turn; waiting until " in text
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_to_stop_still_has_its_turns(config: StudyConfig, stack: ExitStack) -> None:
     (first,) = shared(config, stack, 1)
     second = stack.enter_context(PostgresCoordinator(config, Patience(should_stop=lambda: True)))

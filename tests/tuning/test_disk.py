@@ -20,7 +20,7 @@ from emoreg.training.backbones import create_encoder
 from emoreg.tuning import disk
 from emoreg.tuning.disk import DiskUse, check_disk, estimate_disk
 from tests.helpers.studies import tiny_study
-from tests.helpers.trials import TINY, run
+from tests.helpers.trials import TINY, run, tiny
 
 MIB = 2**20
 _BUILT = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=0)
@@ -58,6 +58,8 @@ def test_experiences_are_the_snapshots_of_shared_runs() -> None:
     assert estimate(num_trials=20).experiences == 2 * state, "lengths 1 and 2 of one run"
     longer: dict[str, Any] = {"search_space": {"pretraining.epochs": Choice((6, 7))}, "num_trials": 20}
     assert estimate(**longer).experiences == 5 * state, "6 and 7, and on the way 1, 2 and 4"
+    cooled = tiny(pretraining__cooldown_epochs=3)
+    assert estimate(num_trials=20, trial=cooled).experiences == 4 * state, "lengths 1 and 2, and each cooled down"
     apart = {**LENGTHS, "regulation.balance": Float(0.1, 0.9)}
     assert estimate(search_space=apart, experience=ExperienceConfig(share=False)).experiences == 3 * state, "each its own"
     every: dict[str, Any] = {"search_space": {"pretraining.epochs": Int(1, 9)}, "num_trials": 200}
@@ -71,6 +73,16 @@ def test_each_backbone_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "create_encoder", lambda name, **options: built.append(name) or real(name, **options))
     estimate(search_space={"backbone": Choice(("test_resnet", "test_vit")), **LENGTHS}, num_trials=30)
     assert sorted(built) == ["test_resnet", "test_vit"]
+
+
+def test_a_wide_network_is_counted_as_large_as_it_is() -> None:
+    built = create_encoder("test_resnet", image_size=16, drop_path=0.0, weights=None, seed=0, width=2)
+    wide = sum(value.nbytes for value in built.state_dict().values())
+    assert 3.9 * ENCODER < wide < 4 * ENCODER
+    everything = ResourcesConfig(keep_networks="all")
+    found = estimate(num_trials=0, controls=("regulated", "wide"), resources=everything)
+    assert found.networks == 2 * ENCODER + wide
+    assert found.checkpoints == 2 * 3 * wide, "one encoder, which is larger than two"
 
 
 def test_it_is_about_what_a_trial_leaves(storage: Path) -> None:

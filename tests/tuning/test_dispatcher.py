@@ -38,7 +38,8 @@ from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Role, TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
-from emoreg.tuning.dispatcher import Assignment, Dispatcher
+from emoreg.tuning.assignment import Assignment
+from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.queue import Job
@@ -142,7 +143,7 @@ class Search:
             coordinator=coordinator,
             inbox=Inbox(Files(str(folder))),
             notify=self.messages.append,
-            on_repeat=lambda identity, number, params: self.repeats.append((identity, number)),
+            on_repeat=lambda job: self.repeats.append((job.identity, job.number)),
         )
         self.source = source
         self.dispatcher = Dispatcher(
@@ -176,7 +177,14 @@ class Search:
         given = self._given[trial_id]
         self.records.add_trial(
             TrialRecord.of(
-                given.trial, outcome, role=given.role, number=given.number, params=given.params, device="CPU", started=""
+                given.trial,
+                outcome,
+                role=given.role,
+                number=given.number,
+                params=given.params,
+                repeats=given.repeats,
+                device="CPU",
+                started="",
             )
         )
         self.dispatcher.end(trial_id, outcome)
@@ -515,7 +523,7 @@ def test_controls_come_first_and_stay_outside_the_history(tmp_path: Path) -> Non
     plain, untrained = (TrialConfig(control=control) for control in ("plain", "untrained"))
     search = Search(config, tmp_path, records=(record(untrained),), controls=(same, plain, plain, untrained))
     first = search.given("a")
-    assert first == Assignment(trial=resolve_trial(same), role="control", number=None, params={}, attempt=1)
+    assert first == Assignment(trial=resolve_trial(same), role="control", number=None, params={}, search_of=None, attempt=1)
     assert search.given("b").trial == resolve_trial(plain)
     assert len(search.study.trials) == 0
     assert search.next("c") is None

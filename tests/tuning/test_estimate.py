@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from emoreg.config import Choice, Float, Int, ResourcesConfig, SamplerConfig, TrialResources
+from emoreg.config import Choice, ExperienceConfig, Float, Int, ResourcesConfig, SamplerConfig, TrialResources
 from emoreg.data import ImageSet, Split, load
 from emoreg.errors import ConfigError
 from emoreg.tuning import estimate
@@ -41,6 +41,53 @@ def test_the_sum_by_hand(storage: Path) -> None:
     assert (both.num_search, both.num_controls) == (3, 4)
     longer = cost(storage, search_space={"pretraining.epochs": Choice((4,))}, controls=(), num_trials=1)
     assert longer.device_seconds == pytest.approx(regulation + 3 * 64)
+    cooled = cost(storage, search_space={"pretraining.cooldown_epochs": Choice((2,))}, controls=(), num_trials=1)
+    assert cooled.device_seconds == cooled.expected_seconds == pytest.approx(regulation + 2 * 64)
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_pretraining_is_counted_once_where_it_is_shared(storage: Path) -> None:
+    epoch = 80 + round(len(load(TINY.task, image_size=16, storage=storage).train) * 0.05) / 3
+    regulation = 2 * 2 * epoch
+    two_lengths: Any = {"search_space": {"pretraining.epochs": Choice((1, 4))}, "num_trials": 20, "controls": ()}
+    found = cost(storage, **two_lengths)
+    assert found.expected_seconds == pytest.approx(20 * regulation + 4 * 64), "the longer one continues the shorter one"
+    assert found.device_seconds > found.expected_seconds
+    cooled = cost(storage, **two_lengths, trial=tiny(pretraining__cooldown_epochs=2))
+    assert cooled.expected_seconds == pytest.approx(20 * regulation + (4 + 2 * 2) * 64), "each length has a cool-down"
+    several = cost(storage, **two_lengths, seeds_per_trial=3)
+    assert several.expected_seconds == pytest.approx(3 * found.expected_seconds), "seeds share nothing"
+    alone = cost(storage, **two_lengths, experience=ExperienceConfig(share=False))
+    assert alone.expected_seconds == pytest.approx(alone.device_seconds, rel=0.3)  # as the lengths were drawn
+    rates = {"pretraining.optimizer.learning_rate": Float(1e-4, 1e-2, log=True)}
+    apart = cost(storage, search_space=rates, num_trials=200, controls=())
+    assert apart.expected_seconds == pytest.approx(apart.device_seconds), "more trials than are drawn share no more"
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_a_frozen_encoder_costs_its_forward_pass(storage: Path) -> None:
+    held_out = round(len(load(TINY.task, image_size=16, storage=storage).train) * 0.05)
+    space: Any = {"search_space": {"regulation.balance": Choice((0.5,))}, "controls": (), "num_trials": 1}
+    frozen = cost(storage, trial=tiny(regulation__freeze_emotional=True), **space)
+    assert frozen.device_seconds == pytest.approx(64 + 2 * (80 * 4 / 3 + 2 * held_out / 3))
+
+
+def test_each_width_is_measured(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_seconds_per_image", lambda config, _: {1: 1.0, 2: 3.5}[config.width])
+    plain, wide = (cost(storage, controls=(control,), num_trials=0) for control in ("plain", "wide"))
+    assert wide.device_seconds == pytest.approx(3.5 * plain.device_seconds)
+    assert plain.seconds_per_image == {("test_resnet", 1): 1.0}
+    assert wide.seconds_per_image == {("test_resnet", 1): 1.0, ("test_resnet", 2): 3.5}
+
+
+def test_a_wide_step_takes_longer(storage: Path) -> None:
+    found = cost(storage, controls=("wide",), num_trials=0, trial=tiny(image_size=32)).seconds_per_image
+    assert found["test_resnet", 2] > found["test_resnet", 1]
+
+
+@pytest.mark.parametrize(("seconds", "slots", "expected"), [([5.0, 1.0, 1.0, 1.0], 2, 5.0), ([1.0] * 3, 2, 2.0), ([], 4, 0.0)])
+def test_a_trial_begins_where_a_slot_becomes_free(seconds: list[float], slots: int, expected: float) -> None:
+    assert estimate._makespan(seconds, slots) == expected
 
 
 @pytest.mark.usefixtures("one_image_a_second")
@@ -85,7 +132,8 @@ def test_trials_share_the_machine(storage: Path) -> None:
     assert cost(storage, resources_by_backbone=greater).concurrency == 1
     capped = cost(storage, resources=ResourcesConfig(cpus_per_trial=0.5, max_concurrent=1))
     assert capped.concurrency == 1
-    assert capped.wall_seconds == capped.device_seconds
+    num_trials, beside = capped.num_search + capped.num_controls, estimate._BESIDE_SECONDS
+    assert capped.wall_seconds == pytest.approx(estimate._START_SECONDS + capped.expected_seconds + num_trials * beside)
     assert torch.get_num_threads() >= 1
 
 

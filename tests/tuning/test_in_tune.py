@@ -17,9 +17,10 @@ from emoreg.config import Choice, Distribution, Objective, SchedulerConfig, Tria
 from emoreg.config.search_space import resolve
 from emoreg.results.records import Provenance, Role, TrialRecord
 from emoreg.tracking.observer import StudyObserver
+from emoreg.tuning.assignment import ASSIGNMENT
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.recorder import Recorder
-from emoreg.tuning.searcher import ASSIGNMENT, TuneSearcher
+from emoreg.tuning.searcher import TuneSearcher
 from emoreg.tuning.signals import Stop
 from emoreg.tuning.tune_results import EVENT, REGULATION_EPOCH, TrialEnded, TrialPlaced, last_result, metric_key
 from tests.tuning.test_dispatcher import (
@@ -142,6 +143,7 @@ def asha() -> Any:
     return ASHAScheduler(time_attr=REGULATION_EPOCH, metric=metric_key("val_accuracy"), mode="max", max_t=3, reduction_factor=2)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_in_tune_where_ray_s_own_bridge_is_wrong(ray_local: None, tmp_path: Path) -> None:
     from ray.tune.search.optuna import OptunaSearch

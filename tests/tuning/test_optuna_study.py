@@ -40,6 +40,7 @@ from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
+from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import seal, unseal
 from emoreg.tuning.optuna_study import (
     GRID,
@@ -54,6 +55,7 @@ from emoreg.tuning.optuna_study import (
     replaced,
     sampler_of,
 )
+from emoreg.tuning.postgres import no_answer
 from emoreg.tuning.reconcile import check_warm_start, reconcile, warm_start
 from tests.helpers.written import write_study_json
 
@@ -709,3 +711,17 @@ def test_a_journal_needs_no_symbolic_links(number: int, tmp_path: Path, monkeypa
     study.tell(study.ask(), 0.5)
     assert [trial.value for trial in open_study(study_config(), tmp_path).trials] == [0.5]
     assert [path.name for path in tmp_path.iterdir()] == ["optuna.journal"]
+
+
+def test_an_outage_of_the_history_is_the_server_s_own_error_for_whoever_asks_next() -> None:
+    """Locks and history share the outage of a server, and the former know its errors, not Optuna's."""
+
+    def transaction(storage: object) -> str:
+        raise StorageInternalError("an exception during the commit") from OperationalError("select", {}, Exception("gone"))
+
+    storage = _RetryingStorage("sqlite://")
+    storage.patience = Patience(0.0)
+    with pytest.raises(OperationalError):
+        _retrying(transaction)(storage)
+    with pytest.raises(OperationalError):
+        storage.patience.retry(lambda: "an answer", when=lambda _: False, reason=no_answer(storage.engine.url))

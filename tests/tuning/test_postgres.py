@@ -98,6 +98,7 @@ def test_one_holder_at_a_time(make_locks: Callable[..., PostgresLocks]) -> None:
     assert first.try_acquire("b")
 
 
+@pytest.mark.slow
 def test_a_lock_is_kept_for_as_long_as_its_process_lives(
     database: str, make_locks: Callable[..., PostgresLocks], quick: float, request: pytest.FixtureRequest
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_server_that_stands_still_is_told_of_waited_for_and_given_up(database:
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_statement_goes_on_where_the_server_does(database: str, postgresql: PostgreSQL) -> None:
     said: list[str] = []
     engine = engine_of(database, Patience(60, notify=said.append))
@@ -193,6 +195,7 @@ def test_a_statement_goes_on_where_the_server_does(database: str, postgresql: Po
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_slow_statement_is_no_outage(database: str) -> None:
     said: list[str] = []
     engine = engine_of(database, Patience(1.0, notify=said.append))
@@ -202,6 +205,7 @@ def test_a_slow_statement_is_no_outage(database: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_wait_for_a_server_that_stands_still(database: str, postgresql: PostgreSQL) -> None:
     said: list[str] = []
     engine = engine_of(database, Patience(60, notify=said.append, should_stop=lambda: bool(said)))

@@ -19,6 +19,7 @@ from emoreg.tuning.preflight import (
     check_home,
     check_storage,
     check_study,
+    check_trial,
     lost_epochs,
     storage_uri,
     store_uri,
@@ -133,6 +134,17 @@ def test_a_study_that_could_not_run_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         check_study(dataclasses.replace(study, **changes))
+
+
+def test_a_backbone_that_a_control_cannot_widen_is_refused(study: StudyConfig) -> None:
+    space = {"backbone": Choice(("test_resnet", "test_convnext")), **study.search_space}
+    check_study(dataclasses.replace(study, search_space=space))
+    asking = dataclasses.replace(study, controls=("regulated", "wide"))
+    check_study(asking)
+    with pytest.raises(ConfigError, match=r"^Leave the control wide out, .* but backbone is 'test_convnext'"):
+        check_study(dataclasses.replace(asking, search_space=space))
+    with pytest.raises(ConfigError, match=r"^Leave the control wide out, .* but backbone is 'test_convnext'"):
+        check_trial(dataclasses.replace(study.trial, backbone="test_convnext", control="wide"))
 
 
 def test_a_trial_that_was_run_alone_becomes_the_control_that_the_study_asks_for(study: StudyConfig) -> None:

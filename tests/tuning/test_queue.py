@@ -58,6 +58,27 @@ def test_a_longer_trial_takes_the_shared_run_further_once_its_trainer_has_its_ow
     assert queue.start() is other
 
 
+def test_a_cooldown_is_waited_for_and_the_run_before_it_no_longer() -> None:
+    first, again, longer, other = (
+        job(pretraining__epochs=2, pretraining__cooldown_epochs=3),
+        job(pretraining__epochs=2, pretraining__cooldown_epochs=3, regulation__balance=0.9),
+        job(pretraining__epochs=4, pretraining__cooldown_epochs=3),
+        job(pretraining__epochs=2, pretraining__cooldown_epochs=1),
+    )
+    queue = queue_of(first, again, longer, other)
+    assert queue.start() is first
+    queue.reached(first.identity, 1)
+    assert queue.start() is None
+    queue.reached(first.identity, 2)
+    assert queue.start() is longer, "the first cools down, and trains what all lengths share no more"
+    assert queue.start() is other, "the state that it begins its own cool-down with is there"
+    queue.reached(first.identity, 4)
+    assert queue.start() is None, "epochs of a cool-down are none of the shared run"
+    assert queue.num_waiting == 1
+    queue.experience_ready(first.identity)
+    assert queue.start() is again
+
+
 def test_trials_of_other_shared_runs_and_of_none_go_first() -> None:
     first, waits, other_seed = job(), job(regulation__balance=0.9), job(seed=7)
     plain, untrained = job(control="plain"), job(pretraining__epochs=0)

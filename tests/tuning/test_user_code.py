@@ -39,6 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_registered_entry_works_in_a_process_that_has_not_its_file(folder: Path) -> None:
     config = read_study_file(str(folder / "mine.py")).config
     assert "seeded twice" in CONTROLS.user_names()

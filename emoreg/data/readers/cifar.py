@@ -79,6 +79,7 @@ def _reader(name: str, title: str) -> Reader:
         path="optional",
         targets=("label",),
         has_columns=True,
+        groups="a column, in Parquet; levels of folders, in a tree",
         stamp=partial(stamp, name=name),
         read=partial(read, name=name),
     )

@@ -127,6 +127,7 @@ IMAGE_SETS.add(
         path="required",
         targets=("expression",),
         has_columns=True,
+        groups="a column, in Parquet; levels of folders, in a tree",
         stamp=stamp,
         read=read,
     ),

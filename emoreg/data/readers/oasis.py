@@ -51,12 +51,16 @@ def read(request: ImageSetRequest) -> ImageSetContents:
     names, train_targets, test_targets = _targets(request.target, train, test)
     return ImageSetContents(
         class_names=names,
-        train=parquet.Rows(files.splits["train"], request.image_column, train_targets),
-        test=parquet.Rows(held, request.image_column, test_targets),
+        train=_rows(files.splits["train"], train_targets, request),
+        test=_rows(held, test_targets, request),
         regression=request.target == "regression",
         notes=notes,
         origins=shards.origins(files, split, request.open()[1]),
     )
+
+
+def _rows(files: shards.Shards, targets: list[Any], request: ImageSetRequest) -> parquet.Rows:
+    return parquet.Rows(files, request.image_column, targets, parquet.group_names(files, request))
 
 
 def _published(request: ImageSetRequest) -> tuple[Path, Path] | None:
@@ -124,6 +128,7 @@ IMAGE_SETS.add(
         path="required",
         targets=("valence", "arousal", "regression"),
         has_columns=True,
+        groups="a column, in Parquet",
         stamp=stamp,
         read=read,
     ),

@@ -5,9 +5,8 @@ in the plain sense of their Unicode names. Left out: costumes (poo, clown, ghost
 emotion, which are no human faces.
 
 A hundred drawings are few, so the training split has each of them twelve times: on white and three pale backgrounds, at
-three sizes. These are not independent images. The test split therefore shares no emoji with the training split and has each
-emoji once, plainly, on white. A validation split cut from the training split does share emoji with it, and so says
-little about new faces.
+three sizes. These are not independent images: the renderings of an emoji are a group, which no cut divides. The test split
+has each of its emoji once, plainly, on white.
 
 The control has as many distinct emoji in as many renderings (slightly more, never fewer), so that it differs from the
 faces in what is drawn, not in how much of it there is.
@@ -56,11 +55,13 @@ _EM = 0.77  # font size that makes the widest glyph as wide as the image, as a s
 
 
 def read_faces(request: ImageSetRequest) -> ImageSetContents:
-    """The faces, by affect or by Unicode subgroup."""
+    """The faces, by affect or by Unicode subgroup: the same images, for the test split is cut by affect."""
     labels = AFFECT if request.target == "affect" else {subgroup: subgroup for subgroup in FACES}
     names = ("negative", "neutral", "positive") if request.target == "affect" else tuple(FACES)
-    emoji = [(code, names.index(labels[subgroup])) for subgroup, codes in FACES.items() for code in codes.split()]
-    return _contents(emoji, names, request.image_size)
+    faces = [(code, subgroup) for subgroup, codes in FACES.items() for code in codes.split()]
+    emoji = [(code, names.index(labels[subgroup])) for code, subgroup in faces]
+    in_test = held_out([code for code, _ in faces], [AFFECT[subgroup] for _, subgroup in faces])
+    return _contents(emoji, in_test, names, request.image_size)
 
 
 def read_objects(request: ImageSetRequest) -> ImageSetContents:
@@ -71,11 +72,13 @@ def read_objects(request: ImageSetRequest) -> ImageSetContents:
         for index, codes in enumerate(OBJECTS.values())
         for code in sorted(sorted(codes.split(), key=sha256)[:per_group])
     ]
-    return _contents(emoji, tuple(OBJECTS), request.image_size)
-
-
-def _contents(emoji: list[tuple[str, int]], class_names: tuple[str, ...], image_size: int) -> ImageSetContents:
     in_test = held_out([code for code, _ in emoji], [label for _, label in emoji])
+    return _contents(emoji, in_test, tuple(OBJECTS), request.image_size)
+
+
+def _contents(
+    emoji: list[tuple[str, int]], in_test: Iterable[bool], class_names: tuple[str, ...], image_size: int
+) -> ImageSetContents:
     train = [one for one, held in zip(emoji, in_test, strict=True) if not held]
     test = [one for one, held in zip(emoji, in_test, strict=True) if held]
     renderings = [(background, scale) for background in _BACKGROUNDS for scale in _SCALES]
@@ -99,7 +102,7 @@ def _draw(emoji: Iterable[tuple[str, int]], renderings: list[tuple[str, float]],
             # The glyphs share one square, whose middle lies 0.66 em below the top of the line.
             place = (side / 2, side / 2 - 0.66 * font.size)
             ImageDraw.Draw(image).text(place, character, font=font, embedded_color=True, anchor="ma")
-            yield Item(image, label, f"U+{code}")
+            yield Item(image, label, f"U+{code}", code)
 
 
 def _reader(description: str, targets: tuple[str, ...], read: Read) -> Reader:

@@ -36,11 +36,12 @@ _ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The images of shards, a batch of rows in memory at a time, with a target for each row; only those to ``keep``."""
+    """The images of shards, a batch of rows in memory at a time, with what belongs to each row; only those to ``keep``."""
 
     shards: Shards
     column: str | None
     targets: Sequence[Target]
+    groups: Sequence[str | None]
     keep: Bool[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
@@ -53,12 +54,13 @@ class Rows:
     def __iter__(self) -> Iterator[Item]:
         row = 0
         for shard in self.shards:
-            name = image_column(shard.physical_schema, self.column, shard.path)
-            batches = shard.to_batches(columns=[name], batch_size=_ROWS_AT_ONCE)
+            found = image_column(shard.physical_schema, self.column, shard.path)
+            batches = shard.to_batches(columns=[found], batch_size=_ROWS_AT_ONCE)
             images = (image for batch in batches for image in pictures(batch.column(0)))
             for row_in_file, image in enumerate(images):
                 if self.keep is None or self.keep[row]:
-                    yield Item(image, self.targets[row], f"{shard.path.rpartition('/')[2]} row {row_in_file}")
+                    name = f"{shard.path.rpartition('/')[2]} row {row_in_file}"
+                    yield Item(image, self.targets[row], name, self.groups[row])
                 row += 1
 
 
@@ -70,6 +72,25 @@ def column(shards: Shards, name: str) -> list[Any]:
     """
     tables = (shard.to_table(columns=[label_column(shard.physical_schema, name, shard.path)]) for shard in shards)
     return [value for table in tables for value in table.column(0).to_pylist()]
+
+
+def group_names(shards: Shards, request: ImageSetRequest) -> list[str | None]:
+    """The names of the groups of all rows, by the column that the request asks for; None for a row without one.
+
+    Raises:
+        ImageSetError: when a shard has no such column.
+    """
+    name = request.group
+    if name is None:
+        return [None] * _num_rows(shards)
+    for shard in shards:
+        if name not in shard.physical_schema.names:
+            raise ImageSetError(
+                f"Name a column as the image set's group (--group): there must be a column {name!r}, but {shard.path} has the "
+                f"columns {', '.join(shard.physical_schema.names)}"
+            )
+    values = (value for shard in shards for value in shard.to_table(columns=[name]).column(0).to_pylist())
+    return [None if value in (None, "") else str(value) for value in values]
 
 
 def read(request: ImageSetRequest) -> ImageSetContents:
@@ -102,8 +123,9 @@ def labelled(files: ParquetFiles, request: ImageSetRequest, target: str, *, drop
     names, values = _classes(files.schema, label, raw, raw_test, notes)
     index: dict[Any, int | None] = {value: position for position, value in enumerate(values)} | {None: None}
     targets, test_targets = ([index.get(value, -1) for value in some] for some in (raw, raw_test))
+    groups = [group_names(shards, request) for shards in (train, held)]
     if split is None:
-        in_test = held_out([f"row {row}" for row in range(len(targets))], targets)
+        in_test = held_out([f"row {row}" for row in range(len(targets))], targets, groups[0])
         kept = [~in_test, in_test]
     else:
         kept = [np.ones(len(some), dtype=bool) for some in (targets, test_targets)]
@@ -112,8 +134,8 @@ def labelled(files: ParquetFiles, request: ImageSetRequest, target: str, *, drop
         known = [keep & [target is not None for target in some] for keep, some in pairs]
         notes[f"left out: no {label}"] = int(sum(map(np.sum, kept)) - sum(map(np.sum, known)))
         kept = known
-    parts = zip((train, held), (targets, test_targets), kept, strict=True)
-    rows = [Rows(shards, request.image_column, some, keep) for shards, some, keep in parts]
+    parts = zip((train, held), (targets, test_targets), groups, kept, strict=True)
+    rows = [Rows(shards, request.image_column, some, owners, keep) for shards, some, owners, keep in parts]
     return ImageSetContents(
         class_names=names, train=rows[0], test=rows[1], notes=notes, origins=origins(files, split, request.open()[1])
     )
@@ -199,6 +221,7 @@ IMAGE_SETS.add(
         path="required",
         targets=("label", "valence"),
         has_columns=True,
+        groups="a column",
         stamp=partial(stamp, pattern="emoji"),
         read=read_emoji,
     ),
@@ -215,6 +238,7 @@ IMAGE_SETS.add(
         path="required",
         targets=("label", "*"),
         has_columns=True,
+        groups="a column",
         stamp=stamp,
         read=read,
     ),
