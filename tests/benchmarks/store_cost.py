@@ -89,7 +89,7 @@ def hits(config: emoreg.TrialConfig, folder: Path, rounds: int) -> tuple[list[fl
     context = TrialContext(load_images=load_images, store=store, folder=folder / "trial", device=CPU, checkpoint_seconds=1e9)
 
     def obtain() -> None:
-        with load_or_pretrain(stage, context, History("benchmark", stage.trial.identity, [])) as checkpointer:
+        with load_or_pretrain(stage, learner, context, History("benchmark", stage.trial.identity, [])) as checkpointer:
             fit(stage, learner, checkpointer=checkpointer)
 
     obtain()
