@@ -124,11 +124,13 @@ class Checkpointer:
 
     Attributes:
         latest: the state to go on from; None to begin.
-        history: is saved with each state.
+        history: is saved with each state, and tells the epochs.
         keeps: whether the state after so many whole epochs counts, and is saved whatever the time.
         write: writes a state, in the background; with whether it counts.
         seconds: least time between two others.
         should_stop: whether the trial is to stop.
+        is_shared: whether other trials go on from its states. An epoch is then told once a state that has it is written: were
+            this trial lost before that, another one would train the epoch again, and tell it.
         last_epoch: after which it has nothing left to stop, and only its network is saved; None for a loop that others may
             continue.
     """
@@ -139,9 +141,11 @@ class Checkpointer:
     write: Callable[[State, bool], None]
     seconds: float
     should_stop: Callable[[], bool]
+    is_shared: bool = False
     last_epoch: int | None = None
     _saved: float = field(init=False)
     _writer: Writer = field(init=False)
+    _num_written: int = field(init=False, default=0)  # epochs of the history in the newest state that is written
 
     def should_save(self) -> bool:
         """Whether the loop should save after this step: time has passed, or the trial is asked to stop."""
@@ -159,11 +163,20 @@ class Checkpointer:
             return
         is_final = is_whole and state.epoch == self.last_epoch
         saved = {**(state.to_final_dict() if is_final else state.to_dict()), "history": self.history.to_rows()}
-        self._writer.submit(lambda copied: self.write(copied, is_kept), saved)
+
+        def write(copied: State) -> None:
+            self.write(copied, is_kept)
+            self._num_written = len(copied["history"])
+
+        self._writer.submit(write, saved)
         self._saved = time.monotonic()
         if self.should_stop() and not is_final:
             self._writer.flush()
             raise Interrupted("the trial was asked to stop, and all that it did is saved: run it again to go on")
+
+    def report(self) -> None:
+        """Tell the epochs that may be told by now; the others are told when the loop ends, by itself or as it diverges."""
+        self.history.report_epochs(self._num_written if self.is_shared else None)
 
     def __enter__(self) -> Checkpointer:
         self._saved = time.monotonic()
@@ -172,3 +185,5 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._writer.__exit__(kind, error, trace)
+        if kind is None or issubclass(kind, Diverged):
+            self.history.report_epochs()

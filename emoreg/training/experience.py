@@ -120,6 +120,7 @@ def load_or_pretrain(stage: Stage, learner: Learner, context: TrialContext, hist
                 write=partial(store.write, key),
                 seconds=context.checkpoint_seconds,
                 should_stop=context.should_stop,
+                is_shared=True,
             ) as checkpointer:
                 yield checkpointer
         except Diverged as diverged:

@@ -29,6 +29,7 @@ class History:
         self._identity = identity
         self._reporters = reporters
         self._epochs: list[_Epoch] = []
+        self._num_reported = 0
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -39,24 +40,26 @@ class History:
             reporter.report(event)
 
     def add(self, record: EpochRecord, probes: Iterable[ProbeRecord]) -> None:
-        """Add an epoch that this trial trained; ``report_last`` tells it, once it is saved."""
+        """Add an epoch that this trial trained; ``report_epochs`` tells it."""
         self._epochs.append((self._study, record, tuple(probes)))
 
-    def report_last(self) -> None:
-        """Tell the last epoch, if it is this trial's."""
-        if self.ends_with_own:
-            _, record, probes = self._epochs[-1]
-            self.report(record)
-            for probe in probes:
-                self.report(probe)
+    def report_epochs(self, end: int | None = None) -> None:
+        """Tell those of this trial's epochs that were not told yet: all, or those among the first ``end`` epochs alone."""
+        for epoch in self._epochs[self._num_reported : end]:
+            self._num_reported += 1
+            if self._is_own(epoch):
+                _, record, probes = epoch
+                self.report(record)
+                for probe in probes:
+                    self.report(probe)
 
     def resume(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Take over the epochs of a saved state, and tell those that an earlier attempt of this very trial trained."""
-        self._epochs = []
-        for row in rows:
-            probes = tuple(ProbeRecord(**probe) for probe in row["probes"])
-            self._epochs.append((row["study"], EpochRecord(**row["record"]), probes))
-            self.report_last()
+        self._epochs = [
+            (row["study"], EpochRecord(**row["record"]), tuple(ProbeRecord(**probe) for probe in row["probes"])) for row in rows
+        ]
+        self._num_reported = 0
+        self.report_epochs()
 
     def to_rows(self) -> list[dict[str, Any]]:
         """What a state saves, for ``resume``."""

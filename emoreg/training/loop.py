@@ -57,7 +57,7 @@ def fit(
         stage: what is trained on, and how.
         learner: its network is on the device already, and is changed in place.
         checkpointer: gives the state to go on from, to the bit on CPU, and takes the states on the way. Its history takes
-            every epoch, and reports it once it is saved.
+            every epoch.
         oom: what an earlier stage took to fit in memory, to begin with; a saved state knows better.
         stopwatch: is told what is done when.
 
@@ -97,7 +97,7 @@ def fit(
         state.end_epoch()
         with stopwatch.phase("writing"):
             checkpointer.save(state)
-            history.report_last()
+            checkpointer.report()
         if learner.balance_by_image and evaluation is not None and evaluation.balance is not None:
             history.report(BalanceSample(epoch=state.epoch, balance=evaluation.balance))
     return Fitted(state.to_dict(), evaluation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from emoreg.config import TrialConfig
 from emoreg.config.resolved import resolve_trial
 from emoreg.data import load
 from emoreg.results.outcome import PretrainingCost
-from emoreg.results.records import EpochRecord
+from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.storage.experience import ExperienceStore
 from emoreg.training.context import TrialContext
 from emoreg.training.events import Event
@@ -39,21 +39,28 @@ def obtain(
     storage: Path,
     store: ExperienceStore,
     *,
-    report: Callable[[EpochRecord], None] = lambda row: None,
+    at_epoch: Callable[[EpochRecord], None] = lambda row: None,
     checkpoint_seconds: float = 1e9,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[PretrainingCost, list[int], EmotionalNet]:
-    """Load or pre-train; what it took, the epochs that were reported as paid, and the net."""
+    """Load or pre-train; what it took, the epochs that were reported as paid, and the net.
+
+    ``at_epoch`` is called as soon as an epoch is trained, which may be long before it is told.
+    """
     epochs: list[int] = []
 
     class Paid:
         def report(self, event: Event) -> None:
             if isinstance(event, EpochRecord):
                 epochs.append(event.epoch)
-                report(event)
+
+    class Watched(History):
+        def add(self, record: EpochRecord, probes: Iterable[ProbeRecord]) -> None:
+            super().add(record, probes)
+            at_epoch(record)
 
     stage, learner = pretraining_of(config, storage)
-    history = History(store.user, stage.trial.identity, [Paid()])
+    history = Watched(store.user, stage.trial.identity, [Paid()])
     context = TrialContext(
         load_images=partial(load, storage=storage),
         store=store,

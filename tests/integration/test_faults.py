@@ -206,8 +206,9 @@ class Note:
         undisturbed: Path,
         dead_node: str | None = None,
         database: str | None = None,
+        heirs: set[str] | None = None,
     ) -> float:
-        """The seconds to recover beyond Ray's detection."""
+        """The seconds to recover beyond Ray's detection: until the disturbed trials go on, or others in their place."""
         detected, declared = 0.0, None
         if dead_node is not None:
             dead = study.first("node", id=dead_node, is_alive=False)
@@ -216,7 +217,7 @@ class Note:
             heard = [event["time"] - moment for event in study.events("broken") if event["identity"] in disturbed]
             detected = min(declared, max(heard, default=declared))  # Tune tells nobody of trials that drained nodes take along
         trials = as_undisturbed(study, undisturbed, database)
-        recovered = study.recovered(disturbed, moment)
+        recovered = study.recovered(heirs or disturbed, moment)
         return self.keep(Recovery(fault=fault, detected=detected, declared=declared, recovered=recovered, trials=trials))
 
     def keep(self, recovery: Recovery) -> float:
@@ -274,8 +275,12 @@ def test_the_node_that_pretrains_lost_in_mid_training(field: Field, undisturbed:
     fault = time.time()
     lose(study.machine(node))
     study.finish()
+    heir = study.first("epoch", after=fault, stage="pretraining", epoch=2)
+    assert heir is not None
     fault_name = "the node that holds the lock of a shared run killed -9 in mid-pre-training"
-    seconds = note(fault_name, study, fault, dead_node=node, disturbed={trial}, undisturbed=undisturbed)
+    seconds = note(
+        fault_name, study, fault, dead_node=node, disturbed={trial}, undisturbed=undisturbed, heirs={heir["identity"]}
+    )
     assert seconds < MOST_SECONDS
 
 

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from emoreg.config.resolved import resolve_trial
 from emoreg.errors import Diverged, Interrupted
 from emoreg.storage.checkpoint import State
 from emoreg.training.checkpointing import Checkpointer, LoopState
 from emoreg.training.history import History
 from emoreg.training.oom import MicroBatches
+from tests.helpers.trials import TINY, Recorder
+from tests.helpers.written import epoch_record
 
 
 def state_of() -> LoopState:
@@ -96,3 +101,35 @@ def test_a_state_is_saved_when_it_counts_when_time_has_passed_and_before_a_stop(
         state.end_epoch()
         stopping.save(state)  # the end is no stop
     assert written[3:] == [(4, False)]
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_an_epoch_that_others_may_train_again_is_told_once_it_is_stored(is_shared: bool) -> None:
+    trial, recorder, may_write = resolve_trial(TINY), Recorder(), threading.Event()
+
+    def told() -> list[int]:
+        return [row.epoch for row in recorder.epochs("pretraining")]
+
+    state = state_of()
+    with Checkpointer(
+        latest=None,
+        history=History("", trial.identity, [recorder]),
+        keeps=lambda epoch: epoch == 2,
+        write=lambda saved, is_kept: may_write.wait(60) or pytest.fail("it may never write"),
+        seconds=math.inf,
+        should_stop=lambda: False,
+        is_shared=is_shared,
+    ) as checkpointer:
+        for epoch in (1, 2, 3):
+            checkpointer.history.add(epoch_record(trial, "pretraining", epoch, 0.5), [])
+            state.end_epoch()
+            checkpointer.save(state)
+            checkpointer.report()
+        assert told() == ([] if is_shared else [1, 2, 3]), "the second epoch is being written"
+        may_write.set()
+        deadline = time.monotonic() + 60
+        while is_shared and len(told()) < 2:
+            assert time.monotonic() < deadline
+            checkpointer.report()
+        assert told() == ([1, 2] if is_shared else [1, 2, 3])
+    assert told() == [1, 2, 3], "a loop that has ended tells all"

@@ -69,7 +69,7 @@ def test_a_cooldown_is_a_run_of_its_own_after_the_one_that_all_lengths_share() -
 
 def test_the_rate_goes_to_nothing_over_the_last_epochs_alone(storage: Path) -> None:
     rows: list[EpochRecord] = []
-    obtain(cooled(3, 2), storage, store_in(storage), report=rows.append)
+    obtain(cooled(3, 2), storage, store_in(storage), at_epoch=rows.append)
     assert [(row.stage, row.epoch, row.step) for row in rows] == [("pretraining", n, STEPS * n) for n in range(1, 6)]
     peak = TINY.pretraining.optimizer.learning_rate
     warm, *rest = (row.learning_rate / peak for row in rows)  # of the last step of each epoch

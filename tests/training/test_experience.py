@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from multiprocessing.synchronize import Event as Signal
@@ -25,11 +25,12 @@ from torch import Tensor
 from emoreg.config import TrialConfig, Value, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError, Diverged, Interrupted
-from emoreg.results.records import EpochRecord
+from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.locks import FileLocks
 from emoreg.training.experience import experience_key, shared_runs
+from emoreg.training.history import History
 from tests.helpers.experiences import obtain, pretraining_of
 from tests.helpers.trials import (
     CPU,
@@ -435,20 +436,32 @@ def partials(store: ExperienceStore) -> list[str]:
     return [found.name.partition("/")[2] for found in store.files.find() if found.name.endswith(".partial")]
 
 
-def test_a_killed_trial_reports_what_it_paid_for_and_no_other_trial_does(storage: Path) -> None:
-    config = tiny(pretraining__epochs=3, regulation__epochs=1)
-    first = Recorder(("pretraining", 2))
+def test_a_trial_that_is_lost_tells_what_it_stored_and_another_tells_the_rest(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth epoch was trained, and not stored: nobody goes on from it, so it is trained and told by another."""
+    config = tiny(pretraining__epochs=6, regulation__epochs=1)
+    first, add = Recorder(), History.add
+
+    def lost(history: History, record: EpochRecord, probes: Iterable[ProbeRecord]) -> None:
+        if record.epoch == 6:
+            raise Stop
+        add(history, record, probes)
+
+    monkeypatch.setattr(History, "add", lost)
     with pytest.raises(Stop):
         run(config, storage, first)
+    monkeypatch.undo()
+    assert {row.epoch for row in first.epochs("pretraining")} <= {1, 2, 3, 4}
     other = replace_paths(config, {"regulation.balance": 0.1})
     _, others, _ = run(other, storage)
-    assert [row.epoch for row in others.epochs("pretraining")] == [3]
+    assert [row.epoch for row in others.epochs("pretraining")] == [5, 6]
     result, again, _ = run(config, storage)
     own = again.epochs("pretraining")
-    assert [row.epoch for row in own] == [1, 2]  # the third epoch was the other's
+    assert [row.epoch for row in own] == [1, 2, 3, 4]
     assert result.pretraining.paid_seconds == sum(row.seconds for row in own)
-    third = others.epochs("pretraining")[0].seconds
-    assert result.pretraining.experience_seconds == pytest.approx(result.pretraining.paid_seconds + third)
+    theirs = sum(row.seconds for row in others.epochs("pretraining"))
+    assert result.pretraining.experience_seconds == pytest.approx(result.pretraining.paid_seconds + theirs)
 
 
 # What cannot be trusted
@@ -580,7 +593,7 @@ def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_
             assert signals[2 if row.epoch == 4 else 5][1].wait(60)
 
     store = ExperienceStore(str(storage / "experience"), user="holder")
-    _, epochs, _ = obtain(tiny(pretraining__epochs=8), storage, store, report=at_epoch)
+    _, epochs, _ = obtain(tiny(pretraining__epochs=8), storage, store, at_epoch=at_epoch)
     assert epochs == [1, 2, 3, 4, 5, 6, 7, 8]
     assert sorted(trained.get(timeout=60) for _ in wanted) == [(2, []), (5, [])]
     for waiter in waiters:
@@ -632,7 +645,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
         return False
 
     config = tiny(pretraining__epochs=4, pretraining__batch_size=8)
-    obtain(config, storage, store, report=count, checkpoint_seconds=0, should_stop=asked)
+    obtain(config, storage, store, at_epoch=count, checkpoint_seconds=0, should_stop=asked)
 
 
 @pytest.mark.slow
