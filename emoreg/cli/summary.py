@@ -257,7 +257,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
         UserError: for a study that could not run, or image sets that cannot be used as it asks.
     """
     from emoreg.config.arms import arms
-    from emoreg.config.search_space import describe, size
+    from emoreg.config.search_space import size
     from emoreg.training.devices import device_name, pick_device
     from emoreg.tuning.disk import estimate_disk
     from emoreg.tuning.estimate import estimate_cost
@@ -270,27 +270,12 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     copies = image_storage(config.storage)
     cost = estimate_cost(config, device, copies)
     disk = estimate_disk(config, slots=cost.concurrency)
-    settings = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
-    settings.columns[0].no_wrap = True
-    for path, value in leaves(config.without_password()):
-        is_shown = path.partition(".")[0] not in ("search_space", "confirmed")
-        if is_shown and value != {}:  # resources_by_backbone, where it is empty
-            searched = path.removeprefix("trial.") in config.search_space
-            settings.add_row(path, _as_text(value) + (" (searched)" if searched else ""))
-    console.print(settings)
-    console.print()
-    space = new_table("Search space", "path", "distribution", "only where")
-    space.columns[0].no_wrap = True
-    for row in describe(config.search_space):
-        space.add_row(*row)
-    console.print(space)
-    console.print()
-    own = [f"{registry.kind} {name}" for registry in registries() for name in registry.user_names()]
+    _print_settings(reference, config, console)
+    _print_search_space(config, console)
     combinations = size(config.search_space, config.trial)
     searching = [arm.control for arm in arms(config)]
     tuning = f"{cost.num_tuning} of the searches of {', '.join(searching)} + " if searching else ""
-    plan = Table.grid(padding=(0, 2))
-    for name, text in {
+    plan = {
         "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "pre-training": _sharing(config.trial.pretraining),
@@ -304,13 +289,41 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
             for (backbone, width), seconds in cost.seconds_per_image.items()
         )
         + " for a training step of one encoder",
-    }.items():
-        plan.add_row(name, text)
+    }
     if config.regulation_kinds() & set(KINDS_OF_ONE_LEARNED_BALANCE):
-        plan.add_row("learned balance", _travel(config.trial.regulation, cost.num_regulation_steps))
+        plan["learned balance"] = _travel(config.trial.regulation, cost.num_regulation_steps)
+    own = [f"{registry.kind} {name}" for registry in registries() for name in registry.user_names()]
     if own:
-        plan.add_row("registered", ", ".join(own))
-    console.print(plan)
+        plan["registered"] = ", ".join(own)
+    grid = Table.grid(padding=(0, 2))
+    for name, text in plan.items():
+        grid.add_row(name, text)
+    console.print(grid)
+
+
+def _print_settings(reference: str, config: StudyConfig, console: Console) -> None:
+    """Every setting of a study, and which of them are searched."""
+    table = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
+    table.columns[0].no_wrap = True
+    for path, value in leaves(config.without_password()):
+        is_shown = path.partition(".")[0] not in ("search_space", "confirmed")
+        if is_shown and value != {}:  # resources_by_backbone, where it is empty
+            searched = path.removeprefix("trial.") in config.search_space
+            table.add_row(path, _as_text(value) + (" (searched)" if searched else ""))
+    console.print(table)
+    console.print()
+
+
+def _print_search_space(config: StudyConfig, console: Console) -> None:
+    """What is searched, over which distribution."""
+    from emoreg.config.search_space import describe
+
+    table = new_table("Search space", "path", "distribution", "only where")
+    table.columns[0].no_wrap = True
+    for row in describe(config.search_space):
+        table.add_row(*row)
+    console.print(table)
+    console.print()
 
 
 def _sharing(pretraining: PretrainingConfig) -> str:

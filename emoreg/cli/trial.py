@@ -32,7 +32,7 @@ from emoreg.training.stopwatch import Profile, Stopwatch
 from emoreg.training.trial import run_trial
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from emoreg.tuning.compilation import written_compilations
-from emoreg.tuning.coordinator import coordinate
+from emoreg.tuning.coordinator import Coordinator, coordinate
 from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import check_storage, store_uri
 from emoreg.tuning.signals import stop_on_signals
@@ -61,12 +61,11 @@ def run_one(
         KeyboardInterrupt: at the second signal.
     """
     check_storage(config.storage)
-    load_images, started = image_loader(config.storage), utc_now()
-    trial = resolved_trial(config.trial, load_images)
-    own = (f"trials/{trial.identity}", f"events/{trial.identity}")
+    trial, started = resolved_trial(config.trial, image_loader(config.storage)), utc_now()
+    places = (f"trials/{trial.identity}", f"events/{trial.identity}")
     with coordinate(config) as coordinator:
         copy = coordinator.copy
-        copy.pull(*own)
+        copy.pull(*places)
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
         console.print(
             f"trial {trial.identity}: {trial.config.backbone}, control {trial.config.control}, seed {trial.config.seed}, on "
@@ -74,35 +73,22 @@ def run_one(
         )
         records = Records(copy.folder, coordinator.turn)
         earlier = records.trials.get(trial.identity)
-        if earlier is not None and earlier.status == "finished" and not (copy.folder / own[0] / CHECKPOINT).exists():
+        if earlier is not None and earlier.status == "finished" and not (copy.folder / places[0] / CHECKPOINT).exists():
             if evaluate_on == "validation":
                 _print_recorded(earlier, console)
                 return 0
             console.print("its network was not kept (resources.keep_networks): it is trained again to be tested")
         if evaluate_on == "test":
-            task = load_images(trial.config.task, image_size=trial.config.image_size)
-            ledger = Ledger(config.storage, task.test_split, patience=coordinator.patience)
-            ledger.add(study=config.name, opened=started, command=command, configurations=(trial.identity,), plan=None)
-        store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
-        store.sweep()
-        lines = EpochLines(trial.config, console)
-        context = TrialContext(
-            load_images=load_images,
-            store=store,
-            folder=copy.folder / own[0],
-            device=device,
-            precisions=study_precisions(config, Files(str(copy.folder)), records.trials.values()),
-            compiled={name: found.compiled for name, found in written_compilations(config, Files(str(copy.folder))).items()},
+            _note_opening(config, trial, coordinator, started=started, command=command)
+        context = dataclasses.replace(
+            _context(config, trial, coordinator, records, device),
             evaluate_on=evaluate_on,
-            checkpoint_seconds=config.resources.checkpoint_seconds,
-            stopwatch=Profile(device, copy.folder / own[1]) if profile else Stopwatch(),
-            on_checkpoint=partial(copy.push, *own),
+            stopwatch=Profile(device, copy.folder / places[1]) if profile else Stopwatch(),
         )
+        lines = EpochLines(trial.config, console)
+        board = tensorboard.TensorBoardReporter(copy.folder, trial, {})
         try:
-            with (
-                tensorboard.TensorBoardReporter(copy.folder, trial, {}) as board,
-                store.running(config.name, is_alone=coordinator.is_alone),
-            ):
+            with board, context.store.running(config.name, is_alone=coordinator.is_alone):
                 outcome = _trained(trial, context, (board, lines), console)
         except Interrupted:
             console.print("interrupted, and saved: run the same command again to go on from here")
@@ -110,17 +96,41 @@ def run_one(
         finally:
             lines.add_to(records, trial.identity)
             records.write()
-            copy.push("records", *own)
+            copy.push("records", *places)
         record = _record(trial, outcome, earlier, device=device_name(device), started=started)
         records.add_trial(record)
         tensorboard.finish(copy.folder, record)
-        copy.push("records", *own)
-    if outcome.end != EndReason.DIVERGED:
-        _print_outcome(outcome, console)
-        print_places(copy.files.uri, console)
-        return 0
-    console.print(f"pruned: {outcome.message}", style="red")
-    return 1
+        copy.push("records", *places)
+    return _print_outcome(outcome, copy.files.uri, console)
+
+
+def _note_opening(
+    config: StudyConfig, trial: ResolvedTrial, coordinator: Coordinator, *, started: str, command: str | None
+) -> None:
+    """Write into the ledger of the task's test split that this trial opens it."""
+    task = image_loader(config.storage)(trial.config.task, image_size=trial.config.image_size)
+    ledger = Ledger(config.storage, task.test_split, patience=coordinator.patience)
+    ledger.add(study=config.name, opened=started, command=command, configurations=(trial.identity,), plan=None)
+
+
+def _context(
+    config: StudyConfig, trial: ResolvedTrial, coordinator: Coordinator, records: Records, device: torch.device
+) -> TrialContext:
+    """What the trial runs in: the study's experience, precision and compilation, and a folder in its working copy."""
+    copy = coordinator.copy
+    files = Files(str(copy.folder))
+    store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
+    store.sweep()
+    return TrialContext(
+        load_images=image_loader(config.storage),
+        store=store,
+        folder=copy.folder / "trials" / trial.identity,
+        device=device,
+        precisions=study_precisions(config, files, records.trials.values()),
+        compiled={name: found.compiled for name, found in written_compilations(config, files).items()},
+        checkpoint_seconds=config.resources.checkpoint_seconds,
+        on_checkpoint=partial(copy.push, f"trials/{trial.identity}", f"events/{trial.identity}"),
+    )
 
 
 def _trained(trial: ResolvedTrial, context: TrialContext, reporters: Sequence[Reporter], console: Console) -> Outcome:
@@ -161,10 +171,16 @@ def _print_profile(profile: Profile, outcome: Outcome, seconds: float, console: 
         console.print(f"trace, for TensorBoard's profiler or https://ui.perfetto.dev: {path}")
 
 
-def _print_outcome(outcome: Outcome, console: Console) -> None:
+def _print_outcome(outcome: Outcome, place: str, console: Console) -> int:
+    """What a trial came to, and where that lies; the exit code."""
+    if outcome.end == EndReason.DIVERGED:
+        console.print(f"pruned: {outcome.message}", style="red")
+        return 1
     console.print(f"validation accuracy {outcome.val_accuracy:.4f}, balance {outcome.measured_balance:.3f}")
     if outcome.test_accuracy is not None:
         console.print(f"test accuracy {outcome.test_accuracy:.4f} (the test set was opened, and the record says so)")
+    print_places(place, console)
+    return 0
 
 
 def _print_recorded(record: TrialRecord, console: Console) -> None:

@@ -32,7 +32,7 @@ from emoreg.training.model import create_emotional_net, create_regulation
 from emoreg.training.optim import precision_of, reproducible, uses_bf16
 from emoreg.training.precision import settle
 from emoreg.training.predictions import write_predictions
-from emoreg.training.stages import pretraining_stage, regulation_stage, require_validation
+from emoreg.training.stages import Stage, pretraining_stage, regulation_stage, require_validation
 
 
 def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter) -> Outcome:
@@ -91,21 +91,29 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
             history.report(task.sample())
             with trial_checkpointer, stopwatch.stage(task.name):
                 fitted = fit(task, learner, checkpointer=trial_checkpointer, oom=oom, stopwatch=stopwatch)
-            images = {} if task.validation is None else {"validation": task.validation}
-            evaluations = {split: fitted.evaluation or evaluate(learner, held_out) for split, held_out in images.items()}
-            if context.evaluate_on == "test":
-                images["test"] = Batches(task.image_set.test, device=device)
-                evaluations["test"] = evaluate(learner, images["test"])
-                if task.validation is None and not math.isfinite(evaluations["test"].loss):  # the last update did it
-                    raise Diverged(task.name, task.num_steps)
+            held_out = _held_out(task, context)
+            evaluations = {
+                split: fitted.evaluation if split == "validation" and fitted.evaluation else evaluate(learner, images)
+                for split, images in held_out.items()
+            }
+            if task.validation is None and not all(math.isfinite(found.loss) for found in evaluations.values()):
+                raise Diverged(task.name, task.num_steps)  # the last update did it
         except Diverged as diverged:
             return _diverged(diverged, history)
     class_names = task.image_set.class_names
     for split, evaluation in evaluations.items():
         history.report(Confusion(split=split, counts=evaluation.confusion, class_names=class_names))
-    write_predictions(context.folder, trial.identity, evaluations, images, class_names)
+    write_predictions(context.folder, trial.identity, evaluations, held_out, class_names)
     completed = _completed(config, history, fitted, network, evaluations)
     return replace(completed, precision=precision_of(config, device), compiled=config.compile == "on")
+
+
+def _held_out(task: Stage, context: TrialContext) -> dict[str, Batches]:
+    """The images that the trial is measured on at its end, by split."""
+    images: dict[str, Batches] = {} if task.validation is None else {"validation": task.validation}
+    if context.evaluate_on == "test":
+        images["test"] = Batches(task.image_set.test, device=context.device)
+    return images
 
 
 def _completed(

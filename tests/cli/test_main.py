@@ -312,7 +312,7 @@ def test_a_dry_run_is_show(tiny: str, storage: Path, capsys: Output) -> None:
     _, _, shown = show(capsys, tiny, storage)
     code, out, _ = emoreg_(capsys, "run", tiny, "--storage", str(storage), "--dry-run")
     assert code == 0
-    measured = re.compile("(?m)^(cost|measured) .*(\n  .*)*")
+    measured = re.compile("(?m)^(cost|disk|measured) .*(\n  .*)*")
     assert measured.sub("", out) == measured.sub("", shown)
     assert not (storage / "tiny").exists()
 
