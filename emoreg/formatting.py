@@ -39,6 +39,11 @@ def p_text(p_value: float) -> str:
     return "p < 0.0001" if p_value < 1e-4 else f"p = {p_cell(p_value)}"
 
 
+def ordinal(rank: int) -> str:
+    """ "2nd", "3rd", "4th": of ranks below 11."""
+    return f"{rank}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(rank, 'th') }"
+
+
 def counted(number: int, what: str) -> str:
     """ "1 trial", "40 trials"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -86,12 +86,16 @@ def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console)
         table.add_row(found.backbone, _percent(found.val_accuracy), "\n".join(format_params(found.params)), found.identity)
         for tuned in (item for item in plan.tuned if item.chosen == found.identity):
             params = "\n".join(format_params(tuned.params)) or "nothing to search"
-            table.add_row(f"  {control_name(tuned.control)}", _percent(tuned.val_accuracy), params, tuned.identity)
+            table.add_row(f"  {tuned.rival.label}", _percent(tuned.val_accuracy), params, tuned.identity)
     console.print(table)
     seeds = sorted({trial.config.seed for _, trial in plan.trials})
     controls = list(dict.fromkeys(control_name(trial.config.control) for _, trial in plan.trials))
     num_trials = len({trial.identity for _, trial in (*plan.trials, *plan.tuned_trials)})
-    twice = "; the controls at its settings, and those that were tuned at their own best too" if plan.tuned else ""
+    twice = (
+        "; the controls at its settings, and those that were tuned at the two best of their own searches too"
+        if plan.tuned
+        else ""
+    )
     console.print(
         f"{num_trials} trials: {', '.join(controls)}, on seeds {seeds[0]} to {seeds[-1]}{twice}. About "
         f"{duration(plan.expected_seconds)} of the device, by what the search's trials took; each opens "
@@ -193,7 +197,7 @@ def _confirmed_table(title: str, found: Iterable[Confirmed]) -> Table:
     for chosen, rows in itertools.groupby(shown, key=lambda row: row.chosen):
         for row in rows:
             accuracy, is_compared = row.accuracy, row.comparison is not None
-            name = control_name(row.control) + ("" if row.is_tuned or not (has_tuned and is_compared) else ", not tuned")
+            name = row.rival.label + ("" if row.is_tuned or not (has_tuned and is_compared) else ", not tuned")
             table.add_row(chosen.name, name, str(accuracy), *_compared(row.comparison), str(accuracy.n))
         table.add_section()
     return table

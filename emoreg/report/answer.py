@@ -127,7 +127,7 @@ def paper_table(studies: Named) -> Table | None:
         for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
             task = _task(study, chosen)
             above = task if len(studies) == 1 else f"{label}: {task}"
-            columns.append((above, chosen.name, {row.control: row.accuracy for row in rows}))
+            columns.append((above, chosen.name, {row.control: row.accuracy for row in rows if row.rank == 1}))
     if not columns:
         return None
     best = [max(accuracy.mean for accuracy in found.values()) for _, _, found in columns]
@@ -154,7 +154,8 @@ def gains_table(study: StudyResults) -> Table | None:
         caption=f"What regulation gains over each control{of}, on the test set",
         note="p is one-sided and of its row alone: a rung holds by the ladder’s p, which the verdict says. It may hold where "
         "an interval reaches 0, for the ladder tests one rung after the other, and the intervals hold for all rows at once. "
-        "P(better): how often regulation is above the control with the same seed. What stands on no rung is exploratory.",
+        "P(better): how often regulation is above the control with the same seed. What stands on no rung is exploratory."
+        + (" A control with a search of its own stands here at the two best of it: a rung needs both." if of else ""),
     )
 
 
@@ -174,7 +175,7 @@ def _gains(study: StudyResults, found: Sequence[Confirmed], *, caption: str, not
     for row in found:
         if row.comparison is not None:
             title = f"{row.chosen.name}, {_task(study, row.chosen)}"
-            name = control_name(row.control) + ("" if row.is_tuned or not has_tuned else ", not tuned")
+            name = row.rival.label + ("" if row.is_tuned or not has_tuned else ", not tuned")
             groups.setdefault(title, []).append((name, rung_of(row.control), *_gain(row.comparison)))
     if not groups:
         return None
@@ -191,7 +192,7 @@ def chosen_table(study: StudyResults) -> Table | None:
         shown = ", ".join(format_params(found.params))
         rows.append((found.name, shown, Cell(percent(found.val_accuracy), n=1), found.identity))
         for tuned in (item for item in study.opening.tuned if item.chosen == found.identity):
-            name, shown = f"{found.name}, {control_name(tuned.control)}", ", ".join(format_params(tuned.params))
+            name, shown = f"{found.name}, {tuned.rival.label}", ", ".join(format_params(tuned.params))
             rows.append((name, shown or "nothing to search", Cell(percent(tuned.val_accuracy), n=1), tuned.identity))
     return Table(
         caption="What was confirmed",
@@ -227,7 +228,7 @@ def verdicts_table(studies: Named) -> Table:
     shown = [control for control in ON_LADDER if any(row.control == control for _, study in studies for row in study.confirmed)]
     for label, study in studies:
         rows: list[Row] = []
-        by_chosen = {(row.chosen.identity, row.control): row for row in study.confirmed}
+        by_chosen = {(row.chosen.identity, row.control): row for row in study.confirmed if row.rank == 1}
         for found in study.opening.chosen if study.opening is not None else ():
             regulated, verdict = by_chosen.get((found.identity, "regulated")), study.verdicts[found.identity]
             accuracy = _accuracy(None if regulated is None else regulated.accuracy, math.inf)

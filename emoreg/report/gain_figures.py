@@ -46,7 +46,7 @@ def _confirmed_gains(study: StudyResults) -> list[_Dot]:
         _Dot(
             series=row.chosen.name,
             color=color_of(row.chosen.backbone, study.backbones),
-            row=f"over {row.control}",
+            row=f"over {row.rival}",
             n=found.n,
             mean=found.mean,
             low=found.mean if found.interval is None else found.interval.low,

@@ -41,10 +41,10 @@ def replay_tables(study: StudyResults) -> list[Table]:
     best = [(f"{row.backbone}, trial {row.number}", row) for row in study.leading]
     records, openings = study.confirming.by_identity, study.confirming.openings
     confirmed = [
-        (f"{found.name}, {control_name(trial.control)}{own}, seed {trial.seed}", records[trial.identity])
+        (f"{found.name}, {trial.rival.label}{own}, seed {trial.seed}", records[trial.identity])
         for opening in openings[-1:]
         for found in opening.chosen
-        for trials, own in ((opening.trials, ""), (opening.tuned_trials, " at its own best"))
+        for trials, own in ((opening.trials, ""), (opening.tuned_trials, " of its own search"))
         for trial in trials
         if trial.chosen == found.identity and trial.identity in records
     ]

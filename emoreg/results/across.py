@@ -77,7 +77,7 @@ def across(studies: Sequence[StudyResults]) -> list[Across]:
     """What regulation gains over each control that several configurations were compared with."""
     found: dict[str, list[Comparison]] = {}
     for row in (row for study in studies for row in study.confirmed if row.chosen.rank == 1):
-        if row.comparison is not None and row.comparison.n >= FEWEST_SEEDS:
+        if row.rank == 1 and row.comparison is not None and row.comparison.n >= FEWEST_SEEDS:
             found.setdefault(row.control, []).append(row.comparison)
     return [
         _across(control, found[control])

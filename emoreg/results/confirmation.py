@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from emoreg.config import in_order
 from emoreg.config.controls import LADDER, ON_LADDER
-from emoreg.formatting import control_name, p_text
+from emoreg.formatting import p_text
 from emoreg.results.analysis import Estimate, estimate
 from emoreg.results.ladder import (
     LEVEL,
@@ -23,10 +23,11 @@ from emoreg.results.ladder import (
     untold,
 )
 from emoreg.results.looks import ONLY_LOOK, Look
-from emoreg.results.plan import Chosen, Opening, PlannedTrial
+from emoreg.results.plan import Chosen, Opening, PlannedTrial, Rival
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import Comparison
 
+REGULATED = Rival("regulated")
 UNTUNED = "controls at the settings of the tuned method: mechanism, not a claim that tuning was fair"
 """What a verdict begins with where no control that it depends on has had a search of its own."""
 
@@ -39,7 +40,8 @@ class Confirmed:
         accuracy: over the seeds that have finished.
         comparison: regulation against this control over the seeds that both have finished; None for regulation itself, or
             without such a seed.
-        is_tuned: whether it is at the best of its own search; else it is at the settings of the chosen one.
+        is_tuned: whether it is at one of the best of its own search; else it is at the settings of the chosen one.
+        rank: in that search, from 1.
     """
 
     chosen: Chosen
@@ -47,6 +49,12 @@ class Confirmed:
     accuracy: Estimate
     comparison: Comparison | None
     is_tuned: bool = False
+    rank: int = 1
+
+    @property
+    def rival(self) -> Rival:
+        """What regulation is compared with."""
+        return Rival(self.control, self.rank)
 
     @property
     def is_exploratory(self) -> bool:
@@ -55,7 +63,7 @@ class Confirmed:
 
 
 def claimed_trials(opening: Opening) -> tuple[PlannedTrial, ...]:
-    """The trials that verdicts rest on: each control at its own best, or at the chosen settings where it was not tuned."""
+    """The trials that verdicts rest on: each control at its own best ones, or at the chosen settings where it was not tuned."""
     tuned = {(trial.chosen, trial.control) for trial in opening.tuned_trials}
     same = (trial for trial in opening.trials if (trial.chosen, trial.control) not in tuned)
     return (*same, *opening.tuned_trials)
@@ -74,19 +82,21 @@ def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord], *, same
     """
     if not opening.is_complete(records):
         return []
-    accuracies: dict[tuple[str, str], dict[int, float]] = {}
+    accuracies: dict[tuple[str, Rival], dict[int, float]] = {}
     for trial in opening.trials if same_settings else claimed_trials(opening):
         record = records[trial.identity]
         if record.status == "finished" and record.test_accuracy is not None:
-            accuracies.setdefault((trial.chosen, trial.control), {})[trial.seed] = record.test_accuracy
-    num_rows = sum(control != "regulated" for _, control in accuracies)
+            accuracies.setdefault((trial.chosen, trial.rival), {})[trial.seed] = record.test_accuracy
+    num_rows = sum(rival != REGULATED for _, rival in accuracies)
     look = Look(opening.looks[0] / opening.looks[-1], is_first=opening.is_stopped) if opening.looks else ONLY_LOOK
     tuned = set() if same_settings else {(trial.chosen, trial.control) for trial in opening.tuned_trials}
     rows = []
     for found in opening.chosen:
-        regulated = accuracies.get((found.identity, "regulated"), {})
-        for control in in_order(control for identity, control in accuracies if identity == found.identity):
-            by_seed = accuracies[found.identity, control]
+        regulated = accuracies.get((found.identity, REGULATED), {})
+        rivals = [rival for identity, rival in accuracies if identity == found.identity]
+        order = in_order(rival.control for rival in rivals)
+        for rival in sorted(rivals, key=lambda rival: (order.index(rival.control), rival.rank)):
+            control, by_seed = rival.control, accuracies[found.identity, rival]
             gains = {seed: regulated[seed] - accuracy for seed, accuracy in by_seed.items() if seed in regulated}
             row = Confirmed(
                 chosen=found,
@@ -94,6 +104,7 @@ def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord], *, same
                 accuracy=estimate([*by_seed.values()]),
                 comparison=Comparison(gains, num_rows, look) if gains and control != "regulated" else None,
                 is_tuned=(found.identity, control) in tuned,
+                rank=rival.rank,
             )
             rows.append(row)
     return rows
@@ -101,10 +112,10 @@ def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord], *, same
 
 def ladders_of(rows: Sequence[Confirmed]) -> dict[str, Comparisons]:
     """What each configuration was compared with, by its identity."""
-    ladders: dict[str, dict[str, Comparison]] = {row.chosen.identity: {} for row in rows}
+    ladders: dict[str, dict[Rival, Comparison]] = {row.chosen.identity: {} for row in rows}
     for row in rows:
         if row.comparison is not None:
-            ladders[row.chosen.identity][row.control] = row.comparison
+            ladders[row.chosen.identity][row.rival] = row.comparison
     return dict(ladders)
 
 
@@ -128,8 +139,8 @@ def verdicts(
     found_of = {}
     for found in opening.chosen:
         missing = _missing_seeds(opening, found, records)
-        if "regulated" in missing:
-            found_of[found.identity] = untold(found.name, f": {missing['regulated']}, which cannot be left out")
+        if REGULATED in missing:
+            found_of[found.identity] = untold(found.name, f": {missing[REGULATED]}, which cannot be left out")
             continue
         comparisons = ladders[found.identity]
         verdict = judge(found.name, comparisons, climbs[found.identity], opening.smallest_effect)
@@ -167,15 +178,15 @@ def _premises(rows: Sequence[Confirmed]) -> tuple[str, ...]:
     return (f"not tuned alike: {', '.join(untuned)} at the settings of the tuned method",) if untuned else ()
 
 
-def _missing_seeds(opening: Opening, found: Chosen, records: Mapping[str, TrialRecord]) -> dict[str, str]:
-    """In words, the seeds that a configuration did not finish, by control: they diverged, or broke."""
+def _missing_seeds(opening: Opening, found: Chosen, records: Mapping[str, TrialRecord]) -> dict[Rival, str]:
+    """In words, the seeds that a configuration did not finish, as regulation or as a rival: they diverged, or broke."""
     own = [trial for trial in claimed_trials(opening) if trial.chosen == found.identity]
     ends = {"pruned": "diverged", "failed": "failed"}
-    lost = Counter((trial.control, ends[status]) for trial in own if (status := records[trial.identity].status) in ends)
-    words: dict[str, str] = {}
-    for (control, end), count in lost.items():
-        also = f"{words[control]}, " if control in words else ""
-        words[control] = f"{also}{control_name(control)} {end} on {count} of {len(opening.seeds)} seeds"
+    lost = Counter((trial.rival, ends[status]) for trial in own if (status := records[trial.identity].status) in ends)
+    words: dict[Rival, str] = {}
+    for (rival, end), count in lost.items():
+        also = f"{words[rival]}, " if rival in words else ""
+        words[rival] = f"{also}{rival.label} {end} on {count} of {len(opening.seeds)} seeds"
     return words
 
 
@@ -186,7 +197,7 @@ def _turning_seeds(
     whole, turning = climb({**ladders, **others}), {identity: list[int]() for identity in ladders}
     for seed in seeds:
         without = {
-            identity: {control: found.without(seed) for control, found in comparisons.items()}
+            identity: {rival: found.without(seed) for rival, found in comparisons.items()}
             for identity, comparisons in ladders.items()
         }
         climbs = climb({**without, **others})
@@ -205,8 +216,8 @@ def _turned(seeds: Sequence[int]) -> Iterator[str]:
 
 def _disagreeing(comparisons: Comparisons, found: Climb) -> Iterator[str]:
     """The gains of rungs that hold, but not by the sign-flip test, on the level that they were tested on."""
-    held = {control: comparison for rung in LADDER[: found.height] for control, comparison in tried(rung, comparisons).items()}
-    for control, comparison in held.items():
+    held = {rival: comparison for rung in LADDER[: found.height] for rival, comparison in tried(rung, comparisons).items()}
+    for rival, comparison in held.items():
         flipped = comparison.p_sign_flip
         if flipped is not None and flipped * found.share > LEVEL:
-            yield f"the sign-flip test does not show it over {control} ({p_text(min(1.0, flipped * found.share))})"
+            yield f"the sign-flip test does not show it over {rival} ({p_text(min(1.0, flipped * found.share))})"

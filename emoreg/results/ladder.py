@@ -1,9 +1,9 @@
 """The ladder: what regulation must be better than, in a declared order, and how far a configuration climbs.
 
 Rungs are tested in their order, each one-sided and only if the rung before held, which needs no correction (a fixed sequence:
-Maurer, Hothorn and Lehmacher 1995). A rung with several controls needs all of them: its p-value is the largest (an
-intersection-union test: Berger 1982). Holm's method is over ladders, one for each configuration: one that is climbed to its end
-leaves its share of ``LEVEL`` to the others (Bretz et al. 2009).
+Maurer, Hothorn and Lehmacher 1995). A rung with several rivals needs all of them, be they controls or the two best of one
+control's search: its p-value is the largest (an intersection-union test: Berger 1982). Holm's method is over ladders, one for
+each configuration: one that is climbed to its end leaves its share of ``LEVEL`` to the others (Bretz et al. 2009).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import TypeVar
 from emoreg.config.controls import LADDER as LADDER
 from emoreg.config.controls import Rung
 from emoreg.formatting import p_text
+from emoreg.results.plan import Rival
 from emoreg.results.statistics import ALPHA, FEWEST_SEEDS, Comparison
 
 Key = TypeVar("Key", bound=Hashable)
-Comparisons = Mapping[str, Comparison]
-"""Regulation against each control, by the control's name."""
+Comparisons = Mapping[Rival, Comparison]
+"""Regulation against each rival."""
 
 LEVEL = ALPHA / 2
 """Chance of a false rung, over all ladders; as much is left for ``harms``."""
@@ -85,9 +86,10 @@ def climb(ladders: Mapping[Key, Comparisons]) -> dict[Key, Climb]:
     }
 
 
-def tried(rung: Rung, comparisons: Comparisons) -> dict[str, Comparison]:
+def tried(rung: Rung, comparisons: Comparisons) -> dict[Rival, Comparison]:
     """The comparisons with those controls of a rung that were run."""
-    return {control: comparisons[control] for control in rung.controls if control in comparisons}
+    rivals = sorted((rung.controls.index(rival.control), rival) for rival in comparisons if rival.control in rung.controls)
+    return {rival: comparisons[rival] for _, rival in rivals}
 
 
 def _chain(comparisons: Comparisons) -> list[float]:
@@ -188,7 +190,7 @@ def judge(name: str, comparisons: Comparisons, found: Climb, smallest_effect: fl
 
 
 def _beaten(found: Climb, comparisons: Comparisons) -> tuple[str, ...]:
-    return tuple(control for rung in LADDER[: found.height] for control in tried(rung, comparisons))
+    return tuple(dict.fromkeys(rival.control for rung in LADDER[: found.height] for rival in tried(rung, comparisons)))
 
 
 def _rung(rung: Rung, comparisons: Comparisons, p_value: float) -> str:
@@ -199,11 +201,12 @@ def _rung(rung: Rung, comparisons: Comparisons, p_value: float) -> str:
 
 
 def _gains(found: Comparisons) -> str:
-    return ", ".join(f"{100 * tested.mean:+.1f} points{_between(tested)} over {control}" for control, tested in found.items())
+    return ", ".join(f"{100 * tested.mean:+.1f} points{_between(tested)} over {rival}" for rival, tested in found.items())
 
 
 def _missing(rung: Rung, comparisons: Comparisons) -> str:
-    names = [control for control in rung.controls if control not in comparisons]
+    were_run = {rival.control for rival in comparisons}
+    names = [control for control in rung.controls if control not in were_run]
     return f"not tried: {', '.join(names)}" if names else ""
 
 

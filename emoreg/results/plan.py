@@ -8,8 +8,10 @@ control, on the same seeds, and each of these trials opens the test set once, at
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from emoreg.config import (
     CONFIRM,
@@ -22,6 +24,7 @@ from emoreg.config import (
 )
 from emoreg.config.confirmation import with_own_cuts
 from emoreg.errors import ConfigError, StorageError
+from emoreg.formatting import control_name, ordinal
 from emoreg.results.records import TrialRecord, utc_now
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import digest, seal, unseal
@@ -55,9 +58,24 @@ class Chosen:
         return where if self.rank == 1 else f"{where}, number {self.rank}"
 
 
+class Rival(NamedTuple):
+    """What regulation is compared with: a control, tuned at the best of its own search or, by ``rank``, its second best."""
+
+    control: str
+    rank: int = 1
+
+    def __str__(self) -> str:
+        return self.control if self.rank == 1 else f"{self.control} ({ordinal(self.rank)})"
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it where it stands alone."""
+        return control_name(self.control) + ("" if self.rank == 1 else f", {ordinal(self.rank)}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned:
-    """A control at the best of its own search, beside a chosen configuration.
+    """A control at one of the best of its own search, beside a chosen configuration.
 
     Attributes:
         chosen: identity of the configuration.
@@ -65,6 +83,7 @@ class Tuned:
         identity: of the trial of the control's search, or of its one configuration where it has nothing to search.
         val_accuracy: of that trial, selected; None where there is nothing to search.
         params: what the control's search chose, by path.
+        rank: in that search, from 1.
     """
 
     chosen: str
@@ -72,16 +91,31 @@ class Tuned:
     identity: str
     val_accuracy: float | None
     params: Mapping[str, Value]
+    rank: int = 1
+
+    @property
+    def rival(self) -> Rival:
+        """What regulation is compared with."""
+        return Rival(self.control, self.rank)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTrial:
-    """A trial of a confirmation: its own identity, and that of the chosen configuration which it belongs to, as what."""
+    """A trial of a confirmation: its own identity, and that of the chosen configuration which it belongs to, as what.
+
+    ``rank`` is that of its settings in the control's own search, if they come from there.
+    """
 
     chosen: str
     control: str
     seed: int
     identity: str
+    rank: int = 1
+
+    @property
+    def rival(self) -> Rival:
+        """What regulation is compared with; or itself."""
+        return Rival(self.control, self.rank)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +126,7 @@ class Opening:
         opened: when it was begun, UTC.
         chosen: what is confirmed.
         trials: each configuration and its controls, at the configuration's settings.
-        tuned_trials: controls at the best of their own searches, on the same seeds.
+        tuned_trials: controls at the best and the second best of their own searches, on the same seeds.
         tuned: what these bests are.
         smallest_effect: the least that matters, in points; None where none was declared.
         searched_until: when the last trial ended that the choice was made from, UTC.
@@ -130,7 +164,11 @@ class Opening:
     @property
     def digest(self) -> str:
         """Of what was fixed, whenever that was."""
-        content, later = to_json(self), ("tuned_trials", "tuned", "has_own_cuts", "looks")  # which count where there are any
+        content: dict[str, Any] = to_json(self)
+        for item in (*content["trials"], *content["tuned_trials"], *content["tuned"]):
+            if item["rank"] == 1:  # ranks came later: where there is only the best, the digest is what it was
+                del item["rank"]
+        later = ("tuned_trials", "tuned", "has_own_cuts", "looks")  # which count where there are any
         fixed = ("chosen", "trials", "smallest_effect", *(name for name in later if content[name]))
         return digest({name: content[name] for name in fixed})
 
@@ -190,7 +228,7 @@ def opening_of(
     test_splits: tuple[str, ...] = (),
     *,
     tuned_trials: Plan = (),
-    tuned: Iterable[Tuned] = (),
+    tuned: Sequence[Tuned] = (),
     looks: tuple[int, ...] = (),
 ) -> Opening:
     """What is fixed now, chosen from the trials that were ``searched``."""
@@ -201,17 +239,20 @@ def opening_of(
         test_splits=test_splits,
         chosen=tuple({found.identity: found for found, _ in plan}.values()),
         trials=_planned(plan),
-        tuned_trials=_planned(tuned_trials),
+        tuned_trials=_planned(tuned_trials, [item.rank for item in tuned]),
         tuned=tuple(tuned),
         looks=looks,
         has_own_cuts=all(with_own_cuts(trial.config, trial.config.seed) == trial.config for _, trial in plan),
     )
 
 
-def _planned(plan: Plan) -> tuple[PlannedTrial, ...]:
+def _planned(plan: Plan, ranks: Iterable[int] = (1,)) -> tuple[PlannedTrial, ...]:
+    """The trials of a plan, each seed of which has those of these ranks, in this order."""
     return tuple(
-        PlannedTrial(chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity)
-        for found, trial in plan
+        PlannedTrial(
+            chosen=found.identity, control=trial.config.control, seed=trial.config.seed, identity=trial.identity, rank=rank
+        )
+        for (found, trial), rank in zip(plan, itertools.cycle(ranks), strict=False)
     )
 
 

@@ -18,7 +18,7 @@ from emoreg.config.controls import LADDER, ON_LADDER
 from emoreg.errors import ConfigError
 from emoreg.results.ladder import LEVEL
 from emoreg.results.looks import Look, num_at_first_look
-from emoreg.results.plan import Chosen
+from emoreg.results.plan import Chosen, Tuned
 from emoreg.results.records import TrialRecord
 from emoreg.results.statistics import FEWEST_SEEDS, p_above
 
@@ -64,10 +64,12 @@ def paired_spread(records: Iterable[TrialRecord], backbone: str) -> Spread | Non
     return Spread(deviation, deviation * math.sqrt((n - 1) / float(special.chdtri(n - 1, _UPPER))), n)
 
 
-def rungs_of(controls: Iterable[str]) -> list[int]:
-    """How many of the controls stand on each rung, up to the first rung without one: what can be climbed."""
-    there = {*controls}
-    counts = [len(there.intersection(rung.controls)) for rung in LADDER]
+def rungs_of(controls: Collection[str]) -> list[int]:
+    """How many of the controls stand on each rung, up to the first rung without one: what can be climbed.
+
+    A control counts as often as it is there: at each of the best of its search.
+    """
+    counts = [sum(control in rung.controls for control in controls) for rung in LADDER]
     return counts[: counts.index(0)] if 0 in counts else counts
 
 
@@ -134,22 +136,32 @@ class Prospect:
 
 
 def prospects(
-    chosen: Iterable[Chosen], records: Sequence[TrialRecord], controls: Iterable[str], effect: float, num_looks: int = 1
+    chosen: Iterable[Chosen],
+    records: Sequence[TrialRecord],
+    controls: Iterable[str],
+    effect: float,
+    num_looks: int = 1,
+    tuned: Collection[Tuned] = (),
 ) -> dict[str, Prospect]:
     """What a confirmation can expect of each configuration, by its identity, where the search's controls tell its spread."""
-    configurations, rungs = [*chosen], rungs_of(controls)
+    configurations, there = [*chosen], [*controls]
+    second = {
+        found.identity: [item.control for item in tuned if item.chosen == found.identity and item.rank > 1]
+        for found in configurations
+    }
+    rungs = {identity: rungs_of([*there, *also]) for identity, also in second.items()}
     spreads = {found.identity: paired_spread(records, found.backbone) for found in configurations}
     return {
         found.identity: Prospect(
             name=found.name,
             spread=spread,
             effect=effect,
-            rungs=rungs,
+            rungs=rungs[found.identity],
             num_ladders=len(configurations),
             num_looks=num_looks,
         )
         for found in configurations
-        if rungs and (spread := spreads[found.identity]) is not None
+        if rungs[found.identity] and (spread := spreads[found.identity]) is not None
     }
 
 

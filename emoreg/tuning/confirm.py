@@ -48,7 +48,7 @@ class ConfirmationPlan:
         expected_seconds: of the device that the trials will take, by what those of the search took.
         num_task_images: images of the task that each of its trials trains on, by task.
         test_splits: which it opens, as ledgers know them.
-        tuned_trials: controls at the best of their own searches, beside the trials.
+        tuned_trials: controls at the best and second best of their own searches, beside the trials.
         tuned: what these bests are.
         looks: after how many seeds the answer is looked at, in a plan of two looks; else empty.
     """
@@ -126,10 +126,6 @@ def plan_confirmation(
         is_complete = bool(records.runs) and records.runs[max(records.runs)].ending == RunEnd.COMPLETED
         chosen = choose(config, searched.values(), asked.top)
         there = available_controls(config, CONTROLS)
-        expected = prospects(chosen, [*searched.values()], there, asked.smallest_effect, asked.looks)
-        num_seeds = asked.num_seeds or seeds_enough(expected.values())
-        looks = looks_of(asked.looks, num_seeds)
-        seeds = fresh_seeds(config, searched.values(), num_seeds, asked.first_seed)
         controls = [name for name in there if name != "compute_matched"]  # it has no set
         fingerprints = prepare_image_sets(dataclasses.replace(config, controls=tuple(controls)))
         check_unchanged(config, chosen, fingerprints)
@@ -137,6 +133,10 @@ def plan_confirmation(
     images = count_images(config)
     arms = searching_arms(config, images)
     tuned = best_tuned(config, arms, chosen, searched.values(), is_complete=is_complete, fingerprints=fingerprints)
+    expected = prospects(chosen, [*searched.values()], there, asked.smallest_effect, asked.looks, tuned)
+    num_seeds = asked.num_seeds or seeds_enough(expected.values())
+    looks = looks_of(asked.looks, num_seeds)
+    seeds = fresh_seeds(config, searched.values(), num_seeds, asked.first_seed)
     trials = plan_trials(config, chosen, seeds, images=images, fingerprints=fingerprints)
     tuned_trials = plan_tuned(config, chosen, tuned, seeds, images=images, fingerprints=fingerprints)
     return ConfirmationPlan(

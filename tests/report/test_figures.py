@@ -90,7 +90,7 @@ def test_every_figure_is_drawn_in_reading_order(study: StudyResults, figures: di
 
 
 def test_gains_are_those_of_the_confirmation(study: StudyResults, figures: dict[str, Figure]) -> None:
-    comparisons = {(row.chosen.name, row.control): row.comparison for row in study.confirmed if row.comparison is not None}
+    comparisons = {(row.chosen.name, str(row.rival)): row.comparison for row in study.confirmed if row.comparison is not None}
     means = [trace for trace in figures["gains"].figure.data if trace.showlegend is None]
     for trace in means:
         for gain, row in zip(trace.x, trace.hovertext, strict=True):

@@ -502,9 +502,12 @@ def test_each_control_is_planned_at_its_own_best_beside_the_same_settings() -> N
     records = tuned_search()
     chosen = choose(TUNED_STUDY, records, 1)
     tuned = best_tuned(TUNED_STUDY, ARMS, chosen, records, is_complete=False)
-    assert [found.control for found in tuned] == ["plain", "compute_matched", "ensemble", "untrained", "shuffled"]
-    assert {found.params[RATE] for found in tuned} == {2e-3}
-    assert {found.val_accuracy for found in tuned} == {0.6}
+    controls = ["plain", "compute_matched", "ensemble", "untrained", "shuffled"]
+    assert [(found.control, found.rank) for found in tuned] == [(control, rank) for control in controls for rank in (1, 2)]
+    assert {(found.rank, found.params[RATE], found.val_accuracy) for found in tuned} == {(1, 2e-3, 0.6), (2, 1e-3, 0.5)}
+    second = plan_tuned(TUNED_STUDY, chosen, [found for found in tuned if found.rank == 2], (7,), images=images)
+    assert {trial.config.regulation.optimizer.learning_rate for _, trial in second} == {1e-3}
+    tuned = [found for found in tuned if found.rank == 1]
     planned = plan_tuned(TUNED_STUDY, chosen, tuned, (7,), images=images)
     same = {trial.config.control: trial for _, trial in plan_trials(TUNED_STUDY, chosen, (7,), images=images)}
     for _, trial in planned:
@@ -543,14 +546,16 @@ def test_a_claim_rests_on_each_control_s_own_best() -> None:
         if row.search_of is not None:
             records[records.index(row)] = dataclasses.replace(row, val_accuracy=1 - (row.val_accuracy or 0.0))
     opening = tuned_plan(records)
-    assert opening.num_trials == len({*opening.trials}) + len({*opening.tuned_trials})
+    assert {(trial.control, trial.rank) for trial in opening.tuned_trials if trial.seed == TEN[0]} == {
+        (found.control, found.rank) for found in opening.tuned
+    }
     random = np.random.default_rng(0)
     found = {}
     for trials, lift in (
         (opening.trials, {"regulated": 0.05}),
         (opening.tuned_trials, {"untrained": 0.06}),
     ):
-        for trial in trials:
+        for trial in (trial for trial in trials if trial.rank == 1):  # the second best have the settings of regulation
             accuracy = 0.7 + lift.get(trial.control, 0.0) + random.normal(0.0, 0.002)
             row = ended(dataclasses.replace(TUNED_STUDY.trial, seed=trial.seed), role="confirm")
             found[trial.identity] = dataclasses.replace(row, test_accuracy=accuracy)
@@ -586,4 +591,6 @@ def test_what_is_fixed_of_tuned_controls_is_gone_on_with(tmp_path: Path) -> None
     assert opening.digest != untuned.digest
     content = to_json(untuned)
     former = {name: content[name] for name in ("chosen", "trials", "smallest_effect")}
+    for trial in former["trials"]:
+        del trial["rank"]
     assert untuned.digest == digest(former), "as an emoreg without searches of controls has written it into ledgers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from emoreg.config import CONTROLS
 from emoreg.config.controls import ON_LADDER
-from emoreg.results.ladder import LEVEL, Decision, Verdict, climb, judge
+from emoreg.results.ladder import LEVEL, Comparisons, Decision, Verdict, climb, judge
 from emoreg.results.looks import ONLY_LOOK, Look
+from emoreg.results.plan import Rival
+from emoreg.results.planning import NUM_BEST
 from emoreg.results.statistics import Comparison
 
 ALL = ("plain", "compute_matched", "untrained", "shuffled", "neutral")
@@ -22,11 +25,11 @@ def gains(points: float, n: int = 10) -> Comparison:
     return Comparison(dict(enumerate(points / 100 + WOBBLE[:n])))
 
 
-def ladder(**points: float) -> dict[str, Comparison]:
-    return {control: gains(value) for control, value in points.items()}
+def ladder(**points: float) -> dict[Rival, Comparison]:
+    return {Rival(control): gains(value) for control, value in points.items()}
 
 
-def verdict(comparisons: Mapping[str, Comparison], smallest_effect: float | None = 0.5) -> Verdict:
+def verdict(comparisons: Comparisons, smallest_effect: float | None = 0.5) -> Verdict:
     return judge("resnet", comparisons, climb({0: comparisons})[0], smallest_effect)
 
 
@@ -65,9 +68,21 @@ def test_a_rung_that_was_not_tried_stops_the_ladder() -> None:
 
 
 def test_a_rung_needs_all_of_its_controls() -> None:
-    both = {"plain": gains(2), "compute_matched": gains(2), "wide": gains(0)}
+    both = ladder(plain=2, compute_matched=2, wide=0)
     assert climb({0: both})[0].height == 1
-    assert climb({0: both})[0].p_values[1] == pytest.approx(both["wide"].p_better), "the largest p-value is the rung's"
+    assert climb({0: both})[0].p_values[1] == pytest.approx(both[Rival("wide")].p_better), "the largest p-value is the rung's"
+
+
+def test_a_control_is_beaten_at_the_second_best_of_its_search_too() -> None:
+    best = ladder(plain=2, compute_matched=2)
+    second = {Rival("plain", 2): gains(0.05)}
+    assert climb({0: best | second})[0].height == 0, "a search may miss the best, but seldom twice"
+    found = verdict(best | {Rival("plain", 2): gains(1)})
+    assert "+2.0 points" in found.sentence
+    assert re.search(r"over plain, \+1\.0 points \[[^]]*\] over plain \(2nd\)", found.sentence)
+    assert found.beaten == ("plain", "compute_matched")
+    assert not climb({0: ladder(plain=-2) | second})[0].is_below, "nor is it below what it is no worse than"
+    assert climb({0: ladder(plain=-2) | {Rival("plain", 2): gains(-1)}})[0].is_below
 
 
 def test_only_below_the_backbone_does_it_harm() -> None:
@@ -76,7 +91,7 @@ def test_only_below_the_backbone_does_it_harm() -> None:
 
 
 def test_what_is_not_shown_is_not_said_to_be_absent() -> None:
-    found = verdict({"plain": Comparison(dict(enumerate(0.004 + 5 * WOBBLE)))})
+    found = verdict({Rival("plain"): Comparison(dict(enumerate(0.004 + 5 * WOBBLE)))})
     assert (found.decision, found.claim) == (Decision.NOT_SHOWN, "not shown")
     assert found.sentence.startswith("resnet: not shown to be better than the backbone: +0.4 points [")
 
@@ -92,7 +107,7 @@ def test_absence_is_claimed_against_an_effect_that_was_declared() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_two_seeds_cannot_tell(n: int) -> None:
-    found = verdict({control: gains(5, n) for control in ALL})
+    found = verdict({Rival(control): gains(5, n) for control in ALL})
     assert found.sentence == f"resnet: cannot be told (n = {n}): a verdict takes 3 seeds or more"
 
 
@@ -101,8 +116,8 @@ def test_without_the_backbone_nothing_can_be_told() -> None:
 
 
 def test_ladders_share_the_level_and_one_that_is_climbed_leaves_its_share() -> None:
-    near = {"plain": Comparison(dict(enumerate(0.0016 + WOBBLE)))}
-    assert LEVEL / 2 < near["plain"].p_better < LEVEL
+    near = {Rival("plain"): Comparison(dict(enumerate(0.0016 + WOBBLE)))}
+    assert LEVEL / 2 < near[Rival("plain")].p_better < LEVEL
     assert climb({"a": near})["a"].height == 1
     assert climb({"a": near, "b": ladder(plain=0)})["a"].height == 0
     assert climb({"a": near, "b": ladder(plain=2)})["a"].height == 1
@@ -147,12 +162,13 @@ def simulated(
 
 
 def heights_of(accuracies: np.ndarray, look: Look = ONLY_LOOK) -> list[list[int]]:
-    """Of confirmations x backbones x (regulation, then each control) x seeds, in points."""
+    """Of confirmations x backbones x (regulation, then each control, then each at its second best...) x seeds, in points."""
     differences = (accuracies[:, :, :1] - accuracies[:, :, 1:]) / 100
+    rivals = [Rival(control, rank + 1) for rank in range(differences.shape[2] // len(ALL)) for control in ALL]
     heights = []
     for confirmation in differences:
         ladders = {
-            key: {control: Comparison(dict(enumerate(row)), look=look) for control, row in zip(ALL, rows, strict=True)}
+            key: {rival: Comparison(dict(enumerate(row)), look=look) for rival, row in zip(rivals, rows, strict=True)}
             for key, rows in enumerate(confirmation)
         }
         heights.append([found.height - 10 * found.is_below for found in climb(ladders).values()])
@@ -192,13 +208,13 @@ def test_false_claims_are_rare_at_either_of_two_looks(first: int, n: int, rung: 
     assert share_of_false(simulated({**FAR, ALL[rung]: 0.0}, n, seed=rung, first=first), rung) <= 0.05
 
 
-def searched_alike(loss: float, num_trials: int, *, is_tuned: bool, count: int = 1000, n: int = 10) -> list[list[int]]:
-    """Heights where all arms are equally good, each at a setting of its own: what search finds is confirmed.
+def searched_alike(loss: float, num_trials: int, *, num_best: int, count: int = 2000, n: int = 10) -> list[list[int]]:
+    """Heights where all arms are equally good, each at a setting of its own: what searches find is confirmed.
 
     Args:
         loss: points that an arm loses at a third of the range from its best setting; 0.5 to 3.9 were measured.
         num_trials: of each search, at random settings, whose validation accuracies have a standard deviation of 0.7.
-        is_tuned: whether each control is searched as regulation is; else it has regulation's setting.
+        num_best: so many settings of each control's own search are confirmed; 0: each control has regulation's setting.
         count: confirmations.
         n: seeds.
     """
@@ -206,24 +222,26 @@ def searched_alike(loss: float, num_trials: int, *, is_tuned: bool, count: int =
     best = random.uniform(0.15, 0.85, (count, 2, 1 + len(ALL), 1))
     tried = random.uniform(0.0, 1.0, (count, 2, 1 + len(ALL), num_trials))
     told = -loss * ((tried - best) / 0.35) ** 2 + random.normal(0.0, 0.7, tried.shape)
-    chosen = np.take_along_axis(tried, told.argmax(axis=-1, keepdims=True), axis=-1)
-    if not is_tuned:
-        chosen = np.broadcast_to(chosen[:, :, :1], chosen.shape)
+    ranked = np.take_along_axis(tried, np.argsort(-told, axis=-1), axis=-1)
+    if num_best:
+        chosen = np.concatenate(
+            [ranked[:, :, :1, :1], *(ranked[:, :, 1:, rank : rank + 1] for rank in range(num_best))], axis=2
+        )
+        best = np.concatenate([best[:, :, :1], *[best[:, :, 1:]] * num_best], axis=2)
+    else:
+        chosen = np.broadcast_to(ranked[:, :, :1, :1], best.shape)
     noise = random.standard_normal((*chosen.shape[:3], n)) / np.sqrt(2)
     return heights_of(-loss * ((chosen - best) / 0.35) ** 2 + noise)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "most"), [(0.5, 0.09), (1.5, 0.12), (3.9, 0.13)])
-def test_what_equal_searches_leave_of_false_claims(loss: float, most: float) -> None:
-    """Not the 5 % of the ladder: that holds for the configurations confirmed, and equal searches end unequally near the best.
-
-    Untuned controls are far worse.
-    """
-    tuned, untuned = (share_above(searched_alike(loss, 16, is_tuned=is_tuned)) for is_tuned in (True, False))
-    print(f"claims at a loss of {loss} points: {untuned:.3f} untuned, {tuned:.3f} tuned")
-    assert tuned <= most
-    assert untuned >= 3 * tuned
+@pytest.mark.parametrize("loss", [0.5, 1.5, 3.9])
+def test_what_equal_searches_leave_of_false_claims(loss: float) -> None:
+    """Equal searches end unequally near the best: against each control at its best alone there are more than 5 % of claims."""
+    untuned, best_alone, tuned = (share_above(searched_alike(loss, 16, num_best=num_best)) for num_best in (0, 1, NUM_BEST))
+    print(f"claims at a loss of {loss} points: {untuned:.3f} untuned, {best_alone:.3f} at the best alone, {tuned:.3f} tuned")
+    assert tuned <= 0.05 < best_alone
+    assert untuned >= 3 * best_alone
 
 
 def share_above(heights: list[list[int]]) -> float:
@@ -236,7 +254,7 @@ def test_absence_is_rarely_claimed_of_the_smallest_effect_itself() -> None:
     random = np.random.default_rng(0)
     said = []
     for gain in random.normal(0.5, 0.2, size=(2000, 2, 10)) / 100:  # points; all other than over plain is not tried
-        ladders = {key: {"plain": Comparison(dict(enumerate(row)))} for key, row in enumerate(gain)}
+        ladders = {key: {Rival("plain"): Comparison(dict(enumerate(row)))} for key, row in enumerate(gain)}
         climbs = climb(ladders)
         said.append(any(judge("", ladders[key], climbs[key], 0.5).decision == Decision.ABSENT for key in ladders))
     assert np.mean(said) <= 0.05

@@ -10,6 +10,7 @@ from scipy import stats
 
 from emoreg.errors import ConfigError
 from emoreg.results.ladder import climb
+from emoreg.results.plan import Rival
 from emoreg.results.power import (
     MOST_SEEDS,
     Prospect,
@@ -61,6 +62,7 @@ def test_what_can_be_climbed_ends_with_the_first_rung_without_a_control() -> Non
     assert rungs_of(ALL) == [1, 1, 1, 1, 1]
     assert rungs_of(("regulated", "plain", "compute_matched", "wide", "shuffled")) == [1, 2]
     assert rungs_of(("emotional",)) == []
+    assert rungs_of(("plain", "untrained", "compute_matched", "plain")) == [2, 1, 1], "a control at the two best of its search"
 
 
 def test_the_power_of_one_rung_is_the_t_test_s() -> None:
@@ -114,7 +116,7 @@ def test_rungs_are_reached_as_often_as_printed(n: int) -> None:
     heights = []
     for confirmation in gains / 100:
         ladders = {
-            key: {control: Comparison(dict(enumerate(row))) for control, row in zip(ALL, rows, strict=True)}
+            key: {Rival(control): Comparison(dict(enumerate(row))) for control, row in zip(ALL, rows, strict=True)}
             for key, rows in enumerate(confirmation)
         }
         heights.append(climb(ladders)[0].height)
