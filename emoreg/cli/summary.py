@@ -247,7 +247,7 @@ def _print_controls(study: StudyResults, console: Console) -> None:
         table.add_section()
     console.print(table)
     if best:
-        console.print("best of the search: selected, so its accuracy flatters it; the others were not.")
+        console.print(f"best of the search: selected{study.config.of_one_seed}, so its accuracy flatters; the others were not.")
     if max(row.accuracy.n for row in study.controls) < 2:
         console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.")
     else:

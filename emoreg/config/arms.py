@@ -50,7 +50,7 @@ def tuned_controls(config: StudyConfig) -> tuple[str, ...]:
 def arms(config: StudyConfig) -> tuple[Arm, ...]:
     """The controls with something to search; of the others the one configuration is their best.
 
-    The epochs of ``compute_matched`` are those of the trial as configured: only images tell how many they are to be.
+    The epochs of those that match passes are those of the trial as configured: only images tell how many they are to be.
     """
     found = []
     draws = _draws(config) if config.controls_search != "none" else []
@@ -100,7 +100,7 @@ def _space_of(
         drawn = [dataclasses.replace(found, control=control) for params, found in draws if path in params][:_TRIED]
         if any(_is_decisive(path, distribution, found) for found in drawn):
             counts.add(path)
-    if control == "compute_matched":
+    if CONTROLS[control].match_passes:
         counts.discard("regulation.epochs")  # they follow from the passes of regulation
     applied = as_control(trial, control)
     return pin(space, {path: read_path(applied, path) for path in space if path not in counts})

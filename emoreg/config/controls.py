@@ -25,7 +25,7 @@ class Rung:
 LADDER = (
     Rung("better than the backbone", ("plain",)),
     Rung("better than its price", ("compute_matched", "ensemble", "wide")),
-    Rung("better than two encoders without experience", ("untrained",)),
+    Rung("better than two encoders without experience", ("untrained", "untrained_matched")),
     Rung("better than experience without meaning", ("shuffled",)),
     Rung("better than meaning without affect", ("relabelled", "neutral")),
 )
@@ -45,6 +45,7 @@ class Control:
         dash: how its lines are drawn in charts, as plotly takes it.
         description: what it shows, in one sentence.
         opt_in: whether only a study that names it in its ``controls`` confirms and tunes it.
+        match_passes: whether a confirmation gives it as many encoder passes as regulation and its pre-training take.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Control:
     dash: str
     description: str
     opt_in: bool = False
+    match_passes: bool = False
 
 
 def control(
@@ -64,6 +66,7 @@ def control(
     dash: str = "2px,2px",
     description: str | None = None,
     opt_in: bool = False,
+    match_passes: bool = False,
 ) -> Callable[[Change], Change]:
     """Register the decorated function, which takes a ``TrialConfig`` and returns a changed one, as a control.
 
@@ -75,6 +78,8 @@ def control(
         dash: how its lines are drawn in charts: solid, dot, dash, or lengths such as "5px,2px".
         description: what it shows; the first line of the function's docstring where left out.
         opt_in: whether only a study that names it in ``StudyConfig.controls`` confirms and tunes it; else every study does.
+        match_passes: whether a confirmation trains it for as many encoder passes as regulation and its pre-training take: what
+            it may gain by more training is then no gain of regulation. A search does not run it beside regulation.
 
     Raises:
         ConfigError: for images that a trial has no setting for.
@@ -93,7 +98,14 @@ def control(
     def register(change: Change) -> Change:
         text = description or (change.__doc__ or "").partition("\n")[0]
         entry = Control(
-            name=name, change=change, images=images, label=label or name, dash=dash, description=text, opt_in=opt_in
+            name=name,
+            change=change,
+            images=images,
+            label=label or name,
+            dash=dash,
+            description=text,
+            opt_in=opt_in,
+            match_passes=match_passes,
         )
         CONTROLS.add(name, entry, origin=change)
         return change
@@ -138,7 +150,7 @@ def _plain(trial: TrialConfig) -> TrialConfig:
     return _one_sided(trial, balance=0.0, epochs=0)
 
 
-@control("compute_matched", dash="longdash")
+@control("compute_matched", dash="longdash", match_passes=True)
 def _compute_matched(trial: TrialConfig) -> TrialConfig:
     """The plain backbone, to which a confirmation gives as many encoder passes as regulation and its pre-training take."""
     return _one_sided(trial, balance=0.0, epochs=0)
@@ -175,6 +187,12 @@ def _one_sided(trial: TrialConfig, *, balance: float, epochs: int) -> TrialConfi
 def _untrained(trial: TrialConfig) -> TrialConfig:
     """No pre-training: is it the experience, or only a second encoder?"""
     return dataclasses.replace(trial, pretraining=dataclasses.replace(trial.pretraining, epochs=0))
+
+
+@control("untrained_matched", dash="8px,2px,2px,2px", opt_in=True, match_passes=True)
+def _untrained_matched(trial: TrialConfig) -> TrialConfig:
+    """No pre-training, whose encoder passes go into regulation: is it the experience, or two encoders that train for longer?"""
+    return _untrained(trial)
 
 
 @control("shuffled", dash="longdashdot")

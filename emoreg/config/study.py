@@ -420,13 +420,22 @@ class StudyConfig:
         )
 
     def control_trials(self) -> list[TrialConfig]:
-        """The controls: each for every seed and backbone, seeds outermost, so that one seed is whole before the next."""
+        """The controls: each for every seed and backbone, seeds outermost, so that one seed is whole before the next.
+
+        Those that match the passes of a configuration wait for the confirmation, which has one.
+        """
         return [
             dataclasses.replace(self.trial, backbone=backbone, control=control, seed=seed)
             for seed in self.control_seeds
             for backbone in self.backbones()
             for control in self.controls
+            if control not in CONTROLS or not CONTROLS[control].match_passes  # no study file that registers it was loaded
         ]
+
+    @property
+    def of_one_seed(self) -> str:
+        """In words, that the search knows one seed: its trials are not to be compared with means over several."""
+        return f", of seed {self.trial.seed} alone" if self.seeds_per_trial == 1 else ""
 
     def without_password(self) -> StudyConfig:
         """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""

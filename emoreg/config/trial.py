@@ -380,8 +380,8 @@ class TrialConfig:
     regulation: RegulationConfig = field(default_factory=RegulationConfig)
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
-    """`regulated`: as configured. Else one of plain, compute_matched, ensemble, wide, emotional, untrained, shuffled,
-    relabelled, neutral."""
+    """`regulated`: as configured. Else one of plain, compute_matched, ensemble, wide, emotional, untrained,
+    untrained_matched, shuffled, relabelled, neutral."""
     metrics: Names = ()
     """Measured on validation after every epoch, besides accuracy and loss: macro_f1, balanced_accuracy, auroc, nll, ece, of
     real-valued stimuli valence_pearson, valence_ccc, arousal_pearson, arousal_ccc, or registered ones."""

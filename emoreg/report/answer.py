@@ -63,14 +63,14 @@ def notes(study: StudyResults) -> list[str]:
 
 
 def _control_notes(study: StudyResults) -> Iterator[str]:
-    if study.config.controls and not study.controls:
+    planned = dict.fromkeys((trial.backbone, trial.control) for trial in study.config.control_trials())
+    if planned and not study.controls:
         yield (
             "No control has finished: whether a gain on validation comes from emotional experience, from a second encoder or "
             "from chance cannot be told."
         )
         return
     there = {(row.backbone, row.control) for row in study.controls}
-    planned = itertools.product(study.backbones, study.config.controls)
     missing = [f"{control_name(control)} of {backbone}" for backbone, control in planned if (backbone, control) not in there]
     if missing:
         yield (

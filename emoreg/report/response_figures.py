@@ -28,8 +28,7 @@ def _checked(context: FigureContext, paths: Sequence[str], what: str) -> FigureC
     absent = [_NAMES[path] for path in paths if path not in context.study.search_space]
     if absent:
         raise NotDrawn(f"The {' and the '.join(absent)} {'was' if len(absent) == 1 else 'were'} not searched: no {what}.")
-    if not context.finished:
-        raise NotDrawn(f"No trial of the search has finished: no {what}.")
+    style.require_drawable(sum(map(len, context.finished.values())), what)
     having = _having(context, *paths)
     if not having.finished:
         raise NotDrawn(f"No finished trial has a balance setting: no {what}.")
@@ -124,6 +123,9 @@ def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
         else:
             optima.append(f"{backbone} {optimum}")
         if backbone in plain and parameter.is_number:
+            if (half_width := plain[backbone].half_width) is not None:
+                low, high = (100 * np.full(2, plain[backbone].mean + sign * half_width) for sign in (-1, 1))
+                style.add_band(figure, np.array(parameter.range), low, high, style.faded(color, 0.08))
             figure.add_scatter(
                 x=parameter.range,
                 y=[100 * plain[backbone].mean] * 2,
@@ -140,7 +142,10 @@ def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
         caption.append(f"No curve for {' and '.join(without)}: it takes {FEWEST} finished trials that differ in this number.")
     if plain:
         means = ", ".join(f"{backbone} {found} % (n = {found.n})" for backbone, found in plain.items())
-        caption.append(f"Dashed: mean of the plain control, {means}.")
+        band = ", with its 95 % interval" if any(found.half_width is not None for found in plain.values()) else ""
+        caption.append(
+            f"Dashed: mean of the plain control{band}: {means}. The dots are trials of the search{study.config.of_one_seed}."
+        )
     style.set_axis(figure, parameter, "x")
     figure.update_yaxes(title_text=style.ACCURACY)
     return style.styled(figure, showlegend=True), " ".join(caption)

@@ -88,8 +88,7 @@ def draw_history(context: FigureContext) -> tuple[go.Figure, str]:
     """Each trial in turn, and the best so far."""
     study, objective = context.study, context.study.objectives[0]
     finished, title = _by_number(context.ranked), style.metric_title(objective)
-    if not finished:
-        raise NotDrawn("No trial of the search has finished: no history of it.")
+    style.require_drawable(len(finished), "history of it")
     x, y = [record.number for record in finished], np.array([style.axis_value(record, objective) for record in finished])
     so_far = np.maximum.accumulate(y) if objective.mode == "max" else np.minimum.accumulate(y)
     figure = go.Figure()
@@ -262,8 +261,7 @@ def draw_slices(context: FigureContext) -> tuple[go.Figure, str]:
 def draw_pareto_front(context: FigureContext) -> tuple[go.Figure, str]:
     """Accuracy against cost, with the trials that no other beats in both."""
     records = [record for found in context.finished.values() for record in found]
-    if not records:
-        raise NotDrawn("No trial of the search has finished with an accuracy: no accuracy against cost.")
+    style.require_drawable(len(records), "accuracy against cost")
     objectives = (Objective(), Objective(metric="device_seconds", mode="min"))
     front = sorted(pareto_front(records, objectives), key=lambda record: record.device_seconds)
     drawn = style.some_of(records)
@@ -302,6 +300,7 @@ def _by_number(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 def _searched(study: StudyResults, records: Sequence[TrialRecord], what: str) -> list[str]:
     """Searched paths that at least one trial has."""
+    style.require_drawable(len(records), what)
     params = [record.sampled for record in records]
     found = [path for path in study.search_space if any(path in values for values in params)]
     if not found:

@@ -37,6 +37,8 @@ BALANCE, LENGTH = "regulation.balance", "pretraining.epochs"
 ACCURACY = "validation accuracy, %"
 OF_PANEL = {ACCURACY: "validation<br>accuracy, %"}
 """Titles that are too long for the axis of a panel."""
+FEWEST_DRAWN = 3
+"""Finished trials of a search from which its figures are drawn: one or two points look like a course, and are none."""
 MOST_POINTS = 2000
 """Points that are drawn one by one: a browser stays quick, and a printed page legible."""
 _AXIS = {
@@ -86,6 +88,21 @@ class Figure:
 
 class NotDrawn(Exception):
     """Why a figure cannot be drawn, in a sentence."""
+
+
+def require_drawable(num_finished: int, what: str) -> None:
+    """Refuse to draw from one or two points what a reader would take for a course.
+
+    Raises:
+        NotDrawn: for fewer than ``FEWEST_DRAWN`` finished trials.
+    """
+    if num_finished < FEWEST_DRAWN:
+        found = (
+            f"{counted(num_finished, 'trial')} of the search finished"
+            if num_finished
+            else "No trial of the search has finished"
+        )
+        raise NotDrawn(f"{found}: no {what}{f', which takes {FEWEST_DRAWN}' if num_finished else ''}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
     figure.update_xaxes(title_text="regulation epoch", row=len(by_backbone), col=1)
     best = [f"{study.best[backbone].identity} ({backbone})" for backbone in by_backbone if backbone in study.best]
     seeds = sorted({row.accuracy.n for row in study.controls})
-    caption = [f"Thick: the best trial of the search, selected: {', '.join(best)}."] if best else []
+    caption = [f"Thick: the best trial of the search, selected{study.config.of_one_seed}: {', '.join(best)}."] if best else []
     if seeds:
         n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         caption.append(f"Thin: regulation as configured; grey: its controls; means of n = {n}.")
@@ -92,12 +92,12 @@ def draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
 
 
 def _learned(study: StudyResults) -> list[TrialRecord]:
-    """Finished trials whose balance was learned and whose epochs are known, the best first."""
+    """Finished trials of the search whose balance was learned and whose epochs are known, the best first."""
     objective = study.objectives[0]
     values = {
         record.identity: value
-        for record in study.trials
-        if record.status == "finished" and record.control == "regulated" and record.kind in _LEARNED
+        for record in study.searched
+        if record.status == "finished" and record.kind in _LEARNED
         if (value := objective_value(record, objective)) is not None and study.epochs_of(record.identity)
     }
     order = sorted(values, key=lambda identity: values[identity], reverse=objective.mode == "max")
@@ -119,6 +119,7 @@ def draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
             rows = [row for row in study.epochs_of(record.identity) if row.measured_balance is not None]
             x, y = np.array([row.epoch for row in rows]), np.array([row.measured_balance for row in rows])
             is_best = record is own[0]
+            is_best_of_all = backbone in study.best and record.identity == study.best[backbone].identity
             spread = np.array([row.measured_balance_std or 0.0 for row in rows])
             if is_best and spread.any():
                 style.add_band(figure, x, y - spread, y + spread, style.faded(color, 0.2))
@@ -126,7 +127,7 @@ def draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
                 x=x,
                 y=y,
                 mode="lines",
-                name=f"{backbone}, best",
+                name=f"{backbone}, {_BEST if is_best_of_all else 'best of those that learned it'}",
                 showlegend=is_best,
                 line={"color": color, "width": 3 if is_best else 1},
                 opacity=1.0 if is_best else 0.35,
@@ -135,7 +136,8 @@ def draw_balances(context: FigureContext) -> tuple[go.Figure, str]:
             )
             if is_best and rows:
                 start = "a random balance" if record.balance is None else f"{record.balance:.2f}"
-                moves.append(f"{backbone}'s best from {start} to {y[-1]:.2f}")
+                what = _BEST if is_best_of_all else "the best of these (the best of the search did not learn its own)"
+                moves.append(f"{backbone}'s {what} from {start} to {y[-1]:.2f}")
     figure.update_yaxes(title_text="balance b", range=[-0.02, 1.02])
     figure.update_xaxes(title_text="regulation epoch")
     style.set_epochs(figure, max(record.regulation_epochs for record in drawn))

@@ -190,7 +190,7 @@ def plan_trials(
     """Every trial of an opening at the settings of what was chosen; seeds outermost, so that one is whole before the next.
 
     Each trains on the whole training split of its task, with cuts of its seed's own: see ``with_own_cuts``. ``images`` is for
-    ``compute_matched``.
+    controls that match passes.
 
     Raises:
         ConfigError: for a control that sets the cuts itself.
@@ -202,8 +202,8 @@ def plan_trials(
             base = with_own_cuts(resolve(config.trial, found.params), seed)
             for control in controls:
                 trial = dataclasses.replace(base, control=control)
-                if control == "compute_matched":
-                    trial = with_epochs(trial, matched_epochs(base, images))
+                if CONTROLS[control].match_passes:
+                    trial = with_passes_of(base, trial, images)
                 planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
     return planned
 
@@ -219,7 +219,7 @@ def plan_tuned(
 ) -> Plan:
     """The controls at the best settings of their own searches, on the seeds of the configurations that they stand beside.
 
-    ``compute_matched`` takes as many encoder passes as the configuration does.
+    A control that matches passes takes as many as the configuration does.
 
     Raises:
         ConfigError: for a control that sets the cuts of images itself.
@@ -230,23 +230,19 @@ def plan_tuned(
         for best in bests:
             found = beside[best.chosen]
             trial = with_own_cuts(resolve(as_control(config.trial, best.control), best.params), seed)
-            if best.control == "compute_matched":
-                beside_it = with_own_cuts(resolve(config.trial, found.params), seed)
-                trial = with_epochs(trial, matched_epochs(beside_it, images))
+            if CONTROLS[best.control].match_passes:
+                trial = with_passes_of(with_own_cuts(resolve(config.trial, found.params), seed), trial, images)
             planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
     return planned
 
 
-def matched_epochs(trial: TrialConfig, images: ImageCount) -> int:
-    """Epochs in which one encoder sees as many images of the task as those of a trial see in both of its stages."""
-    passes = trial.regulation.epochs * _num_encoders(trial.regulation) * images("task", trial.task)
-    if trial.regulation.needs_emotional:
-        passes += trial.pretraining.total_epochs * images("stimuli", trial.stimuli)
-    return math.ceil(passes / images("task", trial.task))
-
-
-def with_epochs(trial: TrialConfig, epochs: int) -> TrialConfig:
-    """A trial with so many epochs of regulation."""
+def with_passes_of(regulated: TrialConfig, trial: TrialConfig, images: ImageCount) -> TrialConfig:
+    """A control's trial with as many epochs as take the encoder passes of regulation and its pre-training, rounded up."""
+    passes = regulated.regulation.epochs * _num_encoders(regulated.regulation) * images("task", regulated.task)
+    if regulated.regulation.needs_emotional:
+        passes += regulated.pretraining.total_epochs * images("stimuli", regulated.stimuli)
+    an_epoch = _num_encoders(as_control(trial, trial.control).regulation) * images("task", trial.task)
+    epochs = math.ceil(passes / an_epoch)
     return dataclasses.replace(trial, regulation=dataclasses.replace(trial.regulation, epochs=epochs))
 
 

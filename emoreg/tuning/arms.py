@@ -1,20 +1,20 @@
-"""The controls of a study that have searches of their own, as they are run: images say how long ``compute_matched`` is."""
+"""The controls of a study that have searches of their own, as they are run: images say how long some of them train."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from emoreg.config import StudyConfig
+from emoreg.config import CONTROLS, StudyConfig
 from emoreg.config.arms import Arm, arms
-from emoreg.results.planning import ImageCount, matched_epochs, with_epochs
+from emoreg.results.planning import ImageCount, with_passes_of
 
 
 def searching_arms(config: StudyConfig, images: ImageCount) -> tuple[Arm, ...]:
-    """The controls that have searches of their own, ``compute_matched`` with the passes of the trial as configured."""
+    """The controls that have searches of their own, those that match passes with the passes of the trial as configured."""
     found = []
     for arm in arms(config):
-        if arm.control == "compute_matched":
-            trial = with_epochs(arm.config.trial, matched_epochs(config.trial, images))
+        if CONTROLS[arm.control].match_passes:
+            trial = with_passes_of(config.trial, arm.config.trial, images)
             arm = dataclasses.replace(arm, config=dataclasses.replace(arm.config, trial=trial))
         found.append(arm)
     return tuple(found)

@@ -126,7 +126,7 @@ def plan_confirmation(
         is_complete = bool(records.runs) and records.runs[max(records.runs)].ending == RunEnd.COMPLETED
         chosen = choose(config, searched.values(), asked.top)
         there = available_controls(config, CONTROLS)
-        controls = [name for name in there if name != "compute_matched"]  # it has no set
+        controls = [name for name in there if not CONTROLS[name].match_passes]  # these have no set of their own
         fingerprints = prepare_image_sets(dataclasses.replace(config, controls=tuple(controls)))
         check_unchanged(config, chosen, fingerprints)
         refuse_changes(config, copy.folder, fingerprints)

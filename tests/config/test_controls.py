@@ -58,6 +58,7 @@ def test_the_controls_of_the_package_in_the_order_of_tables() -> None:
         "wide",
         "emotional",
         "untrained",
+        "untrained_matched",
         "shuffled",
         "relabelled",
         "neutral",
@@ -100,24 +101,27 @@ def test_what_the_controls_mean() -> None:
     }  # fmt: skip
     assert differs("wide") == differs("plain") | {"width": 2}
     assert differs("emotional") == output | {"regulation.balance": 1.0}
-    assert differs("untrained") == {"pretraining.epochs": 0}
+    assert differs("untrained") == differs("untrained_matched") == {"pretraining.epochs": 0}
     assert differs("shuffled") == {"pretraining.shuffle_labels": True}
     assert differs("neutral") == differs("relabelled") == {}  # their images are chosen where they are loaded
     identities = {resolve_trial(dataclasses.replace(trial, control=name)).identity for name in CONTROLS}
-    assert len(identities) == 10
+    assert len(identities) == 11
 
 
 def test_what_is_opt_in_is_run_where_a_study_names_it_alone() -> None:
-    assert [name for name, entry in CONTROLS.items() if entry.opt_in] == ["wide"]
+    assert [name for name, entry in CONTROLS.items() if entry.opt_in] == ["wide", "untrained_matched"]
     study = StudyConfig(search_space=SPACE)
     asking = dataclasses.replace(study, controls=("regulated", "plain", "wide"))
     everywhere = set(CONTROLS) - {"neutral", "relabelled"}  # whose images the trial does not name
-    assert {*available_controls(study, CONTROLS)} == everywhere - {"wide"}
-    assert {*available_controls(asking, CONTROLS)} == everywhere
+    assert {*available_controls(study, CONTROLS)} == everywhere - {"wide", "untrained_matched"}
+    assert {*available_controls(asking, CONTROLS)} == everywhere - {"untrained_matched"}
     assert [(trial.control, resolve_trial(trial).config.encoder) for trial in asking.control_trials()] == [
         ("regulated", ("resnet18", 1)), ("plain", ("resnet18", 1)), ("wide", ("resnet18", 2))
     ]  # fmt: skip
     assert all(resolve_trial(trial).config.width == 1 for trial in study.control_trials())
+    matching = dataclasses.replace(study, controls=("plain", "untrained_matched"))
+    assert {*available_controls(matching, CONTROLS)} == everywhere - {"wide"}
+    assert [trial.control for trial in matching.control_trials()] == ["plain"], "a confirmation knows the passes to match"
 
 
 def test_images_of_pretraining_go_by_the_control() -> None:

@@ -333,7 +333,7 @@ def test_a_learned_balance_moves(study: StudyResults, figures: dict[str, Figure]
     assert len(lines) == 50
     assert sum(trace.line.width == 3 for trace in lines) == 2
     assert all(abs(trace.y[-1] - OPTIMUM) <= abs(trace.y[0] - OPTIMUM) for trace in lines)
-    assert "the best" in figures["balance-over-epochs"].caption
+    assert "best of the search from" in figures["balance-over-epochs"].caption
 
 
 def test_a_balance_for_each_image_has_a_band(written: Written) -> None:
@@ -369,12 +369,19 @@ def test_no_finished_trial(written: Written) -> None:
     assert all(reason.endswith(".") for reason in reasons)
 
 
-def test_one_trial_is_drawn_as_a_point(written: Written) -> None:
-    study = written(num_trials=1, controls=())
+@pytest.mark.parametrize(("num_trials", "said"), [(1, "1 trial"), (2, "2 trials")])
+def test_one_or_two_trials_of_a_search_are_not_drawn(written: Written, num_trials: int, said: str) -> None:
+    drawn, reasons = draw_figures(written(num_trials=num_trials, controls=()))
+    assert not {figure.section for figure in drawn} & {"response", "search"}
+    assert f"{said} of the search finished: no history of it, which takes 3." in reasons
+
+
+def test_few_trials_have_no_curve(written: Written) -> None:
+    study = written(num_trials=3, controls=(), search_space={"regulation.balance": Float(0.05, 0.95)})
     found = named(study)
     assert not {"gains", "accuracy-by-both", "importances"} & set(found)
     assert "No curve" in found["accuracy-by-balance"].caption
-    assert "1 finished trial of" in found["accuracy-by-balance"].caption
+    assert "3 finished trials of" in found["accuracy-by-balance"].caption
 
 
 def test_one_backbone_that_is_not_searched(written: Written) -> None:

@@ -478,7 +478,7 @@ def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:
 @needs_chromium
 @pytest.mark.slow
 def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, made_up_config(num_trials=2, controls=()), num_seeds=0)
+    folder = write_study(tmp_path, made_up_config(num_trials=5, controls=()), num_seeds=0)
     figures = folder / "report" / "figures"
     drawn_by(figures, '["former.png"]')
     write_report([folder])

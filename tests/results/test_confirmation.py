@@ -36,9 +36,9 @@ from emoreg.results.planning import (
     choose,
     expected_seconds,
     fresh_seeds,
-    matched_epochs,
     plan_trials,
     plan_tuned,
+    with_passes_of,
 )
 from emoreg.results.records import TrialRecord
 from emoreg.storage.files import Files
@@ -159,9 +159,17 @@ def test_the_matched_control_gets_the_encoder_passes_of_both_stages() -> None:
     assert trial.regulation.balance == 0.0
     assert trial.pretraining.epochs == 0
     cooled = replace_paths(STUDY.trial, {"pretraining.cooldown_epochs": 10})
-    assert matched_epochs(cooled, images) == 2 * STUDY.trial.regulation.epochs + -(-(epochs + 10) * 40 // 100)
+    plain = dataclasses.replace(STUDY.trial, control="compute_matched")
+
+    def matched(regulated: TrialConfig, trial: TrialConfig = plain) -> int:
+        return with_passes_of(regulated, trial, images).regulation.epochs
+
+    assert matched(cooled) == 2 * STUDY.trial.regulation.epochs + -(-(epochs + 10) * 40 // 100)
     unbegun = replace_paths(cooled, {"pretraining.epochs": 0})
-    assert matched_epochs(unbegun, images) == 2 * STUDY.trial.regulation.epochs
+    assert matched(unbegun) == 2 * STUDY.trial.regulation.epochs
+    two = dataclasses.replace(STUDY.trial, control="untrained_matched")
+    assert matched(unbegun, two) == STUDY.trial.regulation.epochs, "of two encoders, no pre-training to make up for"
+    assert matched(cooled, two) == STUDY.trial.regulation.epochs + -(-(epochs + 10) * 40 // 200)
 
 
 def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
@@ -416,7 +424,8 @@ def test_a_seed_that_a_control_did_not_finish_is_told(status: Status, word: str)
 def test_a_control_without_a_seed_stops_the_ladder() -> None:
     trials = planned(seeds=TEN)
     resnet, _ = said(trials, ended_as("failed", trials, finished(trials), "untrained", 10))
-    assert "better than two encoders without experience: not tried: untrained; untrained failed on 10 of 10" in resnet.sentence
+    words = "better than two encoders without experience: not tried: untrained, untrained_matched; untrained failed on 10 of 10"
+    assert words in resnet.sentence
 
 
 def test_a_verdict_that_hangs_on_one_seed_says_so() -> None:

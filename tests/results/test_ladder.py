@@ -35,7 +35,7 @@ def verdict(comparisons: Comparisons, smallest_effect: float | None = 0.5) -> Ve
 
 def test_every_control_that_a_verdict_depends_on_stands_on_one_rung() -> None:
     assert len({*ON_LADDER}) == len(ON_LADDER)
-    assert {*ALL, "ensemble", "wide", "relabelled"} == CONTROLS.keys() & {*ON_LADDER}
+    assert {*ALL, "ensemble", "wide", "untrained_matched", "relabelled"} == CONTROLS.keys() & {*ON_LADDER}
     assert CONTROLS.keys() - {*ON_LADDER} == {"regulated", "emotional"}, "what is outside is exploratory"
 
 
@@ -102,7 +102,9 @@ def test_absence_is_claimed_against_an_effect_that_was_declared() -> None:
     assert verdict(ladder(plain=0.05), smallest_effect=0.1).decision == Decision.NOT_SHOWN
     assert verdict(ladder(plain=0.05), smallest_effect=None).decision == Decision.NOT_SHOWN
     above = verdict(ladder(plain=2, compute_matched=2, untrained=0.05))
-    assert above.sentence.endswith("over untrained (n = 10, p = 0.24), no effect as large as 0.5 points")
+    assert above.sentence.endswith(
+        "over untrained (n = 10, p = 0.24; not tried: untrained_matched), no effect as large as 0.5 points"
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2])

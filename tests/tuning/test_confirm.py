@@ -78,6 +78,13 @@ def test_what_is_opt_in_is_planned_where_the_study_names_it(study: StudyConfig) 
     for seed, trial in wide.items():
         assert trial.config == dataclasses.replace(plain[seed].config, control="wide", width=2)
     assert plan.expected_seconds > usual.expected_seconds
+    matching = dataclasses.replace(study, controls=("regulated", "untrained_matched"))
+    plan = plan_confirmation(matching, ConfirmationConfig(num_seeds=2))
+    longer, untrained = (
+        {trial.config.regulation.epochs for _, trial in plan.trials if trial.config.control == control}
+        for control in ("untrained_matched", "untrained")
+    )
+    assert min(longer) > max(untrained), "the passes of pre-training go into regulation"
 
 
 def test_other_images_than_those_of_the_search_are_refused(study: StudyConfig, searched: Path) -> None:
