@@ -15,7 +15,7 @@ QUICK = ("flipped in",)
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    return Ground(tmp_path_factory.mktemp("ground"), kills=1, flips=25)
+    return Ground(tmp_path_factory.mktemp("ground"), kills=1, flips=8)
 
 
 def tried(ground: Ground, only: str) -> Iterator[Tally]:

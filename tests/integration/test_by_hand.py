@@ -15,7 +15,7 @@ from emoreg.results.status import read_status
 from tests.integration.test_study import optuna_states, run, start, trials, wait_for
 
 pytestmark = pytest.mark.slow
-LONG = ("--trial.regulation.batch-size", "2", "--trial.task.num-images", "800")
+LONG = ("--trial.regulation.batch-size", "2", "--trial.task.num-images", "400")
 
 
 def test_a_running_study_takes_up_an_enqueued_trial_and_loses_one_that_is_stopped(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.integration import tiny_study
 from tests.integration.test_study import optuna_states, run, settled, start, trials, wait_for
 
 # An epoch of many steps, so that a signal comes in its middle.
-LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "800")
+LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "500")
 ONE = ("--num-trials", "1", "--controls", "--trial.pretraining.epochs", "1")
 
 
@@ -124,6 +124,7 @@ def identities(storage: Path) -> list[str]:
     return [resolve_trial(control, fingerprints).identity for control in config.control_trials()]
 
 
+@pytest.mark.soak  # tuning/test_dispatcher.py retries, test_study.py records a broken trial
 @pytest.mark.slow
 def test_a_fault_of_the_machine_is_retried_and_then_recorded_with_the_log_s_tail(tmp_path: Path) -> None:
     broken, _ = identities(tmp_path)
