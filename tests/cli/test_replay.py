@@ -285,6 +285,7 @@ def test_a_trial_that_is_not_there_is_told_from_those_that_are(study: StudyConfi
         replayed(study, twin)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_interrupted_it_leaves_nothing(storage: Path, tmp_path: Path) -> None:
     """A trial that would take an hour."""

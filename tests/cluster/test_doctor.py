@@ -246,6 +246,7 @@ for finding in examine_nodes([*nodes, {**nodes[0], "NodeID": "a1" * 28}], sys.ar
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_node_that_left_after_it_was_listed_does_not_hide_the_others(shared_cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

@@ -85,6 +85,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         lose(head)  # and what its autoscaler has started
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_study_waits_for_the_machine_that_the_autoscaler_may_start(cluster: Cluster, tmp_path: Path) -> None:
     study = cluster.run(tmp_path, "--resources.cpus-per-trial", "2", "--num-trials", "1", "--controls", "regulated")

@@ -165,6 +165,7 @@ def test_the_code_of_a_job_that_fails_is_passed_on_and_another_study_has_no_job(
     assert "the cluster has no job of 'theirs', but of tiny" in output
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_detached_looked_at_stopped_and_taken_up_again(
     shared_cluster: Cluster, start: Start, emoreg: Run, tmp_path: Path
