@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import secrets
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -270,6 +271,12 @@ _BROKEN_OFF = (
 )
 
 
+class _Thread(threading.local):
+    """What a thread does in a database."""
+
+    is_in_transaction = False
+
+
 class _RetryingStorage(optuna.storages.RDBStorage):
     """Does a transaction again that the server broke off because it was restarted: it has undone what was begun.
 
@@ -277,18 +284,25 @@ class _RetryingStorage(optuna.storages.RDBStorage):
     """
 
     patience = Patience()
+    thread = _Thread()
 
 
 def _retrying(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def ask(self: _RetryingStorage, *args: Any, **kwargs: Any) -> Any:
+        if self.thread.is_in_transaction:  # which is broken off as a whole: only who began it can begin it again
+            return method(self, *args, **kwargs)
+
         def attempt() -> Any:
+            self.thread.is_in_transaction = True
             try:
                 return method(self, *args, **kwargs)
             except optuna.exceptions.StorageInternalError as error:
                 if isinstance(error.__cause__, _BROKEN_OFF):
                     raise error.__cause__ from error  # as the study's other connections tell it, which share the outage
                 raise
+            finally:
+                self.thread.is_in_transaction = False
 
         return self.patience.retry(
             attempt, when=lambda error: isinstance(error, _BROKEN_OFF), reason=no_answer(self.engine.url)

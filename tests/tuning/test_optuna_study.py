@@ -689,6 +689,24 @@ def test_a_transaction_that_the_server_broke_off_is_done_again(broken_off: Excep
     assert len(attempts) == 2
 
 
+def test_what_is_done_within_a_transaction_is_not_tried_again_by_itself() -> None:
+    """Its session stays broken until the whole is rolled back."""
+    attempts = []
+
+    def inner(storage: object) -> str:
+        attempts.append("inner")
+        if len(attempts) == 2:
+            raise PendingRollbackError("roll back")
+        return "done"
+
+    def outer(storage: _RetryingStorage) -> str:
+        attempts.append("outer")
+        return str(_retrying(inner)(storage))
+
+    assert _retrying(outer)(_RetryingStorage("sqlite://")) == "done"
+    assert attempts == ["outer", "inner"] * 2
+
+
 def test_another_fault_of_the_storage_is_not_tried_again() -> None:
     attempts = []
 
