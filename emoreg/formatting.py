@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from emoreg.config import Value, control_named
+from emoreg.config import StudyConfig, Value, control_named
 
 
 def control_name(control: str) -> str:
@@ -37,6 +37,11 @@ def p_cell(p_value: float) -> str:
 def p_text(p_value: float) -> str:
     """The same in a sentence: "p = 0.0021", "p < 0.0001"."""
     return "p < 0.0001" if p_value < 1e-4 else f"p = {p_cell(p_value)}"
+
+
+def of_one_seed(config: StudyConfig) -> str:
+    """That a search knows one seed, ", of seed 0 alone": its trials are not to be compared with means over several."""
+    return f", of seed {config.trial.seed} alone" if config.seeds_per_trial == 1 else ""
 
 
 def ordinal(rank: int) -> str:

@@ -17,7 +17,7 @@ from emoreg.cli.terminal import new_table
 from emoreg.config import CONFIRM, PretrainingConfig, RegulationConfig, StudyConfig, leaves, registries
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.errors import Interrupted, StudyAborted
-from emoreg.formatting import control_name, counted, duration, format_params, p_cell
+from emoreg.formatting import control_name, counted, duration, format_params, of_one_seed, p_cell
 from emoreg.report.reproduce import confirm_command
 from emoreg.results.analysis import waiting_share
 from emoreg.results.confirmation import Confirmed
@@ -247,7 +247,9 @@ def _print_controls(study: StudyResults, console: Console) -> None:
         table.add_section()
     console.print(table)
     if best:
-        console.print(f"best of the search: selected{study.config.of_one_seed}, so its accuracy flatters; the others were not.")
+        console.print(
+            f"best of the search: selected{of_one_seed(study.config)}, so its accuracy flatters; the others were not."
+        )
     if max(row.accuracy.n for row in study.controls) < 2:
         console.print("One seed tells nothing about chance: add some with --control-seeds 0 1 2.")
     else:

@@ -432,11 +432,6 @@ class StudyConfig:
             if control not in CONTROLS or not CONTROLS[control].match_passes  # no study file that registers it was loaded
         ]
 
-    @property
-    def of_one_seed(self) -> str:
-        """In words, that the search knows one seed: its trials are not to be compared with means over several."""
-        return f", of seed {self.trial.seed} alone" if self.seeds_per_trial == 1 else ""
-
     def without_password(self) -> StudyConfig:
         """The study as it may be written down and shown: passwords in its URLs and URIs are hidden."""
         hidden: StudyConfig = hide_secrets(self)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from emoreg.formatting import counted
+from emoreg.formatting import counted, of_one_seed
 from emoreg.report import style
 from emoreg.report.style import BALANCE, LENGTH, FigureContext, NotDrawn
 from emoreg.results.records import TrialRecord
@@ -144,7 +144,7 @@ def draw_response(context: FigureContext, path: str) -> tuple[go.Figure, str]:
         means = ", ".join(f"{backbone} {found} % (n = {found.n})" for backbone, found in plain.items())
         band = ", with its 95 % interval" if any(found.half_width is not None for found in plain.values()) else ""
         caption.append(
-            f"Dashed: mean of the plain control{band}: {means}. The dots are trials of the search{study.config.of_one_seed}."
+            f"Dashed: mean of the plain control{band}: {means}. The dots are trials of the search{of_one_seed(study.config)}."
         )
     style.set_axis(figure, parameter, "x")
     figure.update_yaxes(title_text=style.ACCURACY)

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from emoreg.config import control_named, in_order
-from emoreg.formatting import counted, duration
+from emoreg.formatting import counted, duration, of_one_seed
 from emoreg.report import style
 from emoreg.report.style import FigureContext, NotDrawn
 from emoreg.results.analysis import device_time, objective_value
@@ -84,7 +84,7 @@ def draw_learning_curves(context: FigureContext) -> tuple[go.Figure, str]:
     figure.update_xaxes(title_text="regulation epoch", row=len(by_backbone), col=1)
     best = [f"{study.best[backbone].identity} ({backbone})" for backbone in by_backbone if backbone in study.best]
     seeds = sorted({row.accuracy.n for row in study.controls})
-    caption = [f"Thick: the best trial of the search, selected{study.config.of_one_seed}: {', '.join(best)}."] if best else []
+    caption = [f"Thick: the best trial of the search, selected{of_one_seed(study.config)}: {', '.join(best)}."] if best else []
     if seeds:
         n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         caption.append(f"Thin: regulation as configured; grey: its controls; means of n = {n}.")

@@ -35,8 +35,8 @@ NUM_BEST = 2
 """Of each control's own search, so many are confirmed, and regulation must be better than each.
 
 What is best on validation is seldom the best there is, and of a control that is as good as regulation the search may well end
-farther from it. Against the best alone, 7 to 13 % of confirmations of two equally good arms claimed a rung, where 5 % may;
-against the two best, 1 to 4 % (``test_what_equal_searches_leave_of_false_claims``).
+farther from it. Against the best alone, 8 to 12 % of confirmations of two equally good arms claimed a rung, where 5 % may;
+against the two best, 1 to 3 % (16 trials a search: ``test_what_equal_searches_leave_of_false_claims``).
 """
 _FORWARD = 1 / 3  # of a training step's cost, a forward pass
 

@@ -99,6 +99,8 @@ check_trial(TrialConfig(backbone="test_resnet", image_size=16, stimuli=digits, t
 
 def test_a_process_that_has_not_trained_knows_our_own_probe() -> None:
     run_alone(CHECK)
+    with pytest.raises(AssertionError, match="no such probe"):  # run_alone passes on what the process refuses
+        run_alone(CHECK.replace("agreement", "no such probe"))
 
 
 def test_a_good_study_passes_and_leaves_nothing_behind(study: StudyConfig) -> None:
