@@ -29,6 +29,7 @@ from emoreg.tuning.manifest import write_manifest
 from tests.helpers.networks import trained_study
 from tests.helpers.studies import study_file
 from tests.helpers.trials import TINY
+from tests.helpers.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 Output = pytest.CaptureFixture[str]
@@ -284,7 +285,7 @@ def process(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -27,6 +27,7 @@ from emoreg.tuning.adapters import image_loader, resolved_trial
 from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import study_file, tiny_study
 from tests.helpers.trials import CPU, TINY, tiny
+from tests.helpers.waiting import PATIENCE
 from tests.helpers.written import write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_a_fresh_process_comes_to_the_same_to_the_bit_and_touches_nothing(study:
     folder = single(study)
     before, images = tree(folder), tree(folder.parent / "imagesets")
     experience = tree(folder.parent / "experience")
-    done = subprocess.run(command(study, tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command(study, tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"replay of trial {identity_of(study)} of 'tiny', finished on 20")
@@ -313,7 +314,7 @@ def test_interrupted_it_leaves_nothing(storage: Path, tmp_path: Path) -> None:
         while "regulation   2/" not in (line := process.stdout.readline()):
             assert line, "it ended too soon"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert out.splitlines()[-1] == "interrupted: nothing is kept of a replay"
     assert tree(storage) == before

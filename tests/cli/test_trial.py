@@ -26,6 +26,7 @@ from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.tuning.adapters import image_loader, resolved_trial
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import CPU, TINY, load_state, same, timeless, tiny
+from tests.helpers.waiting import PATIENCE
 from tests.helpers.written import epoch_record
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +195,7 @@ def test_a_signal_in_mid_epoch_saves_and_the_same_command_goes_on_to_the_bit(sto
             while "pretraining   1/1" not in (line := process.stdout.readline()):
                 assert line, "it ended too soon"
             process.send_signal(number)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130, err
         assert "stopping as soon as it is saved; once more to leave at once" in err
         assert out.splitlines()[-1] == "interrupted, and saved: run the same command again to go on from here"

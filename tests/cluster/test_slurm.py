@@ -11,8 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cluster.files import CLUSTER, ROOT
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration.test_study import STUDY, trials
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -52,7 +52,9 @@ class Slurm:
     environment: dict[str, str]
 
     def say(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         return done.stdout + done.stderr
 
     def is_idle(self) -> bool:
@@ -60,13 +62,6 @@ class Slurm:
 
     def state(self, job: str) -> dict[str, str]:
         return dict(re.findall(r"(\w+)=(\S+)", self.say("scontrol", "show", "job", job)))
-
-
-def wait_until(is_so: Callable[[], bool], *, seconds: float = 150, otherwise: Callable[[], str]) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, otherwise()
-        time.sleep(0.2)
 
 
 def free_ports(number: int) -> list[int]:
@@ -114,20 +109,19 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]):
             daemons.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True))
             if command is munged:
-                wait_until((folder / "munge.socket").exists, otherwise=log.read_text)
+                wait_for((folder / "munge.socket").exists, told=log.read_text)
     try:
-        wait_until(made.is_idle, otherwise=log.read_text)
+        wait_for(made.is_idle, told=log.read_text)
         yield made
         made.say("scancel", "--user=root")
-        wait_until(lambda: not made.say("squeue", "--noheader"), otherwise=log.read_text)
+        wait_for(lambda: not made.say("squeue", "--noheader"), told=log.read_text)
     finally:
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
-            daemon.wait(30)
+            daemon.wait(PATIENCE)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # three starts of Ray on two nodes
 def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm, tmp_path: Path) -> None:
     log, storage = tmp_path / "job.log", tmp_path / "storage"
     job = slurm.say(
@@ -138,17 +132,17 @@ def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm,
 
     def up(start: int) -> None:
         is_up = f"start {start}: 2 of 2 nodes"
-        wait_until(lambda: log.exists() and is_up in log.read_text(), otherwise=lambda: slurm.say("squeue"))
+        wait_for(lambda: log.exists() and is_up in log.read_text(), told=lambda: slurm.say("squeue"))
 
     def begun(start: int) -> None:
         runs = storage / "tiny" / "records" / "runs.parquet"
-        wait_until(lambda: runs.exists() and pq.read_metadata(runs).num_rows == start + 1, otherwise=log.read_text)
-        wait_until(lambda: any((storage / "tiny" / "trials").glob("*/*")), otherwise=log.read_text)
+        wait_for(lambda: runs.exists() and pq.read_metadata(runs).num_rows == start + 1, told=log.read_text)
+        wait_for(lambda: any((storage / "tiny" / "trials").glob("*/*")), told=log.read_text)
 
     def queued_again(restarts: int) -> None:
-        wait_until(lambda: slurm.state(job)["JobState"] == "PENDING", otherwise=log.read_text)
+        wait_for(lambda: slurm.state(job)["JobState"] == "PENDING", told=log.read_text)
         assert slurm.state(job)["Restarts"] == str(restarts)
-        wait_until(slurm.is_idle, otherwise=log.read_text)
+        wait_for(slurm.is_idle, told=log.read_text)
         slurm.say("scontrol", "update", f"JobId={job}", "StartTime=now+3")  # Slurm itself would wait two minutes
 
     up(0)
@@ -173,7 +167,7 @@ def test_a_study_goes_on_through_the_end_of_its_time_and_a_requeue(slurm: Slurm,
     for folder in Path("/tmp").glob(f"ray-{job}-*"):  # what nodes leave that are killed
         shutil.rmtree(folder)
 
-    wait_until(lambda: slurm.state(job)["JobState"] == "COMPLETED", seconds=420, otherwise=log.read_text)
+    wait_for(lambda: slurm.state(job)["JobState"] == "COMPLETED", told=log.read_text)
     text = log.read_text()
     assert text.count("study ended with 0") == 1
     assert token.read_text() not in text

@@ -19,6 +19,7 @@ from emoreg.config import ImageSetConfig
 from emoreg.data import load, prepare, prepared
 from emoreg.data.duplicates import find_duplicates
 from emoreg.errors import ImageSetError, StorageError
+from tests.helpers.waiting import PATIENCE
 
 
 def of(tree: Path) -> ImageSetConfig:
@@ -176,7 +177,7 @@ def _prepare_at_once(tree: Path, storage: Path, barrier: Any, results: Any) -> N
         original(*args, **kwargs)
 
     prepare._prepare = counting
-    barrier.wait(60)
+    barrier.wait(PATIENCE)
     image_set = load(of(tree), image_size=16, storage=storage)
     results.put((count, image_set.fingerprint))
 
@@ -199,9 +200,9 @@ def test_two_processes_at_once_prepare_once_and_agree(tree: Path, tmp_path: Path
     processes = [context.Process(target=_prepare_at_once, args=(tree, tmp_path, barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=120) for _ in processes]
+    answers = [results.get(timeout=PATIENCE) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
     assert sorted(count for count, _ in answers) == [0, 1]
     assert len({fingerprint for _, fingerprint in answers}) == 1
     assert len(prepared_files(tmp_path)) == 1
@@ -213,7 +214,7 @@ def test_a_kill_leaves_nothing_that_could_be_taken_for_a_set(tree: Path, tmp_pat
     for written in (False, True):
         process = context.Process(target=_die_while_preparing, args=(tree, tmp_path), kwargs={"written": written})
         process.start()
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == -signal.SIGKILL
         assert prepared_files(tmp_path) == []
         assert len([path for path in (tmp_path / "imagesets" / "preparing").iterdir() if path.is_dir()]) == 1

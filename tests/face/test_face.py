@@ -13,6 +13,7 @@ import pytest
 
 import emoreg
 from tests.helpers.networks import write_untrained
+from tests.helpers.waiting import PATIENCE
 from tests.helpers.written import made_up_config, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def in_a_process(script: str, *, cwd: Path) -> str:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

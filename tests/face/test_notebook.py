@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.helpers.waiting import PATIENCE
+
 CELLS = [
     """\
 import dataclasses
@@ -50,7 +52,7 @@ def test_a_notebook_runs_a_study_with_a_control_of_its_own(storage: Path, tmp_pa
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell.format(storage=str(storage)) if "{" in cell else cell) for cell in CELLS]
     )
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     *_, ran, shown = notebook.cells
     text = "".join(output.data["text/plain"] for output in ran.outputs if output.output_type == "display_data")
     assert "3 trials: 3 finished" in text

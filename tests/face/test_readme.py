@@ -16,6 +16,7 @@ import emoreg
 from emoreg.config import replace_paths
 from tests.helpers.networks import trained_study
 from tests.helpers.trials import TINY
+from tests.helpers.waiting import PATIENCE
 
 README = Path(__file__).parents[2] / "studies" / "README.md"
 
@@ -65,7 +66,7 @@ def test_a_day_with_faces_of_ones_own(tmp_path: Path) -> None:
 
     def said(*command: str) -> str:
         done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -16,6 +16,7 @@ from PIL import Image
 
 import emoreg
 from emoreg.training.backbones import create_encoder
+from tests.helpers.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 MINE = """\
@@ -118,7 +119,7 @@ def run(folder: Path, *arguments: str) -> str:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

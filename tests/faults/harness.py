@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy, join
 from tests.faults.study import NAME
+from tests.helpers.waiting import PATIENCE
 
 STUDY = Path(__file__).with_name("study.py")
 SHIM = Path(__file__).with_name("shim")
@@ -186,7 +187,7 @@ class Driver:
         """What it has said so far."""
         return "".join(line for _, line in self._lines)
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120, pause: float = 0.01) -> bool:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = PATIENCE, pause: float = 0.01) -> bool:
         """Whether the condition came to hold before the driver ended. It is looked at after each ``pause``.
 
         Raises:
@@ -210,7 +211,7 @@ class Driver:
         self._reader.join(timeout=0 if self.process.poll() is None else 10)
         return (self._said_at(words, since) or time.monotonic()) - since
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code, once it has ended.
 
         Raises:
@@ -221,7 +222,7 @@ class Driver:
         except subprocess.TimeoutExpired:
             self.signal_all(signal.SIGKILL)
             raise AssertionError(f"a study did not end; it has said:\n{self.output}") from None
-        self._reader.join(timeout=30)
+        self._reader.join(timeout=PATIENCE)
         return code
 
     def signal_all(self, number: signal.Signals) -> None:

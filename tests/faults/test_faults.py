@@ -34,7 +34,6 @@ def test_a_few_quick_faults_leave_a_study_as_it_is(only: str, ground: Ground) ->
 
 @pytest.mark.soak
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [name for name in FAULTS if not any(words in name for words in QUICK)])
 def test_a_fault_leaves_a_study_as_it_is(name: str, ground: Ground) -> None:
     (tally,) = tried(ground, name)

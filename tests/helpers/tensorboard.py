@@ -7,10 +7,9 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
+
+from tests.helpers.waiting import PATIENCE
 
 
 def read(run: Path) -> EventAccumulator:
@@ -53,14 +54,6 @@ def seconds_apart() -> Iterator[None]:
         yield
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for TensorBoard to have read something."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"not within two minutes: {what}"
-        time.sleep(0.1)
-
-
 class Server:
     """A TensorBoard that runs."""
 
@@ -70,7 +63,7 @@ class Server:
 
     def get(self, path: str, **query: str) -> bytes:
         """What it answers."""
-        with self._opener.open(f"{self.address}/{path}?{urllib.parse.urlencode(query)}", timeout=60) as answer:
+        with self._opener.open(f"{self.address}/{path}?{urllib.parse.urlencode(query)}", timeout=PATIENCE) as answer:
             return bytes(answer.read())
 
     def json(self, path: str, **query: str) -> Any:
@@ -82,7 +75,7 @@ class Server:
         request = urllib.request.Request(
             f"{self.address}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )
-        with self._opener.open(request, timeout=60) as answer:
+        with self._opener.open(request, timeout=PATIENCE) as answer:
             return json.loads(answer.read())
 
     def scalars(self, run: str, tag: str) -> list[tuple[int, float]]:
@@ -121,4 +114,4 @@ def tensorboard(logdir: Path, *options: str) -> Iterator[Server]:
         yield Server(found[0])
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,27 +17,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tests.helpers.waiting import wait_for
+
 BIN = Path(sys.executable).parent
 RAY = str(BIN / "ray")
+RAY_START = (sys.executable, "-m", "tests.integration.patient_ray", "start")
 STUDY = Path(__file__).with_name("tiny_study.py")
 _JOINED = "Ray runtime started"
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 120) -> None:
-    """Until a condition holds, for as long as a process runs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the process ended before the moment came"
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.05)  # between two looks at the condition
-
-
 def wait_for_node(node: subprocess.Popen[Any], log: Path) -> None:
     """Until a node has joined its cluster."""
-    try:
-        wait_for(lambda: _JOINED in log.read_text(), node)
-    except AssertionError as error:
-        raise AssertionError(f"{error}: {log.read_text()}") from None
+    wait_for(lambda: _JOINED in log.read_text(), node, told=log.read_text)
 
 
 def trials(storage: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
@@ -71,7 +61,7 @@ class Cluster:
         """Start a node, which has joined once its log says so: see ``wait_for_node``."""
         with open(log, "wb") as stream:
             node = subprocess.Popen(
-                [RAY, "start", "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
+                [*RAY_START, "--num-cpus=1", *options, "--block", "--disable-usage-stats"],
                 env=self.environment,
                 stdout=stream,
                 stderr=stream,

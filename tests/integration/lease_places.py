@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 
 import ray
 from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.tuning.coordination import ActorLocks
+from tests.helpers.waiting import wait_for
 
 NUM_LEASES = 4
 
@@ -27,12 +27,15 @@ class Holder:
         return [self._leases._held[key]._actor_id.hex() for key in keys]
 
 
+def alive() -> list[str]:
+    """Ids of the nodes that Ray takes to be there."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
 if __name__ == "__main__":
     ray.init(address=sys.argv[1], log_to_driver=False)
-    deadline = time.monotonic() + 100
-    while len(nodes := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) != int(sys.argv[2]):
-        assert time.monotonic() < deadline, f"the cluster has {len(nodes)} nodes"
-        time.sleep(0.2)  # between two looks at the nodes
+    wait_for(lambda: len(alive()) == int(sys.argv[2]), told=lambda: f"the cluster has {len(alive())} nodes")
+    nodes = alive()
     holder = ray.remote(num_cpus=0)(Holder)
     holders = [holder.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
     beside = 0

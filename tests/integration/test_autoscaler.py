@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ray.autoscaler._private.fake_multi_node import node_provider
 
+from tests.helpers.waiting import PATIENCE
 from tests.integration.cluster import Cluster, cluster_environment, free_port, lose, ray_folder, trials, wait_for_node
 
 HEAD = "ray.head.default"
@@ -89,7 +90,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 @pytest.mark.slow
 def test_a_study_waits_for_the_machine_that_the_autoscaler_may_start(cluster: Cluster, tmp_path: Path) -> None:
     study = cluster.run(tmp_path, "--resources.cpus-per-trial", "2", "--num-trials", "1", "--controls", "regulated")
-    output, _ = study.communicate(timeout=280)
+    output, _ = study.communicate(timeout=PATIENCE)
     assert study.returncode == 0, output
     assert "asks for 2 CPUs and the cluster has 1 node with 0 CPUs" in output
     assert "such trials wait until the autoscaler starts a machine that can hold them" in output

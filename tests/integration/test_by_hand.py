@@ -12,7 +12,8 @@ import pytest
 
 import emoreg
 from emoreg.results.status import read_status
-from tests.integration.test_study import optuna_states, run, start, trials, wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
+from tests.integration.test_study import optuna_states, run, start, trials
 
 pytestmark = pytest.mark.slow
 LONG = ("--trial.regulation.batch-size", "2", "--trial.task.num-images", "400")
@@ -30,7 +31,7 @@ def test_a_running_study_takes_up_an_enqueued_trial_and_loses_one_that_is_stoppe
     wait_for(lambda: bool(searched()), process)
     study = emoreg.load_study(place).enqueue({"regulation.balance": 0.125})
     stopped = study.stop_trial(searched()[0][:6])
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     rows = trials(tmp_path)
     first, second, *_ = sorted(rows.values(), key=lambda row: str(row["ended"]))
@@ -57,4 +58,4 @@ def test_a_study_ends_before_slurm_does_and_goes_on_the_next_time(tmp_path: Path
 
 def run_status(storage: Path) -> str:
     command = [sys.executable, "-m", "emoreg", "status", str(storage / "tiny")]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout

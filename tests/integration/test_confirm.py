@@ -16,7 +16,8 @@ import pytest
 from emoreg.results.plan import read_openings
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files
-from tests.integration.test_study import trials, wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
+from tests.integration.test_study import trials
 
 STUDY = Path(__file__).with_name("neutral_study.py")
 TWO = ("--seeds", "2", "--underpowered")
@@ -27,7 +28,7 @@ def command(name: str, storage: Path, *options: str) -> list[str]:
 
 
 def emoreg(name: str, storage: Path, *options: str, code: int = 0) -> str:
-    done = subprocess.run(command(name, storage, *options), capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command(name, storage, *options), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -45,7 +46,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     before = trials(searched)
     plan = confirm(searched, *TWO, "--dry-run")

@@ -25,7 +25,8 @@ from emoreg.tuning.optuna_study import open_study
 from emoreg.tuning.postgres import address_of
 from emoreg.tuning.reconcile import reconcile
 from tests.helpers.browser import needs_chromium, opened
-from tests.helpers.tensorboard import Server, wait_until
+from tests.helpers.tensorboard import Server
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.helpers.written import made_up_config
 from tests.helpers.written import write_study as write_made_up
 
@@ -58,11 +59,11 @@ def served(*arguments: str) -> Iterator[tuple[Server, list[str]]]:
             assert process.stdout is not None
             lines = list(iter(process.stdout.readline, "Ctrl-C ends it.\n"))
             server = Server(re.findall(r"http://127\.0\.0\.1:\d+", lines[0])[0])
-            wait_until(lambda: answers(server), "an answer")
+            wait_for(lambda: answers(server), told=lambda: "an answer")
             yield server, lines
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0
-            wait_until(lambda: not _group(process.pid), "the end of what it started")
+            assert process.wait(timeout=PATIENCE) == 0
+            wait_for(lambda: not _group(process.pid), told=lambda: "the end of what it started")
         finally:
             for pid in _group(process.pid):
                 os.kill(pid, signal.SIGKILL)
@@ -85,7 +86,7 @@ def test_a_program_that_ends_by_itself_is_heard(tmp_path: Path) -> None:
     folder = write_made_up(tmp_path, made_up_config(num_trials=0, controls=()), num_seeds=0)
     (folder / "optuna.journal").write_bytes(b"SQLite format 3\x00 and not a journal")
     command = [sys.executable, "-m", "emoreg", "dashboard", str(folder), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
     assert "Please specify 'sqlite:///" in done.stderr
 
@@ -118,7 +119,7 @@ def test_optuna_dashboard_shows_the_search(study: Path) -> None:
 @pytest.mark.slow
 def test_tensorboard_draws_regulation_and_its_controls_in_one_chart(study: Path) -> None:
     with served("tensorboard", str(study)) as (server, lines):
-        wait_until(lambda: f"{RUN}/untrained" in server.json("data/runs"), "the controls' runs")
+        wait_for(lambda: f"{RUN}/untrained" in server.json("data/runs"), told=lambda: "the controls' runs")
         with opened(lines[1].split()[-1], width=1400, height=1000) as found:
             page = found.page
             expect(page.locator("tf-custom-scalar-multi-line-chart-card").first).to_be_visible()
@@ -145,13 +146,13 @@ def test_they_follow_a_study_in_an_object_store(study: Path, bucket: str) -> Non
         assert "This is a copy" in printed[2]
         assert RUN not in server.json("data/runs")
         upload(*[name for name in events if f"/{RUN}/" in name])
-        wait_until(lambda: RUN in server.json("data/runs"), "what came later")
+        wait_for(lambda: RUN in server.json("data/runs"), told=lambda: "what came later")
     journal = (study / "optuna.journal").read_bytes().splitlines(keepends=True)
     files.write("optuna.journal", b"".join(journal[: len(journal) // 2]))
     with served("dashboard", bucket) as (server, _):
         before = len(states(server, CONFIG.name))
         upload("optuna.journal")
-        wait_until(lambda: len(states(server, CONFIG.name)) >= CONFIG.num_trials, "what came later")
+        wait_for(lambda: len(states(server, CONFIG.name)) >= CONFIG.num_trials, told=lambda: "what came later")
         assert before < CONFIG.num_trials
 
 

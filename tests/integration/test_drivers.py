@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.helpers.tensorboard import series
-from tests.integration.test_study import IMPATIENT, run, start, trials, wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
+from tests.integration.test_study import IMPATIENT, run, start, trials
 
 MORE = ("--num-trials", "6", "--sampler.name", "random", "--resources.max-concurrent", "1")
 
@@ -34,7 +35,7 @@ def attempts(storage: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
     drivers = [start(tmp_path, "--optuna-storage", database, *MORE) for _ in range(2)]
-    outputs = [driver.communicate(timeout=240)[0] for driver in drivers]
+    outputs = [driver.communicate(timeout=PATIENCE)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     rows = trials(tmp_path)
     assert sum(row["role"] == "search" for row in rows.values()) == 6
@@ -67,7 +68,7 @@ def test_a_driver_takes_over_what_a_killed_one_was_running(database: str, tmp_pa
     wait_for(lambda: records.exists() and len(trials(tmp_path)) >= 2, second)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    output, _ = second.communicate(timeout=240)
+    output, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, output
     rows = trials(tmp_path)
     assert len(rows) == 8
@@ -83,7 +84,7 @@ def test_a_restart_of_postgresql_is_waited_for(database: str, postgresql: Any, t
     wait_for(lambda: records.exists() and len(trials(tmp_path)) >= 2, driver)
     postgresql.stop()
     postgresql.start()
-    output, _ = driver.communicate(timeout=240)
+    output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, output
     assert {row["status"] for row in trials(tmp_path).values()} == {"finished"}
     assert states(database) == [TrialState.COMPLETE] * 6
@@ -100,7 +101,7 @@ def test_a_database_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     wait_for(lambda: records.exists() and len(trials(tmp_path)) >= 3, driver)
     postgresql.stop()
     try:
-        output, _ = driver.communicate(timeout=240)
+        output, _ = driver.communicate(timeout=PATIENCE)
     finally:
         postgresql.start()
     assert driver.returncode == 2, output

@@ -17,8 +17,9 @@ from emoreg.storage.files import Files
 from emoreg.tuning.images import prepare_image_sets
 from tests.helpers.disks import need_mounts, read_only, small_disk
 from tests.helpers.trials import load_state
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration import tiny_study
-from tests.integration.test_study import optuna_states, run, settled, start, trials, wait_for
+from tests.integration.test_study import optuna_states, run, settled, start, trials
 
 # An epoch of many steps, so that a signal comes in its middle.
 LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "500")
@@ -69,7 +70,7 @@ def test_told_to_stop_it_finishes_the_step_saves_and_goes_on_the_next_time(
     else:  # a lost terminal and a cluster's scheduler send it to all that was started, perhaps twice
         os.killpg(process.pid, number)
         os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "finish their step and save" in output
     assert "run the same command again" in output
@@ -101,7 +102,7 @@ def test_told_twice_it_leaves_at_once(tmp_path: Path) -> None:
         assert line, seen
         seen += line
     os.kill(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, seen + rest
     assert "run the same command again" in rest
 
@@ -113,7 +114,7 @@ def test_the_grace_period_after_sigterm_ends(tmp_path: Path) -> None:
     wait_for(lambda: is_training(tmp_path), process)
     freeze_workers(tmp_path)
     os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
 
 
@@ -203,7 +204,7 @@ def test_a_full_disk_is_said_and_tears_nothing(tmp_path: Path) -> None:
         process = start(disk, "--resources.max-retries", "0")
         wait_for(lambda: any(disk.glob("tiny/trials/*/log.txt")), process)
         small.fill()
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2, output
         assert "the disk is full" in output
         assert "run the same command again" in output
@@ -222,7 +223,7 @@ def test_a_storage_that_becomes_read_only_is_said_and_tears_nothing(tmp_path: Pa
     process = start(tmp_path)
     wait_for((records / "trials.parquet").exists, process)
     with read_only(records, lambda condition: wait_for(condition, process)):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2, output
         assert "it is read-only" in output
         everything_is_whole(tmp_path)

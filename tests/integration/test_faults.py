@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from tests.faults.harness import Left, Tally
+from tests.helpers.waiting import PATIENCE
 from tests.integration.cluster import RAY, Cluster, cluster_of, lose, signal_machine, wait_for_node
 from tests.integration.fault_study import NUM_TRIALS
 from tests.integration.gate import Gate
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 STUDY = Path(__file__).with_name("fault_study.py")
 MOST_SECONDS = 30.0
@@ -83,7 +84,7 @@ class WatchedStudy:
         """The first such event after a moment."""
         return next((event for event in self.events(what, **wanted) if event["time"] > after), None)
 
-    def wait_for(self, what: str, *, after: float = 0.0, seconds: float = 240.0, **wanted: object) -> Event:
+    def wait_for(self, what: str, *, after: float = 0.0, seconds: float = PATIENCE, **wanted: object) -> Event:
         deadline = time.monotonic() + seconds
         while (event := self.first(what, after=after, **wanted)) is None:
             assert self.process.poll() is None, "the study ended before the moment came: " + self.process.communicate()[0]
@@ -121,7 +122,7 @@ class WatchedStudy:
         return max(firsts[identity] for identity in identities) - fault
 
     def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=300)
+        output, _ = self.process.communicate(timeout=PATIENCE)
         assert self.process.returncode == 0, output
         return output
 
@@ -183,7 +184,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "emoreg", "run", str(STUDY), "--storage", str(storage)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -377,5 +378,5 @@ def test_a_restart_of_postgresql(field: Field, undisturbed: Path, note: Note, da
 def test_a_lease_stands_on_its_holder_s_node(field: Field) -> None:
     field.add_node(), field.add_node()
     module = (sys.executable, "-m", "tests.integration.lease_places", field.head.address, "3")
-    output, _ = field.head.start(*module).communicate(timeout=200)
+    output, _ = field.head.start(*module).communicate(timeout=PATIENCE)
     assert json.loads(output.splitlines()[-1]) == {"nodes": 3, "beside": 12}, output

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.cluster import STUDY, Cluster, trials, wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
+from tests.integration.cluster import STUDY, Cluster, trials
 from tests.integration.gate import Gate
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ def emoreg(start: Start, shared_cluster: Cluster) -> Callable[..., tuple[int, st
 
     def run(*arguments: str, **environment: str) -> tuple[int, str]:
         process = start(*arguments, **environment)
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert shared_cluster.environment["RAY_AUTH_TOKEN"] not in output
         assert "Traceback" not in output
         return process.returncode, output
@@ -74,13 +75,13 @@ def state(emoreg: Run, study: str) -> dict[str, Any]:
     return found
 
 
-def read_until(process: subprocess.Popen[str], pattern: str, seconds: float = 120.0) -> str:
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
     """What a process prints up to a line that has the pattern."""
     assert process.stdout is not None
     text = ""
     while not re.search(pattern, text):
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        assert ready, f"silent for {seconds} s after: {text}"
+        ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+        assert ready, f"silent after: {text}"
         line = process.stdout.readline()
         assert line, f"ended with: {text}"
         text += line
@@ -112,7 +113,7 @@ def test_a_study_and_its_confirmation_are_submitted_and_followed_to_their_ends(
         gate.close()
         text += read_until(follower, "the dashboard does not answer; waiting until")
         gate.open()
-        rest, _ = follower.communicate(timeout=200)
+        rest, _ = follower.communicate(timeout=PATIENCE)
     text += rest
     assert follower.returncode == 0, text
     assert "WARNING" not in text
@@ -166,7 +167,6 @@ def test_the_code_of_a_job_that_fails_is_passed_on_and_another_study_has_no_job(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 def test_detached_looked_at_stopped_and_taken_up_again(
     shared_cluster: Cluster, start: Start, emoreg: Run, tmp_path: Path
 ) -> None:
@@ -174,7 +174,7 @@ def test_detached_looked_at_stopped_and_taken_up_again(
     follower = start(*submit)
     read_until(follower, "starting Ray")
     follower.send_signal(signal.SIGINT)
-    rest, _ = follower.communicate(timeout=60)
+    rest, _ = follower.communicate(timeout=PATIENCE)
     assert follower.returncode == 0, rest
     ways = rf"\n  emoreg logs tiny --follow --address {shared_cluster.dashboard}\n"
     assert re.search(rf"Detached: job (tiny-\S+) goes on\.{ways}", rest)

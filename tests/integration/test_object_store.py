@@ -9,8 +9,9 @@ import pytest
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import WorkingCopy, join
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration.gate import Gate
-from tests.integration.test_study import IMPATIENT, run, start, wait_for
+from tests.integration.test_study import IMPATIENT, run, start
 
 ONE_AT_A_TIME = ("--resources.max-concurrent", "1", "--resources.checkpoint-seconds", "0")
 
@@ -31,7 +32,6 @@ def numbers(found: Records) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_killed_and_run_again_it_equals_a_study_in_a_folder(bucket: str, tmp_path: Path) -> None:
     run(tmp_path, *ONE_AT_A_TIME)
     process = start(bucket, *ONE_AT_A_TIME)
@@ -65,7 +65,7 @@ def test_a_storage_that_stays_away_ends_the_run_and_the_next_one_goes_on(bucket:
         process = start(through, *ONE_AT_A_TIME, program=IMPATIENT)
         wait_for(lambda: len(records(bucket).trials) >= 2, process)
         gate.close()
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2, output
         assert "s3://emoreg does not answer; waiting until" in output
         assert "emoreg: Mend what the system refuses and run the same command again: " in output

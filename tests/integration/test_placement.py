@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.cluster import Cluster, lose, wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
+from tests.integration.cluster import Cluster, lose
 
 pytestmark = pytest.mark.slow
 TINY = Path(__file__).with_name("tiny_study.py")
@@ -43,10 +44,10 @@ def held(cluster: Cluster, folder: Path, settings: str, number: int) -> tuple[li
     module = [sys.executable, "-m", "tests.integration.held_places"]
     process = cluster.start(*module, cluster.address, str(study), str(places), str(number))
     try:
-        wait_for(lambda: process.poll() is not None or len([*places.glob("*.json")]) == 2 * number, cluster.nodes[0], 240)
+        wait_for(lambda: process.poll() is not None or len([*places.glob("*.json")]) == 2 * number, cluster.nodes[0])
     finally:
         (places / "go").touch()
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return [json.loads(path.read_text()) for path in places.glob("*.json")], output
 
@@ -75,7 +76,7 @@ def test_each_backbone_gets_what_it_asks_for(unlike_nodes: Cluster, tmp_path: Pa
 def test_gpus_that_are_not_there_are_refused_at_the_start(unlike_nodes: Cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "emoreg", "run", str(TINY), "--storage", str(tmp_path), "--address", unlike_nodes.address]
     process = unlike_nodes.start(*command, "--resources.gpus-per-trial", "1")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, output
     assert "emoreg: Install a CUDA build of torch there, or start these machines with --num-gpus=0" in output
     assert re.search(r"it gives away (1 on \S+, 4|4 on \S+, 1) on \S+, where torch sees none", output)

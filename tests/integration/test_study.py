@@ -6,8 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -18,9 +17,10 @@ from optuna.trial import TrialState
 from emoreg.config import replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.tuning.images import prepare_image_sets
-from tests.helpers.tensorboard import metrics_of, tensorboard, wait_until
+from tests.helpers.tensorboard import metrics_of, tensorboard
 from tests.helpers.trials import Recorder
 from tests.helpers.trials import run as run_alone
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration import tiny_study
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def command(storage: Path | str, *overrides: str, program: Sequence[str] = ("emo
 
 
 def run(storage: Path | str, *overrides: str, code: int = 0) -> str:
-    done = subprocess.run(command(storage, *overrides), capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command(storage, *overrides), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -120,7 +120,7 @@ def test_tensorboard_shows_the_finished_study(finished: Path) -> None:
             read: dict[str, list[str]] = server.json("data/plugin/scalars/tags")
             return read
 
-        wait_until(lambda: all("trial/outcome" in tags().get(run, ()) for run in rows), "how every trial ended")
+        wait_for(lambda: all("trial/outcome" in tags().get(run, ()) for run in rows))
         groups = server.session_groups()
         assert groups.keys() == rows.keys()
         images = server.json("data/plugin/images/tags")
@@ -174,14 +174,6 @@ def test_a_changed_study_is_refused_under_the_same_name(finished: Path) -> None:
     assert "trial.regulation.epochs: 4 -> 5" in output
     assert "--name" in output
     assert "Traceback" not in output
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the study ended before the moment came"
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.02)  # between two looks at the condition
 
 
 def start(storage: Path | str, *overrides: str, program: Sequence[str] = ("emoreg", "run")) -> subprocess.Popen[str]:
@@ -254,7 +246,7 @@ def test_a_grid_point_that_a_control_ran_is_not_run_twice_and_counts_in_both(tmp
         [sys.executable, "-m", "emoreg", "run", str(grid), "--storage", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
         cwd=Path(__file__).parents[2],
     )

@@ -23,7 +23,8 @@ from emoreg.tracking.tensorboard import METRICS, TensorBoardReporter, finish, wr
 from emoreg.training.events import BalanceSample, Confusion, ImagesSample
 from tests.helpers.browser import needs_chromium, opened
 from tests.helpers.studies import ended
-from tests.helpers.tensorboard import Server, metrics_of, seconds_apart, tensorboard, wait_until
+from tests.helpers.tensorboard import Server, metrics_of, seconds_apart, tensorboard
+from tests.helpers.waiting import wait_for
 
 EPOCHS = 5
 SECONDS = 6.5
@@ -169,7 +170,7 @@ def reader(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def server(reader: str, events: Path) -> Iterator[Server]:
     with tensorboard(events, reader) as started:
-        wait_until(lambda: _read_all(started), "every run to its end")
+        wait_for(lambda: _read_all(started), told=lambda: "every run to its end")
         yield started
 
 
@@ -254,12 +255,12 @@ def test_a_running_trial_is_seen_to_go_on_and_to_end(reader: str, tmp_path: Path
                 groups = _groups(server)
                 return metrics_of(groups["good"]).get(metric) if groups else None
 
-            wait_until(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 1), "the first epoch")
+            wait_for(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 1), told=lambda: "the first epoch")
             assert shown("trial/outcome") is None
             reporter.report(_epoch(trial, "regulation", 2))
-            wait_until(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 2), "the second epoch")
+            wait_for(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 2), told=lambda: "the second epoch")
             finish(tmp_path, ended(trial.config, params=trial.params, status="failed", message="the node died"))
-            wait_until(lambda: shown("trial/outcome") == -1, "the end")
+            wait_for(lambda: shown("trial/outcome") == -1, told=lambda: "the end")
             assert _groups(server)["good"]["sessions"][0]["status"] == "STATUS_FAILURE"
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.test_study import settled, trials, wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
+from tests.integration.test_study import settled, trials
 
 STUDY = Path(__file__).with_name("tuned_study.py")
 ARMS = (None, "plain", "compute_matched", "ensemble", "untrained", "shuffled")
@@ -23,13 +24,12 @@ def command(name: str, storage: Path, *options: str) -> list[str]:
 
 
 def emoreg(name: str, storage: Path, *options: str) -> str:
-    done = subprocess.run(command(name, storage, *options), capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command(name, storage, *options), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_each_arm_is_tuned_alike_and_confirmed_at_its_own_best(tmp_path: Path) -> None:
     early = ("--scheduler.name", "asha", "--scheduler.grace-epochs", "2")
     first = subprocess.Popen(

@@ -20,6 +20,7 @@ from emoreg.errors import ConfigError, StorageError
 from emoreg.results.ledger import FOLDER
 from emoreg.results.records import ProbeRecord
 from emoreg.results.study import load_results
+from tests.helpers.waiting import PATIENCE
 from tests.helpers.written import changed_json, made_up_config, write_study
 
 
@@ -332,7 +333,7 @@ def test_it_is_read_without_torch_and_ray(written: Path) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from torch import nn
 from emoreg.storage import checkpoint
 from emoreg.storage.checkpoint import State, Writer
 from emoreg.storage.files import Files
+from tests.helpers.waiting import PATIENCE
 
 STATE: dict[str, Any] = {"weights": torch.arange(6.0).reshape(2, 3), "step": 3, "name": "x", "nested": {"list": [1, 2.5, None]}}
 
@@ -201,7 +202,7 @@ class Gate:
 
     def write(self, state: State) -> None:
         self.started.set()
-        assert self.may_end.wait(60)
+        assert self.may_end.wait(PATIENCE)
         self.written.append({**state, "weights": state["weights"].clone()})
 
 
@@ -225,13 +226,13 @@ def test_the_next_state_waits_for_the_last(tmp_path: Path) -> None:
     gate = Gate()
     with Writer() as writer:
         writer.submit(gate.write, {"weights": torch.tensor([1.0])})
-        assert gate.started.wait(60)
+        assert gate.started.wait(PATIENCE)
         second = threading.Thread(target=writer.submit, args=(gate.write, {"weights": torch.tensor([2.0])}))
         second.start()
         second.join(0.05)
         assert second.is_alive()  # else it would have written over the copy of the first
         gate.may_end.set()
-        second.join(60)
+        second.join(PATIENCE)
     assert [state["weights"].item() for state in gate.written] == [1.0, 2.0]
 
 

@@ -19,6 +19,7 @@ from emoreg.storage import files as files_module
 from emoreg.storage.files import Files, replacing, scratch_folder, storage_full_error, sweep
 from emoreg.storage.retry import Patience
 from tests.helpers.filesystems import no_locks
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -144,10 +145,10 @@ def test_leftovers_of_the_dead_are_swept_and_what_the_living_write_is_left_alone
         assert process.stdout is not None
         assert process.stdout.readline() == "writing\n"
     dead.send_signal(signal.SIGKILL)
-    dead.wait(60)
+    dead.wait(PATIENCE)
     assert [path.name.startswith(".dead.") for path in sweep(tmp_path)] == [True]
     assert list(tmp_path.glob(".dead.*")) == []
-    living.communicate("\n", timeout=60)
+    living.communicate("\n", timeout=PATIENCE)
     assert living.returncode == 0
     assert names[0].read_bytes() == b"new"
     assert sweep(tmp_path) == []

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +24,7 @@ from emoreg.storage.sealed import seal, unseal
 from emoreg.storage.working_copy import WorkingCopy
 from tests.helpers.filesystems import no_locks
 from tests.helpers.s3 import s3_server
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration.gate import Gate
 
 DRIVE = """
@@ -72,7 +72,7 @@ class Driver:
     def end(self, number: signal.Signals | None = None) -> None:
         if number is not None:
             self.process.send_signal(number)
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=PATIENCE)
 
 
 def holder_in(files: Files) -> dict[str, object]:
@@ -84,13 +84,6 @@ def leave(files: Files, **changes: object) -> dict[str, object]:
     holder = dataclasses.asdict(locks._Holder.of_this_process()) | changes
     files.write(".driver.json", seal(holder))
     return holder
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < 30
-        time.sleep(0.02)  # between two looks at the condition
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
@@ -157,7 +150,7 @@ def test_a_driver_that_asks_nothing_is_told_within_five_seconds_that_the_store_i
         files = Files(server.bucket().replace(server.address, gate.address), patience=patience)
         with study_lock(files, patience):
             with gate.frozen():
-                wait_until(lambda: bool(told))
+                wait_for(lambda: bool(told))
             assert gate.first_held is not None
             assert told[0] - gate.first_held < 5
 
@@ -187,7 +180,7 @@ def test_a_driver_hears_within_a_beat_that_another_has_its_study(bucket: str, mo
                 return "on elsewhere, process" in str(error)
             return False
 
-        wait_until(is_lost)
+        wait_for(is_lost)
         assert holder_in(files) == other
 
 

@@ -23,6 +23,7 @@ from emoreg.tracking.loggers import LoggerThread, TrialLogger, check_loggers, st
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tuning.user_code import UserCode
 from tests.helpers.studies import ended, tiny_study
+from tests.helpers.waiting import PATIENCE
 
 STUDY = tiny_study()
 TRIAL = resolve_trial(STUDY.trial)
@@ -297,7 +298,7 @@ def test_wandb_without_a_key_says_so_and_does_not_ask(tmp_path: Path) -> None:
         env=without | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert "ConfigError: Run `wandb login`, or set WANDB_MODE=offline" in done.stderr

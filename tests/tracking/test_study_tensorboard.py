@@ -20,7 +20,8 @@ from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking import study_tensorboard
 from emoreg.tracking.observer import RunStatus
 from emoreg.tracking.study_tensorboard import RUN, StudyTensorBoard, write_study
-from tests.helpers.tensorboard import read, series, wait_until
+from tests.helpers.tensorboard import read, series
+from tests.helpers.waiting import wait_for
 from tests.helpers.written import made_up_config
 from tests.helpers.written import write_study as write_made_up
 
@@ -145,7 +146,9 @@ def test_it_is_written_while_trials_end(folder: Path, monkeypatch: pytest.Monkey
     )
     board.on_run_start(status_of(run, records.trials))
     board.on_tick(status_of(run, records.trials))
-    wait_until(lambda: bool([*own(folder).glob("events*"), *own(folder, "plain").glob("events*")]), "the study's runs")
+    wait_for(
+        lambda: bool([*own(folder).glob("events*"), *own(folder, "plain").glob("events*")]), told=lambda: "the study's runs"
+    )
     board.on_run_end(status_of(run, records.trials))
     assert [*own(folder).glob("events*")], "the study's own run is there at the end"
 

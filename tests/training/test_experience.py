@@ -48,6 +48,7 @@ from tests.helpers.trials import (
     train,
 )
 from tests.helpers.values import OTHER_VALUES, whole
+from tests.helpers.waiting import PATIENCE
 
 DECIDES_THE_WEIGHTS = {
     "backbone",
@@ -382,7 +383,7 @@ def test_a_longer_experience_continues_a_shorter_one_to_the_bit_in_two_processes
     # the other process goes on from two to four, and this one from four to six
     child = servers().Process(target=_continue_all, args=(storage, tmp_path, {name: [c[1]] for name, c in lengths.items()}))
     child.start()
-    child.join(120)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     for name, configs in lengths.items():
         store = ExperienceStore(str(tmp_path / name))
@@ -588,23 +589,23 @@ def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_
         if row.epoch == 1:
             for waiter in waiters:
                 waiter.start()
-            assert all(waits.wait(60) for waits, _ in signals.values())
+            assert all(waits.wait(PATIENCE) for waits, _ in signals.values())
         elif row.epoch in (4, 7):
-            assert signals[2 if row.epoch == 4 else 5][1].wait(60)
+            assert signals[2 if row.epoch == 4 else 5][1].wait(PATIENCE)
 
     store = ExperienceStore(str(storage / "experience"), user="holder")
     _, epochs, _ = obtain(tiny(pretraining__epochs=8), storage, store, at_epoch=at_epoch)
     assert epochs == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert sorted(trained.get(timeout=60) for _ in wanted) == [(2, []), (5, [])]
+    assert sorted(trained.get(timeout=PATIENCE) for _ in wanted) == [(2, []), (5, [])]
     for waiter in waiters:
-        waiter.join(60)
+        waiter.join(PATIENCE)
         assert waiter.exitcode == 0
     (entry,) = store.entries()
     assert entry.lengths == (1, 2, 4, 5, 8)
 
 
 def _at_once(storage: Path, user: str, epochs: int, barrier: Barrier, trained: Any) -> None:
-    barrier.wait(60)
+    barrier.wait(PATIENCE)
     store = ExperienceStore(str(storage / "experience"), user=user)
     trained.put(obtain(tiny(pretraining__epochs=epochs, regulation__balance=epochs / 10), storage, store)[1])
 
@@ -618,9 +619,9 @@ def test_of_many_at_once_one_trains_each_epoch(storage: Path) -> None:
     processes = [server.Process(target=_at_once, args=(storage, *user, barrier, trained)) for user in users]
     for process in processes:
         process.start()
-    epochs = [trained.get(timeout=60) for _ in lengths]
+    epochs = [trained.get(timeout=PATIENCE) for _ in lengths]
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     assert sorted(itertools.chain(*epochs)) == [1, 2, 3, 4, 5, 6, 7]
     store = ExperienceStore(str(storage / "experience"))
@@ -640,7 +641,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
         """Asked after every step: die in the middle of the third epoch, with its beginning on disk and somebody waiting."""
         if epochs == 2 and any(name.startswith("2+") for name in partials(store)):
             has_begun.set()
-            assert other_waits.wait(60)
+            assert other_waits.wait(PATIENCE)
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
@@ -654,7 +655,7 @@ def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(sto
     has_begun, waits = server.Event(), server.Event()
     holder = server.Process(target=_killed, args=(storage, has_begun, waits))
     holder.start()
-    assert has_begun.wait(60)
+    assert has_begun.wait(PATIENCE)
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=4, pretraining__batch_size=8, regulation__balance=0.1)
     steps: list[int] = []
@@ -667,7 +668,7 @@ def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(sto
         return False
 
     cost, epochs, net = obtain(config, storage, store, should_stop=asked)
-    holder.join(60)
+    holder.join(PATIENCE)
     assert holder.exitcode == -signal.SIGKILL
     assert epochs == [3, 4]
     assert cost.waiting_seconds < 5

@@ -25,6 +25,7 @@ from emoreg.training.network import check_onnx
 from emoreg.training.optim import reproducible
 from tests.helpers.networks import copy_to, trained_study, write_untrained
 from tests.helpers.trials import CPU, TINY, tiny
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
 
@@ -94,7 +95,7 @@ def test_it_needs_nothing_but_its_folder(storage: Path, tmp_path: Path) -> None:
         "print(network(torch.zeros(4, 3, 16, 16)).argmax(dim=1).shape)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.stdout.strip() == "torch.Size([4])", done.stderr
 

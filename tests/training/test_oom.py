@@ -42,6 +42,7 @@ from tests.helpers.trials import (
     stage_of,
     train,
 )
+from tests.helpers.waiting import PATIENCE
 
 SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05}  # Adam would make much of rounding
 VIT = replace_paths(
@@ -391,7 +392,7 @@ def test_a_process_that_really_runs_out_of_memory_gets_the_same_gradient() -> No
     command = [sys.executable, "-c", REAL, str(150 << 20)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     size, its_loss, its_norm = done.stdout.split()
     assert 16 <= int(size) < 256

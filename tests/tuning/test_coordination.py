@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
 import ray
 
 from emoreg.tuning.coordination import ActorLocks, StopSignal
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -19,15 +18,6 @@ class Holder:
         return self.locks.try_acquire(key), os.getpid()
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> float:
-    """Seconds until the condition held."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds
-        time.sleep(0.01)  # between two looks at the condition
-    return time.monotonic() - start
-
-
 def test_one_holder_a_key_and_a_store() -> None:
     one, other = ActorLocks("/store"), ActorLocks("file:///store")
     assert one.try_acquire("a")
@@ -36,7 +26,7 @@ def test_one_holder_a_key_and_a_store() -> None:
     elsewhere = ActorLocks("/another store")
     assert elsewhere.try_acquire("a")
     one.release("a")
-    until(lambda: other.try_acquire("a"))
+    wait_for(lambda: other.try_acquire("a"))
     for locks, key in ((other, "a"), (other, "b"), (elsewhere, "a")):
         locks.release(key)
 
@@ -48,7 +38,7 @@ def test_a_holder_killed_gives_its_lock_back_within_seconds() -> None:
     locks = ActorLocks("/store")
     assert not locks.try_acquire("c")
     os.kill(pid, 9)
-    assert until(lambda: locks.try_acquire("c")) < 5
+    assert wait_for(lambda: locks.try_acquire("c")) < 5
     locks.release("c")
 
 
@@ -56,7 +46,7 @@ def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later() -> None
     def watch(signal: StopSignal, wait: bool) -> bool:
         with closing(signal.watch("a")) as is_set:
             if wait:
-                until(is_set)
+                wait_for(is_set)
             return is_set()
 
     signal = StopSignal()
@@ -73,17 +63,17 @@ def test_a_stop_signal_for_one_trial_leaves_the_others_alone() -> None:
     signal = StopSignal()
     with closing(signal.watch("a")) as first, closing(signal.watch("b")) as second, closing(signal.watch("a")) as again:
         signal.set("a")
-        until(first)
-        until(again)
+        wait_for(first)
+        wait_for(again)
         assert not second()
         signal.set()
-        until(second)
+        wait_for(second)
 
 
 def test_a_signal_that_is_gone_tells_nobody_to_stop() -> None:
     signal = StopSignal()
     with closing(signal.watch("a")) as is_set:
         ray.kill(signal._actor)
-        until(lambda: bool(ray.wait([is_set._call], timeout=0)[0]))
-        until(lambda: is_set._next_poll == float("inf") or is_set())
+        wait_for(lambda: bool(ray.wait([is_set._call], timeout=0)[0]))
+        wait_for(lambda: is_set._next_poll == float("inf") or is_set())
         assert not is_set()

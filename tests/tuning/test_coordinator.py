@@ -23,6 +23,7 @@ from emoreg.tuning import postgres
 from emoreg.tuning.coordinator import Coordinator, LocalCoordinator, PostgresCoordinator, coordinate
 from emoreg.tuning.postgres import PostgresLocks
 from tests.helpers.postgres import PostgreSQL
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -159,11 +160,11 @@ def test_a_driver_that_is_to_stop_still_has_its_turns(config: StudyConfig, stack
     def hold() -> None:
         with first.turn():
             is_taken.set()
-            may_end.wait(30)
+            may_end.wait(PATIENCE)
 
     holding = threading.Thread(target=hold)
     holding.start()
-    is_taken.wait(30)
+    is_taken.wait(PATIENCE)
     threading.Timer(2.0, may_end.set).start()
     with second.turn():
         assert may_end.is_set()

@@ -24,7 +24,9 @@ from emoreg.storage.files import scratch_folder
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.machine import MachineShare
 from emoreg.tuning.private_ray import TUNE_SETTINGS, _end_orphans, num_warm_workers, private_ray
+from emoreg.tuning.ray_head import patient
 from emoreg.tuning.ray_session import knock, ray_session
+from tests.helpers.waiting import PATIENCE
 
 
 def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,7 @@ def test_what_a_killed_ray_left_running_is_ended_and_a_living_one_is_left_alone(
             agent.stdout.readline()  # it runs
         _end_orphans(tmp_path)
         try:
-            assert agents[0].wait(timeout=30) == -signal.SIGKILL
+            assert agents[0].wait(timeout=PATIENCE) == -signal.SIGKILL
             assert [agent.poll() for agent in agents[1:]] == [None, None]
         finally:
             for agent in agents:
@@ -71,6 +73,25 @@ def test_a_ray_that_does_not_start_is_told_of(short_tmp: Path, monkeypatch: pyte
     with private_ray({}) as begun, pytest.raises(ConfigError, match=r"a Ray must start on this machine, but it ended with"):
         print(begun.address)
     assert not list((short_tmp / f"emoreg-ray-{os.getuid()}").iterdir())
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_node_is_waited_for_as_long_as_it_may_come(is_alive: bool) -> None:
+    looks = []
+
+    def get_node(address: str, node: str) -> str:
+        looks.append((address, node))
+        if len(looks) < 3:
+            raise RuntimeError("not yet")
+        return "up"
+
+    look = patient(get_node, lambda: is_alive)
+    if is_alive:
+        assert look("head", "1") == "up"
+        assert looks == [("head", "1")] * 3
+    else:
+        with pytest.raises(RuntimeError, match="not yet"):
+            look("head", "1")
 
 
 @pytest.mark.parametrize(("settings", "num_workers"), [({}, 4), ({"cpus_per_trial": 2.0}, 2), ({"max_concurrent": 3}, 3)])

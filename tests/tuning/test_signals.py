@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from emoreg.tuning.signals import Stop, signals_blocked, stop_on_signals
+from tests.helpers.waiting import PATIENCE
 
 INSISTENT = (signal.SIGINT, signal.SIGTERM)
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -90,7 +91,7 @@ def test_what_is_started_while_they_are_blocked_outlives_a_signal_to_the_whole_g
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*WARNINGS} == set()
     for number in WARNINGS:
         os.killpg(child.pid, number)
-    child.communicate(b"\n", timeout=30)
+    child.communicate(b"\n", timeout=PATIENCE)
     assert child.returncode == 0
 
 
