@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers.command_line import emoreg_here
 from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration.test_study import settled, trials
 
@@ -46,7 +47,7 @@ def test_each_arm_is_tuned_alike_and_confirmed_at_its_own_best(tmp_path: Path) -
     found = Counter(row["search_of"] for row in rows.values() if row["number"] is not None)
     assert found == dict.fromkeys(ARMS, 2), "as many trials for each arm, whatever was killed"
     assert emoreg("run", tmp_path, *early).count("none was missing") == 1
-    status = emoreg("status", tmp_path)
+    status = emoreg_here("status", str(STUDY), "--storage", str(tmp_path))
     assert "searches of controls" in status
     assert status.count("2/2") == 5
 
