@@ -334,7 +334,7 @@ def _print_search_space(config: StudyConfig, console: Console) -> None:
 
 def _sharing(pretraining: PretrainingConfig) -> str:
     """What lengths share of pre-training."""
-    from emoreg.training.optim import length_dependence
+    from emoreg.config.schedules import length_dependence
 
     constant = replace(pretraining, cooldown_epochs=0)
     upto = f", up to its cool-down of {counted(pretraining.cooldown_epochs, 'epoch')}" if pretraining.cooldown_epochs else ""
@@ -343,7 +343,7 @@ def _sharing(pretraining: PretrainingConfig) -> str:
 
 def _travel(regulation: RegulationConfig, num_steps: int) -> str:
     """How far a learned balance can go."""
-    from emoreg.training.optim import balance_travel
+    from emoreg.config.schedules import balance_travel
 
     if regulation.optimizer.name != "adamw":
         return f"goes as far as its gradient takes it in {num_steps:,} steps"

@@ -11,6 +11,7 @@ from emoreg.config.search_space import describe
 from emoreg.formatting import counted, duration, format_params
 from emoreg.report.tables import Cell, Row, Table, listed, moment, numbers, percent, seconds_text, span, texts
 from emoreg.results.analysis import device_time, waiting_share
+from emoreg.results.pretraining import pretraining_epochs
 from emoreg.results.records import RunRecord, TrialRecord
 from emoreg.results.study import StudyResults
 
@@ -83,6 +84,18 @@ def _cost(name: str, study: StudyResults, rows: Sequence[TrialRecord], price_per
     hours = math.fsum(device_time([row]).total / 3600 * _devices(study, row.backbone) for row in rows)
     money = () if price_per_hour is None else (f"{hours * price_per_hour:,.2f}",)
     return (name, str(len(rows)), *map(seconds_text, amounts), *money)
+
+
+def sharing_line(study: StudyResults) -> str | None:
+    """What was computed of the pre-training that trials asked for."""
+    told = [*study.epochs, *(() if study.confirmation is None else study.confirmation.epochs)]
+    found = pretraining_epochs(study.all_trials, told)
+    if not found.asked:
+        return None
+    return (
+        f"Pre-training: trials asked for {counted(found.asked, 'epoch')} together, and {found.computed:,} were computed; "
+        f"{found.least:,} is the least that gives each its length, from an empty store."
+    )
 
 
 def waiting_line(study: StudyResults, price_per_hour: float | None) -> str:

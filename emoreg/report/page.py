@@ -63,7 +63,8 @@ class Part:
         kept, lost = per_image.read_kept(study)
         images: list[Block] = [*self._drawn("images"), ("table", per_image.agreement_table(study, kept))]
         images += [("pictures", pictures) for pictures in per_image.pictures(study, kept)]
-        cost = [("table", account.cost_table(study, price_per_hour)), ("text", account.waiting_line(study, price_per_hour))]
+        cost = [("table", account.cost_table(study, price_per_hour)), ("text", account.sharing_line(study))]
+        cost.append(("text", account.waiting_line(study, price_per_hour)))
         origin = [("facts", account.provenance(study)), ("table", account.runs_table(study))]
         run = [("facts", what_was_run.facts(study)), ("table", account.images_table(study))]
         run.append(("table", what_was_run.configuration(study)))

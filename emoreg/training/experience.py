@@ -9,11 +9,10 @@ lengths share is at the branch point.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,7 +22,9 @@ import torch
 
 import emoreg
 from emoreg.config import ImageSetConfig, TrialConfig
-from emoreg.config.resolved import CUTS, ResolvedTrial
+from emoreg.config.resolved import CUTS
+from emoreg.config.schedules import length_dependence
+from emoreg.config.sharing import hash_of, pretraining_settings
 from emoreg.errors import ConfigError, Diverged
 from emoreg.storage.files import expand
 from emoreg.storage.housekeeping import Use
@@ -34,7 +35,7 @@ from emoreg.training.devices import device_name
 from emoreg.training.history import History
 from emoreg.training.learners import Learner
 from emoreg.training.loop import fit
-from emoreg.training.optim import length_dependence, uses_bf16
+from emoreg.training.optim import uses_bf16
 from emoreg.training.stages import Stage
 
 TRAINER_VERSION = 2
@@ -51,36 +52,7 @@ def experience_key(
     ``source`` says which images of the set are trained on; the set's fingerprint stands for its name, path and target. A CPU
     and a GPU round differently, and the device decides what precision "auto" means.
     """
-    return _hash(_decisive(config, source, fingerprint, device), salt)
-
-
-def shared_runs(trial: ResolvedTrial) -> dict[str, ResolvedTrial]:
-    """The trial's pre-training runs, in order, each by a name that trials have in common if they share it.
-
-    The configuration alone decides it, so that the driver can order trials by it: the images and weights that it names count by
-    name and not, as in ``experience_key``, by content.
-    """
-    return {_name_of(run): run for run in trial.pretraining_runs}
-
-
-def _name_of(run: ResolvedTrial) -> str:
-    config, source = run.config, run.images_of_pretraining
-    parts = {
-        "backbone": config.backbone,
-        "width": config.width,
-        "drop_path": config.drop_path,
-        "weights": config.weights,
-        "image_size": config.image_size,
-        "small_stem": config.has_small_stem,
-        "stimuli": asdict(config.stimuli),
-        "instead": None if source is None or source == config.stimuli else asdict(source),
-        "pretraining": _pretraining(config),
-        "seed": config.seed,
-        "deterministic": config.deterministic,
-        "precision": config.precision,
-        "compile": config.compile,
-    }
-    return _hash(parts, "")
+    return hash_of(_decisive(config, source, fingerprint, device), salt)
 
 
 @contextmanager
@@ -159,7 +131,7 @@ def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, dev
         # Folds came later: where there are none, the keys are what they were.
         "images": {name: getattr(source, name) for name in CUTS if name != "num_folds" or source.num_folds is not None},
         "fingerprint": fingerprint,
-        "pretraining": _pretraining(config),
+        "pretraining": pretraining_settings(config),
         "seed": config.seed,
         "deterministic": config.deterministic,
         "bf16": uses_bf16(config, device),
@@ -168,21 +140,6 @@ def _decisive(config: TrialConfig, source: ImageSetConfig, fingerprint: str, dev
         **({} if config.width == 1 else {"width": config.width}),
         "device": device.type,
     }
-
-
-def _pretraining(config: TrialConfig) -> dict[str, Any]:
-    """The settings of pre-training, with its length only if a longer one does not continue a shorter one."""
-    settings = asdict(config.pretraining)
-    if config.pretraining.cooldown_epochs == 0:  # it came later: where there is none, the keys are what they were
-        del settings["cooldown_epochs"]
-    if length_dependence(config.pretraining) is None:
-        del settings["epochs"]
-    return settings
-
-
-def _hash(parts: Mapping[str, Any], salt: str) -> str:
-    text = json.dumps(parts, sort_keys=True) + salt
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def weights_digest(weights: str | None) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from emoreg.config import ImageSetConfig, PretrainingConfig, RegulationConfig, TrialConfig
 from emoreg.config.registry import METRICS
 from emoreg.config.resolved import CUTS, ResolvedTrial
+from emoreg.config.schedules import pretraining_schedule, regulation_schedule
 from emoreg.data import ImageSet, LoadImages, parts
 from emoreg.data.augmentation import denormalize
 from emoreg.data.batches import Batch, Batches
@@ -25,7 +26,6 @@ from emoreg.seeding import generator
 from emoreg.training.events import ImagesSample
 from emoreg.training.learners import Evaluation
 from emoreg.training.metrics import ValueMetric, measure, measure_values
-from emoreg.training.optim import pretraining_schedule, regulation_schedule
 
 _NUM_SAMPLE_IMAGES = 32
 _NUM_EXAMPLES = 3

@@ -11,15 +11,15 @@ from pathlib import Path
 from emoreg.config import OptimizerConfig, StudyConfig, TrialConfig
 from emoreg.config.arms import arms
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
+from emoreg.config.schedules import length_dependence
 from emoreg.config.search_space import each_seed, lengths, num_searched
+from emoreg.config.sharing import shared_runs
 from emoreg.errors import StorageError
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import size_text
 from emoreg.training.backbones import create_encoder
-from emoreg.training.experience import shared_runs
-from emoreg.training.optim import length_dependence
 from emoreg.tuning.estimate import draw_trials
 from emoreg.tuning.preflight import store_uri, study_files
 

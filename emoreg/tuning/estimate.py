@@ -17,10 +17,10 @@ import torch
 from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import Uniform, num_searched, resolve, suggest
+from emoreg.config.sharing import shared_runs
 from emoreg.data import ImageSet, load, parts
 from emoreg.data.batches import Batches
 from emoreg.errors import ConfigError
-from emoreg.training.experience import shared_runs
 from emoreg.training.precision import auto_precision, stepper
 from emoreg.tuning.arms import searching_arms
 from emoreg.tuning.machine import machine_share, num_fit

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from emoreg.config import Value
 from emoreg.config.resolved import ResolvedTrial
+from emoreg.config.sharing import shared_runs
 from emoreg.results.records import Role
-from emoreg.training.experience import shared_runs
 
 
 @dataclass(kw_only=True, slots=True)

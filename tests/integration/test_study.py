@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
+import emoreg
 from emoreg.config import replace_paths
 from emoreg.config.resolved import resolve_trial
+from emoreg.results.pretraining import pretraining_epochs
 from emoreg.tuning.images import prepare_image_sets
 from tests.helpers.tensorboard import metrics_of, tensorboard
 from tests.helpers.trials import Recorder
@@ -156,6 +158,8 @@ def test_experience_is_paid_for_once(finished: Path) -> None:
     paid = [epoch["epoch"] for epoch in epochs if epoch["stage"] == "pretraining"]
     assert paid == [1, 2]
     assert len(list((finished / "experience").glob("*/2.ckpt"))) == 1
+    study = emoreg.load_study(finished / "tiny").results
+    assert pretraining_epochs(study.trials, study.epochs).computed == pretraining_epochs(study.trials, study.epochs).least == 2
 
 
 def test_run_again_runs_nothing_and_more_trials_extend(finished: Path) -> None:

@@ -25,6 +25,7 @@ from emoreg.config.arms import Arm, arms
 from emoreg.config.confirmation import with_own_cuts
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
+from emoreg.config.sharing import shared_runs
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.confirmation import confirmed_rows, verdicts
 from emoreg.results.ladder import Verdict
@@ -43,7 +44,6 @@ from emoreg.results.planning import (
 from emoreg.results.records import TrialRecord
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import digest
-from emoreg.training.experience import shared_runs
 from tests.helpers.studies import ended, tiny_study
 
 STUDY = tiny_study(

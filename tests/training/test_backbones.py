@@ -15,6 +15,7 @@ from emoreg.config import OptimizerConfig, TrialConfig
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
 from emoreg.config.resolved import resolve_trial
+from emoreg.config.sharing import shared_runs
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import OomState
 from emoreg.training.backbones import (
@@ -26,7 +27,7 @@ from emoreg.training.backbones import (
     create_encoder,
     recompute_statistics,
 )
-from emoreg.training.experience import experience_key, shared_runs
+from emoreg.training.experience import experience_key
 from emoreg.training.model import EmotionalNet, create_emotional_net
 from emoreg.training.optim import build_optimizer
 from tests.helpers.trials import CPU, equal, run, tiny

@@ -9,10 +9,11 @@ import pytest
 
 from emoreg.config import ImageSetConfig, TrialConfig, Value, replace_paths
 from emoreg.config.resolved import resolve_trial
+from emoreg.config.sharing import least_epochs, shared_runs
 from emoreg.errors import Diverged, Interrupted
 from emoreg.results.records import EpochRecord
 from emoreg.storage.experience import ExperienceStore
-from emoreg.training.experience import experience_key, shared_runs
+from emoreg.training.experience import experience_key
 from tests.helpers.experiences import obtain
 from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, load_state, run, same, tiny
 
@@ -62,6 +63,18 @@ def test_a_cooldown_is_a_run_of_its_own_after_the_one_that_all_lengths_share() -
     assert shared_runs(resolve_trial(cooled(2, 2, regulation__balance=0.1))).keys() == {constant, first}
     assert len({key(config) for config in (TINY, cooled(2, 2), cooled(4, 2), cooled(2, 3))}) == 4
     assert shared_runs(resolve_trial(cooled(0, 2))) == {}, "what was not begun is not cooled down"
+
+
+def test_the_least_is_the_longest_of_each_run_and_every_cooldown() -> None:
+    def least(*configs: TrialConfig) -> int:
+        return least_epochs(resolve_trial(config) for config in configs)
+
+    assert least() == least(cooled(0, 2)) == 0
+    assert least(cooled(4, 0), cooled(2, 0), cooled(2, 0, regulation__balance=0.1)) == 4
+    assert least(cooled(4, 2), cooled(2, 2), cooled(3, 0)) == 4 + 2 + 2
+    assert least(cooled(4, 0), cooled(3, 0, seed=1)) == 7, "another seed's"
+    cosine = {"pretraining__lr_schedule": "cosine"}
+    assert least(cooled(4, 0, **cosine), cooled(3, 0, **cosine)) == 7, "its lengths share nothing"
 
 
 # The rate

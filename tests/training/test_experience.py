@@ -24,12 +24,13 @@ from torch import Tensor
 
 from emoreg.config import TrialConfig, Value, replace_paths
 from emoreg.config.resolved import resolve_trial
+from emoreg.config.sharing import shared_runs
 from emoreg.errors import ConfigError, Diverged, Interrupted
 from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.locks import FileLocks
-from emoreg.training.experience import experience_key, shared_runs
+from emoreg.training.experience import experience_key
 from emoreg.training.history import History
 from tests.helpers.experiences import obtain, pretraining_of
 from tests.helpers.trials import (
