@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -80,7 +82,8 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     drawn = [draw_trials(search) for search in searches]
     controls = {(resolved := resolve_trial(trial)).identity: resolved for trial in config.control_trials()}
     every = [*controls.values(), *(trial for trials in drawn for trial in trials)]
-    speed = _measure(config, {trial.config.width for trial in every}, device)
+    slots = _concurrency(config, device)
+    speed = _measure(config, {trial.config.width for trial in every}, device, slots)
     costs = partial(_trial_cost, stimuli=stimuli, task=task, speed=speed)
     beside = [(trial, costs(trial.config)) for trial in controls.values()]
     searched = [[(trial, costs(trial.config)) for trial in trials] for trials in drawn]
@@ -91,7 +94,6 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
         jobs += _fill(trials, num_searched(search), config.seeds_per_trial)
     taken = [*_paid(jobs, share=config.experience.share)]
     scale = (len(beside) + sum(num_trials)) / max(1, len(jobs))
-    slots = _concurrency(config, device)
     return Cost(
         num_search=num_trials[0],
         num_tuning=sum(num_trials[1:]),
@@ -185,8 +187,9 @@ def _makespan(seconds: Iterable[float], slots: int) -> float:
     return max(ends)
 
 
-def _measure(config: StudyConfig, widths: Iterable[int], device: torch.device) -> Speed:
-    """The speed of each backbone in each width, in the precision of its trials and with the threads that one has."""
+def _measure(config: StudyConfig, widths: Iterable[int], device: torch.device, slots: int) -> Speed:
+    """The speed of each backbone in each width, in the precision and with the threads of its trials, and with others beside."""
+    at_once = min(slots, math.ceil(machine_share().cpus)) if device.type == "cpu" else 1
     speed, threads = {}, torch.get_num_threads()
     try:
         for backbone in config.backbones():
@@ -197,17 +200,23 @@ def _measure(config: StudyConfig, widths: Iterable[int], device: torch.device) -
             precision = auto_precision(trial, device) if trial.precision == "auto" else trial.precision
             for width in sorted({trial.width, *widths}):
                 settled = dataclasses.replace(trial, width=width, precision=precision)
-                speed[settled.encoder] = _seconds_per_image(settled, device)
+                speed[settled.encoder] = _seconds_per_image(settled, device, at_once)
     finally:
         torch.set_num_threads(threads)
     return speed
 
 
-def _seconds_per_image(config: TrialConfig, device: torch.device) -> float:
-    """Of a step of a trial whose precision is settled, as it is where compile is "auto"."""
-    step = stepper(dataclasses.replace(config, compile="off"), device, config.regulation.batch_size)
-    step()  # the first one builds kernels
-    return median(step() for _ in range(_TIMED_STEPS)) / config.regulation.batch_size
+def _seconds_per_image(config: TrialConfig, device: torch.device, at_once: int) -> float:
+    """Of a step of a trial whose precision is settled, as it is where compile is "auto", while others train beside it.
+
+    The cores of a machine share its memory, and two that one core pretends to be share the core.
+    """
+    batch_size = config.regulation.batch_size
+    steps = [stepper(dataclasses.replace(config, compile="off"), device, batch_size) for _ in range(at_once)]
+    for step in steps:
+        step()  # the first one builds kernels
+    with ThreadPoolExecutor(at_once) as threads:
+        return fmean(threads.map(lambda step: median(step() for _ in range(_TIMED_STEPS)), steps)) / batch_size
 
 
 def _concurrency(config: StudyConfig, device: torch.device) -> int:

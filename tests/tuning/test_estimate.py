@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from emoreg.data import ImageSet, Split, load
 from emoreg.errors import ConfigError
 from emoreg.tuning import estimate
 from emoreg.tuning.estimate import Cost, estimate_cost
-from emoreg.tuning.machine import machine_share
+from emoreg.tuning.machine import MachineShare, machine_share
 from tests.helpers import trials
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import CPU, TINY, run, tiny
+from tests.helpers.waiting import PATIENCE
 
 
 def cost(storage: Path, **changes: Any) -> Cost:
@@ -73,11 +76,33 @@ def test_a_frozen_encoder_costs_its_forward_pass(storage: Path) -> None:
 
 
 def test_each_width_is_measured(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_seconds_per_image", lambda config, _: {1: 1.0, 2: 3.5}[config.width])
+    monkeypatch.setattr(estimate, "_seconds_per_image", lambda config, *_: {1: 1.0, 2: 3.5}[config.width])
     plain, wide = (cost(storage, controls=(control,), num_trials=0) for control in ("plain", "wide"))
     assert wide.device_seconds == pytest.approx(3.5 * plain.device_seconds)
     assert plain.seconds_per_image == {("test_resnet", 1): 1.0}
     assert wide.seconds_per_image == {("test_resnet", 1): 1.0, ("test_resnet", 2): 3.5}
+
+
+def test_a_step_is_measured_while_others_train_beside_it(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2)
+
+    def stepper(*_: object) -> Callable[[], float]:
+        is_warm = False
+
+        def step() -> float:
+            nonlocal is_warm
+            if is_warm:
+                together.wait(PATIENCE)  # which one alone would wait for
+            is_warm = True
+            return 0.5
+
+        return step
+
+    monkeypatch.setattr(estimate, "stepper", stepper)
+    monkeypatch.setattr(estimate, "machine_share", lambda: MachineShare(cpus=2, memory=2**33))
+    found = cost(storage, num_trials=0, resources=ResourcesConfig(cpus_per_trial=1.0))
+    assert found.concurrency == 2
+    assert found.seconds_per_image == {("test_resnet", 1): 0.5 / TINY.regulation.batch_size}
 
 
 def test_a_wide_step_takes_longer(storage: Path) -> None:
