@@ -18,7 +18,7 @@ from emoreg.formatting import counted, duration, format_params
 from emoreg.results.analysis import Tally, device_time, objective_value
 from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, TrialRecord
-from emoreg.results.status import RunningTrial, trials_beside
+from emoreg.results.status import RunningTrial, seconds_left, trials_beside
 from emoreg.results.written import read_written, stored_rows
 from emoreg.storage.files import Files
 from emoreg.tracking.observer import RunStatus, StudyObserver
@@ -156,10 +156,10 @@ class Progress(StudyObserver):
         return f"best {objective.metric} {objective_value(best, objective):.4g}: {found}"
 
     def _time_left(self, done: int) -> str:
-        if done <= self._num_before:
-            return "time left: not known yet"
-        pace = (time.monotonic() - self._start) / (done - self._num_before)
-        return f"about {duration(pace * max(0, self._num_planned - done))} left"
+        running = [trial for _, trial in list(self._running.values())]
+        this_run = (time.monotonic() - self._start, done - self._num_before, running)
+        left = seconds_left(self._num_planned - done, [this_run])
+        return "time left: not known yet" if left is None else f"about {duration(left)} left"
 
     def _table(self) -> RenderableType:
         if self._config is None:

@@ -72,6 +72,11 @@ class RunningTrial:
         return "" if self.stage is None else f"{self.epoch}/{self.epochs}"
 
     @property
+    def done(self) -> float:
+        """The part that is done, in [0, 1], by its epochs of regulation: those of pre-training may be another trial's."""
+        return self.epoch / self.epochs if self.stage == "regulation" and self.epochs else 0.0
+
+    @property
     def score(self) -> str:
         """The accuracy, in words."""
         return "" if self.accuracy is None else f"{self.accuracy:.3f}"
@@ -205,7 +210,7 @@ def read_status(place: str) -> Status:
     state: State = "running" if driven is not None else "not run" if not runs else "killed" if ending is None else "ended"
     told = [found for run in current if (found := live.get(run.run)) is not None] if state == "running" else []
     planned = len(tally.trials) if ending == "completed" else num_planned(config)
-    pace = sum(run.num_trials / age(run.started) for run in current) if state == "running" else 0.0
+    going_on = [(age(run.started), run.num_trials, found.running if (found := live.get(run.run)) else ()) for run in current]
     return Status(
         name=config.name,
         place=files.uri,
@@ -229,11 +234,25 @@ def read_status(place: str) -> Status:
         waiting_share=waiting_share(runs) if any(run.slot_seconds for run in runs) else None,
         device_hours=device_hours(config, runs),
         budget=config.budget,
-        seconds_left=max(0, planned - len(tally.trials)) / pace if pace else None,
+        seconds_left=seconds_left(planned - len(tally.trials), going_on) if state == "running" else None,
         enqueued=tuple(trial.params for trial in enqueued(files)),
         confirmation=_seeds(beside, tally) if config.confirmed else None,
         searches=tuple(_searches(config, rows)),
     )
+
+
+def seconds_left(num_left: int, runs: Iterable[tuple[float, int, Iterable[RunningTrial]]]) -> float | None:
+    """When the last trial will have ended, at the pace of runs that go on; None until one of them has ended a trial.
+
+    Args:
+        num_left: trials that have not ended.
+        runs: of each the seconds that it has lasted, the trials that it has ended, and those that it runs.
+    """
+    pace, begun, num_ended = 0.0, 0.0, 0
+    for seconds, ended, running in runs:
+        share = sum(trial.done for trial in running)
+        pace, begun, num_ended = pace + (ended + share) / max(seconds, 1e-9), begun + share, num_ended + ended
+    return max(0.0, num_left - begun) / pace if num_ended else None
 
 
 def trials_beside(files: Files, config: StudyConfig, rows: Iterable[TrialSummary | TrialRecord]) -> dict[str, Beside]:

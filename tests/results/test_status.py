@@ -17,7 +17,7 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.records import TrialRecord
-from emoreg.results.status import RunningTrial, read_status
+from emoreg.results.status import RunningTrial, read_status, seconds_left
 from emoreg.results.tables import Records, write_table
 from emoreg.storage.files import Files
 from emoreg.storage.locks import study_lock
@@ -112,6 +112,18 @@ def test_time_left_is_that_of_this_run(tmp_path: Path) -> None:
     assert status.seconds_left is not None
     assert 0 <= status.seconds_left < 60
     assert read_status(str(folder)).seconds_left is None
+
+
+def test_what_runs_counts_by_the_part_of_its_regulation_that_is_done() -> None:
+    running = RunningTrial(identity="a", role="search", control="regulated", backbone="test_resnet", epoch=5, epochs=10)
+    half, pretraining = (dataclasses.replace(running, stage=stage) for stage in ("regulation", "pretraining"))
+    assert seconds_left(10, [(100.0, 0, [half])]) is None, "nothing has ended"
+    assert seconds_left(10, [(100.0, 2, [])]) == 500.0
+    assert seconds_left(10, [(100.0, 2, [running, pretraining])]) == 500.0
+    assert seconds_left(10, [(100.0, 2, [half, half])]) == pytest.approx(300.0)
+    assert seconds_left(10, [(100.0, 2, []), (50.0, 1, [])]) == pytest.approx(250.0), "two drivers"
+    assert seconds_left(0, [(100.0, 2, [half])]) == 0.0
+    assert seconds_left(3, [(0.0, 0, [])]) is None
 
 
 def test_in_an_object_store(tmp_path: Path, bucket: str) -> None:
