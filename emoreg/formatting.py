@@ -21,6 +21,29 @@ def format_params(params: Mapping[str, Value]) -> list[str]:
     ]
 
 
+_ACCURACIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
+
+
+def percent(share: float) -> str:
+    """A share of images as a person reads it: "87.1 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def metric_name(metric: str) -> str:
+    """What a reader calls a metric or a column of the records: "validation accuracy", "val_loss"."""
+    return _ACCURACIES.get(metric, metric)
+
+
+def metric_value(metric: str, value: float) -> str:
+    """Its value: an accuracy in percent, any other as it is."""
+    return percent(value) if metric in _ACCURACIES else f"{value:.4g}"
+
+
+def metric_text(metric: str, value: float) -> str:
+    """Both: "validation accuracy 87.1 %", "val_loss 0.4321"."""
+    return f"{metric_name(metric)} {metric_value(metric, value)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: "45 s", "3 min", "2 h 10 min"."""
     if seconds < 90:

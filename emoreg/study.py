@@ -26,7 +26,7 @@ from emoreg.config import (
     Value,
 )
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
-from emoreg.formatting import counted, format_params
+from emoreg.formatting import counted, format_params, metric_text
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, split
 
@@ -450,7 +450,7 @@ class Study:
         ]
         if status.best is not None:
             found = ", ".join([status.best.backbone, *format_params(status.best.params)])
-            lines.append(f"best {status.best.metric} {status.best.value:.4g} ({found})")
+            lines.append(f"best {metric_text(status.best.metric, status.best.value)} ({found})")
         return lines
 
 

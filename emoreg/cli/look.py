@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from emoreg.cli.terminal import plain_table, terminal
-from emoreg.formatting import control_name, counted, duration, format_params
+from emoreg.formatting import control_name, counted, duration, format_params, metric_name, metric_text, metric_value
 from emoreg.results.status import Status, age
 
 
@@ -60,15 +60,16 @@ def print_status(status: Status, console: Console) -> None:
         line(f"  budget    {status.used}")
     if best is not None:
         found = ", ".join([best.backbone, *format_params(best.params)])
-        line(f"  best      {best.metric} {best.value:.4g}: {found} (trial {best.identity})", style="green")
+        line(f"  best      {metric_text(best.metric, best.value)}: {found} (trial {best.identity})", style="green")
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")
     for params in status.enqueued:
         line(f"  enqueued  {' '.join(f'{path}={value}' for path, value in params.items())}")
     if status.searches:
-        table = plain_table("  searches of controls", "trials", f"best {best.metric if best else 'value'}", right=("trials",))
+        what = "best value" if best is None else f"best {metric_name(best.metric)}"
+        table = plain_table("  searches of controls", "trials", what, right=("trials",))
         for search in status.searches:
-            value = "" if search.best is None else f"{search.best:.4g}"
+            value = "" if search.best is None or best is None else metric_value(best.metric, search.best)
             table.add_row(f"  {control_name(search.control)}", f"{search.ended}/{search.planned}", value)
         console.print(table)
     if status.confirmation is not None:
@@ -77,7 +78,7 @@ def print_status(status: Status, console: Console) -> None:
             table.add_row(f"  {control_name(row.control)}", row.backbone, f"{row.finished}/{row.planned}")
         console.print(table)
     if status.running:
-        numbers = ("epoch", "accuracy")
+        numbers = ("epoch", "accuracy, %")
         table = plain_table("  running now", "trial", "backbone", "stage", *numbers, right=numbers)
         for trial in status.running:
             table.add_row(

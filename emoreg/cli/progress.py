@@ -14,7 +14,7 @@ from rich.text import Text
 from emoreg.cli.terminal import plain_table, terminal
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.formatting import counted, duration, format_params
+from emoreg.formatting import counted, duration, format_params, metric_text
 from emoreg.results.analysis import Tally, device_time, objective_value
 from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, TrialRecord
@@ -153,7 +153,9 @@ class Progress(StudyObserver):
         if best is None:
             return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
         found = ", ".join([best.backbone, *format_params(best.sampled)])
-        return f"best {objective.metric} {objective_value(best, objective):.4g}: {found}"
+        value = objective_value(best, objective)
+        assert value is not None, "what is best has a value"
+        return f"best {metric_text(objective.metric, value)}: {found}"
 
     def _time_left(self, done: int) -> str:
         running = [trial for _, trial in list(self._running.values())]
@@ -164,8 +166,8 @@ class Progress(StudyObserver):
     def _table(self) -> RenderableType:
         if self._config is None:
             return Text("Preparing image sets, starting Ray")
-        numbers = ("balance", "epoch", "accuracy")
-        table = plain_table("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy", right=numbers)
+        numbers = ("balance", "epoch", "accuracy, %")
+        table = plain_table("trial", "role", "backbone", "balance", "stage", "epoch", "accuracy, %", right=numbers)
         for identity, (trial, running) in list(self._running.items()):
             setting, stage = trial.config.regulation.balance_setting, running.stage or "starting"
             balance = "" if setting is None else f"{setting:.3f}"

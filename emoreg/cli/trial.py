@@ -17,6 +17,7 @@ from emoreg.config import StudyConfig, TrialConfig
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.config.search_space import lengths
 from emoreg.errors import Interrupted
+from emoreg.formatting import percent
 from emoreg.results.ledger import Ledger
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord, TrialRecord, utc_now
@@ -176,17 +177,19 @@ def _print_outcome(outcome: Outcome, place: str, console: Console) -> int:
     if outcome.end == EndReason.DIVERGED:
         console.print(f"pruned: {outcome.message}", style="red")
         return 1
-    console.print(f"validation accuracy {outcome.val_accuracy:.4f}, balance {outcome.measured_balance:.3f}")
+    if outcome.val_accuracy is not None:
+        console.print(f"validation accuracy {percent(outcome.val_accuracy)}, balance {outcome.measured_balance:.3f}")
     if outcome.test_accuracy is not None:
-        console.print(f"test accuracy {outcome.test_accuracy:.4f} (the test set was opened, and the record says so)")
+        console.print(f"test accuracy {percent(outcome.test_accuracy)} (the test set was opened, and the record says so)")
     print_places(place, console)
     return 0
 
 
 def _print_recorded(record: TrialRecord, console: Console) -> None:
     """What a finished trial came to whose network is gone."""
+    accuracy = "" if record.val_accuracy is None else f" with validation accuracy {percent(record.val_accuracy)}"
     console.print(
-        f"it finished on {record.ended[:10]} with validation accuracy {record.val_accuracy:.4f}, and its network was not kept "
+        f"it finished on {record.ended[:10]}{accuracy}, and its network was not kept "
         "(resources.keep_networks): nothing is left to run, `--replay` trains it again from its start"
     )
 
@@ -224,7 +227,7 @@ class EpochLines:
         split = "validation" if event.val_accuracy is not None else "training"
         self._console.print(
             f"{event.stage:>11} {event.epoch:>3}/{self._totals[event.stage]}  loss {event.train_loss:.4f}"
-            + ("" if accuracy is None else f"  {split} accuracy {accuracy:.4f}")
+            + ("" if accuracy is None else f"  {split} accuracy {percent(accuracy)}")
             + ("" if event.measured_balance is None else f"  balance {event.measured_balance:.3f}")
             + f"  {event.images_per_second:,.0f} images/s  {event.seconds:.1f} s"
         )

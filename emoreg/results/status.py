@@ -78,8 +78,8 @@ class RunningTrial:
 
     @property
     def score(self) -> str:
-        """The accuracy, in words."""
-        return "" if self.accuracy is None else f"{self.accuracy:.3f}"
+        """The accuracy in percent, in words."""
+        return "" if self.accuracy is None else f"{100 * self.accuracy:.1f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

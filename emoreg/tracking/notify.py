@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from emoreg.config import shown_url, without_secrets
 from emoreg.errors import UserError
-from emoreg.formatting import counted, format_params
+from emoreg.formatting import counted, format_params, metric_text
 from emoreg.results.status import read_status
 
 _ANSWER_SECONDS = 10.0
@@ -50,7 +50,8 @@ def _ended(study: str, place: str) -> dict[str, Any]:
     if status.stop_reason is not None:
         text += f"; it stopped {status.stop_reason}"
     if best is not None:
-        text += f"; best {best.metric} {best.value:.4g}: {', '.join([best.backbone, *format_params(best.params)])}"
+        found = ", ".join([best.backbone, *format_params(best.params)])
+        text += f"; best {metric_text(best.metric, best.value)}: {found}"
     return {
         "text": text,
         "study": status.name,

@@ -41,7 +41,7 @@ def test_a_study_that_is_done(storage: Path) -> None:
     assert status.best is not None
     assert "made-up: done, every trial has ended; its last trial ended " in text
     assert "trials    76/76: 68 finished, 6 pruned, 2 failed\n" in text
-    assert f"best      val_accuracy {status.best.value:.4g}: {status.best.backbone}, regulation.balance " in text
+    assert f"best      validation accuracy {100 * status.best.value:.1f} %: {status.best.backbone}, regulation.balance " in text
 
 
 def test_a_confirmation_shows_its_seeds_instead_of_a_best(storage: Path) -> None:
@@ -62,7 +62,7 @@ def test_what_runs_is_a_table(storage: Path) -> None:
     assert "made-up: running for " in text
     assert "2 failed, 2 running, 1 waiting for pre-training\n" in text
     assert "time left not known yet" in text
-    assert "  plain        abc    vit       regulation    2/5     0.500\n" in text
+    assert "  plain        abc    vit       regulation    2/5         50.0\n" in text
     assert "  search       def    vit       starting" in text
 
 
@@ -120,7 +120,8 @@ def test_controls_with_searches_of_their_own_are_shown_beside_regulation(tmp_pat
     }
     assert {search.planned for search in status.searches} == {12}
     assert {search.control: search.ended for search in status.searches}["shuffled"] == 12
-    assert re.search(r"searches of controls +trials +best val_accuracy\n +plain +2/12 +0\.\d", shown(status)), shown(status)
+    found = r"searches of controls +trials +best validation accuracy\n +plain +2/12 +\d+\.\d %"
+    assert re.search(found, shown(status)), shown(status)
     study = load_results(place)
     assert len(study.searched) == 12
     assert study.tuned.keys() == {(search.control, name) for search in status.searches for name in study.backbones}

@@ -92,7 +92,7 @@ def test_a_line_for_each_trial_that_is_the_best_so_far(tmp_path: Path) -> None:
     lines = run.text.splitlines()
     assert len(lines) == 3
     assert lines[1].startswith("3/5 trials: 3 finished, 0 running, about ")
-    assert lines[1].endswith("best val_accuracy 0.6: test_resnet, regulation.balance 0.422, pretraining.epochs 2")
+    assert lines[1].endswith("best validation accuracy 60.0 %: test_resnet, regulation.balance 0.422, pretraining.epochs 2")
     assert lines[2].startswith("3 trials: 3 finished, in ")
     assert "{" not in run.text
 
@@ -130,7 +130,7 @@ def test_a_terminal_shows_a_table_in_place(tmp_path: Path, monkeypatch: pytest.M
         progress.on_epoch(TRIAL, epoch("regulation", 1))
         run.console.print(progress._live.get_renderable())
         run.end(dataclasses.replace(ended(tiny(seed=3), accuracy=0.75)))
-    assert f"{TRIAL.identity}  regulation  test_resnet    0.500  regulation    1/2     0.500" in run.text
+    assert f"{TRIAL.identity}  regulation  test_resnet    0.500  regulation    1/2         50.0" in run.text
     assert "0/5 trials" in run.text
     assert " | best" not in run.text, "it is drawn, and not printed as a line beside"
 
@@ -149,7 +149,7 @@ def test_counts_go_on_from_what_earlier_runs_recorded(tmp_path: Path) -> None:
     run.end(ended(tiny(seed=4), status="pruned"))
     run.end(ended(tiny(seed=5), accuracy=0.95))
     assert "4/5 trials: 3 finished, 1 pruned, 0 running" in run.text
-    assert "best val_accuracy 0.95" in run.text
+    assert "best validation accuracy 95.0 %" in run.text
     start(progress, plain, "control")
     run.end(ended(plain, role="control"))
     assert progress.closing_line().startswith("5 trials: 4 finished, 1 pruned, 3 of them now, in ")

@@ -19,6 +19,7 @@ from emoreg.config import ExperienceConfig, ResourcesConfig, StudyConfig, TrialC
 from emoreg.config.registry import PROBES
 from emoreg.config.resolved import resolve_trial
 from emoreg.data import load
+from emoreg.formatting import percent
 from emoreg.results.ledger import Ledger
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
@@ -64,10 +65,11 @@ def test_a_trial_is_told_and_recorded(study: StudyConfig) -> None:
     record, text = single(study)
     assert (record.role, record.number, record.status, record.params) == ("trial", None, "finished", "{}")
     assert record.test_accuracy is None
+    assert record.val_accuracy is not None
     lines = text.splitlines()
     assert lines[0] == f"trial {record.identity}: test_resnet, control regulated, seed 0, on CPU"
     assert [line.split()[:2] for line in lines[1:4]] == [["pretraining", "1/1"], ["regulation", "1/2"], ["regulation", "2/2"]]
-    assert lines[4] == f"validation accuracy {record.val_accuracy:.4f}, balance 0.500"
+    assert lines[4] == f"validation accuracy {percent(record.val_accuracy)}, balance 0.500"
     assert lines[7] == f"TensorBoard:  emoreg tensorboard {Path(study.storage) / 'tiny'}"
     epochs = Records(Path(study.storage) / "tiny").epochs_of(record.identity)
     assert [(row.stage, row.epoch) for row in epochs] == [("pretraining", 1), ("regulation", 1), ("regulation", 2)]
@@ -114,7 +116,7 @@ def test_a_finished_trial_is_looked_at_again_and_not_trained_again(study: StudyC
     tested, text = single(study, "test")
     assert tested.test_accuracy is not None
     assert settled(dataclasses.replace(tested, test_accuracy=None)) == settled(first)
-    assert f"test accuracy {tested.test_accuracy:.4f} (the test set was opened, and the record says so)" in text
+    assert f"test accuracy {percent(tested.test_accuracy)} (the test set was opened, and the record says so)" in text
     image_set = load(study.trial.task, image_size=study.trial.image_size, storage=Path(study.storage))
     (opening,) = Ledger(study.storage, image_set.test_split).entries()
     assert (opening.study, opening.configurations, opening.plan) == ("tiny", (tested.identity,), None)
@@ -129,7 +131,7 @@ def test_a_finished_trial_whose_network_is_gone_is_told_and_not_trained_again(st
     path.unlink()
     again, text = single(study)
     assert again == first
-    assert f"it finished on {first.ended[:10]} with validation accuracy {first.val_accuracy:.4f}" in text
+    assert f"it finished on {first.ended[:10]} with validation accuracy {percent(first.val_accuracy or 0.0)}" in text
     assert not path.exists()
     tested, text = single(study, "test")
     assert "its network was not kept (resources.keep_networks): it is trained again to be tested" in text

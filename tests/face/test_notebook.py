@@ -58,5 +58,5 @@ def test_a_notebook_runs_a_study_with_a_control_of_its_own(storage: Path, tmp_pa
     assert "3 trials: 3 finished" in text
     (picture,) = [output.data for output in shown.outputs if output.output_type == "execute_result"]
     assert picture["text/html"].startswith("<b>Study notebook</b>: 1 trial over regulation.balance")
-    assert "best val_accuracy" in picture["text/html"]
+    assert "best validation accuracy" in picture["text/html"]
     assert picture["text/plain"].startswith("Study('notebook', 1 trial over regulation.balance")

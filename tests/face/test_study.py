@@ -78,9 +78,9 @@ def test_it_shows_how_it_stands(written: Path) -> None:
     best = max(study.best.values(), key=lambda row: row.val_accuracy or 0.0)
     over = "backbone, regulation.balance, pretraining.epochs"
     assert repr(study).startswith(f"Study('made-up', 10 trials over {over}, in {written}: ended, ")
-    assert f"best val_accuracy {best.val_accuracy:.4g} ({best.backbone}, regulation.balance " in repr(study)
+    assert f"best validation accuracy {100 * best.val_accuracy:.1f} % ({best.backbone}, regulation.balance " in repr(study)
     assert study._repr_html_().startswith("<b>Study made-up</b>: 10 trials over backbone")
-    assert "<br>best val_accuracy " in study._repr_html_()
+    assert "<br>best validation accuracy " in study._repr_html_()
     far = emoreg.Study("mine", search_space=SPACE, storage="s3://bucket/nobody")
     assert repr(far).endswith("in s3://bucket/nobody/mine: call status() to see how it stands)"), "nobody is asked for a repr"
 

@@ -73,7 +73,7 @@ def test_it_says_how_the_study_ended_its_trials_and_the_best(server: Server, pla
     assert content["trials"]["ended"] == content["trials"]["planned"] == 38
     best = content["best"]
     assert content["text"].startswith("study 'made-up': completed, 38 of 38 trials have ended, ")
-    assert f"best val_accuracy {best['value']:.4g}: {best['backbone']}, " in content["text"]
+    assert f"best validation accuracy {100 * best['value']:.1f} %: {best['backbone']}, " in content["text"]
 
 
 def test_it_says_why_a_study_could_not_go_on(server: Server, place: str) -> None:
