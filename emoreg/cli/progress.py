@@ -95,8 +95,9 @@ class Progress(StudyObserver):
         self.on_message(f"broken, and begun again soon from its checkpoint: trial {trial.identity}: {reason}")
 
     def on_saved(self, trial: ResolvedTrial) -> None:
-        """Show a trial no more that has saved because the study is to stop."""
-        self._running.pop(trial.identity, None)
+        """Tell of a trial that has saved because the study is to stop."""
+        if (found := self._running.pop(trial.identity, None)) is not None:
+            self._console.print(f"saved on its way: trial {trial.identity}, {found[1].where}")
 
     def on_stopping(self) -> None:
         """Tell that the study stops."""
@@ -128,10 +129,7 @@ class Progress(StudyObserver):
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        running = "; ".join(
-            f"{trial.what} {trial.backbone} {trial.stage or 'starting'} {trial.progress}".rstrip()
-            for _, trial in self._running.values()
-        )
+        running = "; ".join(trial.where for _, trial in self._running.values())
         self._console.print(f"{self._counts()} | {self._best_text()}{f' | now: {running}' if running else ''}")
 
     def _counts(self) -> str:

@@ -67,6 +67,11 @@ class RunningTrial:
         return "search" if self.control == "regulated" else f"search of {control_name(self.control)}"
 
     @property
+    def where(self) -> str:
+        """What it is and how far it has come, in a line."""
+        return f"{self.what} {self.backbone} {self.stage or 'starting'} {self.progress}".rstrip()
+
+    @property
     def progress(self) -> str:
         """How much of its stage is done, in words."""
         return "" if self.stage is None else f"{self.epoch}/{self.epochs}"

@@ -64,12 +64,9 @@ class StudyTensorBoard(StudyObserver):
 
     def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
         """Write how busy slots and GPUs are."""
-        run, running, step = self._status.run, self._status.num_running, len(_ended(self._status.trials))
-        self._busy.add_scalar("study/trials_running", running, step)
-        self._busy.add_scalar("study/slots_in_use", min(1.0, running / max(1, run.slots)), step)
-        self._busy.add_scalar("study/waiting_share", waiting_share([run]), step)
+        self._write_busy(self._status.num_running)
         if self._gpus:
-            self._busy.add_scalar("study/gpu_utilisation", fmean(self._gpus.values()), step)
+            self._busy.add_scalar("study/gpu_utilisation", fmean(self._gpus.values()), len(_ended(self._status.trials)))
         self._busy.flush()
         self._is_new = True
         self._gpus.pop(trial.identity, None)
@@ -83,8 +80,16 @@ class StudyTensorBoard(StudyObserver):
     def on_run_end(self, status: RunStatus) -> None:
         """Write the study as it is now; its curves only where there is time to draw them."""
         self._write(status, draw=status.run.ending != "interrupted")
+        self._status = status
+        self._write_busy(0)
         self._thread.shutdown()
         self._busy.close()
+
+    def _write_busy(self, running: int) -> None:
+        run, step = self._status.run, len(_ended(self._status.trials))
+        self._busy.add_scalar("study/trials_running", running, step)
+        self._busy.add_scalar("study/slots_in_use", min(1.0, running / max(1, run.slots)), step)
+        self._busy.add_scalar("study/waiting_share", waiting_share([run]), step)
 
     def _write(self, status: RunStatus, *, draw: bool) -> None:
         self._is_new, self._next = False, time.monotonic() + _SECONDS

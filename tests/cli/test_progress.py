@@ -107,6 +107,14 @@ def test_what_runs_is_named(tmp_path: Path) -> None:
     assert "now: regulation test_resnet pretraining 1/1; plain test_resnet starting" in run.text
 
 
+def test_a_trial_that_saves_on_its_way_is_told(tmp_path: Path) -> None:
+    progress = (run := Run(tmp_path)).begun()
+    start(progress, TINY)
+    progress.on_epoch(TRIAL, epoch("regulation", 1))
+    progress.on_saved(TRIAL)
+    assert run.text == f"saved on its way: trial {TRIAL.identity}, search test_resnet regulation 1/2\n"
+
+
 def test_a_failed_trial_is_told_at_once_with_its_reason_as_it_is(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.begun()

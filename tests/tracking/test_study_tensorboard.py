@@ -125,10 +125,10 @@ def test_how_busy_a_run_keeps_slots_and_gpus(folder: Path) -> None:
     observe(folder, gpu=0.75)
     num_trials = len(Records(folder).trials)
     steps, run = [num_trials - 1, num_trials], own(folder, "run-2")
-    assert series(run, "study/trials_running") == [(step, 3.0) for step in steps]
-    assert series(run, "study/slots_in_use") == [(step, 0.75) for step in steps]
+    assert series(run, "study/trials_running") == [*((step, 3.0) for step in steps), (num_trials, 0.0)]
+    assert series(run, "study/slots_in_use") == [*((step, 0.75) for step in steps), (num_trials, 0.0)]
     assert series(run, "study/gpu_utilisation") == [(step, 0.75) for step in steps]
-    assert series(run, "study/waiting_share") == [(step, 0.25) for step in steps]
+    assert series(run, "study/waiting_share") == [(step, 0.25) for step in (*steps, num_trials)]
     assert series(own(folder), "study/trials_finished")[-1][0] == num_trials, "the end of the run writes the study"
 
 
