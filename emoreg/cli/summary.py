@@ -281,13 +281,16 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     combinations = size(config.search_space, config.trial)
     searching = [arm.control for arm in arms(config)]
     tuning = f"{cost.num_tuning} of the searches of {', '.join(searching)} + " if searching else ""
+    stopped, at_most = "nothing stopped early", "if no pre-training is shared"
+    if config.scheduler.name != "none":
+        stopped, at_most = f"as many stopped by {config.scheduler.name} as by chance", f"{at_most} and nothing stopped early"
     plan = {
         "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "pre-training": _sharing(config.trial.pretraining),
         "trials": f"{cost.num_search} of the search + {tuning}{cost.num_controls} controls, {cost.concurrency} at a time",
         "cost": f"about {duration(cost.expected_seconds)} of {device_name(device)}, {duration(cost.wall_seconds)} of waiting, "
-        f"nothing stopped early; {duration(cost.device_seconds)} of {device_name(device)} if no pre-training is shared",
+        f"{stopped}; {duration(cost.device_seconds)} of {device_name(device)} {at_most}",
         "disk": f"{disk}, at most; image sets {size_text(image_set_bytes(config))}; "
         f"{size_text(shutil.disk_usage(copies).free)} free at {copies}",
         "measured": ", ".join(

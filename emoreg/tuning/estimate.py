@@ -26,6 +26,7 @@ from emoreg.errors import ConfigError
 from emoreg.training.precision import auto_precision, stepper
 from emoreg.tuning.arms import searching_arms
 from emoreg.tuning.machine import machine_share, num_fit
+from emoreg.tuning.scheduling import shares_at_chance
 
 _TIMED_STEPS = 3
 _DRAWN_TRIALS = 64
@@ -41,16 +42,17 @@ Speed = Mapping[tuple[str, int], float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What the trials of a study take if nothing is stopped early.
+    """What the trials of a study take.
 
     Attributes:
         num_search: trials that the sampler proposes at most.
         num_tuning: trials of the controls' own searches, at most.
         num_controls: controls beside them.
         num_regulation_steps: optimizer steps of the regulation of the trial as configured.
-        device_seconds: of all trials together, at most: no pre-training shared.
-        expected_seconds: of all trials together, pre-training shared where the study shares it.
-        wall_seconds: from the command to its end, so many trials at once.
+        device_seconds: of all trials together, at most: none stopped early, no pre-training shared.
+        expected_seconds: of all trials together, pre-training shared where the study shares it, and as many stopped early as
+            its scheduler stops of trials that chance alone makes better or worse.
+        wall_seconds: from the command to its end, likewise, so many trials at once.
         concurrency: trials at once on this machine.
         seconds_per_image: of a training step of one encoder, by backbone and width.
     """
@@ -91,7 +93,9 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     at_most = sum(number * mean for number, mean in zip(num_trials, means, strict=True)) + sum(sum(cost) for _, cost in beside)
     jobs = [*beside]
     for search, trials in zip(searches, searched, strict=True):
-        jobs += _fill(trials, num_searched(search), config.seeds_per_trial)
+        found = [*_fill(trials, num_searched(search), config.seeds_per_trial)]
+        shares = shares_at_chance(config, [trial.config for trial, _ in found])
+        jobs += [(trial, (before, share * own)) for (trial, (before, own)), share in zip(found, shares, strict=True)]
     taken = [*_paid(jobs, share=config.experience.share)]
     scale = (len(beside) + sum(num_trials)) / max(1, len(jobs))
     return Cost(

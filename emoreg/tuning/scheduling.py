@@ -3,40 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from emoreg.config import StudyConfig
+from emoreg.config import StudyConfig, TrialConfig
 from emoreg.tuning.assignment import ASSIGNMENT, Assignment
 from emoreg.tuning.tune_results import REGULATION_EPOCH, metric_key
 
 Peers = tuple[str | None, str, str, int]
 """Trials that are compared: those of one search, backbone, task and length."""
+_DRAWS = 20
+_MOST_DRAWN = 100
+"""Trials of a search, after which as many are stopped as of the later half of these."""
 
 
 def scheduler_of(config: StudyConfig) -> TrialScheduler:
     """Tune's scheduler, comparing regulation epochs: see ``tune_results.epoch_result`` for what it is shown."""
+    return FIFOScheduler() if config.scheduler.name == "none" else AmongPeers(lambda epochs: _among_peers(config, epochs))
+
+
+def shares_at_chance(config: StudyConfig, trials: Sequence[TrialConfig]) -> list[float]:
+    """The share of its epochs that each trial of one search runs, in their order, if chance alone makes one better.
+
+    It is the mean of draws, in each of which a trial is as good at its end as at its beginning. Of a search that finds better
+    ones as it goes on, the scheduler stops fewer.
+    """
+    if config.scheduler.name == "none":
+        return [1.0] * len(trials)
+    drawn, luck = trials[:_MOST_DRAWN], random.Random(config.sampler.seed)
+    shares = [fmean(column) for column in zip(*(_draw_shares(config, drawn, luck) for _ in range(_DRAWS)), strict=True)]
+    return shares + [fmean(shares[len(shares) // 2 :])] * (len(trials) - len(drawn))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """All that a scheduler asks of a trial."""
+
+    trial_id: str
+
+
+def _draw_shares(config: StudyConfig, trials: Sequence[TrialConfig], luck: random.Random) -> list[float]:
+    schedulers: dict[Peers, TrialScheduler] = {}
+    metric, shares = metric_key(config.objectives[0].metric), []
+    for number, trial in enumerate(trials):
+        epochs = trial.regulation.epochs
+        peers = (None, trial.backbone, trial.task.name, epochs)
+        if peers not in schedulers:
+            schedulers[peers] = _among_peers(config, epochs)
+        told: Any = _Drawn(str(number))
+        schedulers[peers].on_trial_add(None, told)
+        quality, epoch, is_going_on = luck.random(), 0, True
+        while is_going_on and epoch < epochs:
+            epoch += 1
+            result = {REGULATION_EPOCH: epoch, metric: quality}
+            is_going_on = schedulers[peers].on_trial_result(None, told, result) == TrialScheduler.CONTINUE
+        shares.append(epoch / epochs)
+    return shares
+
+
+def _among_peers(config: StudyConfig, epochs: int) -> TrialScheduler:
+    """What compares trials of so many epochs with each other."""
     settings, objective = config.scheduler, config.objectives[0]
     compared = {"time_attr": REGULATION_EPOCH, "metric": metric_key(objective.metric), "mode": objective.mode}
-
-    def asha(epochs: int) -> TrialScheduler:
+    if settings.name == "asha":
         grace = min(settings.grace_epochs, epochs)
         return AsyncHyperBandScheduler(**compared, max_t=epochs, grace_period=grace, reduction_factor=settings.reduction_factor)
-
-    def median(epochs: int) -> TrialScheduler:
-        # A finite min_time_slice has Tune pause trials that have company.
-        return MedianStoppingRule(**compared, grace_period=settings.grace_epochs, min_time_slice=math.inf)
-
-    match settings.name:
-        case "none":
-            return FIFOScheduler()
-        case "asha":
-            return AmongPeers(asha)
-        case "median":
-            return AmongPeers(median)
+    # A finite min_time_slice has Tune pause trials that have company.
+    return MedianStoppingRule(**compared, grace_period=settings.grace_epochs, min_time_slice=math.inf)
 
 
 class AmongPeers(FIFOScheduler):

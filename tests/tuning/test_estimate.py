@@ -3,17 +3,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 
-from emoreg.config import Choice, ExperienceConfig, Float, Int, ResourcesConfig, SamplerConfig, TrialResources
+from emoreg.config import Choice, ExperienceConfig, Float, Int, ResourcesConfig, SamplerConfig, SchedulerConfig, TrialResources
 from emoreg.data import ImageSet, Split, load
 from emoreg.errors import ConfigError
 from emoreg.tuning import estimate
 from emoreg.tuning.estimate import Cost, estimate_cost
 from emoreg.tuning.machine import MachineShare, machine_share
+from emoreg.tuning.scheduling import shares_at_chance
 from tests.helpers import trials
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import CPU, TINY, run, tiny
@@ -65,6 +67,22 @@ def test_pretraining_is_counted_once_where_it_is_shared(storage: Path) -> None:
     rates = {"pretraining.optimizer.learning_rate": Float(1e-4, 1e-2, log=True)}
     apart = cost(storage, search_space=rates, num_trials=200, controls=())
     assert apart.expected_seconds == pytest.approx(apart.device_seconds), "more trials than are drawn share no more"
+
+
+@pytest.mark.usefixtures("one_image_a_second")
+def test_as_many_trials_are_stopped_early_as_by_chance(storage: Path) -> None:
+    search: Any = {"search_space": {"regulation.balance": Choice((0.25, 0.5))}, "num_trials": 40}
+    trial = tiny(regulation__epochs=9, pretraining__epochs=0)
+    whole = cost(storage, **search, trial=trial)
+    scheduler = SchedulerConfig(name="asha", grace_epochs=3, reduction_factor=3)
+    stopped = cost(storage, **search, trial=trial, scheduler=scheduler)
+    assert whole.expected_seconds == whole.device_seconds == stopped.device_seconds
+    controls = cost(storage, trial=trial, num_trials=0).expected_seconds
+    assert controls > 0, "which are never stopped"
+    shares = shares_at_chance(tiny_study(scheduler=scheduler), [trial] * 40)
+    expected = controls + fmean(shares) * (whole.expected_seconds - controls)
+    assert stopped.expected_seconds == pytest.approx(expected)
+    assert stopped.wall_seconds < whole.wall_seconds
 
 
 @pytest.mark.usefixtures("one_image_a_second")
