@@ -217,7 +217,7 @@ class Report:
     storage: str | None = None
     """Folder or URI that holds them, where it is not `runs` or what the study's file says."""
     output: str | None = None
-    """Folder to write to. None: `report` in the folder of the first study."""
+    """Folder to write to. None: `report` in the study's folder, of several studies `A+B.report` beside that of the first."""
     price_per_hour: float | None = None
     """What an hour of the device costs, for the account of costs."""
     images: bool = True

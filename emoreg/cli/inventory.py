@@ -16,7 +16,7 @@ from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import Use, day_text, entries, prune, size_text
 from emoreg.storage.locks import FileLocks
 
-_TEXTS = ("experience", "epochs", "used by", "study")
+_TEXTS = ("experience", "epochs", "study")
 _REFUSAL = (
     "Correct the store's place, or mend its permissions: an experience store must be a folder or bucket that can be read and "
     "written, but {!r} is not"
@@ -36,18 +36,18 @@ def print_inventory(uri: str, console: Console) -> None:
         console.print(f"There is no experience in {files.uri}.")
         return
     title = f"Experiences in {files.uri}: {size_text(sum(entry.size for entry in everything))}"
-    table = _table(title, "experience", "epochs", "size", "used by", "last used", "paid,\nhours", "saved,\nhours")
+    table = _table(title, *_TEXTS[:2], "size", "last used", "paid", "saved")
     for entry in sorted(everything, key=lambda entry: entry.last_used, reverse=True):
         spent = _spent(entry.uses)
         trials, studies = {use.identity for use in entry.uses}, sorted({use.study for use in entry.uses})
         table.add_row(
-            entry.key + "\n" + (entry.description or "unknown").replace(", ", "\n", 1),
+            f"{entry.key}\n{entry.description or 'unknown'}\n"
+            + (f"used by {counted(len(trials), 'trial')} of {', '.join(studies)}" if studies else "used by nobody"),
             " ".join(map(str, entry.lengths)),
             size_text(entry.size),
-            f"{counted(len(trials), 'trial')} of {', '.join(studies)}" if studies else "nobody",
             day_text(entry.last_used),
-            f"{spent.paid / 3600:.2f}",
-            f"{spent.reused / 3600:.2f}",
+            duration(spent.paid),
+            duration(spent.reused),
         )
     console.print(table)
     uses = [use for entry in everything for use in entry.uses]
@@ -98,5 +98,5 @@ def _table(title: str, *columns: str) -> Table:
     table = new_table(title, *columns, right=[column for column in columns if column not in _TEXTS])
     table.padding = (0, 1, 0, 0)
     for column in table.columns:
-        column.no_wrap = column.header not in _TEXTS[1:]
+        column.no_wrap = column.header not in _TEXTS
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from collections import Counter
@@ -19,6 +20,10 @@ from emoreg.storage.permissions import make_folder
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is done, how much of it has been done, and of how much."""
+
+
+_LONGEST_NAME = 120
+"""Of a folder for several studies, in characters: file systems allow 255 bytes."""
 
 
 class ReportWarning(UserWarning):
@@ -40,8 +45,8 @@ def write_report(
 
     Args:
         places: folders or URIs of the studies, or what was read from them.
-        output: folder to write to; None: ``report`` in the folder of the first study, or ``report/NAME`` here where it lies
-            in an object store.
+        output: folder to write to; None: ``report`` in the study's folder, of several studies ``A+B.report`` beside that of
+            the first, and both in ``report`` here where it lies in an object store.
         price_per_hour: what an hour of the device costs.
         images: whether every figure becomes a PNG and an SVG too.
         on_progress: told how far it is.
@@ -55,13 +60,13 @@ def write_report(
     """
     with report_extra():
         from emoreg.report.figures import compare_studies, draw_figures
-        from emoreg.report.images import ImagesNotDrawn, draw_images
+        from emoreg.report.images import ImagesNotDrawn, draw_images, remove_images
         from emoreg.report.page import Part, names_of, render
         from emoreg.report.style import labels
 
     tell = on_progress or (lambda what, done, total: None)
     studies = read_studies(places)
-    folder = _open_folder(output, studies[0])  # before the figures, which take their time
+    folder = _open_folder(output, studies)  # before the figures, which take their time
     parts = []
     for index, (label, study) in enumerate(zip(labels(studies), studies, strict=True)):
         tell("Making figures", index, len(studies))
@@ -71,6 +76,9 @@ def write_report(
     tell("Making figures", len(studies), len(studies))
     with _writing_to(folder), replacing(folder / "index.html") as stream:
         stream.write(render(parts, compared, price_per_hour).encode())
+    if not images:
+        with _writing_to(folder):
+            remove_images(folder / "figures")
     if images:
         named = names_of(parts, compared)
         tell("Drawing images", 0, 2 * len(named))
@@ -108,11 +116,21 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_folder(output: str | Path | None, study: StudyResults) -> Path:
+def _open_folder(output: str | Path | None, studies: Sequence[StudyResults]) -> Path:
     """The folder to write to, made, and found to let itself be written to."""
-    default = Path("report") / study.name if study.folder is None else study.folder / "report"
-    folder = default if output is None else expand(output)
+    folder = default_folder(studies) if output is None else expand(output)
     with _writing_to(folder):
         make_folder(folder)
         tempfile.TemporaryFile(dir=folder).close()
     return folder
+
+
+def default_folder(studies: Sequence[StudyResults]) -> Path:
+    """Where these studies are reported: nowhere else, so that no report takes another one's place."""
+    first = studies[0]
+    if len(studies) == 1:
+        return Path("report") / first.name if first.folder is None else first.folder / "report"
+    names = "+".join(study.name for study in studies)
+    if len(names) > _LONGEST_NAME:
+        names = f"{first.name}+{len(studies) - 1}-more-{hashlib.sha256(names.encode()).hexdigest()[:6]}"
+    return Path("report") / names if first.folder is None else first.folder.parent / f"{names}.report"

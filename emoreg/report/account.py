@@ -147,7 +147,7 @@ def provenance(study: StudyResults) -> list[tuple[str, str]]:
         **_fingerprints(studies),
         "Seeds": ", ".join(f"{name} {text}" for name, text in seeds.items()),
         "Code of the trainers": ", ".join(f"{stage} version {version}" for stage, version in trainer.items()),
-        "Restarted": f"{len(again)} of {len(trials)} trials" + (f": {listed(again)}" if again else ""),
+        "Begun again within a run": f"{len(again)} of {len(trials)} trials" + (f": {listed(again)}" if again else ""),
         "Openings of the test set": f"{len(openings)}: {listed(opened)}" if openings else "",
     }
     return [(name, value) for name, value in found.items() if value]

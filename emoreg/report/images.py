@@ -64,6 +64,12 @@ def draw_images(figures: Mapping[str, Figure], folder: Path, on_image: Callable[
     _remove_former(folder, wanted)
 
 
+def remove_images(folder: Path) -> None:
+    """Remove what a former report has drawn into ``folder``, because the page beside it shows other figures now."""
+    if (folder / _DRAWN).exists():
+        _remove_former(folder, ())
+
+
 def _job(figure: Figure, kind: str, path: Path) -> dict[str, Any]:
     """What kaleido is asked for: the figure on white."""
     drawn: dict[str, Any] = json.loads(figure.figure.to_json())

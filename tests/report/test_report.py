@@ -20,7 +20,7 @@ import pytest
 
 from emoreg.errors import ConfigError, StorageError
 from emoreg.formatting import p_cell
-from emoreg.report import ReportWarning, images, write_report
+from emoreg.report import ReportWarning, default_folder, images, write_report
 from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
@@ -28,7 +28,7 @@ from emoreg.report.tables import Cell, Table
 from emoreg.results.analysis import estimate
 from emoreg.results.confirmation import UNTUNED
 from emoreg.results.ledger import FOLDER, Ledger
-from emoreg.results.study import load_results
+from emoreg.results.study import StudyResults, load_results
 from emoreg.results.tables import write_table
 from emoreg.storage.files import Files
 from tests.helpers.browser import needs_chromium
@@ -236,7 +236,8 @@ def test_without_the_extra_it_says_how_to_install_it(study: Path, tmp_path: Path
 def test_two_studies_are_compared(study: Path, tmp_path: Path) -> None:
     other = write_study(tmp_path, dataclasses.replace(SMALL, name="other"), helps=0.0)
     told: list[tuple[str, int, int]] = []
-    page = write_report([study, other], output=tmp_path / "both", images=False, on_progress=lambda *step: told.append(step))
+    page = write_report([study, other], images=False, on_progress=lambda *step: told.append(step))
+    assert page.parent == study.parent / "made-up+other.report", "a folder of its own: each study's report stays"
     text = text_of(page)
     assert text.index("Verdicts by study") < text.index("The answer")
     assert "made-up: digits other: digits" in text  # over the columns of the one table that has both
@@ -244,6 +245,20 @@ def test_two_studies_are_compared(study: Path, tmp_path: Path) -> None:
     assert "Together, 2 of 4 ladders in 2 studies hold a rung, corrected for all of them." in text
     assert "What regulation gains, over all studies" in text
     assert told == [("Making figures", 0, 2), ("Making figures", 1, 2), ("Making figures", 2, 2)]
+
+
+def test_a_report_of_many_studies_has_a_folder_of_a_name_that_file_systems_take(study: Path) -> None:
+    read = load_results(study)
+
+    def named(name: str) -> StudyResults:
+        config = dataclasses.replace(read.config, name=name)
+        return dataclasses.replace(read, written=dataclasses.replace(read.written, config=config))
+
+    many = [named(f"table-{number:030d}") for number in range(8)]
+    folder = default_folder(many)
+    assert re.fullmatch(rf"table-{0:030d}\+7-more-[0-9a-f]{{6}}\.report", folder.name)
+    assert folder.parent == study.parent
+    assert default_folder(many[:7]).name != default_folder([*many[:6], many[7]]).name
 
 
 def test_studies_of_one_name_are_told_apart(study: Path, tmp_path: Path) -> None:
@@ -488,6 +503,13 @@ def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -
     for name in drawn:
         content = (figures / name).read_bytes()
         assert content.startswith(b"\x89PNG" if name.endswith(".png") else b"<svg")
+
+
+def test_a_report_without_images_leaves_none_of_a_former_one(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, SMALL, num_seeds=0)
+    drawn_by(folder / "report" / "figures", '["former.png"]')
+    report(folder)
+    assert {path.name for path in (folder / "report" / "figures").iterdir()} == {"drawn.json", "mine.png"}
 
 
 @needs_chromium
