@@ -68,7 +68,7 @@ class Learner(Protocol):
 
     def features(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B D"]]:
         """Features of each encoder, plain and emotional, as far as they are there: what probes compare too."""
-        return {}
+        return {name: found.float() for name, found in self.respond(images).features.items()}
 
 
 class EmotionLearner(Learner):
@@ -93,13 +93,8 @@ class EmotionLearner(Learner):
     def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
         """Emotion logits, or estimates."""
         with autocast(self._config, images.device):
-            scores = self.network(images)
-        return Response(scores, plain=None, emotional=scores, balance=None)
-
-    def features(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B D"]]:
-        """Features of the emotional encoder."""
-        with autocast(self._config, images.device):
-            return {"emotional": self.network.encoder(images).float()}
+            response: Response = self.network(images)
+        return response
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy or squared error, and the scores."""
@@ -161,12 +156,6 @@ class RegulationLearner(Learner):
         with autocast(self._config, images.device):
             response: Response = self.network(images)
         return response
-
-    def features(self, images: Float[Tensor, "B 3 S S"]) -> Mapping[str, Float[Tensor, "B D"]]:
-        """Features of the encoders that there are."""
-        encoders = {"plain": self.network.plain, "emotional": self.network.emotional}
-        with autocast(self._config, images.device):
-            return {name: encoder(images).float() for name, encoder in encoders.items() if encoder is not None}
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy of the balanced response, or the balanced mean of two, and the scores."""

@@ -15,6 +15,7 @@ of the task.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,14 @@ class Response:
         plain: z_n; None if b = 1 makes it superfluous, and in stage 1.
         emotional: z_e; None if b = 0 makes it superfluous. In stage 1, the prediction itself.
         balance: b, one for the batch or one for each image; None in stage 1.
+        features: of each encoder, plain and emotional, as far as they are there.
     """
 
     logits: Float[Tensor, "B C"]
     plain: Float[Tensor, "B C"] | None
     emotional: Float[Tensor, "B C"] | None
     balance: Float[Tensor, ""] | Float[Tensor, " B"] | None
+    features: Mapping[str, Float[Tensor, "B _"]]
 
 
 class EmotionalNet(nn.Module):
@@ -56,10 +59,11 @@ class EmotionalNet(nn.Module):
         self.encoder = encoder
         self.head = _linear(encoder.width, num_outputs, seed)
 
-    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B O"]:
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Response:
         """Emotion logits, or estimated valence and arousal."""
-        scores: Tensor = self.head(self.encoder(images))
-        return scores.float()
+        g = self.encoder(images)
+        scores: Tensor = self.head(g).float()
+        return Response(scores, plain=None, emotional=scores, balance=None, features={"emotional": g})
 
 
 def create_emotional_net(config: TrialConfig, num_outputs: int) -> EmotionalNet:
@@ -151,7 +155,8 @@ class Regulation(nn.Module):
                 assert f is not None
                 source = torch.cat([f, self.emotion_head(g).softmax(dim=1).to(f.dtype)], dim=1)
             z_e = self.emotional_head(source).float()
-        return Response(self._mix(z_n, z_e, balance, raw), z_n, z_e, balance)
+        features = {name: found for name, found in (("plain", f), ("emotional", g)) if found is not None}
+        return Response(self._mix(z_n, z_e, balance, raw), z_n, z_e, balance, features)
 
     def loss(
         self,

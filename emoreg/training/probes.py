@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from torch import Tensor
 from emoreg.config.registry import PROBES
 from emoreg.data.batches import Batches
 from emoreg.results.records import ProbeRecord
-from emoreg.training.learners import Learner, RegulationLearner, Targets
+from emoreg.training.learners import Learner, Targets
+from emoreg.training.model import Regulation, Response
 from emoreg.training.stages import Stage
 
 _NUM_IMAGES = 256
@@ -61,14 +62,36 @@ def run_probes(stage: Stage, learner: Learner, epoch: int) -> list[ProbeRecord]:
         return []
     split = stage.validation if stage.validation is not None else stage.train
     images, targets = (part[:_NUM_IMAGES] for part in next(split.evaluation()))
+    by_users, seen = PROBES.user_names(), _SeenOnce(learner, images)
     record = partial(ProbeRecord, identity=stage.trial.identity, stage=stage.name, epoch=epoch)
     found = []
     for name in config.probes:
         learner.network.eval()
         with torch.random.fork_rng([split.device] if split.device.type == "cuda" else []):
-            numbers = PROBES.require(name, of="probes")(learner, images, targets)
+            numbers = PROBES.require(name, of="probes")(learner if name in by_users else seen, images, targets)
         found += [record(probe=name, name=key, value=float(value)) for key, value in numbers.items()]
     return found
+
+
+class _SeenOnce(Learner):
+    """A learner that answers to the fixed batch once for all of our probes. A user's may change it between two answers."""
+
+    def __init__(self, learner: Learner, images: Float[Tensor, "B 3 S S"]) -> None:
+        self.network, self.affect, self.balance_by_image = learner.network, learner.affect, learner.balance_by_image
+        self._learner, self._images = learner, images
+
+    @cached_property
+    def _response(self) -> Response:
+        return self._learner.respond(self._images)
+
+    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
+        return self._response if images is self._images else self._learner.respond(images)
+
+    def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
+        return self._learner.loss(images, targets)
+
+    def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
+        return self._learner.total_loss(response, targets)
 
 
 @probe("agreement")
@@ -86,7 +109,7 @@ def emotion_share(learner: Learner, images: Float[Tensor, "B 3 S S"], targets: T
     with c_n = (1 - b) z_n and c_e = b z_e, each centred over the classes k. Where probabilities are mixed, responses do not add
     up, or where they are the same for all images but for rounding, nothing is measured.
     """
-    if not isinstance(learner, RegulationLearner) or learner.network.config.mix_space != "logits":
+    if not isinstance(learner.network, Regulation) or learner.network.config.mix_space != "logits":
         return {}
     response = learner.respond(images)
     if response.plain is None or response.emotional is None or response.balance is None:

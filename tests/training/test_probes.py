@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emoreg.config import RegulationConfig, replace_paths
 from emoreg.config.registry import PROBES
@@ -62,6 +62,44 @@ def test_probes_change_no_number_of_the_trial(storage: Path) -> None:
     assert [modes for *modes, _ in seen] == [[False, False]] * 3
     assert torch.equal(seen[0][2], seen[1][2])  # a fixed batch
     assert with_probes.end.value == "completed"
+
+
+def test_our_probes_look_at_the_batch_once_and_a_users_as_often_as_they_ask(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    @probe("doubled")
+    def doubled(learner: Learner, images: Tensor, targets: Tensor) -> dict[str, float]:
+        """Changes the network for a while."""
+        looks.clear()
+        head = learner.network.emotional_head
+        assert isinstance(head, nn.Linear)
+        before = learner.sources(images)["emotional"]
+        for part in head.parameters():
+            part.data.mul_(2)
+        after = learner.sources(images)["emotional"]
+        for part in head.parameters():
+            part.data.div_(2)
+        return {"factor": float((after / before).mean()), "looks": len(looks)}
+
+    respond = RegulationLearner.respond
+    monkeypatch.setattr(RegulationLearner, "respond", lambda self, images: (looks.append("look"), respond(self, images))[1])
+    ours = ("agreement", "emotion_share", "usable_information", "cka")
+    config = dataclasses.replace(tiny(), probes=ours)
+    many, recorder, _ = run(config, storage, folder=storage / "many")
+    at_once = len(looks)
+    looks.clear()
+    one, _, _ = run(dataclasses.replace(config, probes=ours[:1]), storage, folder=storage / "one")
+    assert at_once == len(looks), "four probes as often as one"
+    assert many.val_loss == one.val_loss
+    _, mixed, _ = run(dataclasses.replace(config, probes=(*ours, "doubled")), storage, folder=storage / "mixed")
+    last = {event.name: event.value for event in mixed.events if isinstance(event, ProbeRecord) and event.probe == "doubled"}
+    assert last == {"factor": pytest.approx(2.0), "looks": 2}
+    numbers = [
+        [(e.name, e.value) for e in r.events if isinstance(e, ProbeRecord) and e.probe in ours] for r in (recorder, mixed)
+    ]
+    assert numbers[0] == numbers[1]
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
