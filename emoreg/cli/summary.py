@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emoreg.cli.terminal import new_table
-from emoreg.config import CONFIRM, PretrainingConfig, RegulationConfig, StudyConfig, leaves, registries
+from emoreg.config import CONFIRM, PretrainingConfig, RegulationConfig, StudyConfig, Value, leaves, registries
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params, of_one_seed, p_cell
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from emoreg.tuning.confirm import ConfirmationPlan
 
 _ACCURACY, _GAIN = "validation\naccuracy, %", "regulation\ngains, points"
+_WIDE, _NARROW_CELL = 90, 36
+"""Columns of a page from which on nothing is folded, and what 80 columns leave for a parameter."""
 
 
 def print_summary(study: StudyResults, console: Console) -> None:
@@ -80,13 +82,14 @@ def print_places(place: str, console: Console) -> None:
 
 def print_confirmation_plan(name: str, plan: ConfirmationPlan, console: Console) -> None:
     """What the confirmation of the study ``name`` fixes, what it will cost, and what it could show."""
-    table = new_table(f"Chosen of {name!r}, on validation", "backbone", _ACCURACY, "parameters", "trial")
+    table = new_table(f"Chosen of {name!r}, on validation", "trial", _ACCURACY, "parameters", right=(_ACCURACY,))
     chosen = {found.identity: found for found, _ in plan.trials}
     for found in chosen.values():
-        table.add_row(found.backbone, _percent(found.val_accuracy), "\n".join(format_params(found.params)), found.identity)
+        params = _params_cell(found.params, console)
+        table.add_row(f"{found.backbone}\n{found.identity}", _percent(found.val_accuracy), params)
         for tuned in (item for item in plan.tuned if item.chosen == found.identity):
-            params = "\n".join(format_params(tuned.params)) or "nothing to search"
-            table.add_row(f"  {tuned.rival.label}", _percent(tuned.val_accuracy), params, tuned.identity)
+            params = _params_cell(tuned.params, console) or "nothing to search"
+            table.add_row(f"{tuned.rival.label}\n{tuned.identity}", _percent(tuned.val_accuracy), params)
     console.print(table)
     seeds = sorted({trial.config.seed for _, trial in plan.trials})
     controls = list(dict.fromkeys(control_name(trial.config.control) for _, trial in plan.trials))
@@ -207,6 +210,20 @@ def _percent(accuracy: float | None) -> str:
     return "" if accuracy is None else f"{100 * accuracy:.1f}"
 
 
+def _params_cell(params: Mapping[str, Value], console: Console) -> str:
+    """A parameter a line: where the page is narrow, the last part of a long path stands below the others."""
+    lines = format_params(params)
+    if console.width < _WIDE:
+        lines = [_folded(line) if len(line) > _NARROW_CELL else line for line in lines]
+    return "\n".join(lines)
+
+
+def _folded(line: str) -> str:
+    path, value = line.split(" ", 1)
+    before, dot, last = path.rpartition(".")
+    return f"{before}{dot}\n  {last} {value}"
+
+
 def _compared(found: Comparison | None) -> tuple[str, str, str]:
     if found is None:
         return "", "", ""
@@ -220,14 +237,12 @@ def _print_best(study: StudyResults, console: Console) -> None:
     if len(metrics) > 1:
         title = f"Pareto front of the search in {' and '.join(metrics)}"
     seconds = "device\nseconds"
-    table = new_table(title, "backbone", _ACCURACY, seconds, "parameters", "trial", right=(_ACCURACY, seconds))
-    for record in study.leading:
-        accuracy = "" if record.val_accuracy is None else f"{100 * record.val_accuracy:.1f}"
-        params = "\n".join(format_params(record.sampled))
-        table.add_row(record.backbone, accuracy, f"{record.device_seconds:.1f}", params, record.identity)
-    for (control, backbone), record in study.tuned.items():
-        name, params = f"{backbone}, {control_name(control)}", "\n".join(format_params(record.sampled))
-        table.add_row(name, _percent(record.val_accuracy), f"{record.device_seconds:.1f}", params, record.identity)
+    table = new_table(title, "trial", _ACCURACY, seconds, "parameters", right=(_ACCURACY, seconds))
+    found = [(record.backbone, record) for record in study.leading]
+    found += [(f"{backbone}\n{control_name(control)}", record) for (control, backbone), record in study.tuned.items()]
+    for name, record in found:
+        numbers = _percent(record.val_accuracy), f"{record.device_seconds:.1f}"
+        table.add_row(f"{name}\n{record.identity}", *numbers, _params_cell(record.sampled, console))
     console.print()
     console.print(table if study.leading else "No trial of the search has finished.")
 

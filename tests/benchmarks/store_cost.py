@@ -122,7 +122,7 @@ def stalls(config: emoreg.TrialConfig, folder: Path, rounds: int) -> tuple[list[
     def steps() -> None:
         for _ in range(STEPS):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images), torch.zeros(1, dtype=torch.long)).backward()
+            nn.functional.cross_entropy(net(images).logits, torch.zeros(1, dtype=torch.long)).backward()
             optimizer.step()
 
     def state() -> State:

@@ -118,8 +118,9 @@ def test_a_confirmation_is_reported_with_its_study(uri: str, reported: str) -> N
 
 def test_parameters_stand_whole_at_80_columns(tmp_path: Path) -> None:
     text = summary(tiny_study(), tmp_path, ended(accuracy=0.3, params=PARAMS))
-    assert "regulation.balance 0.422 " in text
+    assert re.search(r" regulation\.balance 0\.422\s", text)
     assert "pretraining.epochs 8" in text
+    assert re.search(r" pretraining\.optimizer\. *\n +learning_rate 0\.000123 *\n", text), "a long path is folded at a dot"
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
     wide = summary(tiny_study(), tmp_path, ended(accuracy=0.3, params=PARAMS), width=100)
