@@ -156,17 +156,22 @@ def verdicts(
 def answers_early(opening: Opening, records: Mapping[str, TrialRecord]) -> bool:
     """Whether the first of two looks gives the answer, so that no other seed is needed.
 
-    It does where every configuration stands on the last rung that was tried, is shown to be below its backbone, or to have no
-    effect as large as the smallest one.
+    It does where every configuration stands on the last rung that was tried, or on one before it and is shown to be below a
+    rival of the next, or is shown to be below its backbone, or to have no effect as large as the smallest one. Whatever ends a
+    plan early, its claims hold: its p-values and intervals are those of both looks.
     """
     first = opening.at_first_look()
     rows = confirmed_rows(first, records)
     climbs = climb(ladders_of(rows))
     return all(
         verdict.decision in (Decision.HARMS, Decision.ABSENT)
-        or (verdict.decision != Decision.UNTOLD and climbs[identity].height == len(climbs[identity].p_values))
+        or (verdict.decision != Decision.UNTOLD and _goes_no_further(climbs[identity]))
         for identity, verdict in verdicts(first, rows, records).items()
     )
+
+
+def _goes_no_further(found: Climb) -> bool:
+    return found.height == len(found.p_values) or (found.height > 0 and found.is_blocked)
 
 
 def _premises(rows: Sequence[Confirmed]) -> tuple[str, ...]:

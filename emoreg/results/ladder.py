@@ -53,12 +53,14 @@ class Climb:
         height: how many rungs hold, from the first.
         p_values: of the rungs that could be tested, by Holm's method over the ladders; they hold to ``LEVEL``.
         is_below: whether it is shown to be below the first rung's controls.
+        is_blocked: whether it is shown to be below a rival of the rung after the last one that holds.
         share: how many ladders shared the level on which this one was tested.
     """
 
     height: int
     p_values: tuple[float, ...]
     is_below: bool
+    is_blocked: bool
     share: int
 
     @property
@@ -75,11 +77,17 @@ def climb(ladders: Mapping[Key, Comparisons]) -> dict[Key, Climb]:
     shares = _holm({key: chain[-1] if chain else 1.0 for key, chain in chains.items()})
     losses = {key: max((found.p_worse for found in tried(LADDER[0], ladders[key]).values()), default=1.0) for key in ladders}
     shares_of_losses = _holm(losses)
+    heights = {key: sum(p_value * shares[key] <= LEVEL for p_value in chain) for key, chain in chains.items()}
     return {
         key: Climb(
-            height=sum(p_value * shares[key] <= LEVEL for p_value in chain),
+            height=heights[key],
             p_values=tuple(min(1.0, p_value * shares[key]) for p_value in chain),
             is_below=losses[key] * shares_of_losses[key] <= LEVEL,
+            is_blocked=any(
+                found.p_worse * shares[key] <= LEVEL
+                for rung in LADDER[heights[key] :][:1]
+                for found in tried(rung, ladders[key]).values()
+            ),
             share=shares[key],
         )
         for key, chain in chains.items()

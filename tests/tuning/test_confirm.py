@@ -171,17 +171,30 @@ def training(accuracies: Mapping[str, float]) -> Callable[..., RunEnd]:
 
 @pytest.mark.usefixtures("searched")
 @pytest.mark.parametrize(
-    ("regulated", "seeds", "said"),
+    ("regulated", "controls", "seeds", "said"),
     [
-        (0.6, 3, "helps: .*; it was clear at the first of two looks, after 3 of 5 seeds"),
-        (0.4, 3, r"harms: -9\.9 points .* over plain \(n = 3\); it was clear at the first of two looks"),
-        (0.506, 5, r"rung 3 of 5\).*\. Not shown above it: .* over shuffled \(n = 5"),
+        (0.6, {}, 3, "helps: .*; it was clear at the first of two looks, after 3 of 5 seeds"),
+        (0.4, {}, 3, r"harms: -9\.9 points .* over plain \(n = 3\); it was clear at the first of two looks"),
+        (0.506, {"shuffled": 0.507}, 5, r"rung 3 of 5\).*\. Not shown above it: .* over shuffled \(n = 5"),
+        (
+            0.6,
+            {"compute_matched": 0.7},
+            3,
+            r"rung 1 of 5\).*-9\.9 points .* over compute_matched.*clear at the first of two looks",
+        ),
+        (0.6, {"ensemble": 0.601}, 5, r"rung 1 of 5\).* over ensemble \(n = 5"),
     ],
 )
 def test_the_first_of_two_looks_ends_what_is_clear(
-    regulated: float, seeds: int, said: str, study: StudyConfig, searched: Path, monkeypatch: pytest.MonkeyPatch
+    regulated: float,
+    controls: dict[str, float],
+    seeds: int,
+    said: str,
+    study: StudyConfig,
+    searched: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    accuracies = {"regulated": regulated, "emotional": 0.9} | ({"shuffled": 0.507} if seeds == 5 else {})
+    accuracies = {"regulated": regulated, "emotional": 0.9, **controls}
     monkeypatch.setattr("emoreg.tuning.confirm.run_study", training(accuracies))
     plan = plan_confirmation(study, ConfirmationConfig(num_seeds=5, looks=2))
     for _ in range(2):  # whoever runs it again changes nothing
