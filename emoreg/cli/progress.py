@@ -148,6 +148,8 @@ class Progress(StudyObserver):
     def _best_text(self) -> str:
         assert self._config is not None
         best, objective = self._tally.best, self._config.objectives[0]
+        if self._config.confirmed:
+            return "accuracies are shown once all trials have ended"
         if best is None:
             return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
         found = ", ".join([best.backbone, *format_params(best.sampled)])

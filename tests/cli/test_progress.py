@@ -107,6 +107,14 @@ def test_what_runs_is_named(tmp_path: Path) -> None:
     assert "now: regulation test_resnet pretraining 1/1; plain test_resnet starting" in run.text
 
 
+def test_a_confirmation_says_when_its_accuracies_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emoreg.cli.progress._LINE_SECONDS", 0.0)
+    confirming = dataclasses.replace(STUDY, num_trials=0, controls=(), confirmed=(tiny(seed=8), tiny(seed=9)))
+    run = Run(tmp_path, study=confirming)
+    run.begun().on_tick(run.status)
+    assert run.text.endswith(" running, time left: not known yet | accuracies are shown once all trials have ended\n")
+
+
 def test_a_trial_that_saves_on_its_way_is_told(tmp_path: Path) -> None:
     progress = (run := Run(tmp_path)).begun()
     start(progress, TINY)
