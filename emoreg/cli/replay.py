@@ -24,6 +24,7 @@ from emoreg.config import CONFIRM, StudyConfig, TrialConfig, from_json
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.errors import ConfigError, Interrupted, StorageError
 from emoreg.results.outcome import EndReason, Outcome
+from emoreg.results.plan import read_openings
 from emoreg.results.records import EpochRecord, RunRecord, Stage, TrialRecord
 from emoreg.results.written import stored_rows
 from emoreg.storage.experience import ExperienceStore
@@ -96,7 +97,7 @@ def replay(config: StudyConfig, identity: str, device: torch.device, console: Co
         The exit code: 1 where a trial differs that must be equal, 130 where it was interrupted, else 0.
 
     Raises:
-        ConfigError: where there is no such trial.
+        ConfigError: where there is no such trial, or it is one of a confirmation that has not ended.
         StorageError: where its record cannot be read, or its image sets or emoreg are others now.
     """
     recorded = _find(config, identity)
@@ -188,6 +189,12 @@ def _find(config: StudyConfig, identity: str) -> _Recorded:
             f"{'it may be' if matching else 'the nearest are'} {', '.join(near)}"
         )
     name, record = trials[matching[0]]
+    for opening in read_openings(studies[name])[-1:]:
+        if not opening.is_complete({known: row for known, (_, row) in trials.items()}):
+            raise ConfigError(
+                "Run the confirmation to its end first: what its trials found on the test set is shown once all have ended, "
+                f"and trial {record.identity} is one of them"
+            )
     epochs = [row for row in stored_rows(studies[name], "epochs", EpochRecord) or () if row.identity == record.identity]
     if record.status != "finished" and not epochs:
         raise ConfigError(

@@ -28,7 +28,7 @@ from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import study_file, tiny_study
 from tests.helpers.trials import CPU, TINY, tiny
 from tests.helpers.waiting import PATIENCE
-from tests.helpers.written import write_rows
+from tests.helpers.written import made_up_config, write_rows, write_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,6 +220,17 @@ def test_the_test_split_is_opened_again_for_a_trial_of_a_confirmation(study: Stu
     assert text.startswith(f"replay of trial {identity_of(study)} of 'tiny.confirm'")
     assert "It is a trial that opens the test set, so its replay opens it again" in text
     assert row(text, "test_accuracy")[-1] == "0"
+
+
+def test_no_trial_of_a_confirmation_is_replayed_before_all_have_ended(tmp_path: Path) -> None:
+    config = made_up_config(num_trials=2, controls=("regulated", "plain"))
+    folder = write_study(tmp_path, config, num_seeds=3).with_name("made-up.confirm")
+    first, *others = Records(folder).trials.values()
+    write_rows(folder, "trials", TrialRecord, others)
+    with pytest.raises(ConfigError, match="Run the confirmation to its end first: what its trials found on the test set"):
+        replayed(dataclasses.replace(config, storage=str(tmp_path)), others[0].identity)
+    with pytest.raises(ConfigError, match="Name one trial of 'made-up' or its confirmation"):
+        replayed(dataclasses.replace(config, storage=str(tmp_path)), first.identity)
 
 
 def test_a_control_is_run_as_it_was_recorded(study: StudyConfig) -> None:
