@@ -132,7 +132,7 @@ def test_controls_with_searches_of_their_own_are_shown_beside_regulation(tmp_pat
     print_summary(study, console)
     print_confirmation(study, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert re.search(r"test_resnet, plain +\d", text)
+    assert re.search(r"test_resnet +\d[^\n]*\nplain ", text)
     assert "Regulation beside its controls, each at its own best, on the test set" in text
     assert "emotional, not tuned" in text
     assert "The mechanism: controls at regulation's settings, on the test set" in text
