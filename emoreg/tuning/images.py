@@ -91,6 +91,10 @@ def account_images(config: StudyConfig, notify: Callable[[str], None] = _unheard
             own = dataclasses.replace(of_stimuli, role=role, name=found.name, num_outputs=image_set.num_outputs)
             accounts.append(own)
             continue
+        if role not in ("task", "stimuli"):  # in the place of the stimuli as many are trained on
+            wanted = max((account.num_train for account in accounts if account.role == "stimuli"), default=None)
+            available = len(parts(image_set, dataclasses.replace(found, num_images=None))[0])
+            found = found if wanted is None else dataclasses.replace(found, num_images=min(wanted, available))
         train, validation = parts(image_set, found)
         accounts.append(
             ImageAccount(

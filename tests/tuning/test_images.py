@@ -64,6 +64,14 @@ def test_a_neutral_set_must_be_as_large_as_the_stimuli(study: StudyConfig) -> No
         prepare_image_sets(with_neutral)
 
 
+def test_what_stands_in_for_the_stimuli_is_told_with_as_many_images(study: StudyConfig) -> None:
+    neutral = ImageSetConfig(name="openmoji-objects", validation_fraction=0.0)
+    with_neutral = dataclasses.replace(study, trial=dataclasses.replace(TINY, neutral=neutral), controls=("neutral",))
+    prepare_image_sets(with_neutral)
+    trained_on = {account.role: account.num_train for account in account_images(with_neutral)}
+    assert trained_on["neutral"] == trained_on["stimuli"] == 64
+
+
 def test_prepared_sets_are_known_by_their_fingerprints(study: StudyConfig) -> None:
     prints = prepare_image_sets(study)
     (fingerprint,) = {prints.of(TINY.task, 16), prints.of(TINY.stimuli, 16)}  # both are the digits
