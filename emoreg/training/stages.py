@@ -129,7 +129,7 @@ def pretraining_stage(trial: ResolvedTrial, load_images: LoadImages, device: tor
     elif source != config.stimuli:
         num_images = len(parts(image_set, config.stimuli)[0])
         image_set = load_unseen(source, image_size=config.image_size)
-        source = _cut_to(num_images, image_set, source)
+        source = cut_to(num_images, image_set, source)
     if image_set.regression:
         _check_regression(config, image_set.name)
     if labels is None:
@@ -254,7 +254,7 @@ def load_stimuli(config: TrialConfig, load_images: LoadImages, source: ImageSetC
     )
 
 
-def _cut_to(num_images: int, image_set: ImageSet, source: ImageSetConfig) -> ImageSetConfig:
+def cut_to(num_images: int, image_set: ImageSet, source: ImageSetConfig) -> ImageSetConfig:
     """The source with as many training images as the stimuli have."""
     available = len(parts(image_set, replace(source, num_images=None))[0])
     if available < num_images:

@@ -23,7 +23,7 @@ from emoreg.results.planning import ImageCount
 from emoreg.results.written import ImageAccount
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, node_cache
-from emoreg.training.stages import check_images, load_stimuli
+from emoreg.training.stages import check_images, cut_to, load_stimuli
 
 
 def image_storage(storage: str) -> Path:
@@ -92,9 +92,7 @@ def account_images(config: StudyConfig, notify: Callable[[str], None] = _unheard
             accounts.append(own)
             continue
         if role not in ("task", "stimuli"):  # in the place of the stimuli as many are trained on
-            wanted = max((account.num_train for account in accounts if account.role == "stimuli"), default=None)
-            available = len(parts(image_set, dataclasses.replace(found, num_images=None))[0])
-            found = found if wanted is None else dataclasses.replace(found, num_images=min(wanted, available))
+            found = cut_to(max(account.num_train for account in accounts if account.role == "stimuli"), image_set, found)
         train, validation = parts(image_set, found)
         accounts.append(
             ImageAccount(

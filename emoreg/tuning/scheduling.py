@@ -25,7 +25,7 @@ _MOST_DRAWN = 100
 
 def scheduler_of(config: StudyConfig) -> TrialScheduler:
     """Tune's scheduler, comparing regulation epochs: see ``tune_results.epoch_result`` for what it is shown."""
-    return FIFOScheduler() if config.scheduler.name == "none" else AmongPeers(lambda epochs: _among_peers(config, epochs))
+    return FIFOScheduler() if config.scheduler.name == "none" else AmongPeers(lambda epochs: _create(config, epochs))
 
 
 def shares_at_chance(config: StudyConfig, trials: Sequence[TrialConfig]) -> list[float]:
@@ -34,7 +34,7 @@ def shares_at_chance(config: StudyConfig, trials: Sequence[TrialConfig]) -> list
     It is the mean of draws, in each of which a trial is as good at its end as at its beginning. Of a search that finds better
     ones as it goes on, the scheduler stops fewer.
     """
-    if config.scheduler.name == "none":
+    if config.scheduler.name == "none" or not trials:
         return [1.0] * len(trials)
     drawn, luck = trials[:_MOST_DRAWN], random.Random(config.sampler.seed)
     shares = [fmean(column) for column in zip(*(_draw_shares(config, drawn, luck) for _ in range(_DRAWS)), strict=True)]
@@ -55,7 +55,7 @@ def _draw_shares(config: StudyConfig, trials: Sequence[TrialConfig], luck: rando
         epochs = trial.regulation.epochs
         peers = (None, trial.backbone, trial.task.name, epochs)
         if peers not in schedulers:
-            schedulers[peers] = _among_peers(config, epochs)
+            schedulers[peers] = _create(config, epochs)
         told: Any = _Drawn(str(number))
         schedulers[peers].on_trial_add(None, told)
         quality, epoch, is_going_on = luck.random(), 0, True
@@ -67,7 +67,7 @@ def _draw_shares(config: StudyConfig, trials: Sequence[TrialConfig], luck: rando
     return shares
 
 
-def _among_peers(config: StudyConfig, epochs: int) -> TrialScheduler:
+def _create(config: StudyConfig, epochs: int) -> TrialScheduler:
     """What compares trials of so many epochs with each other."""
     settings, objective = config.scheduler, config.objectives[0]
     compared = {"time_attr": REGULATION_EPOCH, "metric": metric_key(objective.metric), "mode": objective.mode}

@@ -8,22 +8,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import ray
 import torch
 from torch import nn
 
 import emoreg
-
-Part = tuple[Any, str]
-"""A function to time: what holds it, and its name there."""
 
 
 def machine() -> str:
@@ -49,27 +43,6 @@ def run_alone(code: str, environment: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(command, env=variables, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-@contextmanager
-def timed(parts: Mapping[str, Part]) -> Iterator[dict[str, float]]:
-    """Within, the seconds that are spent in each of the functions."""
-    spent: dict[str, float] = defaultdict(float)
-
-    def around(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return function(*arguments, **named)
-            finally:
-                spent[name] += time.perf_counter() - begun
-
-        return call
-
-    with ExitStack() as after:
-        for name, (owner, function) in parts.items():
-            after.enter_context(mock.patch.object(owner, function, around(name, getattr(owner, function))))
-        yield spent
 
 
 def idle_study(

@@ -20,6 +20,10 @@ def test_without_a_scheduler_every_trial_runs_to_its_end() -> None:
     assert shares_at_chance(study("none"), [TEN_EPOCHS] * 3) == [1.0] * 3
 
 
+def test_a_study_without_a_search_stops_none() -> None:
+    assert shares_at_chance(study("asha"), []) == []
+
+
 def test_asha_keeps_one_in_three_at_each_rung_and_whoever_comes_first() -> None:
     shares = shares_at_chance(study("asha"), [TEN_EPOCHS] * 100)
     assert shares[0] == 1.0, "there is nothing to compare it with"
