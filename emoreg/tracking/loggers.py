@@ -18,7 +18,7 @@ from emoreg.config.registry import LOGGERS
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.errors import ConfigError
 from emoreg.results.records import EpochRecord, Role, TrialRecord
-from emoreg.tracking.observer import RunStatus, StudyObserver
+from emoreg.tracking.observer import Call, Forwarder, RunStatus, StudyObserver
 
 Logger = Callable[[StudyConfig], StudyObserver]
 Run = TypeVar("Run")
@@ -75,7 +75,7 @@ def start_loggers(config: StudyConfig, notify: Callable[[str], None]) -> list[Lo
     return [LoggerThread(name, partial(LOGGERS[name], shown), notify) for name in config.loggers]
 
 
-class LoggerThread(StudyObserver):
+class LoggerThread(Forwarder):
     """Passes everything but ticks on to a logger in a thread of its own, until its first failure, which is told."""
 
     def __init__(
@@ -95,43 +95,18 @@ class LoggerThread(StudyObserver):
             last_seconds: that it has for its last words.
         """
         self._name, self._make, self._notify, self._last_seconds = name, make, notify, last_seconds
-        self._calls: queue.SimpleQueue[Callable[[StudyObserver], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name=f"logger {name}", daemon=True)
         self._thread.start()
 
+    def forward(self, call: Call) -> None:
+        """Have the logger's thread make the call."""
+        self._calls.put(call)
+
     def on_run_start(self, status: RunStatus) -> None:
         """Pass it on."""
-        first = _still(status)
-        self._calls.put(lambda logger: logger.on_run_start(first))
-
-    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_start(trial, role))
-
-    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_epoch(trial, row))
-
-    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_end(trial, record))
-
-    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_retry(trial, reason))
-
-    def on_saved(self, trial: ResolvedTrial) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_saved(trial))
-
-    def on_stopping(self) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_stopping())
-
-    def on_message(self, message: str) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_message(message))
+        super().on_run_start(_still(status))
 
     def on_tick(self, status: RunStatus) -> None:
         """Tell if it has failed."""
@@ -139,8 +114,7 @@ class LoggerThread(StudyObserver):
 
     def on_run_end(self, status: RunStatus) -> None:
         """Pass it on, and wait a while for the logger's last words."""
-        last = _still(status)
-        self._calls.put(lambda logger: logger.on_run_end(last))
+        super().on_run_end(_still(status))
         self._calls.put(None)
         self._thread.join(self._last_seconds / (6 if status.run.ending == "interrupted" else 1))
         if self._thread.is_alive():
