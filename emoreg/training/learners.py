@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from emoreg.config import TrialConfig
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
-from emoreg.data.batches import Batches
+from emoreg.data.batches import Batches, Targets
 from emoreg.training.backbones import recompute_statistics
 from emoreg.training.model import EmotionalNet, Regulation, Response, class_loss
 from emoreg.training.oom import MicroBatches
 from emoreg.training.optim import autocast
-
-Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 
 @runtime_checkable  # tests check it in signatures

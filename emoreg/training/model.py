@@ -20,16 +20,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from emoreg.config import RegulationConfig, TrialConfig
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
+from emoreg.data.batches import Targets
 from emoreg.seeding import derive_seed, generator, global_stream
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.compilation import compile_steps
-
-Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.config.registry import PROBES
-from emoreg.data.batches import Batches
+from emoreg.data.batches import Batches, Targets
 from emoreg.results.records import ProbeRecord
-from emoreg.training.learners import Learner, Targets
+from emoreg.training.learners import Learner
 from emoreg.training.model import Regulation, Response
 from emoreg.training.stages import Stage
 
