@@ -5,7 +5,7 @@ Legend: B images of a batch, N of a split, S their side, C scores for each: clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -166,20 +166,6 @@ class RegulationLearner(Learner):
         return F.cross_entropy(response.logits, targets, reduction="sum").double()
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What images are taken for: the most probable class of each, and its probability."""
-
-    classes: Int[Tensor, " N"]
-    confidence: Float[Tensor, " N"]
-
-    @classmethod
-    def of(cls, scores: Float[Tensor, "N C"]) -> Prediction:
-        """The prediction by scores."""
-        confidence, classes = scores.softmax(dim=1).max(dim=1)
-        return cls(classes, confidence)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """How a network does on a split.
@@ -189,21 +175,16 @@ class Evaluation:
         scores: of each image.
         targets: of each image.
         balance: of each image; None where there is none.
-        plain: prediction of the plain encoder with its own head; None where there is none.
-        emotional: that of the emotional encoder.
+        plain: scores by the plain encoder with its own head; None where there is none.
+        emotional: those by the emotional encoder.
     """
 
     loss: float
     scores: Float[Tensor, "N C"]
     targets: Int[Tensor, " N"] | Float[Tensor, "N C"]
     balance: Float[Tensor, " N"] | None
-    plain: Prediction | None = None
-    emotional: Prediction | None = None
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the images are taken for."""
-        return Prediction.of(self.scores)
+    plain: Float[Tensor, "N C"] | None = None
+    emotional: Float[Tensor, "N C"] | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -224,13 +205,10 @@ class Evaluation:
 def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | None = None) -> Evaluation:
     """Run a network over a split, in evaluation mode and without augmentation; ``micro_batches`` knows what fits in memory."""
 
-    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Prediction | None, Prediction | None]:
+    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         response = learner.respond(images)
         balance = None if response.balance is None else response.balance.float().expand(len(targets))
-        plain, emotional = (
-            None if scores is None else Prediction.of(scores) for scores in (response.plain, response.emotional)
-        )
-        return learner.total_loss(response, targets), response.logits, balance, plain, emotional
+        return learner.total_loss(response, targets), response.logits, balance, response.plain, response.emotional
 
     learner.network.eval()
     micro_batches = micro_batches or MicroBatches(learner.network)
@@ -242,14 +220,6 @@ def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | Non
         scores=torch.cat(scores).cpu(),
         targets=torch.cat([targets for _, targets in batches]).cpu(),
         balance=None if balances[0] is None else torch.cat(balances).cpu(),
-        plain=_joined(plains),
-        emotional=_joined(emotionals),
+        plain=None if plains[0] is None else torch.cat(plains).cpu(),
+        emotional=None if emotionals[0] is None else torch.cat(emotionals).cpu(),
     )
-
-
-def _joined(parts: Sequence[Prediction | None]) -> Prediction | None:
-    """The predictions of all batches, on the CPU."""
-    there = [part for part in parts if part is not None]
-    if not there:
-        return None
-    return Prediction(torch.cat([part.classes for part in there]).cpu(), torch.cat([part.confidence for part in there]).cpu())
