@@ -28,11 +28,13 @@ class Learner(Protocol):
     """A network with its loss.
 
     Attributes:
+        config: of the trial.
         network: what is trained.
         balance_by_image: whether its balance depends on the image.
         affect: a few of the stimuli with what they mean, in two halves, where a trial has stimuli and probes to look at them.
     """
 
+    config: TrialConfig
     network: nn.Module
     balance_by_image: bool = False
     affect: tuple[Batches, Batches] | None = None
@@ -47,6 +49,9 @@ class Learner(Protocol):
 
     def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
         """The network's response, in the precision of the trial."""
+        with autocast(self.config, images.device):
+            response: Response = self.network(images)
+        return response
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean loss over the images, which training minimises, and their scores."""
@@ -85,19 +90,13 @@ class EmotionLearner(Learner):
         """Learn classes, weighted or alike, or with ``regression`` real numbers by their mean squared error."""
         self.network = network
         self._class_weights = class_weights
-        self._config = config
+        self.config = config
         self._regression = regression
-
-    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
-        """Emotion logits, or estimates."""
-        with autocast(self._config, images.device):
-            response: Response = self.network(images)
-        return response
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy or squared error, and the scores."""
         scores = self.scores(images)
-        return self._loss(scores, targets, self._config.pretraining.label_smoothing, self._class_weights), scores
+        return self._loss(scores, targets, self.config.pretraining.label_smoothing, self._class_weights), scores
 
     def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
         """Sum of cross-entropies or squared errors."""
@@ -121,11 +120,11 @@ class RegulationLearner(Learner):
         self.network = network
         self._class_weights = class_weights
         self.balance_by_image = config.regulation.kind == "dynamic"
-        self._config = config
+        self.config = config
 
     def learning_rates(self) -> Mapping[nn.Parameter, float]:
         """Those of the emotional encoder, whose experience is to last, and of a learned balance, which has further to go."""
-        settings, network = self._config.regulation, self.network
+        settings, network = self.config.regulation, self.network
         rates: dict[nn.Parameter, float] = {}
         if network.emotional is not None:
             rate = settings.emotional_learning_rate * settings.optimizer.learning_rate
@@ -139,26 +138,20 @@ class RegulationLearner(Learner):
 
         Those that it has are of other images: the stimuli or, untrained, none at all.
         """
-        settings, encoder = self._config.regulation, self.network.emotional
+        settings, encoder = self.config.regulation, self.network.emotional
         if encoder is not None and settings.is_emotion_frozen:
             parts = (part for images, _ in task.evaluation() for part in images.split(settings.batch_size))
-            with autocast(self._config, task.device):
+            with autocast(self.config, task.device):
                 recompute_statistics(encoder, parts)
 
     def begin_batch(self) -> None:
         """Draw the balance, if it is drawn for each batch."""
         self.network.draw_balance()
 
-    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
-        """The balanced response."""
-        with autocast(self._config, images.device):
-            response: Response = self.network(images)
-        return response
-
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy of the balanced response, or the balanced mean of two, and the scores."""
         response = self.respond(images)
-        smoothing = self._config.regulation.label_smoothing
+        smoothing = self.config.regulation.label_smoothing
         return self.network.loss(response, targets, smoothing, self._class_weights), response.logits
 
     def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
