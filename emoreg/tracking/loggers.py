@@ -90,14 +90,7 @@ class LoggerThread(Forwarder):
         *,
         last_seconds: float = _LAST_SECONDS,
     ) -> None:
-        """Begin.
-
-        Args:
-            name: of the logger.
-            make: makes it, in its thread.
-            notify: told why it is left out, in the driver's thread.
-            last_seconds: that it has for its last words.
-        """
+        """Begin: ``make`` makes the logger in its thread, and ``notify`` is told in the driver's why it is left out."""
         self._name, self._make, self._notify, self._last_seconds = name, make, notify, last_seconds
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._error: Exception | None = None

@@ -83,15 +83,9 @@ class Regulation(nn.Module):
         num_classes: int,
         seed: int,
     ) -> None:
-        """Build the network.
+        """Build the network around f and g, which come initialised, each exactly where ``config`` needs it.
 
-        Args:
-            config: form, kind and balance.
-            plain: f; None exactly where ``needs_plain`` is false.
-            emotional: g; None exactly where ``needs_emotional`` is false.
-            emotion_head: H, for the conditioned form; ignored by the others.
-            num_classes: C.
-            seed: of the heads and of what is drawn; the encoders come initialised.
+        H is for the conditioned form, and ignored by the others; ``seed`` is of the heads and of what is drawn.
         """
         super().__init__()
         assert (plain is not None) == config.needs_plain

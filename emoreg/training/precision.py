@@ -45,11 +45,8 @@ def settle(
 ) -> ResolvedTrial:
     """The trial with what ``auto`` means for it in its place, under the identity that it has.
 
-    Args:
-        trial: as its study has it.
-        device: on which it computes.
-        decided: what ``auto`` means on a CPU in its study, by backbone; measured for one that is not in there.
-        began_in: what an earlier attempt computed in: the trial goes on so.
+    ``decided`` says what ``auto`` means on a CPU in its study, by backbone; it is measured for one that is not in there.
+    ``began_in`` is what an earlier attempt computed in: the trial goes on so.
     """
     config = trial.config
     if config.precision != "auto":
