@@ -148,7 +148,6 @@ class TrialLogger(StudyObserver, ABC, Generic[Run]):
     """
 
     def __init__(self, study: StudyConfig) -> None:
-        """Begin for a study."""
         self.study = study
         self._runs: dict[str, Run] = {}
         self._last: dict[tuple[str, str], int] = {}
@@ -211,7 +210,6 @@ class WandB(TrialLogger[Any]):
     """Weights & Biases: the project WANDB_PROJECT, else one of the study's name. WANDB_MODE=offline needs no account."""
 
     def __init__(self, study: StudyConfig) -> None:
-        """Begin for a study."""
         super().__init__(study)
         import wandb
 
@@ -250,7 +248,6 @@ class MLflow(TrialLogger[str]):
     """MLflow: the experiment MLFLOW_EXPERIMENT_NAME, else one of the study's name, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, study: StudyConfig) -> None:
-        """Begin for a study."""
         super().__init__(study)
         import mlflow
 
@@ -288,7 +285,6 @@ class Aim(TrialLogger[Any]):
     """Aim: an experiment of the study's name, in the repository of the folder in which the study was started."""
 
     def __init__(self, study: StudyConfig) -> None:
-        """Begin for a study."""
         super().__init__(study)
         import aim
 

@@ -156,12 +156,9 @@ def _latest(context: TrialContext) -> State | None:
 
 def _began_in(latest: State | None, device: torch.device) -> Precision | None:
     """What an earlier attempt computed in; None where there was none, or the device alone decided it."""
-    if latest is None:
-        return None
-    if "precision" in latest:
-        precision: Precision = latest["precision"]
-        return precision
-    return "float32" if device.type == "cpu" else None  # an emoreg that did not measure
+    undecided = "float32" if device.type == "cpu" else None  # of an emoreg that did not measure
+    began: Precision | None = None if latest is None else latest.get("precision", undecided)
+    return began
 
 
 def _checkpointer(
