@@ -1,10 +1,14 @@
-"""Loggers beside TensorBoard: observers that a study names, each in a thread of its own. None holds it up, or ends it."""
+"""Loggers beside TensorBoard: observers that a study names, each in a thread of its own. None holds it up, or ends it.
+
+Ours, to W&B, MLflow and Aim, import their package when they are made, and obey its environment.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import os
 import queue
 import threading
 from abc import ABC, abstractmethod
@@ -18,7 +22,7 @@ from emoreg.config.registry import LOGGERS
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.errors import ConfigError
 from emoreg.results.records import EpochRecord, Role, TrialRecord
-from emoreg.tracking.observer import RunStatus, StudyObserver
+from emoreg.tracking.observer import Call, Forwarder, RunStatus, StudyObserver
 
 Logger = Callable[[StudyConfig], StudyObserver]
 Run = TypeVar("Run")
@@ -75,7 +79,7 @@ def start_loggers(config: StudyConfig, notify: Callable[[str], None]) -> list[Lo
     return [LoggerThread(name, partial(LOGGERS[name], shown), notify) for name in config.loggers]
 
 
-class LoggerThread(StudyObserver):
+class LoggerThread(Forwarder):
     """Passes everything but ticks on to a logger in a thread of its own, until its first failure, which is told."""
 
     def __init__(
@@ -86,52 +90,20 @@ class LoggerThread(StudyObserver):
         *,
         last_seconds: float = _LAST_SECONDS,
     ) -> None:
-        """Begin.
-
-        Args:
-            name: of the logger.
-            make: makes it, in its thread.
-            notify: told why it is left out, in the driver's thread.
-            last_seconds: that it has for its last words.
-        """
+        """Begin: ``make`` makes the logger in its thread, and ``notify`` is told in the driver's why it is left out."""
         self._name, self._make, self._notify, self._last_seconds = name, make, notify, last_seconds
-        self._calls: queue.SimpleQueue[Callable[[StudyObserver], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name=f"logger {name}", daemon=True)
         self._thread.start()
 
+    def forward(self, call: Call) -> None:
+        """Have the logger's thread make the call."""
+        self._calls.put(call)
+
     def on_run_start(self, status: RunStatus) -> None:
         """Pass it on."""
-        first = _still(status)
-        self._calls.put(lambda logger: logger.on_run_start(first))
-
-    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_start(trial, role))
-
-    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_epoch(trial, row))
-
-    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_end(trial, record))
-
-    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_retry(trial, reason))
-
-    def on_saved(self, trial: ResolvedTrial) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_saved(trial))
-
-    def on_stopping(self) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_stopping())
-
-    def on_message(self, message: str) -> None:
-        """Pass it on."""
-        self._calls.put(lambda logger: logger.on_message(message))
+        super().on_run_start(_still(status))
 
     def on_tick(self, status: RunStatus) -> None:
         """Tell if it has failed."""
@@ -139,8 +111,7 @@ class LoggerThread(StudyObserver):
 
     def on_run_end(self, status: RunStatus) -> None:
         """Pass it on, and wait a while for the logger's last words."""
-        last = _still(status)
-        self._calls.put(lambda logger: logger.on_run_end(last))
+        super().on_run_end(_still(status))
         self._calls.put(None)
         self._thread.join(self._last_seconds / (6 if status.run.ending == "interrupted" else 1))
         if self._thread.is_alive():
@@ -177,7 +148,6 @@ class TrialLogger(StudyObserver, ABC, Generic[Run]):
     """
 
     def __init__(self, study: StudyConfig) -> None:
-        """Begin for a study."""
         self.study = study
         self._runs: dict[str, Run] = {}
         self._last: dict[tuple[str, str], int] = {}
@@ -233,3 +203,107 @@ class TrialLogger(StudyObserver, ABC, Generic[Run]):
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+@logger("wandb")
+class WandB(TrialLogger[Any]):
+    """Weights & Biases: the project WANDB_PROJECT, else one of the study's name. WANDB_MODE=offline needs no account."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        super().__init__(study)
+        import wandb
+
+        self._wandb = wandb
+        is_online = wandb.setup().settings.mode == "online"
+        if is_online and not wandb.login(prompt=False, verify=False):  # else it would ask in the terminal
+            raise ConfigError("Run `wandb login`, or set WANDB_MODE=offline: W&B must have an API key, but there is none")
+
+    def begin(self, trial: ResolvedTrial, settings: Mapping[str, Any]) -> Any:
+        """Begin a run in the place of the one that the trial may have had: all of its epochs come again."""
+        return self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", self.study.name),
+            group=self.study.name,
+            id=f"{self.study.name}-{trial.identity}",
+            name=trial.identity,
+            job_type=settings["role"],
+            tags=[trial.config.backbone, trial.config.control],
+            config=dict(settings),
+            reinit="create_new",
+            settings=self._wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, run: Any, numbers: Mapping[str, float], epoch: int) -> None:
+        """Log numbers with their epoch, by which charts can be drawn: the steps of W&B go on over the stages."""
+        stage = next(iter(numbers)).partition("/")[0]
+        run.log({**numbers, f"{stage}/epoch": epoch})
+
+    def finish(self, run: Any, numbers: Mapping[str, float], status: str) -> None:
+        """End a run."""
+        run.summary.update({**numbers, "trial/status": status})
+        run.finish(exit_code=int(status == "failed"))
+
+
+@logger("mlflow")
+class MLflow(TrialLogger[str]):
+    """MLflow: the experiment MLFLOW_EXPERIMENT_NAME, else one of the study's name, where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        super().__init__(study)
+        import mlflow
+
+        self._mlflow, self._client = mlflow, mlflow.MlflowClient()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", study.name)
+        found = self._client.get_experiment_by_name(name)
+        self._experiment = self._client.create_experiment(name) if found is None else found.experiment_id
+
+    def begin(self, trial: ResolvedTrial, settings: Mapping[str, Any]) -> str:
+        """Begin a run in the place of the one that the trial may have had: all of its epochs come again."""
+        for old in self._client.search_runs([self._experiment], f"tags.identity = '{trial.identity}'"):
+            self._client.delete_run(old.info.run_id)
+        run = self._client.create_run(self._experiment, run_name=trial.identity, tags={"identity": trial.identity})
+        params = [self._mlflow.entities.Param(path, str(value)) for path, value in settings.items()]
+        self._client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def log(self, run: str, numbers: Mapping[str, float], epoch: int) -> None:
+        """Log numbers at a step, which is the epoch."""
+        now = self._mlflow.utils.time.get_current_time_millis()
+        self._client.log_batch(
+            run, metrics=[self._mlflow.entities.Metric(name, value, now, epoch) for name, value in numbers.items()]
+        )
+
+    def finish(self, run: str, numbers: Mapping[str, float], status: str) -> None:
+        """End a run."""
+        self.log(run, numbers, 0)
+        self._client.set_tag(run, "status", status)
+        ends = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+        self._client.set_terminated(run, ends[status])
+
+
+@logger("aim")
+class Aim(TrialLogger[Any]):
+    """Aim: an experiment of the study's name, in the repository of the folder in which the study was started."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        super().__init__(study)
+        import aim
+
+        self._aim = aim
+
+    def begin(self, trial: ResolvedTrial, settings: Mapping[str, Any]) -> Any:
+        """Begin a run: Aim names each itself, so that a trial which goes on has a new one."""
+        run = self._aim.Run(experiment=self.study.name, system_tracking_interval=None, capture_terminal_logs=False)
+        run.name = trial.identity
+        run["trial"] = dict(settings)
+        return run
+
+    def log(self, run: Any, numbers: Mapping[str, float], epoch: int) -> None:
+        """Log numbers at an epoch, in the context of their stage."""
+        for path, value in numbers.items():
+            stage, name = path.split("/")
+            run.track(value, name=name, epoch=epoch, step=epoch, context={"stage": stage})
+
+    def finish(self, run: Any, numbers: Mapping[str, float], status: str) -> None:
+        """End a run."""
+        run["outcome"] = {**numbers, "status": status}
+        run.close()

@@ -22,13 +22,9 @@ _ANSWER_SECONDS = 10.0
 
 @contextmanager
 def notifying(url: str, study: str, place: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Run a study within; at the end send how it stands.
+    """Run a study within; at the end send how it stands in ``place``, its folder or URI.
 
-    Args:
-        url: where to.
-        study: its name.
-        place: its folder or URI.
-        tell: told if the word was not taken, which changes nothing else.
+    ``tell`` is told if the word was not taken, which changes nothing else.
     """
     try:
         yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emoreg.config.resolved import ResolvedTrial
@@ -73,58 +74,65 @@ class StudyObserver:
         """The run of the study ended, however it did; ``status.run.ending`` tells."""
 
 
-class Observers(StudyObserver):
+Call = Callable[[StudyObserver], None]
+"""What an observer is told, whichever observer it is."""
+
+
+class Forwarder(StudyObserver, ABC):
+    """Base of observers that pass on whatever they are told."""
+
+    @abstractmethod
+    def forward(self, call: Call) -> None:
+        """Pass a call on to the observers behind."""
+
+    def on_run_start(self, status: RunStatus) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_run_start(status))
+
+    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_start(trial, role))
+
+    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_epoch(trial, row))
+
+    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_end(trial, record))
+
+    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_retry(trial, reason))
+
+    def on_saved(self, trial: ResolvedTrial) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_saved(trial))
+
+    def on_stopping(self) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_stopping())
+
+    def on_message(self, message: str) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_message(message))
+
+    def on_tick(self, status: RunStatus) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_tick(status))
+
+    def on_run_end(self, status: RunStatus) -> None:
+        """Pass it on."""
+        self.forward(lambda observer: observer.on_run_end(status))
+
+
+class Observers(Forwarder):
     """Hands everything to several observers, in order."""
 
     def __init__(self, observers: Sequence[StudyObserver]) -> None:
         self._observers = tuple(observers)
 
-    def on_run_start(self, status: RunStatus) -> None:
-        """Pass it on."""
+    def forward(self, call: Call) -> None:
+        """Make the call of each."""
         for observer in self._observers:
-            observer.on_run_start(status)
-
-    def on_start(self, trial: ResolvedTrial, role: Role) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_start(trial, role)
-
-    def on_epoch(self, trial: ResolvedTrial, row: EpochRecord) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_epoch(trial, row)
-
-    def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_end(trial, record)
-
-    def on_retry(self, trial: ResolvedTrial, reason: str) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_retry(trial, reason)
-
-    def on_saved(self, trial: ResolvedTrial) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_saved(trial)
-
-    def on_stopping(self) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_stopping()
-
-    def on_message(self, message: str) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_message(message)
-
-    def on_tick(self, status: RunStatus) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_tick(status)
-
-    def on_run_end(self, status: RunStatus) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_run_end(status)
+            call(observer)

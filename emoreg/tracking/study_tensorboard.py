@@ -45,7 +45,6 @@ class StudyTensorBoard(StudyObserver):
     """Writes the study's runs every minute in which a trial ended, and at the end, in a thread of its own."""
 
     def __init__(self, copy: WorkingCopy, config: StudyConfig) -> None:
-        """Begin for the study in ``copy``."""
         self._copy, self._config = copy, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="the study in TensorBoard")
         self._writing: Future[None] | None = None

@@ -85,13 +85,7 @@ class TensorBoardReporter(ExitStack):
     """
 
     def __init__(self, folder: Path, trial: ResolvedTrial, params: Mapping[str, Value]) -> None:
-        """Begin, or take up again, the run of a trial.
-
-        Args:
-            folder: the study's folder.
-            trial: what is run.
-            params: its sampled values by path; empty for controls.
-        """
+        """Begin, or take up again, the run of a trial in its study's folder; ``params`` are what was sampled, by path."""
         super().__init__()
         run = folder / "events" / trial.identity
         (run / _END).unlink(missing_ok=True)  # it runs again, so it has not ended
@@ -134,9 +128,7 @@ class TensorBoardReporter(ExitStack):
 def finish(folder: Path, record: TrialRecord) -> None:
     """Write how a trial ended into its run, from any process; again, if need be, in place of what was written before.
 
-    Args:
-        folder: the study's folder.
-        record: the trial's row. A trial that never began to report gets its run here.
+    The run is in the study's folder. A trial that never began to report gets it here.
     """
     columns, (status, outcome) = dataclasses.asdict(record), _OUTCOME[record.status]
     values = _there({path: columns[column] for path, column in COMPARED.items()}) | record.sampled
@@ -153,9 +145,7 @@ def finish(folder: Path, record: TrialRecord) -> None:
 def write_experiment(folder: Path, study: StudyConfig) -> None:
     """Write the columns of the study's HParams page: its parameters, control and those searched first, and its metrics.
 
-    Args:
-        folder: the study's folder. What was written there before is replaced.
-        study: the study.
+    What was written in the study's folder before is replaced.
     """
     metrics = {**METRICS, **{f"{stage_of_metric(name)}/val_{name}": name for name in study.trial.metrics}}
     experiment = api_pb2.Experiment(

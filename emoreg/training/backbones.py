@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -321,12 +321,6 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     ]
 
 
-def batch_statistics(module: nn.Module) -> list[Tensor]:
-    """The running statistics that a forward pass updates now: of every BatchNorm in training."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
-
-
 @torch.no_grad()
 def recompute_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of BatchNorm by their means over batches of images; all else is in evaluation mode.
@@ -353,7 +347,7 @@ def recompute_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> None:
 def recompute_activations(module: nn.Module) -> bool:
     """Have the encoders in ``module`` compute activations again in the backward pass rather than keep them; False if none can.
 
-    The backward pass belongs within ``hold_statistics``.
+    The backward pass then makes the forward pass again, which updates BatchNorm's running statistics unless they are held.
     """
     able = False
     for encoder in module.modules():
@@ -363,20 +357,6 @@ def recompute_activations(module: nn.Module) -> bool:
                 encoder.compile_training(frozenset(), None)  # the graph keeps its own choice of activations
                 able = True
     return able
-
-
-@contextmanager
-def hold_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm in training still normalises by the batch, but leaves its running statistics as they are."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer in layers:
-        layer.momentum, layer.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for layer, (momentum, num_batches_tracked) in zip(layers, before, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, num_batches_tracked
 
 
 def _has_patches(timm_name: str) -> bool:

@@ -44,11 +44,8 @@ def settle_compile(
 ) -> ResolvedTrial:
     """The trial with what ``compile`` means for it in its place, "on" or "off", under the identity that it has.
 
-    Args:
-        trial: as its study has it.
-        device: on which it computes.
-        decided: what ``auto`` means in its study, by backbone; a backbone that is not in there is not compiled.
-        began_in: what an earlier attempt did: the trial goes on so.
+    ``decided`` says what ``auto`` means in its study, by backbone; a backbone that is not in there is not compiled.
+    ``began_in`` is what an earlier attempt did: the trial goes on so.
 
     Raises:
         ConfigError: for "on" where there is no compiler.

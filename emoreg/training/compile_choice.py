@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
 from emoreg.config import TrialConfig
 from emoreg.results.written import Compilation
-from emoreg.storage.files import replacing
-from emoreg.storage.permissions import make_folder
-from emoreg.storage.sealed import seal, unseal
-from emoreg.storage.working_copy import node_cache
 from emoreg.training.compilation import missing_compiler
-from emoreg.training.precision import machine_key, stepper
+from emoreg.training.precision import memory, recall, remember, stepper
 
 _CPU = torch.device("cpu")
 _GAIN = 1.1
@@ -59,8 +53,11 @@ def auto_compile(config: TrialConfig, num_images: float, slots: int, notify: Cal
         return Compilation(compiled=False, reason=f"no compiler: {missing}")
     if num_images < _FEW_IMAGES:
         return Compilation(compiled=False, reason=f"a study of {num_images:,.0f} images through an encoder is too short")
-    found = _recall(config)
-    if found is None:
+    path = memory("compile", config, config.precision, config.regulation.batch_size)
+    seconds = recall(path, *(field.name for field in fields(CompiledStep)))
+    if seconds is not None:
+        found = CompiledStep(**seconds)
+    else:
         expected = num_images / slots * _seconds_per_image(config)
         if expected * (1 - 1 / _MOST_GAIN) < _WORTH_MEASURING:
             return Compilation(
@@ -73,7 +70,7 @@ def auto_compile(config: TrialConfig, num_images: float, slots: int, notify: Cal
         except RuntimeError as error:  # what torch's compiler raises
             log.debug("%s cannot be compiled", config.backbone, exc_info=True)
             return Compilation(compiled=False, reason=f"it cannot be compiled: {type(error).__name__}")
-        _remember(config, found)
+        remember(path, asdict(found))
     return decide(found, num_images / slots / config.regulation.batch_size)
 
 
@@ -93,13 +90,9 @@ def measure(config: TrialConfig) -> CompiledStep:
     """Compile a step on this machine's CPU, and time it beside the same as it is, alternating."""
     batch = config.regulation.batch_size
     eager, compiled = (stepper(replace(config, compile=name), _CPU, batch) for name in ("off", "on"))
-    state = torch.get_rng_state()  # dropout draws from the stream that belongs to a trial
-    try:
-        eager()
-        first = compiled()
-        pairs = [(eager(), compiled()) for _ in range(_TIMED_STEPS)]
-    finally:
-        torch.set_rng_state(state)
+    eager()
+    first = compiled()
+    pairs = [(eager(), compiled()) for _ in range(_TIMED_STEPS)]
     least = [min(seconds) for seconds in zip(*pairs, strict=True)]
     return CompiledStep(eager=least[0], compiled=least[1], compiling=first - least[1])
 
@@ -108,28 +101,5 @@ def _seconds_per_image(config: TrialConfig) -> float:
     """Of a small step as it is, which needs no more than to tell seconds from hours."""
     size = min(config.regulation.batch_size, _PROBE_BATCH)
     step = stepper(replace(config, compile="off"), _CPU, size)
-    state = torch.get_rng_state()
-    try:
-        step()  # the first one builds kernels
-        return step() / size
-    finally:
-        torch.set_rng_state(state)
-
-
-def _recall(config: TrialConfig) -> CompiledStep | None:
-    """What somebody has measured on a machine like this one; None if nobody has."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return CompiledStep(**unseal(_memory(config).read_bytes()))
-    return None
-
-
-def _remember(config: TrialConfig, step: CompiledStep) -> None:
-    path = _memory(config)
-    with suppress(OSError):  # who cannot write it down measures again
-        make_folder(path.parent)
-        with replacing(path) as stream:
-            stream.write(seal(asdict(step)))
-
-
-def _memory(config: TrialConfig) -> Path:
-    return node_cache() / "compile" / f"{machine_key(config, config.precision, config.regulation.batch_size)}.json"
+    step()  # the first one builds kernels
+    return step() / size

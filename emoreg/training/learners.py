@@ -5,7 +5,7 @@ Legend: B images of a batch, N of a split, S their side, C scores for each: clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from emoreg.config import TrialConfig
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
-from emoreg.data.batches import Batches
+from emoreg.data.batches import Batches, Targets
 from emoreg.training.backbones import recompute_statistics
 from emoreg.training.model import EmotionalNet, Regulation, Response, class_loss
 from emoreg.training.oom import MicroBatches
 from emoreg.training.optim import autocast
-
-Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 
 @runtime_checkable  # tests check it in signatures
@@ -30,11 +28,13 @@ class Learner(Protocol):
     """A network with its loss.
 
     Attributes:
+        config: of the trial.
         network: what is trained.
         balance_by_image: whether its balance depends on the image.
         affect: a few of the stimuli with what they mean, in two halves, where a trial has stimuli and probes to look at them.
     """
 
+    config: TrialConfig
     network: nn.Module
     balance_by_image: bool = False
     affect: tuple[Batches, Batches] | None = None
@@ -49,6 +49,9 @@ class Learner(Protocol):
 
     def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
         """The network's response, in the precision of the trial."""
+        with autocast(self.config, images.device):
+            response: Response = self.network(images)
+        return response
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean loss over the images, which training minimises, and their scores."""
@@ -87,19 +90,13 @@ class EmotionLearner(Learner):
         """Learn classes, weighted or alike, or with ``regression`` real numbers by their mean squared error."""
         self.network = network
         self._class_weights = class_weights
-        self._config = config
+        self.config = config
         self._regression = regression
-
-    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
-        """Emotion logits, or estimates."""
-        with autocast(self._config, images.device):
-            response: Response = self.network(images)
-        return response
 
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy or squared error, and the scores."""
         scores = self.scores(images)
-        return self._loss(scores, targets, self._config.pretraining.label_smoothing, self._class_weights), scores
+        return self._loss(scores, targets, self.config.pretraining.label_smoothing, self._class_weights), scores
 
     def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
         """Sum of cross-entropies or squared errors."""
@@ -123,11 +120,11 @@ class RegulationLearner(Learner):
         self.network = network
         self._class_weights = class_weights
         self.balance_by_image = config.regulation.kind == "dynamic"
-        self._config = config
+        self.config = config
 
     def learning_rates(self) -> Mapping[nn.Parameter, float]:
         """Those of the emotional encoder, whose experience is to last, and of a learned balance, which has further to go."""
-        settings, network = self._config.regulation, self.network
+        settings, network = self.config.regulation, self.network
         rates: dict[nn.Parameter, float] = {}
         if network.emotional is not None:
             rate = settings.emotional_learning_rate * settings.optimizer.learning_rate
@@ -141,45 +138,25 @@ class RegulationLearner(Learner):
 
         Those that it has are of other images: the stimuli or, untrained, none at all.
         """
-        settings, encoder = self._config.regulation, self.network.emotional
+        settings, encoder = self.config.regulation, self.network.emotional
         if encoder is not None and settings.is_emotion_frozen:
             parts = (part for images, _ in task.evaluation() for part in images.split(settings.batch_size))
-            with autocast(self._config, task.device):
+            with autocast(self.config, task.device):
                 recompute_statistics(encoder, parts)
 
     def begin_batch(self) -> None:
         """Draw the balance, if it is drawn for each batch."""
         self.network.draw_balance()
 
-    def respond(self, images: Float[Tensor, "B 3 S S"]) -> Response:
-        """The balanced response."""
-        with autocast(self._config, images.device):
-            response: Response = self.network(images)
-        return response
-
     def loss(self, images: Float[Tensor, "B 3 S S"], targets: Targets) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Mean cross-entropy of the balanced response, or the balanced mean of two, and the scores."""
         response = self.respond(images)
-        smoothing = self._config.regulation.label_smoothing
+        smoothing = self.config.regulation.label_smoothing
         return self.network.loss(response, targets, smoothing, self._class_weights), response.logits
 
     def total_loss(self, response: Response, targets: Targets) -> Float[Tensor, ""]:
         """Sum of the cross-entropies of the balanced response."""
         return F.cross_entropy(response.logits, targets, reduction="sum").double()
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What images are taken for: the most probable class of each, and its probability."""
-
-    classes: Int[Tensor, " N"]
-    confidence: Float[Tensor, " N"]
-
-    @classmethod
-    def of(cls, scores: Float[Tensor, "N C"]) -> Prediction:
-        """The prediction by scores."""
-        confidence, classes = scores.softmax(dim=1).max(dim=1)
-        return cls(classes, confidence)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,21 +168,16 @@ class Evaluation:
         scores: of each image.
         targets: of each image.
         balance: of each image; None where there is none.
-        plain: prediction of the plain encoder with its own head; None where there is none.
-        emotional: that of the emotional encoder.
+        plain: scores by the plain encoder with its own head; None where there is none.
+        emotional: those by the emotional encoder.
     """
 
     loss: float
     scores: Float[Tensor, "N C"]
     targets: Int[Tensor, " N"] | Float[Tensor, "N C"]
     balance: Float[Tensor, " N"] | None
-    plain: Prediction | None = None
-    emotional: Prediction | None = None
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the images are taken for."""
-        return Prediction.of(self.scores)
+    plain: Float[Tensor, "N C"] | None = None
+    emotional: Float[Tensor, "N C"] | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -226,13 +198,10 @@ class Evaluation:
 def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | None = None) -> Evaluation:
     """Run a network over a split, in evaluation mode and without augmentation; ``micro_batches`` knows what fits in memory."""
 
-    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Prediction | None, Prediction | None]:
+    def assess(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         response = learner.respond(images)
         balance = None if response.balance is None else response.balance.float().expand(len(targets))
-        plain, emotional = (
-            None if scores is None else Prediction.of(scores) for scores in (response.plain, response.emotional)
-        )
-        return learner.total_loss(response, targets), response.logits, balance, plain, emotional
+        return learner.total_loss(response, targets), response.logits, balance, response.plain, response.emotional
 
     learner.network.eval()
     micro_batches = micro_batches or MicroBatches(learner.network)
@@ -244,14 +213,6 @@ def evaluate(learner: Learner, split: Batches, micro_batches: MicroBatches | Non
         scores=torch.cat(scores).cpu(),
         targets=torch.cat([targets for _, targets in batches]).cpu(),
         balance=None if balances[0] is None else torch.cat(balances).cpu(),
-        plain=_joined(plains),
-        emotional=_joined(emotionals),
+        plain=None if plains[0] is None else torch.cat(plains).cpu(),
+        emotional=None if emotionals[0] is None else torch.cat(emotionals).cpu(),
     )
-
-
-def _joined(parts: Sequence[Prediction | None]) -> Prediction | None:
-    """The predictions of all batches, on the CPU."""
-    there = [part for part in parts if part is not None]
-    if not there:
-        return None
-    return Prediction(torch.cat([part.classes for part in there]).cpu(), torch.cat([part.confidence for part in there]).cpu())

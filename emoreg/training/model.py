@@ -20,16 +20,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from emoreg.config import RegulationConfig, TrialConfig
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
+from emoreg.data.batches import Targets
 from emoreg.seeding import derive_seed, generator, global_stream
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.compilation import compile_steps
-
-Targets = Int[Tensor, " B"] | Float[Tensor, "B C"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +83,9 @@ class Regulation(nn.Module):
         num_classes: int,
         seed: int,
     ) -> None:
-        """Build the network.
+        """Build the network around f and g, which come initialised, each exactly where ``config`` needs it.
 
-        Args:
-            config: form, kind and balance.
-            plain: f; None exactly where ``needs_plain`` is false.
-            emotional: g; None exactly where ``needs_emotional`` is false.
-            emotion_head: H, for the conditioned form; ignored by the others.
-            num_classes: C.
-            seed: of the heads and of what is drawn; the encoders come initialised.
+        H is for the conditioned form, and ignored by the others; ``seed`` is of the heads and of what is drawn.
         """
         super().__init__()
         assert (plain is not None) == config.needs_plain

@@ -166,12 +166,7 @@ def write_network(files: Files, config: NetworkConfig, weights: Mapping[str, Ten
 
 
 def onnx_bytes(config: NetworkConfig, weights: Mapping[str, Tensor]) -> bytes:
-    """A network in ONNX, in float32: `images` B 3 S S, RGB in [0, 1], to `scores` B C, for any B.
-
-    Raises:
-        ConfigError: without the packages that write it.
-    """
-    check_onnx()
+    """A network in ONNX, in float32: `images` B 3 S S, RGB in [0, 1], to `scores` B C, for any B."""
     trial = replace(config.trial, precision="float32")  # few runtimes compute in bf16
     network, side = ExportedNetwork(replace(config, trial=trial), weights), config.image_size
     with warnings.catch_warnings(), TemporaryDirectory() as folder:

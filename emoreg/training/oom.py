@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from emoreg.results.outcome import OomState
-from emoreg.training.backbones import batch_statistics, hold_statistics, recompute_activations
+from emoreg.training.backbones import recompute_activations
 from emoreg.training.optim import rng_state, set_rng_state
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class MicroBatches:
             torch.OutOfMemoryError: nothing helped. The message says what would.
         """
         if self._statistics is None:
-            found = batch_statistics(self._network)
+            found = _batch_statistics(self._network)
             self._statistics = [[t for t in found if t.dtype == dtype] for dtype in {t.dtype for t in found}]
         # What an attempt changes before it fails, copied in as few operations as that takes: every step pays for it.
         before = [torch.cat([statistic.reshape(-1) for statistic in group]) for group in self._statistics]
@@ -100,7 +101,7 @@ class MicroBatches:
         for part, part_targets in self._parts(images, targets):
             loss, scores = forward(part, part_targets)
             loss = loss * (len(part) / len(images))
-            with hold_statistics(self._network) if self.state.recomputed else nullcontext():
+            with _hold_statistics(self._network) if self.state.recomputed else nullcontext():
                 loss.backward()
             losses.append(loss.detach())
             all_scores.append(scores.detach())
@@ -139,3 +140,23 @@ class MicroBatches:
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Of a GPU, or of PyTorch's CPU allocator, which has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _batch_statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics that a forward pass updates now: of every BatchNorm in training."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    return [statistic for layer in layers for statistic in layer.buffers(recurse=False)]
+
+
+@contextmanager
+def _hold_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in training still normalises by the batch, but leaves its running statistics as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, num_batches_tracked) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, num_batches_tracked

@@ -29,11 +29,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of every trainable parameter of ``module``. Each of its groups knows its peak learning rate as ``peak``.
 
-    Args:
-        module: what is trained.
-        config: of the optimizer.
-        learning_rates: peak learning rates of parameters that have others than ``config`` says.
-        fused: update in one kernel, which is faster, and rounds otherwise than the operations one by one.
+    ``learning_rates`` are the peaks of parameters that have others than ``config`` says. With ``fused`` an update is one
+    kernel, which is faster, and rounds otherwise than the operations one by one.
     """
     groups: list[dict[str, Any]] = []
     for group in decay_groups(module, config.weight_decay):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ _ROUNDS = 3
 _LARGEST_BATCH = 64
 """Beyond it the ratio of the two precisions does not change any more, and a step only takes longer."""
 _NUM_CLASSES = 10
+_PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
 
 def settle(
@@ -43,11 +45,8 @@ def settle(
 ) -> ResolvedTrial:
     """The trial with what ``auto`` means for it in its place, under the identity that it has.
 
-    Args:
-        trial: as its study has it.
-        device: on which it computes.
-        decided: what ``auto`` means on a CPU in its study, by backbone; measured for one that is not in there.
-        began_in: what an earlier attempt computed in: the trial goes on so.
+    ``decided`` says what ``auto`` means on a CPU in its study, by backbone; it is measured for one that is not in there.
+    ``began_in`` is what an earlier attempt computed in: the trial goes on so.
     """
     config = trial.config
     if config.precision != "auto":
@@ -67,7 +66,11 @@ def auto_precision(config: TrialConfig, device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
     if not has_fast_bf16():
         return "float32"
-    seconds = _remembered(config)
+    path = memory("precision", config, _batch_size(config))
+    seconds = recall(path, *_PRECISIONS)
+    if seconds is None:
+        seconds = _measure(config)
+        remember(path, seconds)
     return "bf16" if seconds["float32"] >= _GAIN * seconds["bf16"] else "float32"
 
 
@@ -77,7 +80,10 @@ def has_fast_bf16() -> bool:
 
 
 def stepper(config: TrialConfig, device: torch.device, batch_size: int) -> Callable[[], float]:
-    """A function that trains one step of one encoder as a trial would, on made-up images, and returns its seconds."""
+    """A function that trains one step of one encoder as a trial would, on made-up images, and returns its seconds.
+
+    It leaves torch's global random streams as they are.
+    """
     side = config.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
     batches = Batches(Split(images=pixels, targets=np.arange(batch_size) % _NUM_CLASSES), device=device)
@@ -86,51 +92,56 @@ def stepper(config: TrialConfig, device: torch.device, batch_size: int) -> Calla
     optimizer = build_optimizer(net, config.regulation.optimizer, fused=not config.deterministic)
 
     def step() -> float:
-        started = time.perf_counter()
-        for images, targets in batches.epoch(
-            batch_size, config.regulation.augmentation, _NUM_CLASSES, torch.Generator().manual_seed(0)
-        ):
-            optimizer.zero_grad()
-            learner.loss(images, targets)[0].backward()
-            optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a trial's own dropout draws from there
+            started = time.perf_counter()
+            for images, targets in batches.epoch(
+                batch_size, config.regulation.augmentation, _NUM_CLASSES, torch.Generator().manual_seed(0)
+            ):
+                optimizer.zero_grad()
+                learner.loss(images, targets)[0].backward()
+                optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter() - started
 
     return step
 
 
-def _remembered(config: TrialConfig) -> dict[Precision, float]:
-    """Seconds of a step on this machine's CPU, by precision: measured, unless somebody has."""
-    path = node_cache() / "precision" / f"{machine_key(config, _batch_size(config))}.json"
+def memory(kind: str, config: TrialConfig, *more: str | int) -> Path:
+    """Where this machine keeps the measured seconds of a step: by all that they depend on, and what else is given."""
+    parts = [
+        *(_processor(), torch.__version__, torch.get_num_threads()),
+        *(config.backbone, code_fingerprint(config.backbone), config.image_size, config.has_small_stem, config.width, *more),
+    ]
+    return node_cache() / kind / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.json"
+
+
+def recall(path: Path, *names: str) -> dict[str, float] | None:
+    """The named seconds that somebody has measured on a machine like this one; None if nobody has."""
     with suppress(OSError, ValueError, KeyError):
         stored = unseal(path.read_bytes())
-        return {"float32": float(stored["float32"]), "bf16": float(stored["bf16"])}
-    seconds = _measure(config)
-    with suppress(OSError):  # who cannot write it down measures again
+        return {name: float(stored[name]) for name in names}
+    return None
+
+
+def remember(path: Path, seconds: Mapping[str, float]) -> None:
+    """Write down what was measured."""
+    with suppress(OSError):  # who cannot measures again
         make_folder(path.parent)
         with replacing(path) as stream:
-            stream.write(seal({str(name): value for name, value in seconds.items()}))
-    return seconds
+            stream.write(seal(seconds))
 
 
-def _measure(config: TrialConfig) -> dict[Precision, float]:
+def _measure(config: TrialConfig) -> dict[str, float]:
     cpu, size = torch.device("cpu"), _batch_size(config)
-    steps: dict[Precision, Callable[[], float]] = {
-        "float32": stepper(replace(config, precision="float32"), cpu, size),
-        "bf16": stepper(replace(config, precision="bf16"), cpu, size),
-    }
-    state = torch.get_rng_state()  # dropout draws from the stream that belongs to a trial
-    try:
-        for step in steps.values():
-            step()  # the first one builds kernels
-        seconds = {name: step() for name, step in steps.items()}
-        for _ in range(_ROUNDS - 1):
-            if not 1 / _CLEAR < seconds["float32"] / seconds["bf16"] < _CLEAR:
-                break
-            seconds = {name: min(seconds[name], step()) for name, step in steps.items()}
-    finally:
-        torch.set_rng_state(state)
+    steps: dict[str, Callable[[], float]] = {name: stepper(replace(config, precision=name), cpu, size) for name in _PRECISIONS}
+    for step in steps.values():
+        step()  # the first one builds kernels
+    seconds = {name: step() for name, step in steps.items()}
+    for _ in range(_ROUNDS - 1):
+        if not 1 / _CLEAR < seconds["float32"] / seconds["bf16"] < _CLEAR:
+            break
+        seconds = {name: min(seconds[name], step()) for name, step in steps.items()}
     return seconds
 
 
@@ -138,24 +149,9 @@ def _batch_size(config: TrialConfig) -> int:
     return min(max(2, config.regulation.batch_size), _LARGEST_BATCH)
 
 
-def machine_key(config: TrialConfig, *more: str | int) -> str:
-    """What the measured seconds of a step depend on: this kind of machine, the network, its threads, and what else is given."""
-    parts = [
-        *(_processor(), torch.__version__, torch.get_num_threads()),
-        *(config.backbone, code_fingerprint(config.backbone), config.image_size, config.has_small_stem, config.width, *more),
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
 def _processor() -> str:
     """The kind of this machine's processor."""
     with suppress(OSError):
-        return next(_model_names(Path("/proc/cpuinfo")), platform.machine())
+        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return found[1].strip() if found else platform.machine()
     return platform.processor() or platform.machine()
-
-
-def _model_names(cpuinfo: Path) -> Iterator[str]:
-    for line in cpuinfo.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            yield value.strip()

@@ -1,4 +1,7 @@
-"""What each image of a split was taken for, written beside the trial's network."""
+"""What each image of a split was taken for, written beside the trial's network.
+
+Legend: N images of a split, C classes, B images that are worth a look.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -32,14 +35,7 @@ def write_predictions(
     images: Mapping[str, Batches],
     class_names: Sequence[str],
 ) -> None:
-    """Write the predictions of a trial's evaluations into its folder, with pictures of what is worth a look.
-
-    Args:
-        folder: of the trial.
-        identity: of the trial.
-        evaluations: by split.
-        images: by split.
-        class_names: by class index.
+    """Write the predictions of a trial's evaluations, by split, into its folder, with pictures of what is worth a look.
 
     Raises:
         OSError: where that fails; what was written before stays whole.
@@ -61,14 +57,21 @@ def _columns(evaluation: Evaluation, class_names: Sequence[str]) -> Iterator[tup
     num_images = len(evaluation.targets)
     yield "image", range(num_images)
     yield "class_name", [class_names[index] for index in evaluation.targets.tolist()]
-    by_encoder = {"": evaluation.prediction, "plain_": evaluation.plain, "emotional_": evaluation.emotional}
-    for prefix, prediction in by_encoder.items():
-        if prediction is None:
+    by_encoder = {"": evaluation.scores, "plain_": evaluation.plain, "emotional_": evaluation.emotional}
+    for prefix, scores in by_encoder.items():
+        if scores is None:
             yield f"{prefix}predicted", [None] * num_images
             yield f"{prefix}confidence", [None] * num_images
         else:
-            yield f"{prefix}predicted", [class_names[index] for index in prediction.classes.tolist()]
-            yield f"{prefix}confidence", prediction.confidence.tolist()
+            confidence, classes = _most_probable(scores)
+            yield f"{prefix}predicted", [class_names[index] for index in classes.tolist()]
+            yield f"{prefix}confidence", confidence.tolist()
+
+
+def _most_probable(scores: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+    """The probability of the most probable class of each image, and the class."""
+    confidence, classes = scores.softmax(dim=1).max(dim=1)
+    return confidence, classes
 
 
 def _pictures(evaluation: Evaluation, images: Batches) -> list[bytes | None]:
@@ -85,12 +88,13 @@ def _pictures(evaluation: Evaluation, images: Batches) -> list[bytes | None]:
 
 def _worth_a_look(evaluation: Evaluation) -> Iterator[Int[Tensor, " B"]]:
     """The most confident errors, and of each encoder the most confident of those that it alone gets right."""
-    prediction, plain, emotional = evaluation.prediction, evaluation.plain, evaluation.emotional
-    yield _most_confident(prediction.classes != evaluation.targets, prediction.confidence)
-    if plain is not None and emotional is not None:
-        plain_right, emotional_right = plain.classes == evaluation.targets, emotional.classes == evaluation.targets
-        yield _most_confident(plain_right & ~emotional_right, plain.confidence)
-        yield _most_confident(emotional_right & ~plain_right, emotional.confidence)
+    confidence, classes = _most_probable(evaluation.scores)
+    yield _most_confident(classes != evaluation.targets, confidence)
+    if evaluation.plain is not None and evaluation.emotional is not None:
+        encoders = [_most_probable(scores) for scores in (evaluation.plain, evaluation.emotional)]
+        right = [classes == evaluation.targets for _, classes in encoders]
+        for (confidence, _), is_right in zip(encoders, right, strict=True):
+            yield _most_confident(is_right & (right[0] != right[1]), confidence)
 
 
 def _most_confident(flags: Tensor, confidence: Tensor) -> Int[Tensor, " B"]:

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.config.registry import PROBES
-from emoreg.data.batches import Batches
+from emoreg.data.batches import Batches, Targets
 from emoreg.results.records import ProbeRecord
-from emoreg.training.learners import Learner, Targets
+from emoreg.training.learners import Learner
 from emoreg.training.model import Regulation, Response
 from emoreg.training.stages import Stage
 
@@ -77,7 +77,8 @@ class _SeenOnce(Learner):
     """A learner that answers to the fixed batch once for all of our probes. A user's may change it between two answers."""
 
     def __init__(self, learner: Learner, images: Float[Tensor, "B 3 S S"]) -> None:
-        self.network, self.affect, self.balance_by_image = learner.network, learner.affect, learner.balance_by_image
+        self.config, self.network, self.affect = learner.config, learner.network, learner.affect
+        self.balance_by_image = learner.balance_by_image
         self._learner, self._images = learner, images
 
     @cached_property

@@ -121,19 +121,18 @@ def pretraining_stage(trial: ResolvedTrial, load_images: LoadImages, device: tor
     affect = _affect(config, image_set, device) if config.probes else None
     source = trial.images_of_pretraining
     assert source is not None  # the trial has an emotional encoder
-    labels = load_unseen(source, image_size=config.image_size) if trial.is_relabelled else None
-    if labels is not None:
-        relabelled = relabel(image_set, labels)
+    if trial.is_relabelled:
+        relabelled = relabel(image_set, load_unseen(source, image_size=config.image_size))
         train, validation = parts_as(image_set, config.stimuli, relabelled.train)
         image_set, source = relabelled, replace(source, **{name: getattr(config.stimuli, name) for name in CUTS})
-    elif source != config.stimuli:
-        num_images = len(parts(image_set, config.stimuli)[0])
-        image_set = load_unseen(source, image_size=config.image_size)
-        source = cut_to(num_images, image_set, source)
+    else:
+        if source != config.stimuli:
+            num_images = len(parts(image_set, config.stimuli)[0])
+            image_set = load_unseen(source, image_size=config.image_size)
+            source = cut_to(num_images, image_set, source)
+        train, validation = parts(image_set, source)
     if image_set.regression:
         _check_regression(config, image_set.name)
-    if labels is None:
-        train, validation = parts(image_set, source)
     if trial.images_of_pretraining == config.stimuli:
         _check_value_metrics(config, image_set, len(validation))
     batches = Batches(train, device=device)
@@ -218,20 +217,11 @@ def check_images(trial: ResolvedTrial, load_images: LoadImages, *, is_tested: bo
     task = regulation_stage(trial, load_images, torch.device("cpu"))
     if not is_tested:
         require_validation(task)
-    check_unseen(trial, load_images)
-    if trial.config.regulation.needs_emotional:
-        pretraining_stage(trial, load_images, torch.device("cpu"))
-
-
-def check_unseen(trial: ResolvedTrial, load_images: LoadImages) -> None:
-    """Refuse a trial whose pre-training would see test images of its task, unless it leaves these out.
-
-    Raises:
-        ImageSetError: naming some.
-    """
     source = trial.images_of_pretraining
     if trial.needs_pretraining and source is not None:
-        load_stimuli(trial.config, load_images, source, image_size=trial.config.image_size)
+        load_stimuli(trial.config, load_images, source, image_size=trial.config.image_size)  # which refuses test images
+    if trial.config.regulation.needs_emotional:
+        pretraining_stage(trial, load_images, torch.device("cpu"))
 
 
 def load_stimuli(config: TrialConfig, load_images: LoadImages, source: ImageSetConfig, *, image_size: int) -> ImageSet:

@@ -77,7 +77,8 @@ class Profile(Stopwatch):
         self._profiler: profile | None = None
 
     @contextmanager
-    def _timed(self, name: Phase) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Within, time counts for the phase, but for that of a phase within it."""
         started = time.perf_counter()
         self._within.append(0.0)
         try:
@@ -90,10 +91,6 @@ class Profile(Stopwatch):
             self.seconds[name] = self.seconds.get(name, 0.0) + taken - self._within.pop()
             if self._within:
                 self._within[-1] += taken
-
-    def phase(self, name: Phase) -> AbstractContextManager[None]:
-        """Within, time counts for the phase, but for that of a phase within it."""
-        return self._timed(name)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

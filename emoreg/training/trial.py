@@ -11,7 +11,7 @@ from torch import nn
 
 from emoreg.config import TrialConfig
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.config.trial import Compile, Precision
+from emoreg.config.trial import Precision
 from emoreg.data.batches import Batches
 from emoreg.errors import Diverged
 from emoreg.results.outcome import EndReason, OomState, Outcome
@@ -52,7 +52,8 @@ def run_trial(trial: ResolvedTrial, context: TrialContext, *reporters: Reporter)
     """
     device, stopwatch, latest = context.device, context.stopwatch, _latest(context)
     trial = settle(trial, device, context.precisions, began_in=_began_in(latest, device))
-    trial = settle_compile(trial, device, context.compiled, began_in=_began_compiled(latest))
+    compiled = None if latest is None else latest.get("compile", "off")  # an emoreg that compiled nothing left no word of it
+    trial = settle_compile(trial, device, context.compiled, began_in=compiled)
     config = trial.config
     history = History(context.store.user, trial.identity, reporters)
     with reproducible(config.deterministic, tf32=device.type == "cuda" and uses_bf16(config, device)):
@@ -155,19 +156,8 @@ def _latest(context: TrialContext) -> State | None:
 
 def _began_in(latest: State | None, device: torch.device) -> Precision | None:
     """What an earlier attempt computed in; None where there was none, or the device alone decided it."""
-    if latest is None:
-        return None
-    if "precision" in latest:
-        precision: Precision = latest["precision"]
-        return precision
-    return "float32" if device.type == "cpu" else None  # an emoreg that did not measure
-
-
-def _began_compiled(latest: State | None) -> Compile | None:
-    """Whether an earlier attempt was compiled; None where there was none."""
-    if latest is None:
-        return None
-    began: Compile = latest.get("compile", "off")  # an emoreg that compiled nothing left no word of it
+    undecided = "float32" if device.type == "cpu" else None  # of an emoreg that did not measure
+    began: Precision | None = None if latest is None else latest.get("precision", undecided)
     return began
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-import emoreg.tracking.trackers
 import emoreg.training.metrics
 import emoreg.training.probes  # noqa: F401 - they register our own, of which a driver needs nothing else
 from emoreg.config import Choice, ImageSetConfig, StudyConfig, TrialConfig

@@ -18,7 +18,6 @@ from emoreg.config import StudyConfig, resolve_trial
 from emoreg.config.resolved import ResolvedTrial
 from emoreg.errors import ConfigError
 from emoreg.results.records import EpochRecord, RunRecord
-from emoreg.tracking import trackers  # noqa: F401 - registers our own
 from emoreg.tracking.loggers import LoggerThread, TrialLogger, check_loggers, start_loggers
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tuning.user_code import UserCode
@@ -290,7 +289,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wandb_without_a_key_says_so_and_does_not_ask(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="extra `wandb` is not installed")
-    code = "from emoreg.tracking.trackers import WandB; from tests.helpers.studies import tiny_study; WandB(tiny_study())"
+    code = "from emoreg.tracking.loggers import WandB; from tests.helpers.studies import tiny_study; WandB(tiny_study())"
     without = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
         [sys.executable, "-c", code],
