@@ -42,7 +42,7 @@ def verdicts_of(study: StudyResults) -> list[Verdict]:
 
 def notes(study: StudyResults) -> list[str]:
     """What stands between the records and a conclusion: what cannot be read, is missing, or was done more than once."""
-    found = [*study.problems, *(study.confirmation.problems if study.confirmation is not None else ())]
+    found = [problem for home in study.with_confirmation for problem in home.problems]
     if not any(row.status == "finished" for row in study.trials):
         found.append("No trial has finished: nothing can be concluded of any configuration, only of what the study cost.")
     found += _control_notes(study)

@@ -105,7 +105,7 @@ def _confirmed_on(study: StudyResults) -> str:
 
 
 def _dates(study: StudyResults) -> str:
-    runs = [*study.runs, *(study.confirming.runs if study.confirming is not study else ())]
+    runs = [run for home in study.with_confirmation for run in home.runs]
     if not runs:
         return ""
     ended = max((row.ended for row in study.all_trials), default=runs[-1].started)

@@ -37,8 +37,7 @@ def find_trial(study: StudyResults, trial: str) -> tuple[StudyResults, TrialReco
             return study, best[0]
         case "confirmed":
             return study.confirming, _confirmed(study)
-    homes = [study] if study.confirmation is None else [study, study.confirmation]
-    found = [(home, row) for home in homes for row in home.trials if row.identity.startswith(trial)]
+    found = [(home, row) for home in study.with_confirmation for row in home.trials if row.identity.startswith(trial)]
     if len(found) != 1 or len(trial) < _LEAST_DIGITS:
         raise ConfigError(
             f"Copy a trial's identity from a table of {study.name!r}, of which the first {_LEAST_DIGITS} digits may do: "

@@ -131,6 +131,11 @@ class StudyResults:
         return dict(sorted(found.items(), key=lambda item: self.backbones.index(item[0][1])))
 
     @property
+    def with_confirmation(self) -> tuple[StudyResults, ...]:
+        """The study and, where it has one, its confirmation."""
+        return (self,) if self.confirmation is None else (self, self.confirmation)
+
+    @property
     def confirming(self) -> StudyResults:
         """The study's confirmation; the study itself where it has none, or is one."""
         return self.confirmation or self
@@ -198,7 +203,7 @@ class StudyResults:
     @property
     def all_trials(self) -> tuple[TrialRecord, ...]:
         """The trials of the study and of its confirmation."""
-        return self.trials if self.confirmation is None else (*self.trials, *self.confirmation.trials)
+        return tuple(row for study in self.with_confirmation for row in study.trials)
 
     @functools.cached_property
     def by_identity(self) -> dict[str, TrialRecord]:
@@ -215,8 +220,7 @@ class StudyResults:
         Raises:
             StorageError: for a file that is damaged.
         """
-        places = dict.fromkeys((self.place, self.confirming.place))
-        return read_predictions(*map(Files, places), identity=identity)
+        return read_predictions(*(Files(study.place) for study in self.with_confirmation), identity=identity)
 
     @functools.cached_property
     def _epochs_by_trial(self) -> dict[str, list[EpochRecord]]:
