@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from emoreg.config.search_space import describe
 from emoreg.formatting import counted, duration, format_params
 from emoreg.report.tables import Cell, Row, Table, listed, moment, numbers, percent, seconds_text, span, texts
-from emoreg.results.analysis import device_time, waiting_share
-from emoreg.results.pretraining import pretraining_epochs
+from emoreg.results.analysis import device_time, pretraining_epochs, waiting_share
 from emoreg.results.records import RunRecord, TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.results.written import WrittenStudy

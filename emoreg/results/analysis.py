@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from emoreg.config import CONTROLS, Objective, StudyConfig, in_order, resolve_trial
+from emoreg.config import CONTROLS, Objective, ResolvedTrial, StudyConfig, TrialConfig, from_json, in_order, resolve_trial
 from emoreg.config.arms import arms
 from emoreg.config.search_space import num_searched
+from emoreg.config.sharing import least_epochs
 from emoreg.results.outcome import Status
-from emoreg.results.records import Role, RunRecord, TrialRecord
+from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
 
 _CONFIDENCE = 0.95
 
@@ -255,6 +256,38 @@ def device_time(records: Iterable[TrialRecord]) -> DeviceTime:
         reused=math.fsum(max(0.0, (row.experience_seconds or 0.0) - row.pretraining_seconds) for row in rows),
         regulation=math.fsum(row.regulation_seconds for row in rows),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingEpochs:
+    """Epochs of pre-training, cool-downs included: what sharing left of those that trials asked for.
+
+    Attributes:
+        asked: by all trials that have had their experience.
+        computed: by whomever, experiences of other studies not counted.
+        least: that give each of these trials its experience, from an empty store.
+    """
+
+    asked: int
+    computed: int
+    least: int
+
+
+def pretraining_epochs(trials: Iterable[TrialRecord], epochs: Iterable[EpochRecord]) -> PretrainingEpochs:
+    """Count what the trials asked for, what was computed for it, and what had to be."""
+    asked, alike = 0, dict[str, ResolvedTrial]()
+    for row in trials:
+        if row.experience_seconds is None:
+            continue
+        settings = json.loads(row.config)
+        pretraining = settings["pretraining"]
+        asked += pretraining["epochs"] + pretraining["cooldown_epochs"]
+        del settings["regulation"]  # of thousands of trials few differ in anything else
+        key = json.dumps(settings, sort_keys=True)
+        if key not in alike:
+            alike[key] = ResolvedTrial(config=from_json(TrialConfig, json.loads(row.config)), identity=row.identity)
+    computed = {(row.identity, row.epoch) for row in epochs if row.stage == "pretraining"}
+    return PretrainingEpochs(asked=asked, computed=len(computed), least=least_epochs(alike.values()))
 
 
 def device_hours(config: StudyConfig, runs: Iterable[RunRecord]) -> float:

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 import emoreg
-from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, from_json, to_json
+from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, from_json, resolve_trial, to_json
 from emoreg.results.analysis import (
+    PretrainingEpochs,
     Tally,
     best_by_backbone,
     control_rows,
@@ -21,10 +22,12 @@ from emoreg.results.analysis import (
     num_planned,
     objective_value,
     pareto_front,
+    pretraining_epochs,
 )
-from emoreg.results.records import TrialRecord
+from emoreg.results.records import EpochRecord, TrialRecord
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, tiny
+from tests.helpers.written import epoch_record
 
 
 def registered(metric: str) -> Objective:
@@ -203,3 +206,19 @@ def test_the_front_of_thousands_is_found_soon_and_is_that_of_all_pairs() -> None
     expected = [trial for trial, beaten in zip(trials, is_beaten, strict=True) if not beaten]
     assert pareto_front(trials, (ACCURACY, LOSS, SECONDS)) == expected
     assert 10 < len(expected) < 100
+
+
+def told(config: TrialConfig, epoch: int, *, stage: str = "pretraining") -> EpochRecord:
+    return epoch_record(resolve_trial(config), stage, epoch, 0.5)
+
+
+def test_what_was_asked_for_what_was_computed_and_what_had_to_be() -> None:
+    short, long = tiny(pretraining__epochs=2), tiny(pretraining__epochs=3, regulation__balance=0.25)
+    plain, lost = tiny(control="plain"), tiny(pretraining__epochs=9)
+    rows = [ended(config) for config in (short, long, plain, lost)]
+    rows[2:] = [replace(row, experience_seconds=None) for row in rows[2:]]
+    epochs = [told(short, 1), told(short, 2), told(long, 3), told(long, 1, stage="regulation")]
+    assert pretraining_epochs(rows, epochs) == PretrainingEpochs(asked=5, computed=3, least=3)
+    paid_twice = [*epochs, told(long, 1), told(long, 2)]
+    assert pretraining_epochs(rows, paid_twice) == PretrainingEpochs(asked=5, computed=5, least=3)
+    assert pretraining_epochs((), ()) == PretrainingEpochs(asked=0, computed=0, least=0)
