@@ -13,11 +13,10 @@ from emoreg.formatting import control_name, counted, format_params, p_cell
 from emoreg.report.reproduce import confirm_command
 from emoreg.report.tables import Cell, Row, Table, listed, numbers, percent, signed, texts
 from emoreg.results.across import across
-from emoreg.results.analysis import Estimate
 from emoreg.results.confirmation import Confirmed
 from emoreg.results.ladder import Decision, Verdict, untold
 from emoreg.results.plan import Chosen, Opening
-from emoreg.results.statistics import FEWEST_SEEDS, Comparison
+from emoreg.results.statistics import FEWEST_SEEDS, Comparison, Estimate
 from emoreg.results.study import StudyResults
 
 Named = Sequence[tuple[str, StudyResults]]

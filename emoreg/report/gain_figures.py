@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import plotly.graph_objects as go
 
 from emoreg.report.style import GREY, Figure, FigureContext, NotDrawn, bars, color_of, styled, wrapped
-from emoreg.results.analysis import Estimate, estimate
+from emoreg.results.statistics import Estimate, estimate
 from emoreg.results.study import StudyResults
 
 _AXIS = "gain of regulation, points"

@@ -18,7 +18,7 @@ from scipy import special
 from emoreg.config import in_order
 from emoreg.config.controls import ON_LADDER
 from emoreg.formatting import counted
-from emoreg.results.statistics import ALPHA, FEWEST_SEEDS, Comparison, Interval
+from emoreg.results.statistics import ALPHA, FEWEST_SEEDS, Comparison, Interval, exact_interval
 
 if TYPE_CHECKING:
     from emoreg.results.study import StudyResults
@@ -154,7 +154,4 @@ def clustered_share(sizes: Sequence[int], shares: Sequence[float]) -> tuple[floa
     alike = total if variance == 0 else min(total, share * (1 - share) / variance)
     t_all, t_clusters = (float(special.stdtrit(freedom, 1 - ALPHA / 2)) for freedom in (total - 1, k - 1))
     effective = min(total, alike * (t_all / t_clusters) ** 2)
-    above, tail = share * effective, ALPHA / 2
-    low = float(special.betaincinv(above, effective - above + 1, tail)) if above > 0 else 0.0
-    high = float(special.betaincinv(above + 1, effective - above, 1 - tail)) if above < effective else 1.0
-    return share, Interval(low, high)
+    return share, exact_interval(share * effective, effective, ALPHA / 2)

@@ -1,4 +1,4 @@
-"""What a study's trials come to: the best, the Pareto front, counts, device time, and regulation beside its controls.
+"""What a study's trials come to: the best, the Pareto front, counts and device time.
 
 Whoever shows one of these (progress, status, TensorBoard, the report) takes it from here. Needs neither torch nor Ray.
 """
@@ -13,14 +13,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from emoreg.config import CONTROLS, Objective, ResolvedTrial, StudyConfig, TrialConfig, from_json, in_order, resolve_trial
+from emoreg.config import CONTROLS, Objective, ResolvedTrial, StudyConfig, TrialConfig, from_json, resolve_trial
 from emoreg.config.arms import arms
 from emoreg.config.search_space import num_searched
 from emoreg.config.sharing import least_epochs
 from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
-
-_CONFIDENCE = 0.95
 
 
 class TrialSummary(NamedTuple):
@@ -304,69 +302,3 @@ def waiting_share(runs: Iterable[RunRecord]) -> float:
     rows = [*runs]
     total = math.fsum(row.slot_seconds for row in rows)
     return math.fsum(row.waiting_slot_seconds for row in rows) / total if total else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A mean over n seeds, with half the width of its 95 % confidence interval (Student's t); None for a single seed."""
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    def __str__(self) -> str:
-        """In percent: "71.2 ± 1.3", or "71.2" for a single seed."""
-        return f"{100 * self.mean:.1f}" + ("" if self.half_width is None else f" ± {100 * self.half_width:.1f}")
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its 95 % confidence interval by Student's t.
-
-    Raises:
-        ValueError: for no values.
-    """
-    n = len(values)
-    if n == 0:
-        raise ValueError("a mean needs at least one value")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean=mean, half_width=None, n=1)
-    from scipy import stats  # takes a while to import, and status does without
-
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    quantile = float(stats.t.ppf((1 + _CONFIDENCE) / 2, df=n - 1))
-    return Estimate(mean=mean, half_width=quantile * deviation / math.sqrt(n), n=n)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ControlRow:
-    """One control of one backbone, on the study's fixed configuration: nothing here was selected.
-
-    Attributes:
-        control: ``regulated`` is regulation itself.
-        accuracy: validation accuracy over the seeds that finished.
-        gain: regulation minus this control, paired by seed; None for regulation itself, or without a common seed.
-    """
-
-    backbone: str
-    control: str
-    accuracy: Estimate
-    gain: Estimate | None
-
-
-def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
-    """Regulation, then each control in the order of ``CONTROLS``, by backbone, with what regulation gains over it."""
-    by_backbone: dict[str, dict[str, dict[int, float]]] = {}
-    for record in records:
-        if record.role == "control" and record.status == "finished" and record.val_accuracy is not None:
-            by_control = by_backbone.setdefault(record.backbone, {})
-            by_control.setdefault(record.control, {})[record.seed] = record.val_accuracy
-    rows = []
-    for backbone, by_control in sorted(by_backbone.items()):
-        regulated = by_control.get("regulated", {})
-        for control in in_order(by_control):
-            accuracies = by_control[control]
-            gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
-            gain = estimate(gains) if gains and control != "regulated" else None
-            rows.append(ControlRow(backbone=backbone, control=control, accuracy=estimate([*accuracies.values()]), gain=gain))
-    return rows

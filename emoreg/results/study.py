@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, in_order
 from emoreg.errors import StorageError
-from emoreg.results.analysis import ControlRow, averaged, best_by_backbone, control_rows, leading, ranked
-from emoreg.results.confirmation import Confirmed, confirmed_rows, ladders_of, verdicts
+from emoreg.results.analysis import averaged, best_by_backbone, leading, ranked
+from emoreg.results.confirmation import Confirmed, ControlRow, confirmed_rows, control_rows, ladders_of, verdicts
 from emoreg.results.ladder import Comparisons, Verdict
 from emoreg.results.ledger import Entry, Ledger, earlier
 from emoreg.results.plan import PLAN, Opening, read_openings

@@ -25,9 +25,9 @@ from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
 from emoreg.report.tables import Cell, Table
-from emoreg.results.analysis import estimate
 from emoreg.results.confirmation import UNTUNED
 from emoreg.results.ledger import FOLDER, Ledger
+from emoreg.results.statistics import estimate
 from emoreg.results.study import StudyResults, load_results
 from emoreg.results.tables import write_table
 from emoreg.storage.files import Files

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import emoreg
 from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, from_json, resolve_trial, to_json
@@ -16,14 +15,13 @@ from emoreg.results.analysis import (
     PretrainingEpochs,
     Tally,
     best_by_backbone,
-    control_rows,
     device_time,
-    estimate,
     num_planned,
     objective_value,
     pareto_front,
     pretraining_epochs,
 )
+from emoreg.results.confirmation import control_rows
 from emoreg.results.records import EpochRecord, TrialRecord
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, tiny
@@ -39,32 +37,6 @@ ACCURACY, LOSS, SECONDS = Objective(), Objective(metric="val_loss", mode="min"),
 
 def control(name: str, seed: int, accuracy: float, backbone: str = "test_resnet") -> TrialConfig:
     return replace(TINY, control=name, seed=seed, backbone=backbone)  # type: ignore[arg-type]
-
-
-def test_estimate_is_students_interval() -> None:
-    values = [0.71, 0.74, 0.69, 0.75]
-    found = estimate(values)
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert found.mean == pytest.approx(0.7225)
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((interval.low, interval.high))
-    assert found.n == 4
-    assert str(found) == "72.2 ± 4.4"
-
-
-def test_estimate_of_two_values_by_hand() -> None:
-    # t(0.975, df=1) = 12.706; s = sqrt(2) / 2 * |a - b|; s / sqrt(2) = |a - b| / 2
-    assert estimate([0.4, 0.6]).half_width == pytest.approx(12.7062 * 0.1, rel=1e-4)
-
-
-def test_one_seed_has_no_interval_and_none_no_mean() -> None:
-    assert estimate([0.5]).half_width is None
-    assert str(estimate([0.5])) == "50.0"
-    with pytest.raises(ValueError, match="at least one"):
-        estimate([])
-
-
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert estimate([0.5, 0.5, 0.5]).half_width == 0.0
 
 
 @pytest.mark.parametrize(
