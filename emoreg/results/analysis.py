@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from emoreg.config import CONTROLS, Objective, ResolvedTrial, StudyConfig, TrialConfig, from_json, resolve_trial
 from emoreg.config.arms import arms
@@ -21,7 +21,8 @@ from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
 
 
-class TrialSummary(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSummary:
     """The columns of a ``TrialRecord`` that tell how its study stands: of thousands of trials the others take long to read."""
 
     identity: str
@@ -131,15 +132,12 @@ def averaged(records: Iterable[Trial]) -> list[Trial]:
     groups: dict[str, list[Trial]] = {}
     for row in records:
         groups.setdefault(row.repeats or row.identity, []).append(row)
-    found = []
-    for identity, rows in groups.items():
-        for first in rows:
-            if first.identity == identity:
-                changed = _means(rows) if len(rows) > 1 else {}
-                found.append(
-                    first._replace(**changed) if isinstance(first, TrialSummary) else dataclasses.replace(first, **changed)
-                )
-    return found
+    return [
+        first if len(rows) == 1 else dataclasses.replace(first, **_means(rows))
+        for identity, rows in groups.items()
+        for first in rows
+        if first.identity == identity
+    ]
 
 
 def _means(rows: Sequence[TrialRecord | TrialSummary]) -> dict[str, Any]:
