@@ -67,17 +67,12 @@ def ranked(records: Iterable[TrialRecord], objective: Objective, *, search_of: s
     return sorted(valued, key=lambda row: _cost(row, objective))
 
 
-def ranked_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, list[TrialRecord]]:
-    """The same for each backbone."""
-    found: dict[str, list[TrialRecord]] = {}
-    for record in ranked(records, objective):
-        found.setdefault(record.backbone, []).append(record)
-    return found
-
-
 def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
     """The best finished trial of the search for each backbone."""
-    return {backbone: found[0] for backbone, found in ranked_by_backbone(records, objective).items()}
+    best: dict[str, TrialRecord] = {}
+    for record in ranked(records, objective):
+        best.setdefault(record.backbone, record)
+    return best
 
 
 def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
