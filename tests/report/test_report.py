@@ -88,7 +88,7 @@ def test_the_answer_comes_first_in_the_words_of_the_verdict(page: Path, study: P
 
 def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
     loaded = load_results(study)
-    table = paper_table([("made-up", loaded)])
+    table = paper_table({"made-up": loaded})
     assert table is not None
     assert table.above == [("digits", 2)]
     assert [title for title, _ in table.columns] == ["method", "test_resnet", "test_vit"]
