@@ -67,10 +67,12 @@ def ranked(records: Iterable[TrialRecord], objective: Objective, *, search_of: s
     return sorted(valued, key=lambda row: _cost(row, objective))
 
 
-def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
-    """The best finished trial of the search for each backbone."""
+def best_by_backbone(
+    records: Iterable[TrialRecord], objective: Objective, *, search_of: str | None = None
+) -> dict[str, TrialRecord]:
+    """The best finished trial of the search, as ``ranked`` has it, for each backbone."""
     best: dict[str, TrialRecord] = {}
-    for record in ranked(records, objective):
+    for record in ranked(records, objective, search_of=search_of):
         best.setdefault(record.backbone, record)
     return best
 

@@ -169,12 +169,12 @@ def exact_interval(above: float, n: float, tail: float) -> Interval:
     return Interval(low, high)
 
 
-def share_interval(share: float, n: int) -> tuple[float, float]:
+def share_interval(share: float, n: int) -> Interval:
     """The 95 % interval of a share of ``n`` images, by Wilson (1927): it stays within [0, 1], also for few."""
     z = float(special.ndtri(0.975))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half_width = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return max(0.0, middle - half_width), min(1.0, middle + half_width)
+    return Interval(max(0.0, middle - half_width), min(1.0, middle + half_width))
 
 
 def _deviation(differences: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, in_order
 from emoreg.errors import StorageError
-from emoreg.results.analysis import averaged, best_by_backbone, leading, ranked
+from emoreg.results.analysis import averaged, best_by_backbone, leading
 from emoreg.results.confirmation import Confirmed, ControlRow, confirmed_rows, control_rows, ladders_of, verdicts
 from emoreg.results.ladder import Comparisons, Verdict
 from emoreg.results.ledger import Entry, Ledger, earlier
@@ -124,11 +124,11 @@ class StudyResults:
     @functools.cached_property
     def tuned(self) -> dict[tuple[str, str], TrialRecord]:
         """The best finished trial of each control's own search, by control and backbone. Selected."""
-        found = {}
-        for control in in_order({row.search_of for row in self.trials if row.search_of is not None}):
-            for row in reversed(ranked(self.trials, self.objectives[0], search_of=control)):
-                found[control, row.backbone] = row
-        return dict(sorted(found.items(), key=lambda item: self.backbones.index(item[0][1])))
+        bests = {
+            control: best_by_backbone(self.trials, self.objectives[0], search_of=control)
+            for control in in_order({row.search_of for row in self.trials if row.search_of is not None})
+        }
+        return {(control, name): best[name] for name in self.backbones for control, best in bests.items() if name in best}
 
     @property
     def with_confirmation(self) -> tuple[StudyResults, ...]:
