@@ -122,10 +122,7 @@ def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Effe
 
     How far they differ is estimated by DerSimonian and Laird (1986). The interval is never narrower than what the errors alone
     explain (the factor q is 1 at least, as IQWiG asks for), which effects that happen to be alike would make it.
-
-    Args:
-        effects: of two units or more.
-        variances: of their errors.
+    ``effects`` are those of two units or more, ``variances`` those of their errors.
     """
     y, v = np.asarray(effects), np.maximum(variances, _LEAST_VARIANCE)
     k, w = len(y), 1 / v
@@ -142,10 +139,7 @@ def clustered_share(sizes: Sequence[int], shares: Sequence[float]) -> tuple[floa
     """The share of all, and its 95 % interval, of clusters whose shares may differ (Korn and Graubard 1998).
 
     It is the interval of Clopper and Pearson for as many independent ones as tell as much, and no more than there are.
-
-    Args:
-        sizes: of two clusters or more.
-        shares: of each.
+    ``sizes`` are those of two clusters or more.
     """
     n, p, k = np.asarray(sizes, dtype=float), np.asarray(shares), len(sizes)
     total = float(n.sum())

@@ -107,11 +107,8 @@ def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord], *, same
 
     Who looks in between and stops where he likes what he sees would make false claims more often than the statistics allow for.
 
-    Args:
-        opening: of the test set.
-        records: of its trials.
-        same_settings: whether every control is that at the settings of the configuration, which tells the mechanism; else each
-            is at its own best, where it was tuned.
+    With ``same_settings`` every control is that at the settings of the configuration, which tells the mechanism; else each is
+    at its own best, where it was tuned.
     """
     if not opening.is_complete(records):
         return []

@@ -63,14 +63,7 @@ def _confirmed(study: StudyResults) -> TrialRecord:
 
 
 def model_card(study: StudyResults, home: StudyResults, record: TrialRecord, predictions: pa.Table | None = None) -> str:
-    """The model card of a trial's network, in Markdown.
-
-    Args:
-        study: that was asked.
-        home: in which the trial ran: the study, or its confirmation.
-        record: of the trial.
-        predictions: of the trial, where they are there.
-    """
+    """The model card of a trial's network, in Markdown; ``home`` is the study that it ran in: this one, or its confirmation."""
     evaluations = [row for row in home.evaluations if row.identity == record.identity]
     title = f"{record.task} by {record.backbone} ({control_name(record.control)})"
     return "\n".join(

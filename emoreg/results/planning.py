@@ -116,13 +116,7 @@ def best_tuned(
 
     A control with nothing to search has one configuration; one without a finished trial there has none.
 
-    Args:
-        config: the study.
-        arms: controls with searches of their own.
-        chosen: what is confirmed.
-        records: of the study.
-        is_complete: whether its last run came to its end: then no search is short, however few configurations it has.
-        fingerprints: of image sets.
+    Where the study's last run ``is_complete``, no search is short, however few configurations it has.
 
     Raises:
         ConfigError: where a control has been searched less than regulation, or the study has changed.

@@ -247,9 +247,7 @@ def _draw_kernels(inputs: np.ndarray, targets: np.ndarray) -> list[Any]:
 def forest_r_squared(inputs: np.ndarray, values: np.ndarray) -> float:
     """R squared of a forest's predictions for trials that it has not seen (out of bag); below 0, their mean is better.
 
-    Args:
-        inputs: N trials by D parameters.
-        values: what the trials came to.
+    ``inputs`` are N trials by D parameters, ``values`` what the trials came to.
     """
     forest = RandomForestRegressor(n_estimators=200, oob_score=True, random_state=0).fit(inputs, values)
     return float(forest.oob_score_)
