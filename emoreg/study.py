@@ -33,8 +33,7 @@ from emoreg.storage.working_copy import join, split
 if TYPE_CHECKING:
     import pandas as pd
 
-    from emoreg.results.analysis import ControlRow
-    from emoreg.results.confirmation import Confirmed
+    from emoreg.results.confirmation import Confirmed, ControlRow
     from emoreg.results.ladder import Verdict
     from emoreg.results.outcome import Outcome
     from emoreg.results.records import EpochRecord, RunRecord, TrialRecord

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from emoreg.errors import ConfigError, StorageError
-from emoreg.report.extra import report_extra
 from emoreg.results.across import together
 from emoreg.results.study import StudyResults, load_results
 from emoreg.storage.files import expand, replacing
@@ -58,36 +57,28 @@ def write_report(
         ConfigError: for a study that is not there or named twice, and without the extra ``report``.
         StorageError: for a study that cannot be read, and a folder that cannot be written to.
     """
-    with report_extra():
-        from emoreg.report.figures import compare_studies, draw_figures
+    try:
         from emoreg.report.images import ImagesNotDrawn, draw_images, remove_images
-        from emoreg.report.page import Part, names_of, render
-        from emoreg.report.style import labels
-
+        from emoreg.report.page import make_page
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"Install the report extra: pip install 'emoreg[report]' (a report needs {error.name})") from error
     tell = on_progress or (lambda what, done, total: None)
     studies = read_studies(places)
     folder = _open_folder(output, studies)  # before the figures, which take their time
-    parts = []
-    for index, (label, study) in enumerate(zip(labels(studies), studies, strict=True)):
-        tell("Making figures", index, len(studies))
-        drawn, missing = draw_figures(study)
-        parts.append(Part(study=study, label=label, figures=drawn, missing=missing))
-    compared = compare_studies(studies) if len(studies) > 1 else []
-    tell("Making figures", len(studies), len(studies))
-    with _writing_to(folder), replacing(folder / "index.html") as stream:
-        stream.write(render(parts, compared, price_per_hour).encode())
-    if not images:
-        with _writing_to(folder):
+    page, figures = make_page(studies, price_per_hour, lambda done: tell("Making figures", done, len(studies)))
+    with _writing_to(folder):
+        with replacing(folder / "index.html") as stream:
+            stream.write(page.encode())
+        if images:
+            on_image, total = partial(tell, "Drawing images"), 2 * len(figures)
+            on_image(0, total)
+            try:
+                draw_images(figures, folder / "figures", on_image)
+            except ImagesNotDrawn as error:
+                warnings.warn(str(error), ReportWarning, stacklevel=2)
+            on_image(total, total)
+        else:
             remove_images(folder / "figures")
-    if images:
-        named = names_of(parts, compared)
-        tell("Drawing images", 0, 2 * len(named))
-        try:
-            with _writing_to(folder):
-                draw_images(named, folder / "figures", partial(tell, "Drawing images"))
-        except ImagesNotDrawn as error:
-            warnings.warn(str(error), ReportWarning, stacklevel=2)
-        tell("Drawing images", 2 * len(named), 2 * len(named))
     return folder / "index.html"
 
 

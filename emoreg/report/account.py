@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from emoreg.config.search_space import describe
 from emoreg.formatting import counted, duration, format_params
 from emoreg.report.tables import Cell, Row, Table, listed, moment, numbers, percent, seconds_text, span, texts
-from emoreg.results.analysis import device_time, waiting_share
-from emoreg.results.pretraining import pretraining_epochs
+from emoreg.results.analysis import device_time, pretraining_epochs, waiting_share
 from emoreg.results.records import RunRecord, TrialRecord
 from emoreg.results.study import StudyResults
+from emoreg.results.written import WrittenStudy
 
 
 def search_line(study: StudyResults) -> str:
@@ -88,8 +88,7 @@ def _cost(name: str, study: StudyResults, rows: Sequence[TrialRecord], price_per
 
 def sharing_line(study: StudyResults) -> str | None:
     """What was computed of the pre-training that trials asked for."""
-    told = [*study.epochs, *(() if study.confirmation is None else study.confirmation.epochs)]
-    found = pretraining_epochs(study.all_trials, told)
+    found = pretraining_epochs(study.all_trials, [row for home in study.with_confirmation for row in home.epochs])
     if not found.asked:
         return None
     return (
@@ -123,8 +122,7 @@ def _devices(study: StudyResults, backbone: str = "") -> float:
 
 def provenance(study: StudyResults) -> list[tuple[str, str]]:
     """Where the numbers come from: name and value."""
-    studies = [study, *([study.confirmation] if study.confirmation is not None else [])]
-    written = [one.written for one in studies]
+    written = [one.written for one in study.with_confirmation]
     trials, runs = study.all_trials, [run for _, run in _runs(study)]
     versions = [json.loads(run.versions) for run in runs] + [one.versions for one in written]
     packages = dict.fromkeys(name for found in versions for name in found)
@@ -144,7 +142,7 @@ def provenance(study: StudyResults) -> list[tuple[str, str]]:
         "Platform": _each(one.platform for one in written),
         "Devices": ", ".join(f"{name} ({counted(count, 'trial')})" for name, count in devices.most_common())
         or _each(one.device for one in written),
-        **_fingerprints(studies),
+        **_fingerprints(written),
         "Seeds": ", ".join(f"{name} {text}" for name, text in seeds.items()),
         "Code of the trainers": ", ".join(f"{stage} version {version}" for stage, version in trainer.items()),
         "Begun again within a run": f"{len(again)} of {len(trials)} trials" + (f": {listed(again)}" if again else ""),
@@ -186,14 +184,14 @@ def _copies(copies: tuple[int, int | None] | None) -> str:
     return f"{exact:,} + {'not looked for' if near is None else f'{near:,}'}"
 
 
-def _fingerprints(studies: Sequence[StudyResults]) -> dict[str, str]:
+def _fingerprints(written: Sequence[WrittenStudy]) -> dict[str, str]:
     """Of each image set, and of what the study's file registers."""
     found: dict[str, list[str]] = {}
-    for study in studies:
-        for name, _, target, size, *others, fingerprint in study.written.fingerprints:
+    for study in written:
+        for name, _, target, size, *others, fingerprint in study.fingerprints:
             what = ", ".join(str(part) for part in (name, target, *others) if part)
             found.setdefault(f"Fingerprint of {what} at {size} pixels", []).append(str(fingerprint))
-        for name, fingerprint in study.written.code.items():
+        for name, fingerprint in study.code.items():
             found.setdefault(f"Fingerprint of {name}", []).append(fingerprint)
     return {name: _each(values) for name, values in found.items()}
 
@@ -222,5 +220,5 @@ def runs_table(study: StudyResults) -> Table | None:
 
 
 def _runs(study: StudyResults) -> list[tuple[str, RunRecord]]:
-    confirmation = study.confirmation.runs if study.confirmation is not None else ()
-    return [*(("study", run) for run in study.runs), *(("confirmation", run) for run in confirmation)]
+    homes = zip(("study", "confirmation"), study.with_confirmation, strict=False)
+    return [(name, run) for name, home in homes for run in home.runs]

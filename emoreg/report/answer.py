@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from emoreg.config import in_order
 from emoreg.config.controls import LADDER, ON_LADDER
@@ -13,15 +13,14 @@ from emoreg.formatting import control_name, counted, format_params, p_cell
 from emoreg.report.reproduce import confirm_command
 from emoreg.report.tables import Cell, Row, Table, listed, numbers, percent, signed, texts
 from emoreg.results.across import across
-from emoreg.results.analysis import Estimate
 from emoreg.results.confirmation import Confirmed
 from emoreg.results.ladder import Decision, Verdict, untold
 from emoreg.results.plan import Chosen, Opening
-from emoreg.results.statistics import FEWEST_SEEDS, Comparison
+from emoreg.results.statistics import FEWEST_SEEDS, Comparison, Estimate
 from emoreg.results.study import StudyResults
 
-Named = Sequence[tuple[str, StudyResults]]
-"""Studies, with what each is called beside the others."""
+Named = Mapping[str, StudyResults]
+"""Studies, by what each is called beside the others."""
 
 
 def verdicts_of(study: StudyResults) -> list[Verdict]:
@@ -42,7 +41,7 @@ def verdicts_of(study: StudyResults) -> list[Verdict]:
 
 def notes(study: StudyResults) -> list[str]:
     """What stands between the records and a conclusion: what cannot be read, is missing, or was done more than once."""
-    found = [*study.problems, *(study.confirmation.problems if study.confirmation is not None else ())]
+    found = [problem for home in study.with_confirmation for problem in home.problems]
     if not any(row.status == "finished" for row in study.trials):
         found.append("No trial has finished: nothing can be concluded of any configuration, only of what the study cost.")
     found += _control_notes(study)
@@ -123,7 +122,7 @@ def _opening_notes(study: StudyResults, opening: Opening) -> Iterator[str]:
 def paper_table(studies: Named) -> Table | None:
     """Methods as rows, tasks and backbones as columns, test accuracies as cells; None without a confirmation."""
     columns: list[tuple[str, str, dict[str, Estimate]]] = []
-    for label, study in studies:
+    for label, study in studies.items():
         for chosen, rows in itertools.groupby(study.confirmed, key=lambda row: row.chosen):
             task = _task(study, chosen)
             above = task if len(studies) == 1 else f"{label}: {task}"
@@ -225,8 +224,9 @@ def controls_table(study: StudyResults) -> Table | None:
 def verdicts_table(studies: Named) -> Table:
     """What may be said of each configuration of several studies."""
     groups = []
-    shown = [control for control in ON_LADDER if any(row.control == control for _, study in studies for row in study.confirmed)]
-    for label, study in studies:
+    there = {row.control for study in studies.values() for row in study.confirmed}
+    shown = [control for control in ON_LADDER if control in there]
+    for label, study in studies.items():
         rows: list[Row] = []
         by_chosen = {(row.chosen.identity, row.control): row for row in study.confirmed if row.rank == 1}
         for found in study.opening.chosen if study.opening is not None else ():
@@ -260,7 +260,7 @@ def across_table(studies: Named) -> Table | None:
             str(row.gain.num_units),
             str(row.num_seeds),
         )
-        for row in across([study for _, study in studies])
+        for row in across([*studies.values()])
     ]
     if not rows:
         return None

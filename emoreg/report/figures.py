@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import plotly.graph_objects as go
 
-from emoreg.report import emotion_figures, gain_figures, per_image, response_figures, search_figures, training_figures
-from emoreg.report.style import BALANCE, LENGTH, Figure, FigureContext, NotDrawn, Section, labels
+from emoreg.report import gain_figures, per_image, response_figures, search_figures, training_figures
+from emoreg.report.style import BALANCE, LENGTH, Figure, FigureContext, NotDrawn, Section
 from emoreg.results.study import StudyResults
 
 Draw = Callable[[FigureContext], tuple[go.Figure, str]]
 """Draws a figure and gives its caption; raises ``NotDrawn`` where it cannot."""
+
+Compare = Callable[[Mapping[str, StudyResults]], tuple[go.Figure, str] | None]
+"""Draws a figure of studies, by what each is called, and gives its caption; None where they have nothing to draw."""
 
 _BY_BALANCE, _BY_LENGTH = (partial(response_figures.draw_response, path=path) for path in (BALANCE, LENGTH))
 FIGURES: dict[Section, dict[tuple[str, str], Draw]] = {
@@ -21,7 +24,7 @@ FIGURES: dict[Section, dict[tuple[str, str], Draw]] = {
         ("accuracy-by-balance", "Accuracy against balance"): _BY_BALANCE,
         ("accuracy-by-pretraining", "Accuracy against pre-training length"): _BY_LENGTH,
         ("accuracy-by-both", "Accuracy against balance and pre-training length"): response_figures.draw_both,
-        ("accuracy-by-share", "Accuracy against the share of emotion"): emotion_figures.draw_by_share,
+        ("accuracy-by-share", "Accuracy against the share of emotion"): response_figures.draw_by_share,
     },
     "search": {
         ("optimization-history", "How the search went on"): search_figures.draw_history,
@@ -38,6 +41,15 @@ FIGURES: dict[Section, dict[tuple[str, str], Draw]] = {
     "cost": {("cost", "Where the time went"): training_figures.draw_costs},
 }
 """What draws each figure, by section, name and title."""
+COMPARISONS: dict[tuple[str, str], Compare] = {
+    ("compared-gains", "What regulation gains, by study"): gain_figures.compare_gains,
+    ("compared-accuracies", "Accuracy by study and backbone"): gain_figures.compare_accuracies,
+    ("compared-balance", "Accuracy against balance, by study"): partial(response_figures.compare_responses, path=BALANCE),
+    ("compared-pre-training-length", "Accuracy against pre-training length, by study"): partial(
+        response_figures.compare_responses, path=LENGTH
+    ),
+}
+"""What draws each figure of several studies, by name and title."""
 
 
 def draw_figures(study: StudyResults) -> tuple[list[Figure], list[str]]:
@@ -55,9 +67,10 @@ def draw_figures(study: StudyResults) -> tuple[list[Figure], list[str]]:
     return drawn, missing
 
 
-def compare_studies(studies: Sequence[StudyResults]) -> list[Figure]:
-    """Two or more studies side by side."""
-    named = dict(zip(labels(studies), studies, strict=True))
-    drawn = [gain_figures.compared_gains(named), gain_figures.compared_accuracies(named)]
-    drawn += [response_figures.compared_responses(named, path) for path in (BALANCE, LENGTH)]
-    return [figure for figure in drawn if figure is not None]
+def compare_studies(studies: Mapping[str, StudyResults]) -> list[Figure]:
+    """Two or more studies side by side, by what each is called."""
+    return [
+        Figure(name=name, title=title, section="comparison", caption=drawn[1], figure=drawn[0])
+        for (name, title), compare in COMPARISONS.items()
+        if (drawn := compare(studies)) is not None
+    ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import plotly.graph_objects as go
 
-from emoreg.report.style import GREY, Figure, FigureContext, NotDrawn, bars, color_of, styled, wrapped
-from emoreg.results.analysis import Estimate, estimate
+from emoreg.report.style import GREY, FigureContext, NotDrawn, bars, color_of, styled, wrapped
+from emoreg.results.statistics import Estimate, estimate
 from emoreg.results.study import StudyResults
 
 _AXIS = "gain of regulation, points"
@@ -137,7 +137,7 @@ def draw_gains(context: FigureContext) -> tuple[go.Figure, str]:
     return _zero_line(_forest(dots, _AXIS)), caption
 
 
-def compared_gains(studies: Mapping[str, StudyResults]) -> Figure | None:
+def compare_gains(studies: Mapping[str, StudyResults]) -> tuple[go.Figure, str] | None:
     """The gains of several studies; None where there are none."""
     confirmed = {name: dots for name, study in studies.items() if (dots := _confirmed_gains(study))}
     others = {name: dots for name, study in studies.items() if name not in confirmed and (dots := _gains_on_validation(study))}
@@ -153,16 +153,10 @@ def compared_gains(studies: Mapping[str, StudyResults]) -> Figure | None:
         for found in (confirmed, others)
         if found
     ]
-    return Figure(
-        name="compared-gains",
-        title="What regulation gains, by study",
-        section="answer",
-        caption=" ".join(captions),
-        figure=_zero_line(_forest(dots, _AXIS)),
-    )
+    return _zero_line(_forest(dots, _AXIS)), " ".join(captions)
 
 
-def compared_accuracies(studies: Mapping[str, StudyResults]) -> Figure | None:
+def compare_accuracies(studies: Mapping[str, StudyResults]) -> tuple[go.Figure, str] | None:
     """The accuracies of several studies, of the search and confirmed; None where there are none."""
     dots: list[_Dot] = []
     counts = []
@@ -179,12 +173,9 @@ def compared_accuracies(studies: Mapping[str, StudyResults]) -> Figure | None:
                 counts.append(f"{name}, {backbone}: n = {shown.accuracy.n}")
     if not dots:
         return None
-    return Figure(
-        name="compared-accuracies",
-        title="Accuracy by study and backbone",
-        section="answer",
-        caption="Open: the best trial of the search on validation (n = 1), selected, so it flatters. Filled: the same "
-        "configuration on fresh seeds and the test set, with 95 % confidence (Student's t), where it was confirmed"
-        + (f" ({'; '.join(counts)})." if counts else "."),
-        figure=_forest(dots, "accuracy, %"),
+    caption = (
+        "Open: the best trial of the search on validation (n = 1), selected, so it flatters. Filled: the same configuration on "
+        "fresh seeds and the test set, with 95 % confidence (Student's t), where it was confirmed"
+        + (f" ({'; '.join(counts)})." if counts else ".")
     )
+    return _forest(dots, "accuracy, %"), caption

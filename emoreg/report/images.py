@@ -43,10 +43,7 @@ class ImagesNotDrawn(EmoregError):
 def draw_images(figures: Mapping[str, Figure], folder: Path, on_image: Callable[[int, int], None] = lambda *_: None) -> None:
     """Write every figure to ``folder/NAME.png`` and ``.svg``, and remove what a former report has drawn and this one does not.
 
-    Args:
-        figures: by name.
-        folder: to write to.
-        on_image: told how many images are drawn, and of how many.
+    ``on_image`` is told how many images are drawn, and of how many.
 
     Raises:
         ImagesNotDrawn: where no browser draws them.

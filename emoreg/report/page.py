@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from plotly.offline import get_plotlyjs
 import emoreg
 from emoreg.config import CONTROLS
 from emoreg.report import account, answer, per_image, reproduce, what_was_run
+from emoreg.report.figures import compare_studies, draw_figures
 from emoreg.report.style import Figure, Section
 from emoreg.report.tables import listed, moment
 from emoreg.results.across import across_line
@@ -55,7 +57,7 @@ class Part:
         study = self.study
         gains, chosen, controls = answer.gains_table(study), answer.chosen_table(study), answer.controls_table(study)
         verdicts: list[Block] = [("verdict", verdict) for verdict in answer.verdicts_of(study)]
-        paper = ("table", answer.paper_table([(self.label, study)]))
+        paper = ("table", answer.paper_table({self.label: study}))
         tables: list[Block] = [("table", table) for table in (gains, answer.mechanism_table(study), chosen, controls)]
         commands: list[Block] = [("command", command) for command in reproduce.commands(study)]
         replays: list[Block] = [("table", table) for table in reproduce.replay_tables(study)]
@@ -88,7 +90,26 @@ class Part:
         return [("figure", figure) for figure in self.figures if figure.section == section]
 
 
-def names_of(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Figure]:
+def make_page(
+    studies: Sequence[StudyResults], price_per_hour: float | None, on_figures: Callable[[int], None]
+) -> tuple[str, dict[str, Figure]]:
+    """The page of the studies, with all of its figures by the names of their images.
+
+    ``on_figures`` is told how many studies have theirs.
+    """
+    names = Counter(study.name for study in studies)
+    parts = []
+    for index, study in enumerate(studies):
+        on_figures(index)
+        drawn, missing = draw_figures(study)
+        label = study.name if names[study.name] == 1 else f"{study.name} ({study.place})"
+        parts.append(Part(study=study, label=label, figures=drawn, missing=missing))
+    compared = compare_studies({part.label: part.study for part in parts}) if len(parts) > 1 else []
+    on_figures(len(studies))
+    return _render(parts, compared, price_per_hour), _by_image(parts, compared)
+
+
+def _by_image(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Figure]:
     """Every figure by the name of its images: of several studies, each study's begin with its number."""
     named = {figure.name: figure for figure in compared}
     for index, part in enumerate(parts, 1):
@@ -97,8 +118,7 @@ def names_of(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Fig
     return named
 
 
-def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
-    """The page of the studies, with figures of all of them where there are several."""
+def _render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emoreg.report", ""),
         autoescape=True,
@@ -107,10 +127,10 @@ def render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: fl
         lstrip_blocks=True,
     )
     environment.filters |= {"as_json": _as_json, "prose": _prose}
-    named = [(part.label, part.study) for part in parts]
+    named = {part.label: part.study for part in parts}
     comparison: list[Block] = (
         [
-            ("text", across_line([study for _, study in named])),
+            ("text", across_line([*named.values()])),
             ("table", answer.verdicts_table(named)),
             ("table", answer.across_table(named)),
             ("table", answer.paper_table(named)),

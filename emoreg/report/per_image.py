@@ -193,9 +193,8 @@ def draw_by_class(context: FigureContext) -> tuple[go.Figure, str]:
 def _recalls(study: StudyResults, trials: Iterable[TrialRecord], split: str) -> dict[str, float]:
     """Mean share of a class's images that the trials recognise, in percent, by class."""
     wanted = {trial.identity for trial in trials}
-    rows = [*study.evaluations, *(study.confirming.evaluations if study.confirming is not study else ())]
     shares: dict[str, list[float]] = {}
-    for row in rows:
+    for row in (row for home in study.with_confirmation for row in home.evaluations):
         if row.identity in wanted and row.split == split and row.num_images:
             shares.setdefault(row.class_name, []).append(100 * row.num_correct / row.num_images)
     return {name: float(np.mean(values)) for name, values in shares.items()}

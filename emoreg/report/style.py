@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from emoreg.results.records import TrialRecord
 from emoreg.results.study import StudyResults
 from emoreg.results.surrogate import FEWEST, Parameter, Surrogate
 
-Section = Literal["answer", "response", "search", "training", "images", "cost"]
+Section = Literal["answer", "response", "search", "training", "images", "cost", "comparison"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which the colour-blind tell apart, less yellow and black: those are lost on a light or a dark page."""
@@ -177,12 +176,6 @@ def styled(figure: go.Figure, **layout: Any) -> go.Figure:
 def color_of(name: str, names: Sequence[str]) -> str:
     """The colour of a backbone or study among all of them."""
     return COLORS[list(names).index(name) % len(COLORS)] if name in names else GREY
-
-
-def labels(studies: Sequence[StudyResults]) -> list[str]:
-    """What each study is called beside the others: its name, and its place where that is another's too."""
-    names = Counter(study.name for study in studies)
-    return [study.name if names[study.name] == 1 else f"{study.name} ({study.place})" for study in studies]
 
 
 def add_trials(figure: go.Figure, records: Sequence[TrialRecord], x: Iterable[Any], y: Iterable[Any], **trace: Any) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, to_json
+from emoreg.config import OptimizerConfig, PretrainingConfig, RegulationConfig, leaves
 from emoreg.config.search_space import describe
 from emoreg.config.trial import KINDS_WITHOUT_BALANCE
 from emoreg.formatting import counted
@@ -43,7 +40,7 @@ def configuration(study: StudyResults) -> Table:
     return Table(
         caption="Every setting, as configured",
         columns=(("path", "code"), ("value", "code")),
-        groups=[("", [(path, value) for path, value in _leaves(to_json(study.config.trial))])],
+        groups=[("", [(path, str(value)) for path, value in leaves(study.config.trial)])],
         folds=True,
     )
 
@@ -105,17 +102,9 @@ def _confirmed_on(study: StudyResults) -> str:
 
 
 def _dates(study: StudyResults) -> str:
-    runs = [*study.runs, *(study.confirming.runs if study.confirming is not study else ())]
+    runs = [run for home in study.with_confirmation for run in home.runs]
     if not runs:
         return ""
     ended = max((row.ended for row in study.all_trials), default=runs[-1].started)
     devices = listed([*dict.fromkeys(row.device for row in study.all_trials)])
     return f"{moment(runs[0].started)} to {moment(ended)} UTC, {counted(len(runs), 'run')}, on {devices or 'no device yet'}"
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}" if path else name)
-    else:
-        yield path, str(value)

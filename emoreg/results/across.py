@@ -18,7 +18,7 @@ from scipy import special
 from emoreg.config import in_order
 from emoreg.config.controls import ON_LADDER
 from emoreg.formatting import counted
-from emoreg.results.statistics import ALPHA, FEWEST_SEEDS, Comparison, Interval
+from emoreg.results.statistics import ALPHA, FEWEST_SEEDS, Comparison, Interval, exact_interval
 
 if TYPE_CHECKING:
     from emoreg.results.study import StudyResults
@@ -122,10 +122,7 @@ def random_effects(effects: Sequence[float], variances: Sequence[float]) -> Effe
 
     How far they differ is estimated by DerSimonian and Laird (1986). The interval is never narrower than what the errors alone
     explain (the factor q is 1 at least, as IQWiG asks for), which effects that happen to be alike would make it.
-
-    Args:
-        effects: of two units or more.
-        variances: of their errors.
+    ``effects`` are those of two units or more, ``variances`` those of their errors.
     """
     y, v = np.asarray(effects), np.maximum(variances, _LEAST_VARIANCE)
     k, w = len(y), 1 / v
@@ -142,10 +139,7 @@ def clustered_share(sizes: Sequence[int], shares: Sequence[float]) -> tuple[floa
     """The share of all, and its 95 % interval, of clusters whose shares may differ (Korn and Graubard 1998).
 
     It is the interval of Clopper and Pearson for as many independent ones as tell as much, and no more than there are.
-
-    Args:
-        sizes: of two clusters or more.
-        shares: of each.
+    ``sizes`` are those of two clusters or more.
     """
     n, p, k = np.asarray(sizes, dtype=float), np.asarray(shares), len(sizes)
     total = float(n.sum())
@@ -154,7 +148,4 @@ def clustered_share(sizes: Sequence[int], shares: Sequence[float]) -> tuple[floa
     alike = total if variance == 0 else min(total, share * (1 - share) / variance)
     t_all, t_clusters = (float(special.stdtrit(freedom, 1 - ALPHA / 2)) for freedom in (total - 1, k - 1))
     effective = min(total, alike * (t_all / t_clusters) ** 2)
-    above, tail = share * effective, ALPHA / 2
-    low = float(special.betaincinv(above, effective - above + 1, tail)) if above > 0 else 0.0
-    high = float(special.betaincinv(above + 1, effective - above, 1 - tail)) if above < effective else 1.0
-    return share, Interval(low, high)
+    return share, exact_interval(share * effective, effective, ALPHA / 2)

@@ -1,4 +1,4 @@
-"""What a study's trials come to: the best, the Pareto front, counts, device time, and regulation beside its controls.
+"""What a study's trials come to: the best, the Pareto front, counts and device time.
 
 Whoever shows one of these (progress, status, TensorBoard, the report) takes it from here. Needs neither torch nor Ray.
 """
@@ -11,18 +11,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
-from emoreg.config import CONTROLS, Objective, StudyConfig, in_order, resolve_trial
+from emoreg.config import CONTROLS, Objective, ResolvedTrial, StudyConfig, TrialConfig, from_json, resolve_trial
 from emoreg.config.arms import arms
 from emoreg.config.search_space import num_searched
+from emoreg.config.sharing import least_epochs
 from emoreg.results.outcome import Status
-from emoreg.results.records import Role, RunRecord, TrialRecord
-
-_CONFIDENCE = 0.95
+from emoreg.results.records import EpochRecord, Role, RunRecord, TrialRecord
 
 
-class TrialSummary(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSummary:
     """The columns of a ``TrialRecord`` that tell how its study stands: of thousands of trials the others take long to read."""
 
     identity: str
@@ -67,17 +67,14 @@ def ranked(records: Iterable[TrialRecord], objective: Objective, *, search_of: s
     return sorted(valued, key=lambda row: _cost(row, objective))
 
 
-def ranked_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, list[TrialRecord]]:
-    """The same for each backbone."""
-    found: dict[str, list[TrialRecord]] = {}
-    for record in ranked(records, objective):
-        found.setdefault(record.backbone, []).append(record)
-    return found
-
-
-def best_by_backbone(records: Iterable[TrialRecord], objective: Objective) -> dict[str, TrialRecord]:
-    """The best finished trial of the search for each backbone."""
-    return {backbone: found[0] for backbone, found in ranked_by_backbone(records, objective).items()}
+def best_by_backbone(
+    records: Iterable[TrialRecord], objective: Objective, *, search_of: str | None = None
+) -> dict[str, TrialRecord]:
+    """The best finished trial of the search, as ``ranked`` has it, for each backbone."""
+    best: dict[str, TrialRecord] = {}
+    for record in ranked(records, objective, search_of=search_of):
+        best.setdefault(record.backbone, record)
+    return best
 
 
 def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
@@ -132,15 +129,12 @@ def averaged(records: Iterable[Trial]) -> list[Trial]:
     groups: dict[str, list[Trial]] = {}
     for row in records:
         groups.setdefault(row.repeats or row.identity, []).append(row)
-    found = []
-    for identity, rows in groups.items():
-        for first in rows:
-            if first.identity == identity:
-                changed = _means(rows) if len(rows) > 1 else {}
-                found.append(
-                    first._replace(**changed) if isinstance(first, TrialSummary) else dataclasses.replace(first, **changed)
-                )
-    return found
+    return [
+        first if len(rows) == 1 else dataclasses.replace(first, **_means(rows))
+        for identity, rows in groups.items()
+        for first in rows
+        if first.identity == identity
+    ]
 
 
 def _means(rows: Sequence[TrialRecord | TrialSummary]) -> dict[str, Any]:
@@ -257,6 +251,38 @@ def device_time(records: Iterable[TrialRecord]) -> DeviceTime:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingEpochs:
+    """Epochs of pre-training, cool-downs included: what sharing left of those that trials asked for.
+
+    Attributes:
+        asked: by all trials that have had their experience.
+        computed: by whomever, experiences of other studies not counted.
+        least: that give each of these trials its experience, from an empty store.
+    """
+
+    asked: int
+    computed: int
+    least: int
+
+
+def pretraining_epochs(trials: Iterable[TrialRecord], epochs: Iterable[EpochRecord]) -> PretrainingEpochs:
+    """Count what the trials asked for, what was computed for it, and what had to be."""
+    asked, alike = 0, dict[str, ResolvedTrial]()
+    for row in trials:
+        if row.experience_seconds is None:
+            continue
+        settings = json.loads(row.config)
+        pretraining = settings["pretraining"]
+        asked += pretraining["epochs"] + pretraining["cooldown_epochs"]
+        del settings["regulation"]  # of thousands of trials few differ in anything else
+        key = json.dumps(settings, sort_keys=True)
+        if key not in alike:
+            alike[key] = ResolvedTrial(config=from_json(TrialConfig, json.loads(row.config)), identity=row.identity)
+    computed = {(row.identity, row.epoch) for row in epochs if row.stage == "pretraining"}
+    return PretrainingEpochs(asked=asked, computed=len(computed), least=least_epochs(alike.values()))
+
+
 def device_hours(config: StudyConfig, runs: Iterable[RunRecord]) -> float:
     """Hours of devices that runs took: in which slots ran trials, or were held for those that waited for pre-training.
 
@@ -271,69 +297,3 @@ def waiting_share(runs: Iterable[RunRecord]) -> float:
     rows = [*runs]
     total = math.fsum(row.slot_seconds for row in rows)
     return math.fsum(row.waiting_slot_seconds for row in rows) / total if total else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A mean over n seeds, with half the width of its 95 % confidence interval (Student's t); None for a single seed."""
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    def __str__(self) -> str:
-        """In percent: "71.2 ± 1.3", or "71.2" for a single seed."""
-        return f"{100 * self.mean:.1f}" + ("" if self.half_width is None else f" ± {100 * self.half_width:.1f}")
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its 95 % confidence interval by Student's t.
-
-    Raises:
-        ValueError: for no values.
-    """
-    n = len(values)
-    if n == 0:
-        raise ValueError("a mean needs at least one value")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean=mean, half_width=None, n=1)
-    from scipy import stats  # takes a while to import, and status does without
-
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    quantile = float(stats.t.ppf((1 + _CONFIDENCE) / 2, df=n - 1))
-    return Estimate(mean=mean, half_width=quantile * deviation / math.sqrt(n), n=n)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ControlRow:
-    """One control of one backbone, on the study's fixed configuration: nothing here was selected.
-
-    Attributes:
-        control: ``regulated`` is regulation itself.
-        accuracy: validation accuracy over the seeds that finished.
-        gain: regulation minus this control, paired by seed; None for regulation itself, or without a common seed.
-    """
-
-    backbone: str
-    control: str
-    accuracy: Estimate
-    gain: Estimate | None
-
-
-def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
-    """Regulation, then each control in the order of ``CONTROLS``, by backbone, with what regulation gains over it."""
-    by_backbone: dict[str, dict[str, dict[int, float]]] = {}
-    for record in records:
-        if record.role == "control" and record.status == "finished" and record.val_accuracy is not None:
-            by_control = by_backbone.setdefault(record.backbone, {})
-            by_control.setdefault(record.control, {})[record.seed] = record.val_accuracy
-    rows = []
-    for backbone, by_control in sorted(by_backbone.items()):
-        regulated = by_control.get("regulated", {})
-        for control in in_order(by_control):
-            accuracies = by_control[control]
-            gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
-            gain = estimate(gains) if gains and control != "regulated" else None
-            rows.append(ControlRow(backbone=backbone, control=control, accuracy=estimate([*accuracies.values()]), gain=gain))
-    return rows

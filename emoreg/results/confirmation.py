@@ -1,16 +1,15 @@
-"""What a confirmation has found: regulation beside each control on the test set, and what may be said of it."""
+"""Regulation beside its controls: on validation and, of a confirmation, on the test set, and what may then be said of it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from emoreg.config import in_order
 from emoreg.config.controls import LADDER, ON_LADDER
 from emoreg.formatting import p_text
-from emoreg.results.analysis import Estimate, estimate
 from emoreg.results.ladder import (
     LEVEL,
     Climb,
@@ -25,11 +24,45 @@ from emoreg.results.ladder import (
 from emoreg.results.looks import ONLY_LOOK, Look
 from emoreg.results.plan import Chosen, Opening, PlannedTrial, Rival
 from emoreg.results.records import TrialRecord
-from emoreg.results.statistics import Comparison
+from emoreg.results.statistics import Comparison, Estimate, estimate
 
 REGULATED = Rival("regulated")
 UNTUNED = "controls at the settings of the tuned method: mechanism, not a claim that tuning was fair"
 """What a verdict begins with where no control that it depends on has had a search of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlRow:
+    """One control of one backbone, on the study's fixed configuration: nothing here was selected.
+
+    Attributes:
+        control: ``regulated`` is regulation itself.
+        accuracy: validation accuracy over the seeds that finished.
+        gain: regulation minus this control, paired by seed; None for regulation itself, or without a common seed.
+    """
+
+    backbone: str
+    control: str
+    accuracy: Estimate
+    gain: Estimate | None
+
+
+def control_rows(records: Iterable[TrialRecord]) -> list[ControlRow]:
+    """Regulation, then each control in the order of ``CONTROLS``, by backbone, with what regulation gains over it."""
+    by_backbone: dict[str, dict[str, dict[int, float]]] = {}
+    for record in records:
+        if record.role == "control" and record.status == "finished" and record.val_accuracy is not None:
+            by_control = by_backbone.setdefault(record.backbone, {})
+            by_control.setdefault(record.control, {})[record.seed] = record.val_accuracy
+    rows = []
+    for backbone, by_control in sorted(by_backbone.items()):
+        regulated = by_control.get("regulated", {})
+        for control in in_order(by_control):
+            accuracies = by_control[control]
+            gains = [regulated[seed] - accuracy for seed, accuracy in accuracies.items() if seed in regulated]
+            gain = estimate(gains) if gains and control != "regulated" else None
+            rows.append(ControlRow(backbone=backbone, control=control, accuracy=estimate([*accuracies.values()]), gain=gain))
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +107,8 @@ def confirmed_rows(opening: Opening, records: Mapping[str, TrialRecord], *, same
 
     Who looks in between and stops where he likes what he sees would make false claims more often than the statistics allow for.
 
-    Args:
-        opening: of the test set.
-        records: of its trials.
-        same_settings: whether every control is that at the settings of the configuration, which tells the mechanism; else each
-            is at its own best, where it was tuned.
+    With ``same_settings`` every control is that at the settings of the configuration, which tells the mechanism; else each is
+    at its own best, where it was tuned.
     """
     if not opening.is_complete(records):
         return []

@@ -37,8 +37,7 @@ def find_trial(study: StudyResults, trial: str) -> tuple[StudyResults, TrialReco
             return study, best[0]
         case "confirmed":
             return study.confirming, _confirmed(study)
-    homes = [study] if study.confirmation is None else [study, study.confirmation]
-    found = [(home, row) for home in homes for row in home.trials if row.identity.startswith(trial)]
+    found = [(home, row) for home in study.with_confirmation for row in home.trials if row.identity.startswith(trial)]
     if len(found) != 1 or len(trial) < _LEAST_DIGITS:
         raise ConfigError(
             f"Copy a trial's identity from a table of {study.name!r}, of which the first {_LEAST_DIGITS} digits may do: "
@@ -64,14 +63,7 @@ def _confirmed(study: StudyResults) -> TrialRecord:
 
 
 def model_card(study: StudyResults, home: StudyResults, record: TrialRecord, predictions: pa.Table | None = None) -> str:
-    """The model card of a trial's network, in Markdown.
-
-    Args:
-        study: that was asked.
-        home: in which the trial ran: the study, or its confirmation.
-        record: of the trial.
-        predictions: of the trial, where they are there.
-    """
+    """The model card of a trial's network, in Markdown; ``home`` is the study that it ran in: this one, or its confirmation."""
     evaluations = [row for row in home.evaluations if row.identity == record.identity]
     title = f"{record.task} by {record.backbone} ({control_name(record.control)})"
     return "\n".join(
@@ -122,8 +114,7 @@ def _numbers(study: StudyResults, record: TrialRecord, evaluations: Sequence[Eva
         if accuracy is None:
             continue
         num_images = sum(row.num_images for row in evaluations if row.split == split)
-        low, high = share_interval(accuracy, num_images) if num_images else (None, None)
-        interval = "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
+        interval = _interval(accuracy, num_images)
         yield f"| {split} accuracy{said} | {100 * accuracy:.1f} % | {interval} | {num_images or ''} |"
     for row in study.confirmed:
         if row.control == "regulated" and _is_planned(study, row.chosen.identity, record):
@@ -132,6 +123,12 @@ def _numbers(study: StudyResults, record: TrialRecord, evaluations: Sequence[Eva
             yield f"| test accuracy, mean of {mean.n} seeds | {100 * mean.mean:.1f} % | {width} | |"
     for name, value in json.loads(record.metrics).items():
         yield f"| {name} | {value:.4g} | | |"
+
+
+def _interval(share: float, n: int) -> str:
+    """That of a share of ``n`` images, in percent; empty without images."""
+    found = share_interval(share, n) if n else None
+    return "" if found is None else f"{100 * found.low:.1f} to {100 * found.high:.1f} %"
 
 
 def _is_planned(study: StudyResults, chosen: str, record: TrialRecord) -> bool:
@@ -173,8 +170,7 @@ def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[str]:
         recall = interval = precision = ""
         if row.num_images:
             share = row.num_correct / row.num_images
-            low, high = share_interval(share, row.num_images)
-            recall, interval = f"{100 * share:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
+            recall, interval = f"{100 * share:.1f} %", _interval(share, row.num_images)
         if row.num_predicted:
             precision = f"{100 * row.num_correct / row.num_predicted:.1f} %"
         yield f"| {row.class_name} | {recall} | {interval} | {precision} | {row.num_images} |"

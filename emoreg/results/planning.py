@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 from emoreg.config import (
     CONTROLS,
@@ -24,7 +24,7 @@ from emoreg.config.controls import available_controls
 from emoreg.config.resolved import UNKNOWN, Fingerprints
 from emoreg.config.search_space import num_searched, resolve
 from emoreg.errors import ConfigError
-from emoreg.results.analysis import ranked, ranked_by_backbone
+from emoreg.results.analysis import ranked
 from emoreg.results.plan import Chosen, Plan, Tuned
 from emoreg.results.records import TrialRecord
 
@@ -47,17 +47,12 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
     Raises:
         ConfigError: where no trial of the search has finished.
     """
-    by_task: dict[str, list[TrialRecord]] = {}
-    for row in records:
-        by_task.setdefault(row.task, []).append(row)
-    ranked = {
-        (backbone, task): found[:top]
-        for task, rows in by_task.items()
-        for backbone, found in ranked_by_backbone(rows, config.objectives[0]).items()
-    }
-    if not ranked:
+    found: dict[tuple[str, str], list[TrialRecord]] = {}
+    for row in ranked(records, config.objectives[0]):
+        found.setdefault((row.backbone, row.task), []).append(row)
+    if not found:
         raise ConfigError(f"Run the study first: {config.name!r} has no finished trial of the search that could be confirmed")
-    has_tasks = len({task for _, task in ranked}) > 1
+    has_tasks = len({task for _, task in found}) > 1
     return tuple(
         Chosen(
             identity=record.identity,
@@ -67,8 +62,8 @@ def choose(config: StudyConfig, records: Iterable[TrialRecord], top: int) -> tup
             params=record.sampled,
             task=task if has_tasks else None,
         )
-        for backbone, task in sorted(ranked)
-        for rank, record in enumerate(ranked[backbone, task], 1)
+        for backbone, task in sorted(found)
+        for rank, record in enumerate(found[backbone, task][:top], 1)
     )
 
 
@@ -121,13 +116,7 @@ def best_tuned(
 
     A control with nothing to search has one configuration; one without a finished trial there has none.
 
-    Args:
-        config: the study.
-        arms: controls with searches of their own.
-        chosen: what is confirmed.
-        records: of the study.
-        is_complete: whether its last run came to its end: then no search is short, however few configurations it has.
-        fingerprints: of image sets.
+    Where the study's last run ``is_complete``, no search is short, however few configurations it has.
 
     Raises:
         ConfigError: where a control has been searched less than regulation, or the study has changed.
@@ -139,28 +128,18 @@ def best_tuned(
     rankings = {control: ranked(records, objective, search_of=control) for control in searching}
     bests = []
     for found in chosen:
-        task = found.params.get("task.name", config.trial.task.name)
+        where = found.backbone, found.params.get("task.name", config.trial.task.name)
         for control in tuned_controls(config):
+            best = partial(Tuned, chosen=found.identity, control=control)
             if control not in searching:  # nothing to search: its one configuration is its best
-                trial = resolve_trial(as_control(config.trial, control), fingerprints)
-                bests.append(
-                    Tuned(chosen=found.identity, control=control, identity=trial.identity, val_accuracy=None, params={})
-                )
+                identity = resolve_trial(as_control(config.trial, control), fingerprints).identity
+                bests.append(best(identity=identity, val_accuracy=None, params={}))
                 continue
-            own = (row for row in rankings[control] if (row.backbone, row.task) == (found.backbone, task))
-            for rank, row in enumerate(itertools.islice(own, NUM_BEST), 1):
+            own = [row for row in rankings[control] if (row.backbone, row.task) == where]
+            for rank, row in enumerate(own[:NUM_BEST], 1):
                 at_its_best = resolve(searching[control].config.trial, row.sampled)
                 _check_same(resolve_trial(at_its_best, fingerprints), row.identity)
-                bests.append(
-                    Tuned(
-                        chosen=found.identity,
-                        control=control,
-                        identity=row.identity,
-                        val_accuracy=row.val_accuracy,
-                        params=row.sampled,
-                        rank=rank,
-                    )
-                )
+                bests.append(best(identity=row.identity, val_accuracy=row.val_accuracy, params=row.sampled, rank=rank))
     return bests
 
 
@@ -201,9 +180,7 @@ def plan_trials(
         for found in chosen:
             base = with_own_cuts(resolve(config.trial, found.params), seed)
             for control in controls:
-                trial = dataclasses.replace(base, control=control)
-                if CONTROLS[control].match_passes:
-                    trial = with_passes_of(base, trial, images)
+                trial = with_passes_of(base, dataclasses.replace(base, control=control), images)
                 planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
     return planned
 
@@ -229,15 +206,20 @@ def plan_tuned(
     for seed in seeds:
         for best in bests:
             found = beside[best.chosen]
+            base = with_own_cuts(resolve(config.trial, found.params), seed)
             trial = with_own_cuts(resolve(as_control(config.trial, best.control), best.params), seed)
-            if CONTROLS[best.control].match_passes:
-                trial = with_passes_of(with_own_cuts(resolve(config.trial, found.params), seed), trial, images)
+            trial = with_passes_of(base, trial, images)
             planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
     return planned
 
 
 def with_passes_of(regulated: TrialConfig, trial: TrialConfig, images: ImageCount) -> TrialConfig:
-    """A control's trial with as many epochs as take the encoder passes of regulation and its pre-training, rounded up."""
+    """A control's trial; if it matches passes, with as many epochs as take those of regulation and its pre-training.
+
+    Passes are those of an encoder; epochs are rounded up.
+    """
+    if not CONTROLS[trial.control].match_passes:
+        return trial
     passes = regulated.regulation.epochs * _num_encoders(regulated.regulation) * images("task", regulated.task)
     if regulated.regulation.needs_emotional:
         passes += regulated.pretraining.total_epochs * images("stimuli", regulated.stimuli)

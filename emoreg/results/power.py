@@ -73,32 +73,6 @@ def rungs_of(controls: Collection[str]) -> list[int]:
     return counts[: counts.index(0)] if 0 in counts else counts
 
 
-def ladder_power(
-    effect: float, deviation: float, n: int, *, rungs: Sequence[int], num_ladders: int, num_looks: int = 1
-) -> list[float]:
-    """The chance that each rung is reached with ``n`` seeds, where regulation is ``effect`` better than every control.
-
-    Args:
-        effect: in the unit of ``deviation``.
-        deviation: of a gain from seed to seed.
-        n: seeds.
-        rungs: controls on each rung.
-        num_ladders: of the confirmation, which share the level.
-        num_looks: 1 or 2. Beside other ladders, which are not climbed, the first of two never ends the plan.
-    """
-    random = np.random.default_rng(0)
-    shared, holds = random.standard_normal((_SIMULATED, n)), np.ones(_SIMULATED, dtype=bool)
-    first = num_at_first_look(n) if num_looks == 2 else n
-    early, reached = np.full(_SIMULATED, first < n and num_ladders == 1), []
-    for num_controls in rungs:
-        for _ in range(num_controls):
-            gains = effect + deviation * (shared + random.standard_normal((_SIMULATED, n))) / math.sqrt(2)
-            holds &= Look(first / n).repeated(p_above(gains)) * num_ladders <= LEVEL
-            early &= Look(first / n, is_first=True).repeated(p_above(gains[:, :first])) <= LEVEL
-        reached.append(holds.copy())
-    return [float((early | found).mean()) for found in reached]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prospect:
     """What a confirmation can expect to see of one configuration.
@@ -120,9 +94,21 @@ class Prospect:
     num_looks: int = 1
 
     def power(self, n: int, deviation: float | None = None) -> list[float]:
-        """The chance that each rung is reached with ``n`` seeds, for the spread or another standard deviation."""
-        spread = self.spread.deviation if deviation is None else deviation
-        return ladder_power(self.effect, spread, n, rungs=self.rungs, num_ladders=self.num_ladders, num_looks=self.num_looks)
+        """The chance that each rung is reached with ``n`` seeds, for the spread or another standard deviation.
+
+        Beside other ladders, which are not climbed, the first of two looks never ends the plan.
+        """
+        random, spread = np.random.default_rng(0), self.spread.deviation if deviation is None else deviation
+        shared, holds = random.standard_normal((_SIMULATED, n)), np.ones(_SIMULATED, dtype=bool)
+        first = num_at_first_look(n) if self.num_looks == 2 else n
+        early, reached = np.full(_SIMULATED, first < n and self.num_ladders == 1), []
+        for num_controls in self.rungs:
+            for _ in range(num_controls):
+                gains = self.effect + spread * (shared + random.standard_normal((_SIMULATED, n))) / math.sqrt(2)
+                holds &= Look(first / n).repeated(p_above(gains)) * self.num_ladders <= LEVEL
+                early &= Look(first / n, is_first=True).repeated(p_above(gains[:, :first])) <= LEVEL
+            reached.append(holds.copy())
+        return [float((early | found).mean()) for found in reached]
 
     def seeds(self, deviation: float) -> int | None:
         """The fewest seeds with which the last rung is reached with the chance ``POWER``; None for more than ``MOST_SEEDS``."""
@@ -136,33 +122,23 @@ class Prospect:
 
 
 def prospects(
-    chosen: Iterable[Chosen],
+    chosen: Collection[Chosen],
     records: Sequence[TrialRecord],
-    controls: Iterable[str],
+    controls: Collection[str],
     effect: float,
     num_looks: int = 1,
     tuned: Collection[Tuned] = (),
 ) -> dict[str, Prospect]:
     """What a confirmation can expect of each configuration, by its identity, where the search's controls tell its spread."""
-    configurations, there = [*chosen], [*controls]
-    second = {
-        found.identity: [item.control for item in tuned if item.chosen == found.identity and item.rank > 1]
-        for found in configurations
-    }
-    rungs = {identity: rungs_of([*there, *also]) for identity, also in second.items()}
-    spreads = {found.identity: paired_spread(records, found.backbone) for found in configurations}
-    return {
-        found.identity: Prospect(
-            name=found.name,
-            spread=spread,
-            effect=effect,
-            rungs=rungs[found.identity],
-            num_ladders=len(configurations),
-            num_looks=num_looks,
-        )
-        for found in configurations
-        if rungs[found.identity] and (spread := spreads[found.identity]) is not None
-    }
+    expected = {}
+    for found in chosen:
+        second = [item.control for item in tuned if item.chosen == found.identity and item.rank > 1]
+        rungs, spread = rungs_of([*controls, *second]), paired_spread(records, found.backbone)
+        if rungs and spread is not None:
+            expected[found.identity] = Prospect(
+                name=found.name, spread=spread, effect=effect, rungs=rungs, num_ladders=len(chosen), num_looks=num_looks
+            )
+    return expected
 
 
 def seeds_enough(found: Collection[Prospect]) -> int:

@@ -272,15 +272,7 @@ class Provenance:
     host: str
 
 
-Row = TypeVar("Row", EpochRecord, EvaluationRecord, ProbeRecord, TrialRecord, RunRecord)
-AnyRow = (
-    type[EpochRecord]
-    | type[EvaluationRecord]
-    | type[PredictionRecord]
-    | type[ProbeRecord]
-    | type[TrialRecord]
-    | type[RunRecord]
-)
+Row = TypeVar("Row", EpochRecord, EvaluationRecord, PredictionRecord, ProbeRecord, TrialRecord, RunRecord)
 _ARROW_TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -290,7 +282,7 @@ _ARROW_TYPES: dict[type, pa.DataType] = {
 }
 
 
-def schema(row_type: AnyRow) -> pa.Schema:
+def schema(row_type: type[Row]) -> pa.Schema:
     """The Arrow schema of a row type: names, types, nullability and the meaning of each column."""
     hints = get_type_hints(row_type)
     columns = []

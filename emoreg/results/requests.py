@@ -92,11 +92,7 @@ def read_enqueued(files: Files, name: str) -> EnqueuedTrial | None:
 def ask_to_stop(files: Files, config: StudyConfig, running: Collection[str], identity: str) -> str:
     """Ask that a running trial save and end as pruned; its whole identity.
 
-    Args:
-        files: the study's folder.
-        config: of the study.
-        running: identities of the trials of its search that run now.
-        identity: the trial's, or how it begins.
+    ``running`` are the identities of the trials of the search that run now; ``identity`` is one of them, or how it begins.
 
     Raises:
         ConfigError: for an identity that no such trial has, or several.

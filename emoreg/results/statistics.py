@@ -1,4 +1,4 @@
-"""One configuration against another, paired by seed. Imports neither torch nor Ray.
+"""Means over seeds, and one configuration against another, paired by seed. Imports neither torch nor Ray.
 
 The differences of two configurations' test accuracies, seed by seed, are tested by the paired t-test, one-sided; intervals
 invert the same test, and hold together for all rows of a table (Bonferroni). From ``FEWEST_FLIPPED`` seeds on, the sign-flip
@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,34 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over n seeds, with half the width of its 95 % confidence interval (Student's t); None for a single seed."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    def __str__(self) -> str:
+        """In percent: "71.2 ± 1.3", or "71.2" for a single seed."""
+        return f"{100 * self.mean:.1f}" + ("" if self.half_width is None else f" ± {100 * self.half_width:.1f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of independent values, of which there is one or more, with its 95 % confidence interval by Student's t."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean=mean, half_width=None, n=1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return Estimate(mean=mean, half_width=_half_width(deviation, n, ALPHA / 2), n=n)
+
+
+def _half_width(deviation: float, n: int, tail: float) -> float:
+    """Half the width of Student's interval of a mean, which leaves ``tail`` at each of its ends."""
+    return float(special.stdtrit(n - 1, 1 - tail)) * deviation / math.sqrt(n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +103,8 @@ class Comparison:
         """Of the mean, by Student's t; None below ``FEWEST_SEEDS``."""
         if self.n < FEWEST_SEEDS:
             return None
-        half = special.stdtrit(self.n - 1, 1 - self._tail) * _deviation(self._differences) / np.sqrt(self.n)
-        return Interval(self.mean - float(half), self.mean + float(half))
+        half = _half_width(float(_deviation(self._differences)), self.n, self._tail)
+        return Interval(self.mean - half, self.mean + half)
 
     @property
     def p_better(self) -> float:
@@ -103,13 +132,8 @@ class Comparison:
 
     @property
     def share_interval(self) -> Interval | None:
-        """Of ``share_above`` (Clopper and Pearson 1934); None below ``FEWEST_SEEDS``."""
-        if self.n < FEWEST_SEEDS:
-            return None
-        above, tail = self.n * self.share_above, self._tail
-        low = float(special.betaincinv(above, self.n - above + 1, tail)) if above else 0.0
-        high = float(special.betaincinv(above + 1, self.n - above, 1 - tail)) if above < self.n else 1.0
-        return Interval(low, high)
+        """Of ``share_above``; None below ``FEWEST_SEEDS``."""
+        return None if self.n < FEWEST_SEEDS else exact_interval(self.n * self.share_above, self.n, self._tail)
 
     @property
     def _differences(self) -> np.ndarray:
@@ -138,12 +162,19 @@ def p_above(differences: np.ndarray) -> np.ndarray:
     return np.where(varies, special.stdtr(n - 1, -t), np.where(mean > _ROUNDING, 0.5**n, 1.0))
 
 
-def share_interval(share: float, n: int) -> tuple[float, float]:
+def exact_interval(above: float, n: float, tail: float) -> Interval:
+    """That of a share of ``above`` in ``n``, which leaves ``tail`` at each of its ends (Clopper and Pearson 1934)."""
+    low = float(special.betaincinv(above, n - above + 1, tail)) if above > 0 else 0.0
+    high = float(special.betaincinv(above + 1, n - above, 1 - tail)) if above < n else 1.0
+    return Interval(low, high)
+
+
+def share_interval(share: float, n: int) -> Interval:
     """The 95 % interval of a share of ``n`` images, by Wilson (1927): it stays within [0, 1], also for few."""
     z = float(special.ndtri(0.975))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half_width = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return max(0.0, middle - half_width), min(1.0, middle + half_width)
+    return Interval(max(0.0, middle - half_width), min(1.0, middle + half_width))
 
 
 def _deviation(differences: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from emoreg.config import CONFIRM, Distribution, Objective, StudyConfig, in_order
 from emoreg.errors import StorageError
-from emoreg.results.analysis import ControlRow, averaged, best_by_backbone, control_rows, leading, ranked
-from emoreg.results.confirmation import Confirmed, confirmed_rows, ladders_of, verdicts
+from emoreg.results.analysis import averaged, best_by_backbone, leading
+from emoreg.results.confirmation import Confirmed, ControlRow, confirmed_rows, control_rows, ladders_of, verdicts
 from emoreg.results.ladder import Comparisons, Verdict
 from emoreg.results.ledger import Entry, Ledger, earlier
 from emoreg.results.plan import PLAN, Opening, read_openings
@@ -124,11 +124,16 @@ class StudyResults:
     @functools.cached_property
     def tuned(self) -> dict[tuple[str, str], TrialRecord]:
         """The best finished trial of each control's own search, by control and backbone. Selected."""
-        found = {}
-        for control in in_order({row.search_of for row in self.trials if row.search_of is not None}):
-            for row in reversed(ranked(self.trials, self.objectives[0], search_of=control)):
-                found[control, row.backbone] = row
-        return dict(sorted(found.items(), key=lambda item: self.backbones.index(item[0][1])))
+        bests = {
+            control: best_by_backbone(self.trials, self.objectives[0], search_of=control)
+            for control in in_order({row.search_of for row in self.trials if row.search_of is not None})
+        }
+        return {(control, name): best[name] for name in self.backbones for control, best in bests.items() if name in best}
+
+    @property
+    def with_confirmation(self) -> tuple[StudyResults, ...]:
+        """The study and, where it has one, its confirmation."""
+        return (self,) if self.confirmation is None else (self, self.confirmation)
 
     @property
     def confirming(self) -> StudyResults:
@@ -198,7 +203,7 @@ class StudyResults:
     @property
     def all_trials(self) -> tuple[TrialRecord, ...]:
         """The trials of the study and of its confirmation."""
-        return self.trials if self.confirmation is None else (*self.trials, *self.confirmation.trials)
+        return tuple(row for study in self.with_confirmation for row in study.trials)
 
     @functools.cached_property
     def by_identity(self) -> dict[str, TrialRecord]:
@@ -215,8 +220,7 @@ class StudyResults:
         Raises:
             StorageError: for a file that is damaged.
         """
-        places = dict.fromkeys((self.place, self.confirming.place))
-        return read_predictions(*map(Files, places), identity=identity)
+        return read_predictions(*(Files(study.place) for study in self.with_confirmation), identity=identity)
 
     @functools.cached_property
     def _epochs_by_trial(self) -> dict[str, list[EpochRecord]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import solve_triangular
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -172,9 +172,11 @@ class Surrogate:
         self._center, self._scale = float(self._accuracies.mean()), float(self._accuracies.std()) or 1.0
 
     @functools.cached_property
-    def _processes(self) -> list[_Process]:
+    def _processes(self) -> list[GaussianProcessRegressor]:
+        """One for each draw of the hyperparameters, given the trials."""
         targets = (self._accuracies - self._center) / self._scale
-        return [_Process(kernel, self._inputs, targets) for kernel in _draw_kernels(self._inputs, targets)]
+        kernels = _draw_kernels(self._inputs, targets)
+        return [GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0).fit(self._inputs, targets) for kernel in kernels]
 
     def has(self, path: str) -> bool:
         """Whether it knows how accuracy goes with this parameter: a number that varied."""
@@ -193,10 +195,7 @@ class Surrogate:
         inputs = np.repeat(others[None, chosen], len(points), axis=0)  # points, values of the others, columns
         for (parameter, column), values in zip(asked, points.T, strict=True):
             inputs[:, :, column] = parameter.encoded(values)
-        return self._averaged(points, inputs)
-
-    def _averaged(self, points: np.ndarray, inputs: np.ndarray) -> Response:
-        means, covariances = zip(*(process.averaged(inputs) for process in self._processes), strict=True)
+        means, covariances = zip(*(_averaged(process, inputs) for process in self._processes), strict=True)
         covariance = np.mean(covariances, axis=0) + np.cov(np.transpose(means), bias=True)  # within draws and between them
         return Response(
             points=points,
@@ -205,23 +204,15 @@ class Surrogate:
         )
 
 
-class _Process:
-    """A Gaussian process of one draw of hyperparameters, given the trials."""
-
-    def __init__(self, kernel: Any, inputs: np.ndarray, targets: np.ndarray) -> None:
-        self._signal = kernel.k1  # without the noise of a single trial
-        self._inputs = inputs
-        self._cholesky = cholesky(kernel(inputs), lower=True)
-        self._weights = cho_solve((self._cholesky, True), targets)
-
-    def averaged(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and covariance at points, each the mean over rows: of inputs of shape (points, rows, columns)."""
-        num_points, num_rows, _ = inputs.shape
-        flat = inputs.reshape(num_points * num_rows, -1)
-        to_trials = self._signal(flat, self._inputs).reshape(num_points, num_rows, -1).mean(axis=1)
-        prior = self._signal(flat).reshape(num_points, num_rows, num_points, num_rows).mean(axis=(1, 3))
-        explained = solve_triangular(self._cholesky, to_trials.T, lower=True)
-        return to_trials @ self._weights, prior - explained.T @ explained
+def _averaged(process: GaussianProcessRegressor, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance at points, each the mean over rows: of inputs of shape (points, rows, columns)."""
+    signal = process.kernel_.k1  # without the noise of a single trial
+    num_points, num_rows, _ = inputs.shape
+    flat = inputs.reshape(num_points * num_rows, -1)
+    to_trials = signal(flat, process.X_train_).reshape(num_points, num_rows, -1).mean(axis=1)
+    prior = signal(flat).reshape(num_points, num_rows, num_points, num_rows).mean(axis=(1, 3))
+    explained = solve_triangular(process.L_, to_trials.T, lower=True)
+    return to_trials @ process.alpha_, prior - explained.T @ explained
 
 
 def _draw_kernels(inputs: np.ndarray, targets: np.ndarray) -> list[Any]:
@@ -256,9 +247,7 @@ def _draw_kernels(inputs: np.ndarray, targets: np.ndarray) -> list[Any]:
 def forest_r_squared(inputs: np.ndarray, values: np.ndarray) -> float:
     """R squared of a forest's predictions for trials that it has not seen (out of bag); below 0, their mean is better.
 
-    Args:
-        inputs: N trials by D parameters.
-        values: what the trials came to.
+    ``inputs`` are N trials by D parameters, ``values`` what the trials came to.
     """
     forest = RandomForestRegressor(n_estimators=200, oob_score=True, random_state=0).fit(inputs, values)
     return float(forest.oob_score_)

@@ -22,7 +22,6 @@ import xxhash
 from emoreg.errors import StorageError
 from emoreg.results.records import (
     SCHEMA_VERSION,
-    AnyRow,
     EpochRecord,
     EvaluationRecord,
     ProbeRecord,
@@ -257,7 +256,7 @@ def write_table(path: Path, table: pa.Table) -> None:
         )
 
 
-def _write(path: Path, row_type: AnyRow, rows: list[Any]) -> None:
+def _write(path: Path, row_type: type[Row], rows: list[Row]) -> None:
     columns = schema(row_type)
     values = zip(*map(attrgetter(*columns.names), rows), strict=True) if rows else ((),) * len(columns)
     table = pa.Table.from_arrays(

@@ -118,7 +118,7 @@ def read_written(files: Files) -> WrittenStudy:
 def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
     """The rows of ``records/TABLE.parquet`` in a study's folder; None where there is no such table.
 
-    The fields of ``row_type``, a dataclass or named tuple, are the columns that are read; those that came later have defaults.
+    The fields of ``row_type``, a dataclass, are the columns that are read; those that came later have defaults.
 
     Raises:
         StorageError: for a table that is damaged, or of another emoreg.

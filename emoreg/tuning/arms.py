@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from emoreg.config import CONTROLS, StudyConfig
+from emoreg.config import StudyConfig
 from emoreg.config.arms import Arm, arms
 from emoreg.results.planning import ImageCount, with_passes_of
 
@@ -13,8 +13,6 @@ def searching_arms(config: StudyConfig, images: ImageCount) -> tuple[Arm, ...]:
     """The controls that have searches of their own, those that match passes with the passes of the trial as configured."""
     found = []
     for arm in arms(config):
-        if CONTROLS[arm.control].match_passes:
-            trial = with_passes_of(config.trial, arm.config.trial, images)
-            arm = dataclasses.replace(arm, config=dataclasses.replace(arm.config, trial=trial))
-        found.append(arm)
+        trial = with_passes_of(config.trial, arm.config.trial, images)
+        found.append(dataclasses.replace(arm, config=dataclasses.replace(arm.config, trial=trial)))
     return tuple(found)

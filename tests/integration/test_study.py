@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 import emoreg
 from emoreg.config import replace_paths
 from emoreg.config.resolved import resolve_trial
-from emoreg.results.pretraining import pretraining_epochs
+from emoreg.results.analysis import pretraining_epochs
 from emoreg.tuning.images import prepare_image_sets
 from tests.helpers.tensorboard import metrics_of, tensorboard
 from tests.helpers.trials import Recorder

@@ -439,7 +439,7 @@ def test_accuracies_that_are_not_numbers_are_left_out(written: Written) -> None:
 
 def test_two_studies_side_by_side(study: StudyResults, written: Written) -> None:
     other = written(name="other", helps=0.0)
-    found = {figure.name: figure for figure in compare_studies([study, other])}
+    found = {figure.name: figure for figure in compare_studies({"made-up": study, "other": other})}
     assert list(found) == ["compared-gains", "compared-accuracies", "compared-balance", "compared-pre-training-length"]
     assert [trace.name for trace in found["compared-gains"].figure.data if trace.showlegend is None] == ["made-up", "other"]
     assert "no complete confirmation" in found["compared-gains"].caption
@@ -451,7 +451,7 @@ def test_two_studies_side_by_side(study: StudyResults, written: Written) -> None
 
 def test_studies_that_have_nothing_in_common(written: Written) -> None:
     empty = with_trials(written(), [])
-    assert compare_studies([empty, empty]) == []
+    assert compare_studies({"one": empty, "other": empty}) == []
 
 
 def test_no_torch_and_no_ray() -> None:

@@ -25,9 +25,9 @@ from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
 from emoreg.report.tables import Cell, Table
-from emoreg.results.analysis import estimate
 from emoreg.results.confirmation import UNTUNED
 from emoreg.results.ledger import FOLDER, Ledger
+from emoreg.results.statistics import estimate
 from emoreg.results.study import StudyResults, load_results
 from emoreg.results.tables import write_table
 from emoreg.storage.files import Files
@@ -88,7 +88,7 @@ def test_the_answer_comes_first_in_the_words_of_the_verdict(page: Path, study: P
 
 def test_the_table_has_the_shape_of_the_papers(study: Path) -> None:
     loaded = load_results(study)
-    table = paper_table([("made-up", loaded)])
+    table = paper_table({"made-up": loaded})
     assert table is not None
     assert table.above == [("digits", 2)]
     assert [title for title, _ in table.columns] == ["method", "test_resnet", "test_vit"]

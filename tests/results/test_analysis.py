@@ -8,23 +8,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import emoreg
-from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, from_json, to_json
+from emoreg.config import CONTROLS, Objective, StudyConfig, TrialConfig, from_json, resolve_trial, to_json
 from emoreg.results.analysis import (
+    PretrainingEpochs,
     Tally,
     best_by_backbone,
-    control_rows,
     device_time,
-    estimate,
     num_planned,
     objective_value,
     pareto_front,
+    pretraining_epochs,
 )
-from emoreg.results.records import TrialRecord
+from emoreg.results.confirmation import control_rows
+from emoreg.results.records import EpochRecord, TrialRecord
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import TINY, tiny
+from tests.helpers.written import epoch_record
 
 
 def registered(metric: str) -> Objective:
@@ -36,32 +37,6 @@ ACCURACY, LOSS, SECONDS = Objective(), Objective(metric="val_loss", mode="min"),
 
 def control(name: str, seed: int, accuracy: float, backbone: str = "test_resnet") -> TrialConfig:
     return replace(TINY, control=name, seed=seed, backbone=backbone)  # type: ignore[arg-type]
-
-
-def test_estimate_is_students_interval() -> None:
-    values = [0.71, 0.74, 0.69, 0.75]
-    found = estimate(values)
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert found.mean == pytest.approx(0.7225)
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((interval.low, interval.high))
-    assert found.n == 4
-    assert str(found) == "72.2 ± 4.4"
-
-
-def test_estimate_of_two_values_by_hand() -> None:
-    # t(0.975, df=1) = 12.706; s = sqrt(2) / 2 * |a - b|; s / sqrt(2) = |a - b| / 2
-    assert estimate([0.4, 0.6]).half_width == pytest.approx(12.7062 * 0.1, rel=1e-4)
-
-
-def test_one_seed_has_no_interval_and_none_no_mean() -> None:
-    assert estimate([0.5]).half_width is None
-    assert str(estimate([0.5])) == "50.0"
-    with pytest.raises(ValueError, match="at least one"):
-        estimate([])
-
-
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert estimate([0.5, 0.5, 0.5]).half_width == 0.0
 
 
 @pytest.mark.parametrize(
@@ -203,3 +178,19 @@ def test_the_front_of_thousands_is_found_soon_and_is_that_of_all_pairs() -> None
     expected = [trial for trial, beaten in zip(trials, is_beaten, strict=True) if not beaten]
     assert pareto_front(trials, (ACCURACY, LOSS, SECONDS)) == expected
     assert 10 < len(expected) < 100
+
+
+def told(config: TrialConfig, epoch: int, *, stage: str = "pretraining") -> EpochRecord:
+    return epoch_record(resolve_trial(config), stage, epoch, 0.5)
+
+
+def test_what_was_asked_for_what_was_computed_and_what_had_to_be() -> None:
+    short, long = tiny(pretraining__epochs=2), tiny(pretraining__epochs=3, regulation__balance=0.25)
+    plain, lost = tiny(control="plain"), tiny(pretraining__epochs=9)
+    rows = [ended(config) for config in (short, long, plain, lost)]
+    rows[2:] = [replace(row, experience_seconds=None) for row in rows[2:]]
+    epochs = [told(short, 1), told(short, 2), told(long, 3), told(long, 1, stage="regulation")]
+    assert pretraining_epochs(rows, epochs) == PretrainingEpochs(asked=5, computed=3, least=3)
+    paid_twice = [*epochs, told(long, 1), told(long, 2)]
+    assert pretraining_epochs(rows, paid_twice) == PretrainingEpochs(asked=5, computed=5, least=3)
+    assert pretraining_epochs((), ()) == PretrainingEpochs(asked=0, computed=0, least=0)

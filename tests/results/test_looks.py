@@ -10,7 +10,7 @@ from scipy import stats
 
 from emoreg.errors import ConfigError
 from emoreg.results.looks import Look
-from emoreg.results.power import ladder_power, looks_of
+from emoreg.results.power import Prospect, Spread, looks_of
 from emoreg.results.statistics import Comparison
 
 HALF = Look(0.5, is_first=True), Look(0.5)
@@ -66,7 +66,8 @@ def test_two_looks_take_the_seeds_of_two_looks() -> None:
 
 
 def test_two_looks_cost_little_power() -> None:
-    powers = [ladder_power(1.0, 1.0, 12, rungs=[1, 1], num_ladders=1, num_looks=looks)[-1] for looks in (1, 2)]
+    found = Prospect(name="resnet", spread=Spread(1.0, 2.0, 3), effect=1.0, rungs=[1, 1], num_ladders=1)
+    powers = [dataclasses.replace(found, num_looks=looks).power(12)[-1] for looks in (1, 2)]
     assert powers[0] - 0.03 < powers[1] <= powers[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from emoreg.results.power import (
     MOST_SEEDS,
     Prospect,
     Spread,
-    ladder_power,
     paired_spread,
     refuse_underpowered,
     rungs_of,
@@ -40,9 +40,8 @@ def controls(**accuracies: tuple[float, ...]) -> list[TrialRecord]:
     ]
 
 
-def prospect(deviation: float = 1.0, upper: float = 2.0, effect: float = 1.0) -> Prospect:
-    spread = Spread(deviation, upper, 3)
-    return Prospect(name="resnet", spread=spread, effect=effect, rungs=[1] * 5, num_ladders=2)
+def prospect(effect: float = 1.0, *, rungs: Sequence[int] = (1,) * 5, num_ladders: int = 2) -> Prospect:
+    return Prospect(name="resnet", spread=Spread(1.0, 2.0, 3), effect=effect, rungs=rungs, num_ladders=num_ladders)
 
 
 def test_the_spread_is_that_of_gains_paired_by_seed() -> None:
@@ -69,13 +68,13 @@ def test_the_power_of_one_rung_is_the_t_test_s() -> None:
     """By the noncentral t distribution."""
     n, size = 10, 1.0
     exact = stats.nct.sf(stats.t.isf(0.025, n - 1), n - 1, size * np.sqrt(n))
-    assert ladder_power(size, 1.0, n, rungs=[1], num_ladders=1) == [pytest.approx(exact, abs=0.02)]
+    assert prospect(size, rungs=[1], num_ladders=1).power(n) == [pytest.approx(exact, abs=0.02)]
 
 
 def test_a_higher_rung_is_reached_less_often() -> None:
-    power = ladder_power(1.0, 1.0, 10, rungs=[1, 2, 1], num_ladders=2)
+    power = prospect(rungs=[1, 2, 1]).power(10)
     assert power == sorted(power, reverse=True)
-    assert power[0] > ladder_power(1.0, 1.0, 10, rungs=[1], num_ladders=4)[0]
+    assert power[0] > prospect(rungs=[1], num_ladders=4).power(10)[0]
 
 
 def test_seeds_are_counted_by_the_upper_limit() -> None:

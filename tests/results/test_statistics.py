@@ -4,13 +4,37 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emoreg.results.statistics import Comparison, Interval, p_above
+from emoreg.results.statistics import Comparison, Interval, estimate, p_above
 
 TEN = (0.01, 0.02, 0.015, 0.03, 0.02, 0.01, 0.025, 0.02, 0.015, 0.01)
 
 
 def compared(differences: tuple[float, ...] | list[float], num_rows: int = 1) -> Comparison:
     return Comparison(dict(enumerate(differences)), num_rows)
+
+
+def test_estimate_is_students_interval() -> None:
+    values = [0.71, 0.74, 0.69, 0.75]
+    found = estimate(values)
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert found.mean == pytest.approx(0.7225)
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((interval.low, interval.high))
+    assert found.n == 4
+    assert str(found) == "72.2 ± 4.4"
+
+
+def test_estimate_of_two_values_by_hand() -> None:
+    # t(0.975, df=1) = 12.706; s = sqrt(2) / 2 * |a - b|; s / sqrt(2) = |a - b| / 2
+    assert estimate([0.4, 0.6]).half_width == pytest.approx(12.7062 * 0.1, rel=1e-4)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert estimate([0.5]).half_width is None
+    assert str(estimate([0.5])) == "50.0"
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    assert estimate([0.5, 0.5, 0.5]).half_width == 0.0
 
 
 def test_a_comparison_is_scipy_s_paired_t_test() -> None:

@@ -1,4 +1,4 @@
-"""Accuracy against the measured share of emotion."""
+"""Accuracy against the measured share of emotion: see ``test_figures`` for the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emoreg.report.emotion_figures import draw_by_share
+from emoreg.report.response_figures import draw_by_share
 from emoreg.report.style import FigureContext, NotDrawn
 from emoreg.results.records import ProbeRecord
 from emoreg.results.study import load_results
