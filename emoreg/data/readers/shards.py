@@ -111,7 +111,7 @@ def _matching(filesystem: Any, root: str, pattern: str) -> list[Any]:
     info = filesystem.get_file_info(root)
     if info.is_file:
         return [info]
-    for accepts in (partial(_begins, pattern), begins_with_split):
+    for accepts in (re.compile(pattern, re.IGNORECASE).match, begins_with_split):
         for depth in (1, _DEPTH):
             infos = _below(filesystem, root, depth)
             matching = [info for info in infos if any(map(accepts, _relative(info.path, root).split("/")))]
@@ -123,10 +123,6 @@ def _matching(filesystem: Any, root: str, pattern: str) -> list[Any]:
 def _relative(path: str, root: str) -> str:
     """A file's path below the root; its name, where it is the root itself."""
     return path.removeprefix(root).removeprefix("/") or path.rpartition("/")[2]
-
-
-def _begins(pattern: str, name: str) -> bool:
-    return re.match(pattern, name, re.IGNORECASE) is not None
 
 
 def _below(filesystem: Any, root: str, depth: int) -> list[Any]:
