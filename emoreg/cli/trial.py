@@ -25,6 +25,7 @@ from emoreg.results.tables import Records
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
+from emoreg.storage.housekeeping import running
 from emoreg.tracking import tensorboard
 from emoreg.training.context import EvaluatedSplit, TrialContext
 from emoreg.training.devices import device_name
@@ -89,7 +90,7 @@ def run_one(
         lines = EpochLines(trial.config, console)
         board = tensorboard.TensorBoardReporter(copy.folder, trial, {})
         try:
-            with board, context.store.running(config.name, is_alone=coordinator.is_alone):
+            with board, running(context.store.files, config.name, is_alone=coordinator.is_alone):
                 outcome = _trained(trial, context, (board, lines), console)
         except Interrupted:
             console.print("interrupted, and saved: run the same command again to go on from here")

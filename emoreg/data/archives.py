@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import lzma
 import shutil
 import tarfile
@@ -18,11 +17,10 @@ from emoreg.errors import ImageSetError
 
 _NOT_WHOLE = (
     EOFError,
+    OSError,
     RuntimeError,  # a password is asked for
     ValueError,
-    gzip.BadGzipFile,
     lzma.LZMAError,
-    shutil.ReadError,
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
@@ -55,7 +53,7 @@ def unpacked(request: ImageSetRequest, reader: Reader, scratch: Path) -> ImageSe
             shutil.unpack_archive(archive, folder)
         else:
             shutil.unpack_archive(archive, folder, filter="data")  # nothing leaves the folder
-    except (shutil.ReadError, ValueError, EOFError, OSError) as error:
+    except _NOT_WHOLE as error:
         raise ImageSetError(
             f"Fetch {archive} again: it must be a whole archive, but it cannot be unpacked ({error})"
         ) from error

@@ -134,15 +134,14 @@ def fail(error: OSError) -> None:
 
 def stamp_of(files: Iterable[Path], root: Path) -> list[str]:
     """Name, size and time of change of each file; of a link that leads nowhere, its own."""
-    return [f"{str(file).removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}" for file, status in _statuses(files)]
-
-
-def _statuses(files: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    lines = []
     for file in files:
         try:
-            yield file, os.stat(file)
+            status = file.stat()
         except OSError:
-            yield file, os.lstat(file)
+            status = file.lstat()
+        lines.append(f"{str(file).removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}")
+    return lines
 
 
 def is_pointer(head: bytes) -> bool:

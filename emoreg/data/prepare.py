@@ -47,10 +47,6 @@ OnProgress = Callable[[str, int, int | None], None]
 log = logging.getLogger(__name__)
 
 
-def _unheard(what: str, done: int, count: int | None) -> None:
-    """Nobody is told."""
-
-
 def check(config: ImageSetConfig) -> Reader:
     """The reader of an image set, after the checks that cost nothing: name, target, package, path.
 
@@ -90,7 +86,7 @@ class Prepared:
     key: str
 
 
-def load(config: ImageSetConfig, *, image_size: int, storage: Path, on_progress: OnProgress = _unheard) -> ImageSet:
+def load(config: ImageSetConfig, *, image_size: int, storage: Path, on_progress: OnProgress = lambda *_: None) -> ImageSet:
     """The image set, whole, at ``image_size``; prepared first where ``storage`` does not have it yet.
 
     Arrays are read-only views of the mapped file: nothing is copied, and processes of one machine share the pages. The

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import inspect
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -119,28 +117,18 @@ class ImageSetRequest:
 
 
 Read = Callable[[ImageSetRequest], ImageSetContents]
-Stamp = Callable[[ImageSetRequest], list[str]]
 Kind = Literal["stimuli", "task", "either"]
 PathUse = Literal["required", "optional", "none"]
 
 
-def files(*patterns: str) -> Stamp:
-    """A stamp with name, size and time of change of every file at the path.
-
-    Args:
-        patterns: shell patterns; in a folder, only files and folders whose own name fits one of them count.
-    """
-    return partial(_stamp_files, patterns)
-
-
-def _stamp_files(patterns: tuple[str, ...], request: ImageSetRequest) -> list[str]:
+def stamp_files(request: ImageSetRequest) -> list[str]:
+    """Name, size and time of change of every file at the path."""
     if request.path is None:
         return []
     filesystem, root = request.open()
     infos = [filesystem.get_file_info(root)]
     if not infos[0].is_file:
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(root))
-        found = [info for info in found if any(fnmatch.fnmatchcase(info.base_name, pattern) for pattern in patterns)]
         infos = found + [info for folder in found if not folder.is_file for info in _infos_below(filesystem, folder.path)]
     return sorted(f"{info.path.removeprefix(root)} {info.size} {info.mtime_ns}" for info in infos if info.is_file)
 
@@ -183,7 +171,7 @@ class Reader:
     has_columns: bool = False
     groups: str = ""
     package: tuple[str, str] | None = None
-    stamp: Stamp = files("*")
+    stamp: Callable[[ImageSetRequest], list[str]] = stamp_files
     read: Read
     fingerprint: str | None = None
 

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from emoreg.errors import Diverged, Interrupted
 from emoreg.storage import checkpoint, files, housekeeping
 from emoreg.storage.checkpoint import State
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import Entry, Pruned, Use
+from emoreg.storage.housekeeping import Use
 from emoreg.storage.locks import FileLocks, Locks
 
 _POLL_SECONDS = 0.2
@@ -146,22 +146,6 @@ class ExperienceStore:
         if not self.files.exists(f"{key}/made.json"):
             note = {"description": description, "time": time.time(), **details}
             housekeeping.write_json(self.files, f"{key}/made.json", note)
-
-    def record_use(self, key: str, use: Use) -> None:
-        """Write down what a trial has had of the experience."""
-        housekeeping.record_use(self.files, key, use)
-
-    def entries(self) -> list[Entry]:
-        """List everything that the store holds."""
-        return housekeeping.entries(self.files)
-
-    def prune(self, budget: int, *, dry_run: bool = False) -> Pruned:
-        """Bring the store down to ``budget`` bytes: see ``housekeeping.prune``."""
-        return housekeeping.prune(self.files, self.locks, budget, dry_run=dry_run)
-
-    def running(self, study: str, *, is_alone: bool) -> AbstractContextManager[Callable[[], None]]:
-        """Within, what ``study`` needs is not pruned; gives its heartbeat: see ``housekeeping.running``."""
-        return housekeeping.running(self.files, study, is_alone=is_alone)
 
     def sweep(self) -> None:
         """Remove the temporary files of dead writers; an object store has none."""

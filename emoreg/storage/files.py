@@ -131,12 +131,11 @@ def _locked(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
         path = name()
         stream = open(path, "xb")  # noqa: SIM115
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            if not is_without_locks(error):
-                stream.close()
-                path.unlink()
-                raise
+            lock_file(stream, fcntl.LOCK_EX)
+        except OSError:
+            stream.close()
+            path.unlink()
+            raise
         if os.fstat(stream.fileno()).st_nlink:
             share(path)
             return path, stream
@@ -146,6 +145,17 @@ def _locked(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
 def is_without_locks(error: OSError) -> bool:
     """Whether an error of a lock says that the file system has none: Lustre without -o flock, NFS without its lock server."""
     return error.errno in _NO_LOCKS
+
+
+def lock_file(stream: BinaryIO, kind: int) -> bool:
+    """Lock a file as ``fcntl.flock`` does; False where its file system has no locks."""
+    try:
+        fcntl.flock(stream, kind)
+    except OSError as error:
+        if not is_without_locks(error):
+            raise
+        return False
+    return True
 
 
 def _remove_of_the_dead(path: Path, folder: Path | None = None) -> bool:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from emoreg.errors import StorageError
-from emoreg.storage.files import Files, is_without_locks
+from emoreg.storage.files import Files, is_without_locks, lock_file
 from emoreg.storage.permissions import make_folder, share
 from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import seal, unseal
@@ -93,11 +93,7 @@ class FileLocks:
 def exclusive(path: Path) -> Iterator[None]:
     """Wait until no other process is in such a block of ``path``; where the file system has no locks, nothing is waited for."""
     with _open_lock(path) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            if not is_without_locks(error):
-                raise
+        lock_file(stream, fcntl.LOCK_EX)
         yield
 
 
@@ -106,14 +102,9 @@ def has_locks(folder: Path) -> bool:
     path = folder / f".check.{secrets.token_hex(4)}"
     try:
         with _open_lock(path) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-    except OSError as error:
-        if not is_without_locks(error):
-            raise
-        return False
+            return lock_file(stream, fcntl.LOCK_EX)
     finally:
         path.unlink(missing_ok=True)
-    return True
 
 
 def _try_lock(path: Path) -> BinaryIO | None:
@@ -220,15 +211,12 @@ def is_held(files: Files) -> bool:
 def _is_locked(path: Path) -> bool:
     try:
         with open(path, "rb") as stream:  # for a moment: nothing else sees the locks of other machines
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
-    except OSError as error:
-        if not is_without_locks(error):
-            raise
-    return False
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from emoreg.config.schedules import length_dependence
 from emoreg.config.sharing import hash_of, pretraining_settings
 from emoreg.errors import ConfigError, Diverged
 from emoreg.storage.files import expand
-from emoreg.storage.housekeeping import Use
+from emoreg.storage.housekeeping import Use, record_use
 from emoreg.training.backbones import code_fingerprint
 from emoreg.training.checkpointing import Checkpointer
 from emoreg.training.context import TrialContext
@@ -108,7 +108,7 @@ def _record_use(stage: Stage, key: str, context: TrialContext, history: History,
     before, store = stage.before_cooldown, context.store
     cost = replace(history.between(0 if before is None else before.epochs, stage.epochs).cost, waiting_seconds=waiting_seconds)
     use = Use(study=store.user, identity=stage.trial.identity, epochs=stage.epochs, time=time.time())
-    store.record_use(key, replace(use, **asdict(cost)))
+    record_use(store.files, key, replace(use, **asdict(cost)))
 
 
 def _key(stage: Stage, context: TrialContext) -> str:

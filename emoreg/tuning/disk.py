@@ -16,9 +16,8 @@ from emoreg.config.search_space import each_seed, lengths, num_searched
 from emoreg.config.sharing import shared_runs
 from emoreg.errors import StorageError
 from emoreg.storage.checkpoint import CHECKPOINT
-from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import size_text
+from emoreg.storage.housekeeping import entries, size_text
 from emoreg.training.backbones import create_encoder
 from emoreg.tuning.estimate import draw_trials
 from emoreg.tuning.preflight import store_uri, study_files
@@ -127,13 +126,13 @@ def _lacking_experiences(store: Files, config: StudyConfig, use: DiskUse) -> int
     """Bytes of experiences that are still to come: the store does not grow beyond its budget, whoever filled it."""
     if store.folder is None:
         return 0
-    entries = ExperienceStore(store).entries()
-    own = sum(entry.size for entry in entries if any(found.study == config.name for found in entry.uses))
+    stored = entries(store)
+    own = sum(entry.size for entry in stored if any(found.study == config.name for found in entry.uses))
     lacking = max(0, use.experiences - own)
     budget = config.experience.budget_gib
     if budget is None:
         return lacking
-    return min(lacking, max(0, round(budget * _GIB) - sum(entry.size for entry in entries)))
+    return min(lacking, max(0, round(budget * _GIB) - sum(entry.size for entry in stored)))
 
 
 def _existing(folder: Path) -> Path:

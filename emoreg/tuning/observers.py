@@ -15,6 +15,7 @@ from emoreg.results.status import live_name
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files, sweep
+from emoreg.storage.housekeeping import prune
 from emoreg.storage.working_copy import WorkingCopy
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.tracking.tensorboard import finish
@@ -105,7 +106,7 @@ class ExperiencePruner(StudyObserver):
         if self._budget_gib is None:
             return
         try:
-            for message in self._store.prune(round(self._budget_gib * _GIB)).messages:
+            for message in prune(self._store.files, self._store.locks, round(self._budget_gib * _GIB)).messages:
                 self._notify_once(message)
         except OSError as error:
             self._notify_once(f"the experience store could not be pruned now ({error})")

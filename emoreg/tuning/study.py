@@ -28,6 +28,7 @@ from emoreg.results.analysis import num_planned
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files, refused_error, storage_full_error
+from emoreg.storage.housekeeping import running
 from emoreg.storage.working_copy import scratch
 from emoreg.tracking import tensorboard
 from emoreg.tracking.live_status import LiveStatus
@@ -257,7 +258,7 @@ class _StudyRun:
         placement = self._placed(told)
         signal = StopSignal()
         recorder = Recorder(records, provenance(config, command))
-        with store.running(config.name, is_alone=is_alone) as beat:
+        with running(store.files, config.name, is_alone=is_alone) as beat:
             all_told = Observers(
                 (
                     Heartbeat(beat),

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -238,6 +239,23 @@ def test_many_damaged_images_refuse_the_set(tree: Path, tmp_path: Path) -> None:
         load(of(tree), image_size=16, storage=tmp_path)
     assert prepared_files(tmp_path) == []
     assert not list((tmp_path / "imagesets" / "preparing").iterdir())
+
+
+def test_a_damaged_archive_is_named(tree: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tree))
+    content = archive.read_bytes()
+    middle = len(content) // 2
+    archive.write_bytes(content[:middle] + bytes(256) + content[middle + 256 :])
+    with pytest.raises(ImageSetError, match=r"archive\.zip again: it must be a whole archive"):
+        load(of(archive), image_size=16, storage=tmp_path)
+
+
+def test_an_archive_with_a_password_is_named(tree: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tree))
+    encrypted = re.sub(rb"(?s)(PK\x03\x04..|PK\x01\x02....).", b"\\1\x01", archive.read_bytes())
+    archive.write_bytes(encrypted)
+    with pytest.raises(ImageSetError, match=r"cannot be unpacked .*password"):
+        load(of(archive), image_size=16, storage=tmp_path)
 
 
 def test_a_class_without_an_image_is_refused(tree: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ class Flipped:
         key = min(path.name for path in storage.glob("experience/*") if (path / "made.json").exists())
         store.note_diverged(key, 6, 17)
         for snapshot in storage.glob("experience/*/*.ckpt"):
-            store.record_use(snapshot.parent.name, USE)
+            housekeeping.record_use(store.files, snapshot.parent.name, USE)
         housekeeping.write_json(
             store.files, "running/flips.0.json", {"study": "flips", "since": time.time(), "beat": time.time()}
         )

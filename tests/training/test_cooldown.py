@@ -13,6 +13,7 @@ from emoreg.config.sharing import least_epochs, shared_runs
 from emoreg.errors import Diverged, Interrupted
 from emoreg.results.records import EpochRecord
 from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.housekeeping import entries
 from emoreg.training.experience import experience_key
 from tests.helpers.experiences import obtain
 from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, load_state, run, same, tiny
@@ -36,7 +37,7 @@ def store_in(folder: Path, *, share: bool = True) -> ExperienceStore:
 def states(storage: Path) -> dict[tuple[str, int, int], Path]:
     """The files of the store, by the last word of what made them, and epochs and steps of the next one."""
     store, found = storage / "experience", {}
-    for entry in store_in(storage).entries():
+    for entry in entries(store_in(storage).files):
         run = (entry.description or "").rpartition(", ")[2]
         for path in (store / entry.key).iterdir():
             if path.suffix in (".ckpt", ".partial"):
@@ -100,7 +101,7 @@ def test_lengths_share_all_that_is_before_their_cooldowns(storage: Path) -> None
     again, epochs, same_net = obtain(cooled(2, 2, regulation__balance=0.1), storage, store)
     assert epochs == []
     assert (again.paid_seconds, again.experience_seconds) == (0, short.experience_seconds)
-    reused = sum(use.experience_seconds - use.paid_seconds for entry in store.entries() for use in entry.uses)
+    reused = sum(use.experience_seconds - use.paid_seconds for entry in entries(store.files) for use in entry.uses)
     assert reused == pytest.approx(short.experience_seconds), "with what is before the cool-down"
     assert equal(net.state_dict(), same_net.state_dict())
     branch = states(storage)["seed 0", 2, 0]
@@ -111,14 +112,14 @@ def test_lengths_share_all_that_is_before_their_cooldowns(storage: Path) -> None
     assert epochs == [3]
     assert branch.read_bytes() == before, "a cool-down leaves the state that it begins with as it was"
     assert obtain(tiny(pretraining__epochs=4), storage, store)[1] == [], "what is not cooled down is on the way"
-    assert sorted((entry.description, entry.lengths) for entry in store.entries()) == [
+    assert sorted((entry.description, entry.lengths) for entry in entries(store.files)) == [
         ("test_resnet, digits, seed 0", (1, 2, 4)),
         ("test_resnet, digits, seed 0, cooled down after 2 epochs", (3,)),
         ("test_resnet, digits, seed 0, cooled down after 2 epochs", (4,)),
         ("test_resnet, digits, seed 0, cooled down after 4 epochs", (6,)),
     ]
     assert long.experience_seconds > long.paid_seconds > 0
-    paid = sum(use.paid_seconds for entry in store.entries() for use in entry.uses)
+    paid = sum(use.paid_seconds for entry in entries(store.files) for use in entry.uses)
     assert paid == pytest.approx(sum(cost.paid_seconds for cost in (short, long, other))), "no second counts for two runs"
 
 
@@ -207,7 +208,7 @@ def test_a_killed_trial_goes_on_to_the_bit(epoch: int, storage: Path) -> None:
     assert recorder.numbers() == events.numbers(), "every epoch once, in order"
     assert again.val_loss == whole.val_loss
     assert again.pretraining.paid_seconds == pytest.approx(sum(row.seconds for row in recorder.epochs("pretraining")))
-    assert sum(use.paid_seconds for entry in store_in(storage).entries() for use in entry.uses) == pytest.approx(
+    assert sum(use.paid_seconds for entry in entries(store_in(storage).files) for use in entry.uses) == pytest.approx(
         again.pretraining.paid_seconds
     )
 
@@ -229,6 +230,6 @@ def test_a_shared_run_that_diverges_is_not_cooled_down(storage: Path) -> None:
         assert (second.value.stage, second.value.step) == (first.value.stage, first.value.step)
     assert steps == []
     store = store_in(storage)
-    for entry in store.entries():
+    for entry in entries(store.files):
         assert store.locks.try_acquire(entry.key), "the lock was kept"
         store.locks.release(entry.key)

@@ -29,6 +29,7 @@ from emoreg.errors import ConfigError, Diverged, Interrupted
 from emoreg.results.records import EpochRecord, ProbeRecord
 from emoreg.storage import checkpoint, housekeeping
 from emoreg.storage.experience import ExperienceStore
+from emoreg.storage.housekeeping import entries
 from emoreg.storage.locks import FileLocks
 from emoreg.training.experience import experience_key
 from emoreg.training.history import History
@@ -263,9 +264,9 @@ def test_without_sharing_each_trial_pays_and_the_numbers_are_the_same(storage: P
     assert [epochs for _, epochs, _ in taken] == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
     assert taken[2][0].paid_seconds == taken[1][0].paid_seconds  # the last is the second again: told, not trained
     assert equal(taken[0][2].state_dict(), taken[1][2].state_dict())
-    entries = store.entries()
-    assert [entry.lengths for entry in entries] == [(3,), (3,)]  # what only others would look for is not kept
-    assert all(use.paid_seconds == use.experience_seconds for entry in entries for use in entry.uses)
+    both = entries(store.files)
+    assert [entry.lengths for entry in both] == [(3,), (3,)]  # what only others would look for is not kept
+    assert all(use.paid_seconds == use.experience_seconds for entry in both for use in entry.uses)
     other = ExperienceStore(str(storage / "experience"), user="other", share=False)
     assert obtain(tiny(regulation__balance=0.2, pretraining__epochs=3), storage, other)[1] == [1, 2, 3]
 
@@ -278,14 +279,14 @@ def test_nothing_is_continued_where_the_schedule_knows_the_length(storage: Path,
         assert obtain(config, storage, store)[1] == list(range(1, epochs + 1))
         assert obtain(replace_paths(config, {"regulation.balance": 0.1}), storage, store)[1] == []  # its own length is shared
     assert "depends on the total length" in caplog.text
-    assert sorted(entry.lengths for entry in store.entries()) == [(2,), (4,)]
+    assert sorted(entry.lengths for entry in entries(store.files)) == [(2,), (4,)]
 
 
 def test_what_is_kept_and_who_used_it(storage: Path) -> None:
     first = ExperienceStore(str(storage / "experience"), user="first", keep=(3, 99))
     config = tiny(pretraining__epochs=6)
     paid, _, _ = obtain(config, storage, first)
-    (entry,) = first.entries()
+    (entry,) = entries(first.files)
     assert entry.lengths == (1, 2, 3, 4, 6)
     assert entry.description == "test_resnet, digits, seed 0"
     made = housekeeping.read_json(first.files, f"{entry.key}/made.json")
@@ -298,7 +299,7 @@ def test_what_is_kept_and_who_used_it(storage: Path) -> None:
     longer, epochs, _ = obtain(replace_paths(config, {"pretraining.epochs": 7}), storage, second)
     assert epochs == [7]
     assert longer.experience_seconds == pytest.approx(paid.experience_seconds + longer.paid_seconds)
-    (entry,) = second.entries()
+    (entry,) = entries(second.files)
     assert {(use.study, use.epochs, use.paid_seconds) for use in entry.uses} == {
         ("first", 6, paid.paid_seconds),
         ("second", 6, 0),
@@ -318,7 +319,7 @@ def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.
     assert epochs == []
     assert equal(net.state_dict(), other.state_dict())
     assert obtain(tiny(pretraining__epochs=4), storage, second)[1] == [4]
-    (entry,) = first.entries()
+    (entry,) = entries(first.files)
     assert entry.lengths == (1, 2, 3, 4)
     assert {use.study for use in entry.uses} == {"first", "second"}
 
@@ -331,9 +332,9 @@ def test_two_stores_on_s3_share(bucket: str, storage: Path, monkeypatch: pytest.
     second.files.write(f"{entry.key}/6.ckpt", b"torn")
     assert obtain(tiny(pretraining__epochs=6), storage, second)[1] == [5, 6]
     assert second.files.exists(f"{entry.key}/6.ckpt.bad")
-    pruned = first.prune(0)
+    pruned = housekeeping.prune(first.files, first.locks, 0)
     assert [entry.key for entry in pruned.removed] == [entry.key]
-    assert first.entries() == []
+    assert entries(first.files) == []
 
 
 # Continuing
@@ -348,7 +349,7 @@ def straight(config: TrialConfig, storage: Path, folder: Path) -> tuple[Experien
 
 
 def final_state(store: ExperienceStore, epochs: int) -> checkpoint.State:
-    (entry,) = store.entries()
+    (entry,) = entries(store.files)
     assert store.files.folder is not None
     state = load_state(store.files.folder / entry.key / f"{epochs}.ckpt")
     assert state is not None
@@ -506,7 +507,7 @@ def test_what_cannot_be_trusted_is_set_aside_and_built_again(
     store = ExperienceStore(str(storage / "experience"))
     config = tiny(pretraining__epochs=2)
     _, _, net = obtain(config, storage, store)
-    (entry,) = store.entries()
+    (entry,) = entries(store.files)
     path = storage / "experience" / entry.key / "2.ckpt"
     content = damage(path)
     path.write_bytes(content)
@@ -525,7 +526,7 @@ def test_a_torn_partial_state_is_set_aside_too(storage: Path) -> None:
     with pytest.raises(Interrupted):
         obtain(config, storage, store, should_stop=stopped_after(4))
     (name,) = partials(store)
-    (entry,) = store.entries()
+    (entry,) = entries(store.files)
     path = storage / "experience" / entry.key / name
     path.write_bytes(torn(path))
     _, epochs, net = obtain(tiny(pretraining__epochs=3, regulation__balance=0.1), storage, store)
@@ -548,7 +549,7 @@ def test_a_waiter_that_is_asked_to_stop_stops(storage: Path) -> None:
     config = tiny(pretraining__epochs=3)
     with pytest.raises(Interrupted):
         obtain(config, storage, store, should_stop=lambda: True)
-    (entry,) = store.entries()
+    (entry,) = entries(store.files)
     holder = FileLocks.of(store.files)
     assert holder.try_acquire(entry.key)
     assert not holder.try_acquire(entry.key)
@@ -601,7 +602,7 @@ def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_
     for waiter in waiters:
         waiter.join(PATIENCE)
         assert waiter.exitcode == 0
-    (entry,) = store.entries()
+    (entry,) = entries(store.files)
     assert entry.lengths == (1, 2, 4, 5, 8)
 
 

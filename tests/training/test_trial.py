@@ -29,6 +29,7 @@ from emoreg.errors import ConfigError, ImageSetError, Interrupted
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.seeding import derive_seed, generator
 from emoreg.storage.checkpoint import CHECKPOINT, State
+from emoreg.storage.housekeeping import entries
 from emoreg.training import trial
 from emoreg.training.backbones import Encoder, create_encoder
 from emoreg.training.checkpointing import LoopState
@@ -273,7 +274,7 @@ def test_a_trial_alone_keeps_its_things_as_one_of_a_study_does(storage: Path) ->
     outcome = trial.run_trial(trial_, context)  # without a reporter
     assert outcome.end == EndReason.COMPLETED
     assert (storage / "mine" / "trials" / trial_.identity / CHECKPOINT).is_file()
-    (entry,) = context.store.entries()
+    (entry,) = entries(context.store.files)
     assert [(use.study, use.identity) for use in entry.uses] == [("mine", trial_.identity)]
 
 

@@ -13,9 +13,8 @@ import pytest
 
 from emoreg.config import Choice, ExperienceConfig, Float, Int, ResourcesConfig
 from emoreg.errors import StorageError
-from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
-from emoreg.storage.housekeeping import Use
+from emoreg.storage.housekeeping import Use, record_use
 from emoreg.training.backbones import create_encoder
 from emoreg.tuning import disk
 from emoreg.tuning.disk import DiskUse, check_disk, estimate_disk
@@ -117,9 +116,9 @@ def test_a_disk_with_too_little_room_is_refused_with_the_ways_out(tmp_path: Path
 
 def test_what_is_there_already_is_not_asked_for_twice(tmp_path: Path, free: Callable[[int], None]) -> None:
     Files(str(tmp_path / "tiny")).write("trials/abc/trial.ckpt", b"x" * MIB)
-    store = ExperienceStore(str(tmp_path / "experience"))
-    store.files.write(f"{'a' * 16}/1.ckpt", b"x" * MIB)
-    store.record_use("a" * 16, Use(study="tiny", identity="abc", epochs=1, time=0.0))
+    store = Files(str(tmp_path / "experience"))
+    store.write(f"{'a' * 16}/1.ckpt", b"x" * MIB)
+    record_use(store, "a" * 16, Use(study="tiny", identity="abc", epochs=1, time=0.0))
     free(2 * MIB)
     check_disk(tiny_study(storage=str(tmp_path)), USE)
     free(2 * MIB - 1)

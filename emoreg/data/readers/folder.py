@@ -200,10 +200,6 @@ def _has_classes(folder: Path, levels: _Levels) -> bool:
     return any(levels[0] == _CLASS or _has_classes(entry, levels[1:]) for entry in _inner(folder))
 
 
-def _encloses(outer: Path, inner: Path) -> bool:
-    return inner.resolve().is_relative_to(outer.resolve())
-
-
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
@@ -216,7 +212,7 @@ def _folders(parent: Path, notes: Counter[str]) -> list[Path]:
             notes[_LOOSE] += _is_image(entry.name)
         elif (reason := rubbish(entry.name)) is not None:
             notes[reason] += 1
-        elif _encloses(entry, parent):
+        elif parent.resolve().is_relative_to(entry.resolve()):
             notes["passed over: link to an enclosing folder"] += 1
         else:
             folders.append(entry)

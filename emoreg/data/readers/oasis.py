@@ -38,8 +38,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
     published = _published(request)
     if published is not None:
         return _read_published(*published, request.target)
-    files = shards.find_splits(request, "oasis", required=True)
-    assert files is not None
+    files = shards.require_splits(request, "oasis")
     if request.target == "valence":
         return parquet.labelled(files, request, "label")
     notes = Counter(files.notes)
@@ -51,16 +50,12 @@ def read(request: ImageSetRequest) -> ImageSetContents:
     names, train_targets, test_targets = _targets(request.target, train, test)
     return ImageSetContents(
         class_names=names,
-        train=_rows(files.splits["train"], train_targets, request),
-        test=_rows(held, test_targets, request),
+        train=parquet.Rows(files.splits["train"], request, train_targets),
+        test=parquet.Rows(held, request, test_targets),
         regression=request.target == "regression",
         notes=notes,
-        origins=shards.origins(files, split, request.open()[1]),
+        origins=files.origins(split),
     )
-
-
-def _rows(files: shards.Shards, targets: list[Any], request: ImageSetRequest) -> parquet.Rows:
-    return parquet.Rows(files, request.image_column, targets, parquet.group_names(files, request))
 
 
 def _published(request: ImageSetRequest) -> tuple[Path, Path] | None:

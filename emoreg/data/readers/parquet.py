@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,37 +27,34 @@ from emoreg.data.readers.columns import (
     label_column_or_none,
     pictures,
 )
-from emoreg.data.readers.shards import ParquetFiles, Shards, find_files, find_splits, origins, stamp
+from emoreg.data.readers.shards import ParquetFiles, Shards, find_files, require_splits, stamp
 from emoreg.errors import ImageSetError
 
 _ROWS_AT_ONCE = 512
 
 
-@dataclass(frozen=True, slots=True)
 class Rows:
     """The images of shards, a batch of rows in memory at a time, with what belongs to each row; only those to ``keep``."""
 
-    shards: Shards
-    column: str | None
-    targets: Sequence[Target]
-    groups: Sequence[str | None]
-    keep: Bool[np.ndarray, " N"] | None = None
-
-    def __post_init__(self) -> None:
-        for shard in self.shards:  # before any is decoded
-            image_column(shard.physical_schema, self.column, shard.path)
+    def __init__(self, shards: Shards, request: ImageSetRequest, targets: Sequence[Target]) -> None:
+        """Keep all rows; ``targets`` has one for each."""
+        for shard in shards:  # before any is decoded
+            image_column(shard.physical_schema, request.image_column, shard.path)
+        self.targets, self.groups = targets, _group_names(shards, request)
+        self.keep: Bool[np.ndarray, " N"] = np.ones(len(targets), dtype=bool)
+        self._shards, self._column = shards, request.image_column
 
     def __len__(self) -> int:
-        return len(self.targets) if self.keep is None else int(self.keep.sum())
+        return int(self.keep.sum())
 
     def __iter__(self) -> Iterator[Item]:
         row = 0
-        for shard in self.shards:
-            found = image_column(shard.physical_schema, self.column, shard.path)
+        for shard in self._shards:
+            found = image_column(shard.physical_schema, self._column, shard.path)
             batches = shard.to_batches(columns=[found], batch_size=_ROWS_AT_ONCE)
             images = (image for batch in batches for image in pictures(batch.column(0)))
             for row_in_file, image in enumerate(images):
-                if self.keep is None or self.keep[row]:
+                if self.keep[row]:
                     name = f"{shard.path.rpartition('/')[2]} row {row_in_file}"
                     yield Item(image, self.targets[row], name, self.groups[row])
                 row += 1
@@ -74,7 +70,7 @@ def column(shards: Shards, name: str) -> list[Any]:
     return [value for table in tables for value in table.column(0).to_pylist()]
 
 
-def group_names(shards: Shards, request: ImageSetRequest) -> list[str | None]:
+def _group_names(shards: Shards, request: ImageSetRequest) -> list[str | None]:
     """The names of the groups of all rows, by the column that the request asks for; None for a row without one.
 
     Raises:
@@ -106,9 +102,7 @@ def read(request: ImageSetRequest) -> ImageSetContents:
 
 def read_emoji(request: ImageSetRequest) -> ImageSetContents:
     """As ``read``, for emoji*.parquet; emoji without the label that is asked for (cats have no valence) are left out."""
-    files = find_splits(request, "emoji", required=True)
-    assert files is not None
-    return labelled(files, request, request.target, drop_unlabelled=True)
+    return labelled(require_splits(request, "emoji"), request, request.target, drop_unlabelled=True)
 
 
 def labelled(files: ParquetFiles, request: ImageSetRequest, target: str, *, drop_unlabelled: bool = False) -> ImageSetContents:
@@ -122,23 +116,18 @@ def labelled(files: ParquetFiles, request: ImageSetRequest, target: str, *, drop
     raw_test = raw if split is None else column(held, label)
     names, values = _classes(files.schema, label, raw, raw_test, notes)
     index: dict[Any, int | None] = {value: position for position, value in enumerate(values)} | {None: None}
-    targets, test_targets = ([index.get(value, -1) for value in some] for some in (raw, raw_test))
-    groups = [group_names(shards, request) for shards in (train, held)]
+    rows = [
+        Rows(shards, request, [index.get(value, -1) for value in some]) for shards, some in ((train, raw), (held, raw_test))
+    ]
     if split is None:
-        in_test = held_out([f"row {row}" for row in range(len(targets))], targets, groups[0])
-        kept = [~in_test, in_test]
-    else:
-        kept = [np.ones(len(some), dtype=bool) for some in (targets, test_targets)]
+        in_test = held_out([f"row {row}" for row in range(len(raw))], rows[0].targets, rows[0].groups)
+        rows[0].keep, rows[1].keep = ~in_test, in_test
     if drop_unlabelled:
-        pairs = zip(kept, (targets, test_targets), strict=True)
-        known = [keep & [target is not None for target in some] for keep, some in pairs]
-        notes[f"left out: no {label}"] = int(sum(map(np.sum, kept)) - sum(map(np.sum, known)))
-        kept = known
-    parts = zip((train, held), (targets, test_targets), groups, kept, strict=True)
-    rows = [Rows(shards, request.image_column, some, owners, keep) for shards, some, owners, keep in parts]
-    return ImageSetContents(
-        class_names=names, train=rows[0], test=rows[1], notes=notes, origins=origins(files, split, request.open()[1])
-    )
+        num_rows = sum(map(len, rows))
+        for part in rows:
+            part.keep &= [target is not None for target in part.targets]
+        notes[f"left out: no {label}"] = num_rows - sum(map(len, rows))
+    return ImageSetContents(class_names=names, train=rows[0], test=rows[1], notes=notes, origins=files.origins(split))
 
 
 def held_out_split(files: ParquetFiles, label: str, notes: Counter[str]) -> tuple[str | None, Shards]:

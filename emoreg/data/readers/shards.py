@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,25 @@ Shards = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class ParquetFiles:
-    """The Parquet files of an image set: "train", and perhaps "test" and "validation"; and what was passed over."""
+    """The Parquet files of an image set at ``root``: "train", and perhaps "test" and "validation"; and what was passed over."""
 
+    root: str
     splits: dict[str, Shards]
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str]
 
     @property
     def schema(self) -> pa.Schema:
         """Of the first file of the training split."""
         return self.splits["train"][0].physical_schema
+
+    def origins(self, test: str | None) -> dict[str, str]:
+        """The files of the training split, and of the one that is the test split, in words."""
+        found = {}
+        for split, source in (("train", "train"), ("test", test)):
+            if source is not None:
+                first, *others = (_relative(shard.path, self.root) for shard in self.splits[source])
+                found[split] = first + (f" and {len(others)} more" if others else "")
+        return found
 
 
 def find_files(request: ImageSetRequest, pattern: str = "") -> ParquetFiles | None:
@@ -85,7 +95,8 @@ def find_files(request: ImageSetRequest, pattern: str = "") -> ParquetFiles | No
     for info in (info for some in by_split.values() for info in some.values()):
         _check_content(filesystem, info)
     as_shard = partial(pyarrow.dataset.ParquetFileFormat().make_fragment, filesystem=filesystem)
-    return ParquetFiles({split: [as_shard(info.path) for info in some.values()] for split, some in by_split.items()}, notes)
+    splits = {split: [as_shard(info.path) for info in some.values()] for split, some in by_split.items()}
+    return ParquetFiles(root, splits, notes)
 
 
 def stamp(request: ImageSetRequest, pattern: str = "") -> list[str]:
@@ -100,7 +111,7 @@ def _matching(filesystem: Any, root: str, pattern: str) -> list[Any]:
     info = filesystem.get_file_info(root)
     if info.is_file:
         return [info]
-    for accepts in (partial(_begins, pattern), begins_with_split):
+    for accepts in (re.compile(pattern, re.IGNORECASE).match, begins_with_split):
         for depth in (1, _DEPTH):
             infos = _below(filesystem, root, depth)
             matching = [info for info in infos if any(map(accepts, _relative(info.path, root).split("/")))]
@@ -112,10 +123,6 @@ def _matching(filesystem: Any, root: str, pattern: str) -> list[Any]:
 def _relative(path: str, root: str) -> str:
     """A file's path below the root; its name, where it is the root itself."""
     return path.removeprefix(root).removeprefix("/") or path.rpartition("/")[2]
-
-
-def _begins(pattern: str, name: str) -> bool:
-    return re.match(pattern, name, re.IGNORECASE) is not None
 
 
 def _below(filesystem: Any, root: str, depth: int) -> list[Any]:
@@ -186,28 +193,22 @@ def _check_content(filesystem: Any, info: Any) -> None:
                 raise ImageSetError(f"Fetch the files themselves ({POINTER_CURE}): {info.path} is a pointer of git-lfs")
 
 
-def find_splits(request: ImageSetRequest, pattern: str, *, required: bool = False) -> ParquetFiles | None:
-    """As ``find_files``, but both training and test or validation split, or None.
+def find_splits(request: ImageSetRequest, pattern: str) -> ParquetFiles | None:
+    """As ``find_files``, but both training and test or validation split, or None."""
+    files = find_files(request, pattern)
+    return files if files is not None and len(files.splits) > 1 else None
+
+
+def require_splits(request: ImageSetRequest, pattern: str) -> ParquetFiles:
+    """As ``find_splits``.
 
     Raises:
-        ImageSetError: when one is missing that is ``required``.
+        ImageSetError: when a split is missing.
     """
-    files = find_files(request, pattern)
-    if files is not None and len(files.splits) > 1:
-        return files
-    if required:
+    files = find_splits(request, pattern)
+    if files is None:
         raise ImageSetError(
             f"Give a path with {pattern}*train*.parquet and {pattern}*test*.parquet (`emoreg data list` has the layout): "
             f"{request.path!r} does not hold them"
         )
-    return None
-
-
-def origins(files: ParquetFiles, test: str | None, root: str) -> dict[str, str]:
-    """The files of the training and the test split, in words."""
-    found = {}
-    for split, source in (("train", "train"), ("test", test)):
-        if source is not None:
-            first, *others = (_relative(shard.path, root) for shard in files.splits[source])
-            found[split] = first + (f" and {len(others)} more" if others else "")
-    return found
+    return files
