@@ -17,7 +17,7 @@ from emoreg.errors import ImageSetError
 
 _NOT_WHOLE = (
     EOFError,
-    OSError,
+    OSError,  # of gzip and bz2; those that have a number are the system's
     RuntimeError,  # a password is asked for
     ValueError,
     lzma.LZMAError,
@@ -25,6 +25,7 @@ _NOT_WHOLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+_CHUNK_BYTES = 2**20
 _SUFFIXES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
 
 
@@ -52,12 +53,30 @@ def unpacked(request: ImageSetRequest, reader: Reader, scratch: Path) -> ImageSe
         if archive.suffix.lower() == ".zip":
             shutil.unpack_archive(archive, folder)
         else:
-            shutil.unpack_archive(archive, folder, filter="data")  # nothing leaves the folder
+            _unpack_tar(archive, folder)
     except _NOT_WHOLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ImageSetError(
             f"Fetch {archive} again: it must be a whole archive, but it cannot be unpacked ({error})"
         ) from error
     return replace(request, path=str(folder))
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    """Unpack a tar, compressed or not, and make sure that its end is its end: tarfile takes a damaged header for it."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")  # nothing leaves the folder
+        stream = tar.fileobj
+        assert stream is not None
+        stream.seek(tar.offset)
+        ends = False
+        while rest := stream.read(_CHUNK_BYTES):  # to the end, where compression has its checksum
+            if any(rest):
+                raise tarfile.ReadError("damaged between two of its files")
+            ends = True
+        if not ends:
+            raise tarfile.ReadError("cut short")
 
 
 def _archive(request: ImageSetRequest, reader: Reader) -> Path | None:
