@@ -180,7 +180,7 @@ def draw_by_class(context: FigureContext) -> tuple[go.Figure, str]:
                 )
         figure.update_yaxes(type="category", row=panel, col=1)
         n = "" if not plain else f", over plain of n = {len(subject.plain)}"
-        cut = style.subset_of(len(order), len(regulated), "those that differ most")
+        cut = style.subset_of(len(order), len(regulated), "those that differ most" if plain else "those recognised most often")
         captions.append(
             f"{subject.name}: {len(order)} classes{cut}, {subject.split} images; regulated: "
             f"{subject.what}, n = {len(subject.regulated)}{n}."

@@ -99,7 +99,7 @@ def ask_to_stop(files: Files, config: StudyConfig, running: Collection[str], ide
     """
     if config.confirmed:
         raise ConfigError("Stop the whole confirmation: one without trials that somebody picked out would prove nothing")
-    found = [other for other in running if other.startswith(identity)]
+    found = [other for other in running if identity and other.startswith(identity)]
     if len(found) != 1:
         raise ConfigError(
             f"Name a trial that runs now, of which there are {', '.join(running) or 'none'}: it must be one of the search "

@@ -178,7 +178,29 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     Raises:
         StorageError: for a file that is damaged, or of another emoreg.
     """
-    return [row_type(**values) for values in read_table(path, str(path)).to_pylist()] if path.exists() else []
+    if not path.exists():
+        return []
+    table = read_table(path, str(path))
+    check_columns(table, row_type, str(path))
+    return [row_type(**values) for values in table.to_pylist()]
+
+
+def check_columns(table: pa.Table, row_type: type[Row], name: str) -> None:
+    """Refuse a table whose columns do not make rows of ``row_type``; ``name`` is for messages.
+
+    Raises:
+        StorageError: where it has others, or lacks one that has no default.
+    """
+    fields = dataclasses.fields(row_type)
+    unknown = {*table.column_names} - {field.name for field in fields}
+    needed = {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
+    missing = needed - {*table.column_names}
+    if unknown or missing:
+        found = [f"{', '.join(sorted(names))} {what}" for names, what in ((unknown, "more"), (missing, "less")) if names]
+        raise StorageError(
+            f"Read {name} with the emoreg that wrote it: records must have the columns that this emoreg knows, but these have "
+            f"{' and '.join(found)}"
+        )
 
 
 def read_table(source: Path | pa.NativeFile, name: str, columns: list[str] | None = None) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from emoreg.config import CONFIRM, StudyConfig, from_json
 from emoreg.config.trial import Precision
 from emoreg.errors import ConfigError, StorageError
-from emoreg.results.tables import read_table
+from emoreg.results.tables import check_columns, read_table
 from emoreg.storage.files import Files
 from emoreg.storage.sealed import unseal
 from emoreg.storage.working_copy import join
@@ -129,6 +129,7 @@ def stored_rows(files: Files, table: str, row_type: type[T]) -> list[T] | None:
     except FileNotFoundError:
         return None
     stored = read_table(pa.BufferReader(content), f"{name} of {files.uri!r}", list(row_type.__annotations__))
+    check_columns(stored, row_type, f"{name} of {files.uri!r}")
     columns = stored.column_names
     values = zip(*(stored[column].to_pylist() for column in columns), strict=True)  # far quicker than its dictionaries
     return [row_type(**dict(zip(columns, row, strict=True))) for row in values]

@@ -22,7 +22,9 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.errors import StorageError
 from emoreg.results.outcome import EndReason, OomState, Outcome, PretrainingCost
 from emoreg.results.records import SCHEMA_VERSION, EpochRecord, Provenance, TrialRecord, schema, unfinished_outcome
-from emoreg.results.tables import Records, read_rows, read_table
+from emoreg.results.tables import Records, read_rows, read_table, write_table
+from emoreg.results.written import stored_rows
+from emoreg.storage.files import Files
 from tests.helpers.studies import ended
 
 CONFIG = TrialConfig(control="plain", neutral=ImageSetConfig(name="openmoji-objects"))
@@ -246,6 +248,18 @@ def test_another_version_is_refused(written: Path) -> None:
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(StorageError, match="have none"):
         Records(written)
+
+
+def test_columns_of_another_emoreg_are_refused(written: Path) -> None:
+    path = written / "records" / "trials.parquet"
+    table = pq.read_table(path)
+    with_more = table.append_column("horoscope", [["lion"] * len(table)])
+    for other, told in ((with_more, "horoscope more"), (table.drop_columns(["seed"]), "seed less")):
+        write_table(path, other)
+        with pytest.raises(StorageError, match=rf"^Read .*trials\.parquet with the emoreg that wrote it: .* {told}"):
+            Records(written)
+    with pytest.raises(StorageError, match=r"^Read records/trials\.parquet of .* with the emoreg that wrote it: .* seed less"):
+        stored_rows(Files(str(written)), "trials", TrialRecord)
 
 
 def test_the_outcome_of_a_trial_that_could_not_tell_its_own_comes_from_its_epochs() -> None:

@@ -101,9 +101,9 @@ def test_a_trial_is_named_by_the_beginning_of_its_identity(tmp_path: Path) -> No
     running = ["abc123", "abd456"]
     assert ask_to_stop(files, config, running, "abd") == "abd456"
     assert asked_to_stop(files) == {"abd456"}
-    for wrong in ("ab", "x"):
-        with pytest.raises(ConfigError, match=r"^Name a trial that runs now, of which there are abc123, abd456: "):
-            ask_to_stop(files, config, running, wrong)
+    for wrong, there in (("ab", running), ("x", running), ("", running), ("", running[:1])):
+        with pytest.raises(ConfigError, match=r"^Name a trial that runs now, of which there are abc123"):
+            ask_to_stop(files, config, there, wrong)
     with pytest.raises(ConfigError, match="of which there are none"):
         ask_to_stop(files, config, [], "abc")
     remove_stop(files, "abd456")
