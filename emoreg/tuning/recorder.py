@@ -9,7 +9,7 @@ from emoreg.results.analysis import device_time
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Provenance, RunRecord, TrialRecord, unfinished_outcome, utc_now
 from emoreg.results.tables import Records
-from emoreg.tuning.assignment import Assignment
+from emoreg.tuning.queue import Job
 
 _WRITE_SECONDS = 60.0
 
@@ -47,24 +47,24 @@ class Recorder:
         """The pre-training of a trial is done."""
         self._costs[trial_id] = cost
 
-    def unfinished(self, trial_id: str, assignment: Assignment, end: EndReason, message: str) -> Outcome:
+    def unfinished(self, trial_id: str, job: Job, end: EndReason, message: str) -> Outcome:
         """The outcome of a trial that could not tell its own."""
-        epochs = self._records.epochs_of(assignment.trial.identity)
+        epochs = self._records.epochs_of(job.trial.identity)
         return unfinished_outcome(epochs, end, message, pretraining=self._costs.get(trial_id))
 
-    def end(self, trial_id: str, assignment: Assignment, outcome: Outcome, *, log_tail: str | None) -> TrialRecord:
+    def end(self, trial_id: str, job: Job, outcome: Outcome, *, log_tail: str | None) -> TrialRecord:
         """Write the row of a trial that ended, and what it adds to the run's."""
         record = TrialRecord.of(
-            assignment.trial,
+            job.trial,
             outcome,
-            role=assignment.role,
-            number=assignment.number,
-            params=assignment.params,
-            search_of=assignment.search_of,
-            repeats=assignment.repeats,
+            role=job.role,
+            number=job.number,
+            params=job.params,
+            search_of=job.search_of,
+            repeats=job.repeats,
             device=self._devices.get(trial_id, "unknown"),
             started=self._started.get(trial_id, utc_now()),  # an actor that never came up never started
-            attempts=assignment.attempt,
+            attempts=job.attempts,
             log_tail=log_tail,
         )
         self._records.add_trial(record)

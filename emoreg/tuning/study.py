@@ -35,7 +35,6 @@ from emoreg.tracking.loggers import start_loggers
 from emoreg.tracking.observer import Observers, StudyObserver
 from emoreg.tracking.study_tensorboard import StudyTensorBoard
 from emoreg.tuning.arms import searching_arms
-from emoreg.tuning.assignment import ASSIGNMENT
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.budget import Budget
 from emoreg.tuning.compilation import study_compilations
@@ -62,7 +61,7 @@ from emoreg.tuning.postgres import no_answer_error
 from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
 from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
-from emoreg.tuning.queue import Job
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.ray_session import ray_session
 from emoreg.tuning.reconcile import Resolve, reconcile, warm_start
 from emoreg.tuning.recorder import Recorder
@@ -356,8 +355,8 @@ class _StudyRun:
 
 
 def _resources(config: Mapping[str, Any], bundles: Mapping[str, PlacementGroupFactory]) -> PlacementGroupFactory:
-    """What Tune asks of Ray for an assignment."""
-    return bundles[config[ASSIGNMENT].trial.config.backbone]
+    """What Tune asks of Ray for a job."""
+    return bundles[config[JOB].trial.config.backbone]
 
 
 def _number(records: Records, job: Job) -> None:
