@@ -57,7 +57,7 @@ from emoreg.tuning.observers import (
 )
 from emoreg.tuning.optuna_study import History, open_beside, open_study
 from emoreg.tuning.placement import Placement
-from emoreg.tuning.postgres import no_answer_error
+from emoreg.tuning.postgres import is_postgresql, no_answer_error
 from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
 from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
@@ -251,8 +251,12 @@ class _StudyRun:
         """Tune's tuner of the run and what follows its trials; the end writes down how the run ended."""
         config, copy, records = self._config, self._copy, self._records
         told, patience, is_alone = Observers(observers), self._coordinator.patience, self._coordinator.is_alone
-        locks = self._coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None)
-        store = ExperienceStore(Files(store_uri(config), patience=patience), locks=locks.open(patience))
+        locks = SharedRunLocks(
+            store=store_uri(config),
+            is_cluster=address is not None,
+            database=config.optuna_storage if is_postgresql(config.optuna_storage) else None,
+        )
+        store = ExperienceStore(Files(locks.store, patience=patience), locks=locks.open(patience))
         placement = self._placed(told)
         signal = StopSignal()
         recorder = Recorder(records, provenance(config, command))
@@ -308,7 +312,7 @@ class _StudyRun:
 
     def _worker_context(self, locks: SharedRunLocks, signal: StopSignal, *, is_cluster: bool) -> WorkerContext:
         config = self._config
-        places = Places(storage=storage_uri(config), experience=store_uri(config), token=self._coordinator.token, locks=locks)
+        places = Places(storage=storage_uri(config), token=self._coordinator.token, locks=locks)
         return WorkerContext(
             places=ray.put(places),
             study=config.name,

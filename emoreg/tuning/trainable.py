@@ -58,13 +58,11 @@ class Places:
 
     Attributes:
         storage: URI of the storage.
-        experience: URI of the experience store.
         token: the driver's: see ``Fence``.
-        locks: who runs which shared pre-training.
+        locks: who runs which shared pre-training, in which experience store.
     """
 
     storage: str
-    experience: str
     token: str | None
     locks: SharedRunLocks
 
@@ -172,7 +170,7 @@ def _session(job: Job, worker: WorkerContext) -> Iterator[tuple[TrialContext, Te
                 TrialContext(
                     load_images=_image_loader(places, worker.offered, patience),
                     store=ExperienceStore(
-                        Files(places.experience, patience=patience),
+                        Files(places.locks.store, patience=patience),
                         locks=places.locks.open(patience),
                         user=worker.study,
                         keep=worker.lengths,
