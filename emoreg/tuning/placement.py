@@ -1,15 +1,20 @@
-"""What each trial asks of Ray, whether the cluster can ever give it, and what waits for a machine. Ray places the trials."""
+"""What each trial asks of Ray, whether the cluster can ever give it, what waits for a machine, and whether one is lost.
+
+Ray places the trials.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -23,6 +28,7 @@ from emoreg.tuning.machine import GPU_KIND, Resources, bundle, num_fit
 _GIB = 2**30
 _REFRESH_SECONDS = 0.5
 _ANSWER_SECONDS = 60.0
+_CONNECT_SECONDS = 2.0
 _AHEAD = 4
 _NODE_GROUP = "ray.io/node-group"
 """Ray's label of a node that KubeRay or `ray up` started."""
@@ -56,20 +62,16 @@ class Placement:
                 "CPUs; ask for GPUs with --resources.gpus-per-trial 1"
             )
 
-    def bundles(self, backbone: str) -> PlacementGroupFactory:
-        """What Tune asks of Ray for a trial of this backbone."""
-        return PlacementGroupFactory([bundle(self._asked[backbone])])
+    @property
+    def bundles(self) -> dict[str, PlacementGroupFactory]:
+        """What Tune asks of Ray for a trial, by backbone: of those that the study searches or names."""
+        return {backbone: PlacementGroupFactory([bundle(asked)]) for backbone, asked in self._asked.items()}
 
     def slots(self) -> int:
         """How many trials of the smallest request fit the nodes that are alive now, at least 1; at most ``max_concurrent``."""
         nodes = self._now()
         fit = max(sum(num_fit(asked, node) for node in nodes) for asked in self._asked.values())
         return max(1, fit if self._max_concurrent is None else min(fit, self._max_concurrent))
-
-    @property
-    def backbones(self) -> tuple[str, ...]:
-        """All for which ``bundles`` are settled: those that the study searches or names."""
-        return tuple(self._asked)
 
     @property
     def may_wait(self) -> int:
@@ -146,6 +148,20 @@ class Placement:
             self._nodes = _alive_nodes()
             self._next_refresh = time.monotonic() + _REFRESH_SECONDS
         return self._nodes
+
+
+def is_node_lost(node_id: str) -> bool:
+    """Whether a node is lost, by what Ray knows now, or by its silence: Ray finds out seconds later."""
+    return not any(node["NodeID"] == node_id and node["Alive"] and _answers(node) for node in ray.nodes())
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether Ray on a machine takes connections."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def may_hold(asked: TrialResources, kind: Resources) -> bool:

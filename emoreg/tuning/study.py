@@ -45,18 +45,16 @@ from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.images import account_images, count_images, offer_image_sets, prepare_image_sets
 from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.manifest import provenance, write_manifest
-from emoreg.tuning.nodes import is_node_lost
 from emoreg.tuning.observers import (
     ExperiencePruner,
     Heartbeat,
     NetworkPruner,
-    StopRelay,
     StorageSync,
     TrialEnds,
     TrialStopper,
 )
 from emoreg.tuning.optuna_study import History, open_beside, open_study
-from emoreg.tuning.placement import Placement
+from emoreg.tuning.placement import Placement, is_node_lost
 from emoreg.tuning.postgres import is_postgresql, no_answer_error
 from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
@@ -264,7 +262,6 @@ class _StudyRun:
             all_told = Observers(
                 (
                     Heartbeat(beat),
-                    StopRelay(signal),
                     TrialStopper(copy.files, stop, signal),
                     TrialEnds(copy),
                     LiveStatus(copy.folder, is_alone=is_alone),
@@ -333,9 +330,8 @@ class _StudyRun:
         return RunEnd.COMPLETED if self.dispatcher.is_done else RunEnd.INTERRUPTED
 
     def _tuner(self, context: WorkerContext, placement: Placement, bridge: TuneBridge, stop: Stop, folder: str) -> tune.Tuner:
-        bundles = {backbone: placement.bundles(backbone) for backbone in placement.backbones}
         return tune.Tuner(
-            tune.with_resources(partial(train, context=context), partial(_resources, bundles=bundles)),
+            tune.with_resources(partial(train, context=context), partial(_resources, bundles=placement.bundles)),
             tune_config=tune.TuneConfig(
                 search_alg=TuneSearcher(
                     self.dispatcher,
