@@ -35,9 +35,9 @@ from emoreg.tracking.loggers import start_loggers
 from emoreg.tracking.observer import Observers, StudyObserver
 from emoreg.tracking.study_tensorboard import StudyTensorBoard
 from emoreg.tuning.arms import searching_arms
+from emoreg.tuning.auto_settings import study_compilations, study_precisions
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.budget import Budget
-from emoreg.tuning.compilation import study_compilations
 from emoreg.tuning.coordination import StopSignal
 from emoreg.tuning.coordinator import Coordinator, coordinate
 from emoreg.tuning.disk import check_disk, estimate_disk
@@ -56,7 +56,6 @@ from emoreg.tuning.observers import (
 from emoreg.tuning.optuna_study import History, open_beside, open_study
 from emoreg.tuning.placement import Placement, is_node_lost
 from emoreg.tuning.postgres import is_postgresql, no_answer_error
-from emoreg.tuning.precision import study_precisions
 from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
 from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
 from emoreg.tuning.queue import JOB, Job
