@@ -31,9 +31,10 @@ from emoreg.training.devices import device_name
 from emoreg.training.events import Confusion, Event, Reporter
 from emoreg.training.stopwatch import Profile, Stopwatch
 from emoreg.training.trial import run_trial
-from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.adapters import resolved_trial
 from emoreg.tuning.auto_settings import study_precisions, written_compilations
 from emoreg.tuning.coordinator import Coordinator, coordinate
+from emoreg.tuning.images import image_loader
 from emoreg.tuning.preflight import check_storage, store_uri
 from emoreg.tuning.signals import stop_on_signals
 

@@ -17,7 +17,7 @@ import torch
 from emoreg.config import STORAGE, TrialConfig, Value, replace_paths
 from emoreg.config.resolved import Fingerprints, ResolvedTrial, resolve_trial, source_of
 from emoreg.config.search_space import SearchSpace, resolve, suggest
-from emoreg.data import LoadImages, load
+from emoreg.data import LoadImages
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord
@@ -30,7 +30,7 @@ from emoreg.training.devices import DeviceChoice, pick_device
 from emoreg.training.events import Event, Reporter
 from emoreg.training.stages import check_images
 from emoreg.training.trial import run_trial
-from emoreg.tuning.images import image_storage
+from emoreg.tuning.images import image_loader
 from emoreg.tuning.preflight import check_trial
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     from emoreg.tuning.user_code import UserCode
 
 _EPOCH = "epoch"
-
-
-def image_loader(storage: str) -> LoadImages:
-    """What gives a trial its image sets, prepared in a storage or for it."""
-    return partial(load, storage=image_storage(storage))
 
 
 def resolved_trial(config: TrialConfig, load_images: LoadImages, *, is_tested: bool = False) -> ResolvedTrial:

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 
 from emoreg.config.resolved import Source
 from emoreg.config.trial import Precision
-from emoreg.data import LoadImages, load
+from emoreg.data import LoadImages
 from emoreg.data.fetch import FetchedSets
 from emoreg.data.prepare import Prepared
 from emoreg.errors import ConfigError, Interrupted, UserError
@@ -39,7 +39,7 @@ from emoreg.training.devices import device_name
 from emoreg.training.events import Confusion, Event, Experienced
 from emoreg.training.trial import run_trial
 from emoreg.tuning.coordination import StopSignal
-from emoreg.tuning.images import image_storage
+from emoreg.tuning.images import image_loader
 from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.shared_run_locks import SharedRunLocks
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved, epoch_result, last_result
@@ -191,7 +191,7 @@ def _session(job: Job, worker: WorkerContext) -> Iterator[tuple[TrialContext, Te
 
 def _image_loader(places: Places, offered: Mapping[Source, Prepared] | None, patience: Patience) -> LoadImages:
     if offered is None:
-        return partial(load, storage=image_storage(places.storage))
+        return image_loader(places.storage)
     files = Files(join(places.storage, "imagesets"), patience=patience)
     return FetchedSets(offered=offered, files=files, folder=node_cache() / "imagesets")
 
