@@ -23,7 +23,7 @@ from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import Files, expand
+from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, scratch
 from emoreg.training.context import TrialContext
 from emoreg.training.devices import DeviceChoice, pick_device
@@ -31,7 +31,7 @@ from emoreg.training.events import Event, Reporter
 from emoreg.training.stages import check_images
 from emoreg.training.trial import run_trial
 from emoreg.tuning.images import image_loader
-from emoreg.tuning.preflight import check_trial
+from emoreg.tuning.preflight import absolute, check_trial
 
 if TYPE_CHECKING:
     import optuna
@@ -95,7 +95,7 @@ def trainable(trial: TrialConfig, *, storage: str = STORAGE) -> Callable[[dict[s
     """
     from emoreg.tuning.user_code import UserCode
 
-    place = storage if "://" in storage else str(expand(storage).resolve())  # Tune works in another folder
+    place = absolute(storage)  # Tune works in another folder
     return partial(emoreg_trial, trial=trial, storage=place, user_code=UserCode.collect())
 
 

@@ -17,9 +17,9 @@ from ray.tune.experiment import Trial
 
 from emoreg.config import StudyConfig
 from emoreg.errors import StorageError
+from emoreg.results.analysis import num_planned
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord
-from emoreg.results.tables import Records
 from emoreg.storage.files import storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.training.events import Confusion, Experienced
@@ -43,13 +43,11 @@ class TuneBridge(tune.Callback):
     def __init__(
         self,
         config: StudyConfig,
-        records: Records,
         recorder: Recorder,
         dispatcher: Dispatcher,
         observers: StudyObserver,
         stop: Stop,
         *,
-        num_planned: int,
         slots: Callable[[], int],
         log_tail: Callable[[str], str | None],
     ) -> None:
@@ -57,23 +55,20 @@ class TuneBridge(tune.Callback):
 
         Args:
             config: of the study.
-            records: of the study.
             recorder: of the run.
             dispatcher: told how trials end.
             observers: told everything.
             stop: whether the study is to stop.
-            num_planned: trials of the whole study.
             slots: trials that fit at once, as the cluster is now.
             log_tail: the last lines of a trial's log, by identity.
         """
         self._max_failures = config.resources.max_failures
         self._scheduler = config.scheduler.name
-        self._records = records
         self._recorder = recorder
         self._dispatcher = dispatcher
         self._observers = observers
         self._stop = stop
-        self._num_planned = num_planned
+        self._num_planned = num_planned(config)
         self._slots = slots
         self._log_tail = log_tail
         self._has_told_stop = False
@@ -92,7 +87,7 @@ class TuneBridge(tune.Callback):
             run=self._recorder.run,
             num_running=self._dispatcher.num_running,
             num_waiting=self._dispatcher.num_waiting,
-            trials=self._records.trials,
+            trials=self._recorder.records.trials,
             num_planned=self._num_planned,
         )
 
@@ -133,10 +128,10 @@ class TuneBridge(tune.Callback):
                 self._recorder.experience_ready(trial_id, event.cost)
                 self._dispatcher.experience_ready(trial_id)
             case ProbeRecord() as row:
-                self._records.add_probe(row)
+                self._recorder.records.add_probe(row)
             case Confusion() as confusion:
                 for evaluation in confusion.rows(_job(trial).trial.identity):
-                    self._records.add_evaluation(evaluation)
+                    self._recorder.records.add_evaluation(evaluation)
             case TrialEnded() as end:
                 self._end(trial, end.outcome, end.log_tail)
             case TrialSaved():

@@ -5,7 +5,6 @@ Ray places the trials.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -23,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.config import StudyConfig, TrialResources
 from emoreg.errors import ConfigError
-from emoreg.tuning.machine import GPU_KIND, Resources, bundle, num_fit
+from emoreg.tuning.machine import GPU_KIND, Resources, bundle, num_fit, with_gpus
 
 _GIB = 2**30
 _REFRESH_SECONDS = 0.5
@@ -53,7 +52,7 @@ class Placement:
         self._next_refresh = time.monotonic() + _REFRESH_SECONDS
         has_gpus = any(node.get("GPU") for node in (*self._nodes, *(self._launchable or {}).values()))
         self._asked = {
-            backbone: _with_gpus(config.trial_resources(backbone), has_gpus)
+            backbone: with_gpus(config.trial_resources(backbone), has_gpus=has_gpus)
             for backbone in dict.fromkeys((*self._searched, *config.resources_by_backbone))
         }
         if self._launchable == {} and not has_gpus and config.resources.gpus_per_trial is None:
@@ -204,13 +203,6 @@ def table(nodes: Iterable[Resources]) -> str:
     counts = Counter(map(describe, nodes))
     rows = [f"{number} node{'' if number == 1 else 's'} with {text}" for text, number in counts.most_common()]
     return "; ".join(rows) or "no nodes"
-
-
-def _with_gpus(asked: TrialResources, has_gpus: bool) -> TrialResources:
-    """The request, with a GPU for each trial if the study does not say and the cluster has some."""
-    if asked.gpus is not None:
-        return asked
-    return dataclasses.replace(asked, gpus=1.0 if asked.accelerator_type or has_gpus else 0.0)
 
 
 def _count_gpus() -> int:

@@ -35,17 +35,13 @@ def study_files(config: StudyConfig) -> Files:
     return Files(join(config.storage, config.name))
 
 
-def storage_uri(config: StudyConfig) -> str:
-    """The study's storage, named alike in every process."""
-    return _absolute(config.storage)
-
-
 def store_uri(config: StudyConfig) -> str:
     """Where the study's experiences are kept, named alike in every process."""
-    return _absolute(config.experience.uri or join(config.storage, "experience"))
+    return absolute(config.experience.uri or join(config.storage, "experience"))
 
 
-def _absolute(place: str) -> str:
+def absolute(place: str) -> str:
+    """A folder or URI, named alike in every process."""
     return place if "://" in place else str(expand(place).resolve())
 
 
@@ -75,7 +71,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
                 for name in distribution.values:
                     check(dataclasses.replace(owner, name=str(name)))
     check_loggers(config)
-    check_storage(config.storage)
+    Files(config.storage).check()
     if config.experience.uri is not None:
         Files(config.experience.uri).check()
     _check_writable(study_files(config), "", "records", "events", "trials", "optuna.journal")
@@ -130,11 +126,6 @@ def check_widths(config: StudyConfig) -> None:
     for backbone, width in dict.fromkeys(resolve_trial(trial).config.encoder for trial in config.control_trials()):
         if width != config.trial.width:
             check_backbone(backbone, image_size=config.trial.image_size, weights=None, width=width)
-
-
-def check_storage(storage: str) -> None:
-    """Refuse a storage that cannot be written, by writing to it."""
-    Files(storage).check()
 
 
 def _check_writable(files: Files, *names: str) -> None:

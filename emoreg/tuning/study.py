@@ -24,7 +24,6 @@ from emoreg.config.arms import Arm
 from emoreg.config.resolved import Fingerprints, resolve_trial
 from emoreg.config.search_space import lengths, resolve
 from emoreg.errors import UserError
-from emoreg.results.analysis import num_planned
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files, refused_error, storage_full_error
@@ -56,7 +55,7 @@ from emoreg.tuning.observers import (
 from emoreg.tuning.optuna_study import History, open_beside, open_study
 from emoreg.tuning.placement import Placement, is_node_lost
 from emoreg.tuning.postgres import is_postgresql, no_answer_error
-from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
+from emoreg.tuning.preflight import absolute, adopt_controls, check_study, lost_epochs, named_study, store_uri
 from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
 from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.ray_session import ray_session
@@ -184,7 +183,6 @@ class _StudyRun:
         beside += [Job(trial=resolved(trial), role="confirm") for trial in config.confirmed]
         adopt_controls((job.identity for job in beside), records)
         searching = searching_arms(config, count_images(config))
-        self._num_planned = num_planned(config)
         history = open_study(config, self._copy.folder, self._coordinator.patience)
         for message in lost_epochs(records):
             told.on_message(message)
@@ -274,12 +272,10 @@ class _StudyRun:
             )
             bridge = TuneBridge(
                 config,
-                records,
                 recorder,
                 self.dispatcher,
                 all_told,
                 stop,
-                num_planned=self._num_planned,
                 slots=placement.slots,
                 log_tail=partial(log_tail, copy.files),
             )
@@ -308,7 +304,7 @@ class _StudyRun:
 
     def _worker_context(self, locks: SharedRunLocks, signal: StopSignal, *, is_cluster: bool) -> WorkerContext:
         config = self._config
-        places = Places(storage=storage_uri(config), token=self._coordinator.token, locks=locks)
+        places = Places(storage=absolute(config.storage), token=self._coordinator.token, locks=locks)
         return WorkerContext(
             places=ray.put(places),
             study=config.name,

@@ -91,12 +91,10 @@ def run_ours(
     stop = Stop()
     bridge = TuneBridge(
         search.config,
-        search.records,
         Recorder(search.records, PROVENANCE),
         search.dispatcher,
         ended,
         stop,
-        num_planned=9,
         slots=lambda: concurrent,
         log_tail=lambda identity: "the tail",
     )
