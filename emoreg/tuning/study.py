@@ -37,7 +37,7 @@ from emoreg.tuning.arms import searching_arms
 from emoreg.tuning.auto_settings import study_compilations, study_precisions
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.budget import Budget
-from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordination import SharedRunLocks, StopSignal
 from emoreg.tuning.coordinator import Coordinator, coordinate
 from emoreg.tuning.disk import check_disk, estimate_disk
 from emoreg.tuning.dispatcher import Dispatcher
@@ -64,10 +64,8 @@ from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.retry import RetryPolicy
 from emoreg.tuning.scheduling import scheduler_of
 from emoreg.tuning.searcher import TuneSearcher
-from emoreg.tuning.searches import Searches
-from emoreg.tuning.shared_run_locks import SharedRunLocks
 from emoreg.tuning.signals import Stop, stop_on_signals
-from emoreg.tuning.source import OptunaSource
+from emoreg.tuning.source import OptunaSource, Searches
 from emoreg.tuning.trainable import Places, WorkerContext, log_tail, train
 from emoreg.tuning.user_code import UserCode
 

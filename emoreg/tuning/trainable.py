@@ -38,10 +38,9 @@ from emoreg.training.context import TrialContext
 from emoreg.training.devices import device_name
 from emoreg.training.events import Confusion, Event, Experienced
 from emoreg.training.trial import run_trial
-from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordination import SharedRunLocks, StopSignal
 from emoreg.tuning.images import image_loader
 from emoreg.tuning.queue import JOB, Job
-from emoreg.tuning.shared_run_locks import SharedRunLocks
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved, epoch_result, last_result
 from emoreg.tuning.user_code import UserCode
 

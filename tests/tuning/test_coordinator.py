@@ -20,9 +20,9 @@ from emoreg.storage.retry import Patience
 from emoreg.storage.working_copy import join
 from emoreg.tuning import coordinator as module
 from emoreg.tuning import postgres
+from emoreg.tuning.coordination import SharedRunLocks
 from emoreg.tuning.coordinator import Coordinator, PostgresCoordinator, coordinate
 from emoreg.tuning.postgres import PostgresLocks
-from emoreg.tuning.shared_run_locks import SharedRunLocks
 from tests.helpers.postgres import PostgreSQL
 from tests.helpers.waiting import PATIENCE
 

@@ -21,8 +21,7 @@ from emoreg.tuning.arms import searching_arms
 from emoreg.tuning.optuna_study import open_beside, open_study
 from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.scheduling import AmongPeers, scheduler_of
-from emoreg.tuning.searches import Searches
-from emoreg.tuning.source import OptunaSource
+from emoreg.tuning.source import OptunaSource, Searches
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import TINY
 from tests.tuning.test_dispatcher import Alone, completed
