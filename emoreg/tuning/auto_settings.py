@@ -29,7 +29,6 @@ def study_precisions(config: StudyConfig, files: Files, records: Iterable[TrialR
     Empty where no trial asks, and where trials have a GPU.
 
     Args:
-        config: the study.
         files: of its folder.
         records: of its trials.
 
@@ -66,7 +65,6 @@ def study_compilations(
     Empty where no trial asks.
 
     Args:
-        config: the study.
         files: of its folder.
         records: of its trials.
         precisions: what precision ``auto`` means in the study.

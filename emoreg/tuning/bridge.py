@@ -54,8 +54,6 @@ class TuneBridge(tune.Callback):
         """Begin.
 
         Args:
-            config: of the study.
-            recorder: of the run.
             dispatcher: told how trials end.
             observers: told everything.
             stop: whether the study is to stop.

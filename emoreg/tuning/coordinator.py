@@ -168,7 +168,6 @@ def coordinate(
     """The coordinator that fits a study.
 
     Args:
-        config: of the study.
         notify: told of everything that is waited for.
         should_stop: whether the study is to stop: then nothing is waited for.
     """

@@ -44,10 +44,7 @@ class Dispatcher:
         """Begin with what is not proposed.
 
         Args:
-            config: of the study.
             source: proposes trials.
-            records: of the study.
-            coordinator: between the drivers of the study.
             retry: which broken trials are begun again.
             jobs: run first, unless recorded as finished or pruned: controls, confirmed trials, reruns.
             clock: seconds that only grow.

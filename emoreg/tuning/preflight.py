@@ -54,7 +54,6 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     """Refuse a study that could not run: unknown backbones, image sets that are not there, unusable storage, missing GPUs.
 
     Args:
-        config: the study.
         address: of the Ray cluster that it will run on, whose GPUs are not known before it is joined; None for this machine.
 
     Raises:
@@ -150,7 +149,6 @@ def adopt_controls(controls: Iterable[str], records: Records) -> None:
 
     Args:
         controls: identities.
-        records: of the study.
     """
     wanted = {*controls}
     for record in list(records.trials.values()):

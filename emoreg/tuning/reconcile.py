@@ -73,7 +73,6 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
 
     Args:
         study: from ``open_study``, after ``warm_start``. The caller holds the study's lock.
-        config: the study's configuration.
         records: the study's trials by identity.
         resolved: gives a trial its identity.
     """
@@ -229,7 +228,6 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
 
     Args:
         study: from ``open_study``.
-        config: the study's configuration.
         folder_of: the folder of a study, by its name in the same storage or by its path.
         resolved: gives a trial its identity.
 

@@ -23,7 +23,6 @@ class TuneSearcher(Searcher):
         """Begin.
 
         Args:
-            dispatcher: of the study.
             slots: trials that fit at once, as the cluster is now.
             is_stopping: whether the study has been told to stop: then nothing more is handed out.
             may_wait: trials that may wait for a place beyond the slots.

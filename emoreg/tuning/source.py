@@ -106,10 +106,8 @@ class OptunaSource:
 
         Args:
             study: from ``optuna_study.open_study``, reconciled with the records.
-            config: the study's configuration.
             resolved: gives a trial its identity.
             records: trials that ended, by identity.
-            coordinator: between the drivers of the study.
             inbox: trials that somebody wants to be tried first. They run, and count, even beyond ``num_trials``. None where
                 nobody can.
             notify: told of one of them that cannot be.

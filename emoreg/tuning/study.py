@@ -98,7 +98,6 @@ def run_study(
     ``resources.grace_seconds`` after another one than SIGINT, leave at once. Either way, running the study again goes on.
 
     Args:
-        config: the study.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
         observers: told what happens, after emoreg's own.
         command: what was typed, for the records.
