@@ -113,7 +113,17 @@ def test_the_trainer_knows_neither_ray_nor_optuna(dependency: str) -> None:
     ("dependency", "doors"),
     [
         ("ray", {"tuning", "cluster", "cli.cluster"}),
-        ("optuna", {"tuning.adapters", "tuning.optuna_study", "tuning.reconcile", "tuning.source", "report.search_figures"}),
+        (
+            "optuna",
+            {
+                "tuning.adapters",
+                "tuning.optuna_storage",
+                "tuning.optuna_study",
+                "tuning.reconcile",
+                "tuning.source",
+                "report.search_figures",
+            },
+        ),
         ("timm", {"training.backbones"}),
         ("torchvision", {"data.augmentation", "data.readers.cifar"}),
         ("datasets", {"data.hub"}),

@@ -55,10 +55,9 @@ def print_image_set(config: ImageSetConfig, image_size: int, storage: str, sheet
     from emoreg.data import check, contact_sheet, load
     from emoreg.data.fetch import offer
     from emoreg.tuning.images import image_storage
-    from emoreg.tuning.preflight import check_storage
 
     check(config)
-    check_storage(storage)
+    Files(storage).check()
     image_set = load(config, image_size=image_size, storage=image_storage(storage))
     offer(config, image_size=image_size, storage=image_storage(storage), files=Files(join(storage, "imagesets")))
     console.print(

@@ -34,7 +34,8 @@ from emoreg.training.context import TrialContext
 from emoreg.training.devices import device_name
 from emoreg.training.events import Event
 from emoreg.training.trial import run_trial
-from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.adapters import resolved_trial
+from emoreg.tuning.images import image_loader
 from emoreg.tuning.manifest import provenance
 from emoreg.tuning.signals import stop_on_signals
 

@@ -32,11 +32,11 @@ from emoreg.training.devices import device_name
 from emoreg.training.events import Confusion, Event, Reporter
 from emoreg.training.stopwatch import Profile, Stopwatch
 from emoreg.training.trial import run_trial
-from emoreg.tuning.adapters import image_loader, resolved_trial
-from emoreg.tuning.compilation import written_compilations
+from emoreg.tuning.adapters import resolved_trial
+from emoreg.tuning.auto_settings import study_precisions, written_compilations
 from emoreg.tuning.coordinator import Coordinator, coordinate
-from emoreg.tuning.precision import study_precisions
-from emoreg.tuning.preflight import check_storage, store_uri
+from emoreg.tuning.images import image_loader
+from emoreg.tuning.preflight import store_uri
 from emoreg.tuning.signals import stop_on_signals
 
 
@@ -62,7 +62,7 @@ def run_one(
         UserError: for a trial that cannot run.
         KeyboardInterrupt: at the second signal.
     """
-    check_storage(config.storage)
+    Files(config.storage).check()
     trial, started = resolved_trial(config.trial, image_loader(config.storage)), utc_now()
     places = (f"trials/{trial.identity}", f"events/{trial.identity}")
     with coordinate(config) as coordinator:

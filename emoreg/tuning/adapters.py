@@ -17,21 +17,21 @@ import torch
 from emoreg.config import STORAGE, TrialConfig, Value, replace_paths
 from emoreg.config.resolved import Fingerprints, ResolvedTrial, resolve_trial, source_of
 from emoreg.config.search_space import SearchSpace, resolve, suggest
-from emoreg.data import LoadImages, load
+from emoreg.data import LoadImages
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
-from emoreg.storage.files import Files, expand
+from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, scratch
 from emoreg.training.context import TrialContext
 from emoreg.training.devices import DeviceChoice, pick_device
 from emoreg.training.events import Event, Reporter
 from emoreg.training.stages import check_images
 from emoreg.training.trial import run_trial
-from emoreg.tuning.images import image_storage
-from emoreg.tuning.preflight import check_trial
+from emoreg.tuning.images import image_loader
+from emoreg.tuning.preflight import absolute, check_trial
 
 if TYPE_CHECKING:
     import optuna
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     from emoreg.tuning.user_code import UserCode
 
 _EPOCH = "epoch"
-
-
-def image_loader(storage: str) -> LoadImages:
-    """What gives a trial its image sets, prepared in a storage or for it."""
-    return partial(load, storage=image_storage(storage))
 
 
 def resolved_trial(config: TrialConfig, load_images: LoadImages, *, is_tested: bool = False) -> ResolvedTrial:
@@ -100,7 +95,7 @@ def trainable(trial: TrialConfig, *, storage: str = STORAGE) -> Callable[[dict[s
     """
     from emoreg.tuning.user_code import UserCode
 
-    place = storage if "://" in storage else str(expand(storage).resolve())  # Tune works in another folder
+    place = absolute(storage)  # Tune works in another folder
     return partial(emoreg_trial, trial=trial, storage=place, user_code=UserCode.collect())
 
 

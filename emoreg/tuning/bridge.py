@@ -17,14 +17,14 @@ from ray.tune.experiment import Trial
 
 from emoreg.config import StudyConfig
 from emoreg.errors import StorageError
+from emoreg.results.analysis import num_planned
 from emoreg.results.outcome import EndReason, Outcome
 from emoreg.results.records import EpochRecord, ProbeRecord
-from emoreg.results.tables import Records
 from emoreg.storage.files import storage_full_error
 from emoreg.tracking.observer import RunStatus, StudyObserver
 from emoreg.training.events import Confusion, Experienced
-from emoreg.tuning.assignment import ASSIGNMENT, Assignment
 from emoreg.tuning.dispatcher import Dispatcher
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.signals import Stop
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved
@@ -43,37 +43,30 @@ class TuneBridge(tune.Callback):
     def __init__(
         self,
         config: StudyConfig,
-        records: Records,
         recorder: Recorder,
         dispatcher: Dispatcher,
         observers: StudyObserver,
         stop: Stop,
         *,
-        num_planned: int,
         slots: Callable[[], int],
         log_tail: Callable[[str], str | None],
     ) -> None:
         """Begin.
 
         Args:
-            config: of the study.
-            records: of the study.
-            recorder: of the run.
             dispatcher: told how trials end.
             observers: told everything.
             stop: whether the study is to stop.
-            num_planned: trials of the whole study.
             slots: trials that fit at once, as the cluster is now.
             log_tail: the last lines of a trial's log, by identity.
         """
         self._max_failures = config.resources.max_failures
         self._scheduler = config.scheduler.name
-        self._records = records
         self._recorder = recorder
         self._dispatcher = dispatcher
         self._observers = observers
         self._stop = stop
-        self._num_planned = num_planned
+        self._num_planned = num_planned(config)
         self._slots = slots
         self._log_tail = log_tail
         self._has_told_stop = False
@@ -92,7 +85,7 @@ class TuneBridge(tune.Callback):
             run=self._recorder.run,
             num_running=self._dispatcher.num_running,
             num_waiting=self._dispatcher.num_waiting,
-            trials=self._records.trials,
+            trials=self._recorder.records.trials,
             num_planned=self._num_planned,
         )
 
@@ -112,9 +105,9 @@ class TuneBridge(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has a worker."""
-        assigned = _assignment(trial)
+        job = _job(trial)
         self._recorder.start(trial.trial_id)
-        self._observers.on_start(assigned.trial, assigned.role)
+        self._observers.on_start(job.trial, job.role)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """A trial tells something."""
@@ -127,16 +120,16 @@ class TuneBridge(tune.Callback):
                 self._dispatcher.placed(trial_id, placed.node_id)
             case EpochRecord() as row:
                 self._recorder.epoch(row)
-                self._observers.on_epoch(_assignment(trial).trial, row)
+                self._observers.on_epoch(_job(trial).trial, row)
                 self._dispatcher.epoch(trial_id, row)
             case Experienced() as event:
                 self._recorder.experience_ready(trial_id, event.cost)
                 self._dispatcher.experience_ready(trial_id)
             case ProbeRecord() as row:
-                self._records.add_probe(row)
+                self._recorder.records.add_probe(row)
             case Confusion() as confusion:
-                for evaluation in confusion.rows(_assignment(trial).trial.identity):
-                    self._records.add_evaluation(evaluation)
+                for evaluation in confusion.rows(_job(trial).trial.identity):
+                    self._recorder.records.add_evaluation(evaluation)
             case TrialEnded() as end:
                 self._end(trial, end.outcome, end.log_tail)
             case TrialSaved():
@@ -159,40 +152,40 @@ class TuneBridge(tune.Callback):
         self._cut_short(trial, EndReason.STOPPED_BY_SCHEDULER, f"stopped by the scheduler {self._scheduler}")
 
     def _cut_short(self, trial: Trial, end: EndReason, message: str) -> None:
-        self._end(trial, self._recorder.unfinished(trial.trial_id, _assignment(trial), end, message), None)
+        self._end(trial, self._recorder.unfinished(trial.trial_id, _job(trial), end, message), None)
 
     def _saved(self, trial: Trial) -> None:
-        if _assignment(trial).trial.identity in self._stop.trials:
+        if _job(trial).trial.identity in self._stop.trials:
             self._cut_short(trial, EndReason.STOPPED_BY_HAND, "stopped by hand")
             return
         if not self._stop.is_asked:  # nobody has asked it to
             self._broke(trial)
             return
-        self._observers.on_saved(_assignment(trial).trial)
+        self._observers.on_saved(_job(trial).trial)
         self._dispatcher.saved(trial.trial_id)
 
     def _broke(self, trial: Trial) -> None:
         trial_id = trial.trial_id
         if not self._dispatcher.is_running(trial_id):  # its worker died after it had ended, or it was told before
             return
-        assigned = _assignment(trial)
+        job = _job(trial)
         fault = self._faults.get(trial_id) or TrialBroken(death_of(trial.error_file), None)
         full = storage_full_error(fault.errno, fault.message)
         if self._dispatcher.broke(trial_id, fault.errno):
-            self._observers.on_retry(assigned.trial, fault.message)
+            self._observers.on_retry(job.trial, fault.message)
         elif full is not None:  # no fault of the trial: the study stops, and goes on when that is mended
             self.storage_error = full
             self._stop.ask()
-            self._observers.on_saved(assigned.trial)
+            self._observers.on_saved(job.trial)
             self._dispatcher.saved(trial_id)
         else:
-            outcome = self._recorder.unfinished(trial_id, assigned, EndReason.INFRASTRUCTURE, fault.message)
-            self._end(trial, outcome, self._log_tail(assigned.trial.identity))
+            outcome = self._recorder.unfinished(trial_id, job, EndReason.INFRASTRUCTURE, fault.message)
+            self._end(trial, outcome, self._log_tail(job.trial.identity))
 
     def _end(self, trial: Trial, outcome: Outcome, log_tail: str | None) -> None:
-        assigned = _assignment(trial)
-        record = self._recorder.end(trial.trial_id, assigned, outcome, log_tail=log_tail)
-        self._observers.on_end(assigned.trial, record)
+        job = _job(trial)
+        record = self._recorder.end(trial.trial_id, job, outcome, log_tail=log_tail)
+        self._observers.on_end(job.trial, record)
         self._dispatcher.end(trial.trial_id, outcome)
         if outcome.end is EndReason.CODE_ERROR:
             self.num_aborted += 1
@@ -215,6 +208,6 @@ def death_of(error_file: str | None) -> str:
     )
 
 
-def _assignment(trial: Trial) -> Assignment:
-    assigned: Assignment = trial.config[ASSIGNMENT]
-    return assigned
+def _job(trial: Trial) -> Job:
+    job: Job = trial.config[JOB]
+    return job

@@ -29,7 +29,6 @@ class Budget(StudyObserver):
         """Begin to count the hours of a run.
 
         Args:
-            config: of the study.
             stop: of the run.
             notify: told why the run stops, and if Slurm does not tell when it will end the job.
             clock: seconds that only grow.

@@ -110,7 +110,6 @@ def plan_confirmation(
     """Choose the best of a study's search, on validation, and plan them beside every control on fresh seeds.
 
     Args:
-        config: the study.
         asked: what is confirmed, and how; None for the defaults.
         address: of the Ray cluster that the confirmation will run on; None for this machine.
 
@@ -179,14 +178,8 @@ def run_confirmation(
 ) -> RunEnd:
     """Run what is missing of a confirmation; each of its trials opens the test set once, at its end.
 
-    Of a plan of two looks, the seeds after the first look are left out where that gives the answer.
-
-    Args:
-        plan: what is run.
-        address: see ``run_study``.
-        observers: see ``run_study``.
-        command: what was typed, for the records.
-        private: see ``run_study``.
+    Of a plan of two looks, the seeds after the first look are left out where that gives the answer. All but ``plan`` is for
+    ``run_study``.
 
     Raises:
         ConfigError: for another plan than the test set was opened for, unless ``asked.again``; for one that cannot answer,

@@ -1,6 +1,7 @@
-"""What the processes of a study share on a Ray cluster: locks, and the signal that the study is to stop.
+"""What the processes of a study share: the locks of pre-training runs, and the signal that the study is to stop.
 
-Both are Ray actors, owned by a process: where it dies, by kill -9 or with its machine, Ray ends them, and nothing is left held.
+On a Ray cluster both are actors, owned by a process: where it dies, by kill -9 or with its machine, Ray ends them, and nothing
+is left held.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import hashlib
 import math
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -17,6 +19,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.storage.files import Files
+from emoreg.storage.locks import FileLocks, Locks
+from emoreg.storage.retry import Patience
 from emoreg.tuning.private_ray import IS_LIGHT
 
 _NAMESPACE = "emoreg"
@@ -57,6 +61,31 @@ class ActorLocks:
     def release(self, key: str) -> None:
         """Give the lock of ``key`` back."""
         ray.kill(self._held.pop(key))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedRunLocks:
+    """Where the locks of a study's shared pre-training runs are. Travels to workers in memory: it may hold passwords.
+
+    Attributes:
+        store: URI of the experience store.
+        is_cluster: whether trials may run on several machines of one Ray cluster.
+        database: where the study's drivers meet, if it may have several.
+    """
+
+    store: str = field(repr=False)
+    is_cluster: bool
+    database: str | None = field(default=None, repr=False)
+
+    def open(self, patience: Patience) -> Locks:
+        """The locks, for one process."""
+        if self.database is not None:
+            from emoreg.tuning.postgres import PostgresLocks  # which takes a while to import
+
+            return PostgresLocks(self.database, f"experience {Files(self.store).location}", patience)
+        if self.is_cluster:
+            return ActorLocks(self.store)
+        return FileLocks.of(Files(self.store))
 
 
 class _StopSignal:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from emoreg.config import StudyConfig
 from emoreg.errors import StorageError
@@ -19,7 +19,6 @@ from emoreg.storage.locks import study_lock
 from emoreg.storage.retry import Patience
 from emoreg.storage.working_copy import WorkingCopy, join
 from emoreg.tuning.postgres import PostgresLocks, create_table, is_postgresql
-from emoreg.tuning.shared_run_locks import SharedRunLocks
 
 _POLL_SECONDS = 5.0
 _TURN = "turn"
@@ -27,10 +26,8 @@ _TURN = "turn"
 log = logging.getLogger(__name__)
 
 
-class Coordinator(Protocol):
-    """What a driver asks of the others. Within its context, the driver holds the study, or has joined it.
-
-    The methods have the answers of a driver that is alone.
+class Coordinator:
+    """What a driver asks of the others: here, as a driver that is alone. Within its context, it holds the study.
 
     Attributes:
         copy: of the study's folder, with what a driver goes on from.
@@ -40,64 +37,7 @@ class Coordinator(Protocol):
     """
 
     copy: WorkingCopy
-    patience: Patience
-    token: str | None
-    is_alone: bool = True
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Be the only driver of the study, within. May be taken within itself.
-
-        Entering brings ``study.json`` and the records up to what others left; leaving stores the records.
-
-        Raises:
-            StorageError: where another driver does not end its turn, or this one has lost its own.
-        """
-        return nullcontext()
-
-    def claim(self, identity: str) -> bool:
-        """Whether this driver may run a trial, now or already. Others may once it releases the trial, or dies."""
-        return True
-
-    def release(self, identity: str) -> None:
-        """Let other drivers run a trial."""
-        return None
-
-    def others_changed(self) -> bool:
-        """Whether others may have changed what they share since this driver's last turn; may be asked often."""
-        return False
-
-    def shared_run_locks(self, store: str, *, is_cluster: bool) -> SharedRunLocks:
-        """The locks of shared pre-training runs that fit the study: see ``SharedRunLocks``."""
-        return SharedRunLocks(store=store, is_cluster=is_cluster)
-
-    def check(self) -> None:
-        """Do nothing while this driver has its study, or its turn; to be called before it writes what others write too.
-
-        Raises:
-            StorageError: where it has lost them to another driver.
-        """
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-
-def coordinate(
-    config: StudyConfig, *, notify: Callable[[str], None] = log.warning, should_stop: Callable[[], bool] = lambda: False
-) -> Coordinator:
-    """The coordinator that fits a study.
-
-    Args:
-        config: of the study.
-        notify: told of everything that is waited for.
-        should_stop: whether the study is to stop: then nothing is waited for.
-    """
-    coordinator = PostgresCoordinator if is_postgresql(config.optuna_storage) else LocalCoordinator
-    return coordinator(config, Patience(notify=notify, should_stop=should_stop))
-
-
-class LocalCoordinator(Coordinator):
-    """Holds a study, which has one driver at a time."""
+    is_alone = True
 
     def __init__(self, config: StudyConfig, patience: Patience) -> None:
         self._config = config
@@ -123,25 +63,45 @@ class LocalCoordinator(Coordinator):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """See ``Coordinator``."""
+        """Be the only driver of the study, within. May be taken within itself.
+
+        Entering brings ``study.json`` and the records up to what others left; leaving stores the records.
+
+        Raises:
+            StorageError: where another driver does not end its turn, or this one has lost its own.
+        """
         self.check()
         yield
 
+    def claim(self, identity: str) -> bool:
+        """Whether this driver may run a trial, now or already. Others may once it releases the trial, or dies."""
+        return True
+
+    def release(self, identity: str) -> None:
+        """Let other drivers run a trial."""
+
+    def others_changed(self) -> bool:
+        """Whether others may have changed what they share since this driver's last turn; may be asked often."""
+        return False
+
     def check(self) -> None:
-        """See ``Coordinator``."""
+        """Do nothing while this driver has its study, or its turn; to be called before it writes what others write too.
+
+        Raises:
+            StorageError: where it has lost them to another driver.
+        """
         self._fence.check()
 
 
-class PostgresCoordinator(LocalCoordinator):
+class PostgresCoordinator(Coordinator):
     """Joins a study that may have several drivers."""
 
     is_alone = False
 
     def _hold(self, end: ExitStack) -> None:
         assert self._config.optuna_storage is not None
-        self._url = self._config.optuna_storage
-        create_table(self._url)
-        self._locks = PostgresLocks(self._url, f"study {self._config.name}", self.patience)
+        create_table(self._config.optuna_storage)
+        self._locks = PostgresLocks(self._config.optuna_storage, f"study {self._config.name}", self.patience)
         end.callback(self._locks.close)
         self.copy = end.enter_context(WorkingCopy(self._files, check=self.check))
         self._turns = Patience(self.patience.seconds, notify=self.patience.notify)  # a stop needs turns too
@@ -191,10 +151,6 @@ class PostgresCoordinator(LocalCoordinator):
         """See ``Coordinator``."""
         return time.monotonic() >= self._next_poll
 
-    def shared_run_locks(self, store: str, *, is_cluster: bool) -> SharedRunLocks:
-        """See ``Coordinator``."""
-        return SharedRunLocks(store=store, is_cluster=is_cluster, database=self._url)
-
     def check(self) -> None:
         """See ``Coordinator``."""
         if self._has_turn:
@@ -204,3 +160,16 @@ class PostgresCoordinator(LocalCoordinator):
                     f"Run the same command again: this driver of study {self._config.name!r} stood still within its turn, and "
                     "another one has had it since; it stores nothing more"
                 )
+
+
+def coordinate(
+    config: StudyConfig, *, notify: Callable[[str], None] = log.warning, should_stop: Callable[[], bool] = lambda: False
+) -> Coordinator:
+    """The coordinator that fits a study.
+
+    Args:
+        notify: told of everything that is waited for.
+        should_stop: whether the study is to stop: then nothing is waited for.
+    """
+    coordinator = PostgresCoordinator if is_postgresql(config.optuna_storage) else Coordinator
+    return coordinator(config, Patience(notify=notify, should_stop=should_stop))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from emoreg.config import StudyConfig
 from emoreg.results.outcome import Outcome
 from emoreg.results.records import EpochRecord
 from emoreg.results.tables import Records
-from emoreg.tuning.assignment import Assignment
 from emoreg.tuning.coordinator import Coordinator
 from emoreg.tuning.queue import Job, JobQueue
 from emoreg.tuning.retry import RetryPolicy
@@ -23,14 +21,6 @@ _EARLY = 8
 """How many times as many proposals of theirs may wait."""
 _ELSEWHERE_SECONDS = 5.0
 """Until a trial that another driver runs is tried again."""
-
-
-@dataclass
-class _Run:
-    """A job that was handed out."""
-
-    job: Job
-    node_id: str | None = None
 
 
 class Dispatcher:
@@ -54,10 +44,7 @@ class Dispatcher:
         """Begin with what is not proposed.
 
         Args:
-            config: of the study.
             source: proposes trials.
-            records: of the study.
-            coordinator: between the drivers of the study.
             retry: which broken trials are begun again.
             jobs: run first, unless recorded as finished or pruned: controls, confirmed trials, reruns.
             clock: seconds that only grow.
@@ -68,12 +55,12 @@ class Dispatcher:
         self._coordinator = coordinator
         self._retry = retry
         self._queue = JobQueue(clock=clock, share=config.experience.share)
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Job] = {}
         self._num_saved = 0
         for job in (*jobs, *source.take_up()):
             self._enqueue(job)
 
-    def next(self, trial_id: str, *, slots: int, may_wait: int = 1) -> Assignment | None:
+    def next(self, trial_id: str, *, slots: int, may_wait: int = 1) -> Job | None:
         """The next trial to run; None while there is none that can start.
 
         Args:
@@ -85,7 +72,7 @@ class Dispatcher:
             ConfigError: after many proposals in a row that break a rule of the configuration.
         """
         limit = self._config.resources.max_concurrent
-        num_unplaced = sum(run.node_id is None for run in self._runs.values())
+        num_unplaced = sum(job.node_id is None for job in self._runs.values())
         if len(self._runs) == limit or (num_unplaced >= may_wait and len(self._runs) >= slots):
             return None
         if self._coordinator.others_changed():
@@ -99,18 +86,9 @@ class Dispatcher:
             if proposed is not None:
                 self._enqueue(proposed)
             job = self._start()
-        if job is None:
-            return None
-        self._runs[trial_id] = _Run(job)
-        return Assignment(
-            trial=job.trial,
-            role=job.role,
-            number=job.number,
-            params=dict(job.params),
-            search_of=job.search_of,
-            attempt=job.attempts,
-            repeats=job.repeats,
-        )
+        if job is not None:
+            self._runs[trial_id] = job
+        return job
 
     @property
     def has_work(self) -> bool:
@@ -142,7 +120,7 @@ class Dispatcher:
 
     def epoch(self, trial_id: str, row: EpochRecord) -> None:
         """A trial ended an epoch."""
-        job = self._runs[trial_id].job
+        job = self._runs[trial_id]
         if row.stage == "pretraining":
             self._queue.reached(job.identity, row.epoch)
             return
@@ -153,16 +131,16 @@ class Dispatcher:
 
     def experience_ready(self, trial_id: str) -> None:
         """The pre-training of a trial is done: those that share it can start."""
-        self._queue.experience_ready(self._runs[trial_id].job.identity)
+        self._queue.experience_ready(self._runs[trial_id].identity)
 
     def end(self, trial_id: str, outcome: Outcome) -> None:
         """A trial has ended, and is recorded: tell the source."""
-        job = self._queue.end(self._runs.pop(trial_id).job.identity)
+        job = self._queue.end(self._runs.pop(trial_id).identity)
         self._tell(job.identity, outcome)
 
     def saved(self, trial_id: str) -> None:
         """A trial was saved unfinished: the next driver takes it up."""
-        job = self._queue.end(self._runs.pop(trial_id).job.identity)
+        job = self._queue.end(self._runs.pop(trial_id).identity)
         self._source.forget(job.identity)
         self._coordinator.release(job.identity)
         self._num_saved += 1
@@ -174,12 +152,12 @@ class Dispatcher:
             trial_id: Tune's.
             errno: number of the system's error that broke it, where one did.
         """
-        run = self._runs[trial_id]
-        pause = self._retry.pause(run.job, run.node_id, errno)
+        job = self._runs[trial_id]
+        pause = self._retry.pause(job, errno)
         if pause is None:
             return False
         del self._runs[trial_id]
-        self._queue.add(self._queue.end(run.job.identity), pause=pause)
+        self._queue.add(self._queue.end(job.identity), pause=pause)
         return True
 
     def _tell(self, identity: str, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -194,20 +195,26 @@ def _makespan(seconds: Iterable[float], slots: int) -> float:
 def _measure(config: StudyConfig, widths: Iterable[int], device: torch.device, slots: int) -> Speed:
     """The speed of each backbone in each width, in the precision and with the threads of its trials, and with others beside."""
     at_once = min(slots, math.ceil(machine_share().cpus)) if device.type == "cpu" else 1
-    speed, threads = {}, torch.get_num_threads()
-    try:
-        for backbone in config.backbones():
-            if device.type == "cpu":
-                cpus = config.trial_resources(backbone).cpus or 1
-                torch.set_num_threads(1 if config.trial.deterministic else max(1, int(cpus)))
-            trial = dataclasses.replace(config.trial, backbone=backbone)
+    speed = {}
+    for backbone in config.backbones():
+        trial = dataclasses.replace(config.trial, backbone=backbone)
+        with threads_of(trial, config) if device.type == "cpu" else nullcontext():
             precision = auto_precision(trial, device) if trial.precision == "auto" else trial.precision
             for width in sorted({trial.width, *widths}):
                 settled = dataclasses.replace(trial, width=width, precision=precision)
                 speed[settled.encoder] = _seconds_per_image(settled, device, at_once)
-    finally:
-        torch.set_num_threads(threads)
     return speed
+
+
+@contextmanager
+def threads_of(trial: TrialConfig, config: StudyConfig) -> Iterator[None]:
+    """Within, torch computes on as many threads as in a trial of the study."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if trial.deterministic else max(1, int(config.trial_resources(trial.backbone).cpus or 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _seconds_per_image(config: TrialConfig, device: torch.device, at_once: int) -> float:

@@ -13,7 +13,7 @@ from emoreg.config import Choice, ImageSetConfig, StudyConfig
 from emoreg.config.arms import tuned_controls
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import CUTS, Fingerprints, Source, resolve_trial, source_of
-from emoreg.data import ImageSet, load, parts
+from emoreg.data import ImageSet, LoadImages, load, parts
 from emoreg.data.duplicates import Copies, count_task_copies, count_test_copies, count_validation_copies
 from emoreg.data.fetch import offer
 from emoreg.data.prepare import Prepared
@@ -31,6 +31,11 @@ def image_storage(storage: str) -> Path:
     return Files(storage).folder or node_cache()
 
 
+def image_loader(storage: str) -> LoadImages:
+    """What gives a trial its image sets, prepared in a storage or for it."""
+    return partial(load, storage=image_storage(storage))
+
+
 def _unheard(message: str) -> None:
     """Nobody is told."""
 
@@ -43,17 +48,13 @@ def prepare_image_sets(config: StudyConfig, notify: Callable[[str], None] = _unh
     Raises:
         UserError: for a set that cannot be read, or not used as the study asks.
     """
-    load_images = partial(load, storage=image_storage(config.storage))
-    size = config.trial.image_size
     prints = {}
-    for role, image_set in image_sets(config):
-        with naming(role):
-            prepared = load_images(image_set, image_size=size)
-        prints[source_of(image_set, size)] = prepared.fingerprint
-        if prepared.left_out:
-            notify(f"{role} {image_set.name}: {', '.join(prepared.left_out)}")
+    for role, found, image_set in _loaded(config):
+        prints[source_of(found, config.trial.image_size)] = image_set.fingerprint
+        if image_set.left_out:
+            notify(f"{role} {found.name}: {', '.join(image_set.left_out)}")
     for control in _controls(config):
-        check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), load_images)
+        check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), image_loader(config.storage))
     return Fingerprints(prints)
 
 
@@ -71,9 +72,8 @@ def account_images(config: StudyConfig, notify: Callable[[str], None] = _unheard
     Raises:
         UserError: for a set that cannot be read.
     """
-    trial, storage = config.trial, image_storage(config.storage)
-    load_images, folder = partial(load, storage=storage), storage / "imagesets" / "duplicates"
-    sets = [(role, found, load_images(found, image_size=trial.image_size)) for role, found in image_sets(config)]
+    trial, load_images = config.trial, image_loader(config.storage)
+    folder, sets = image_storage(config.storage) / "imagesets" / "duplicates", [*_loaded(config)]
     if config.confirmed:  # which are cut otherwise than the search: as the first of them says
         sets = [(role, _cut_as(getattr(config.confirmed[0], role), found), image_set) for role, found, image_set in sets]
     tasks = [(found, image_set) for role, found, image_set in sets if role == "task"]
@@ -130,10 +130,18 @@ def image_sets(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig]]:
             yield role, dataclasses.replace(image_set, name=name)
 
 
+def _loaded(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig, ImageSet]]:
+    """The image sets that a trial of the study may load, with their roles; new sets are prepared."""
+    load_images = image_loader(config.storage)
+    for role, found in image_sets(config):
+        with naming(role):
+            image_set = load_images(found, image_size=config.trial.image_size)
+        yield role, found, image_set
+
+
 def image_set_bytes(config: StudyConfig) -> int:
     """Bytes of the prepared image sets that a trial of the study may load."""
-    load_images, size = partial(load, storage=image_storage(config.storage)), config.trial.image_size
-    sets = {source_of(image_set, size): load_images(image_set, image_size=size) for _, image_set in image_sets(config)}
+    sets = {source_of(found, config.trial.image_size): image_set for _, found, image_set in _loaded(config)}
     return sum(split.images.nbytes for image_set in sets.values() for split in (image_set.train, image_set.test))
 
 
@@ -143,9 +151,7 @@ def test_splits(config: StudyConfig) -> tuple[str, ...]:
     Raises:
         UserError: for a set that cannot be read.
     """
-    load_images, size = partial(load, storage=image_storage(config.storage)), config.trial.image_size
-    tasks = [image_set for role, image_set in image_sets(config) if role == "task"]
-    return tuple(dict.fromkeys(load_images(task, image_size=size).test_split for task in tasks))
+    return tuple(dict.fromkeys(image_set.test_split for role, _, image_set in _loaded(config) if role == "task"))
 
 
 @contextmanager
@@ -179,7 +185,7 @@ def count_images(config: StudyConfig) -> ImageCount:
     Raises:
         UserError: when called, for a set that cannot be read.
     """
-    trial, load_images = config.trial, partial(load, storage=image_storage(config.storage))
+    trial, load_images = config.trial, image_loader(config.storage)
 
     @functools.cache
     def load_whole(role: str, uncut: ImageSetConfig) -> ImageSet:

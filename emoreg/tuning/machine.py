@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -71,6 +72,13 @@ def bundle(asked: TrialResources) -> dict[str, float]:
         f"{GPU_KIND}{asked.accelerator_type}": _SOME if asked.accelerator_type else 0.0,
     }
     return {name: amount for name, amount in resources.items() if amount}
+
+
+def with_gpus(asked: TrialResources, *, has_gpus: bool) -> TrialResources:
+    """The request, with a GPU for each trial if the study does not say and there are some."""
+    if asked.gpus is not None:
+        return asked
+    return dataclasses.replace(asked, gpus=1.0 if asked.accelerator_type or has_gpus else 0.0)
 
 
 def num_fit(asked: TrialResources, node: Resources) -> int:

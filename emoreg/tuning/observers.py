@@ -152,19 +152,8 @@ class NetworkPruner(StudyObserver):
         self._stored &= kept
 
 
-class StopRelay(StudyObserver):
-    """Tells the trials of a study, wherever they run, to save and end."""
-
-    def __init__(self, signal: StopSignal) -> None:
-        self._signal = signal
-
-    def on_stopping(self) -> None:
-        """Tell them."""
-        self._signal.set()
-
-
 class TrialStopper(StudyObserver):
-    """Stops the trials that somebody has asked to stop, one by one."""
+    """Tells trials, wherever they run, to save and end: those that somebody has asked to stop, and all when the study stops."""
 
     def __init__(self, files: Files, stop: Stop, signal: StopSignal, *, clock: Clock = time.monotonic) -> None:
         """Look into the study's folder, and tell trials by ``signal``; ``stop`` knows which they are."""
@@ -181,6 +170,10 @@ class TrialStopper(StudyObserver):
         for identity in self._polled() - self._stop.trials:
             self._stop.trials.add(identity)
             self._signal.set(identity)
+
+    def on_stopping(self) -> None:
+        """Tell all."""
+        self._signal.set()
 
     def on_end(self, trial: ResolvedTrial, record: TrialRecord) -> None:
         """Forget what was asked of the trial."""

@@ -1,15 +1,19 @@
-"""What each trial asks of Ray, whether the cluster can ever give it, and what waits for a machine. Ray places the trials."""
+"""What each trial asks of Ray, whether the cluster can ever give it, what waits for a machine, and whether one is lost.
+
+Ray places the trials.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -18,11 +22,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emoreg.config import StudyConfig, TrialResources
 from emoreg.errors import ConfigError
-from emoreg.tuning.machine import GPU_KIND, Resources, bundle, num_fit
+from emoreg.tuning.machine import GPU_KIND, Resources, bundle, num_fit, with_gpus
 
 _GIB = 2**30
 _REFRESH_SECONDS = 0.5
 _ANSWER_SECONDS = 60.0
+_CONNECT_SECONDS = 2.0
 _AHEAD = 4
 _NODE_GROUP = "ray.io/node-group"
 """Ray's label of a node that KubeRay or `ray up` started."""
@@ -47,7 +52,7 @@ class Placement:
         self._next_refresh = time.monotonic() + _REFRESH_SECONDS
         has_gpus = any(node.get("GPU") for node in (*self._nodes, *(self._launchable or {}).values()))
         self._asked = {
-            backbone: _with_gpus(config.trial_resources(backbone), has_gpus)
+            backbone: with_gpus(config.trial_resources(backbone), has_gpus=has_gpus)
             for backbone in dict.fromkeys((*self._searched, *config.resources_by_backbone))
         }
         if self._launchable == {} and not has_gpus and config.resources.gpus_per_trial is None:
@@ -56,20 +61,16 @@ class Placement:
                 "CPUs; ask for GPUs with --resources.gpus-per-trial 1"
             )
 
-    def bundles(self, backbone: str) -> PlacementGroupFactory:
-        """What Tune asks of Ray for a trial of this backbone."""
-        return PlacementGroupFactory([bundle(self._asked[backbone])])
+    @property
+    def bundles(self) -> dict[str, PlacementGroupFactory]:
+        """What Tune asks of Ray for a trial, by backbone: of those that the study searches or names."""
+        return {backbone: PlacementGroupFactory([bundle(asked)]) for backbone, asked in self._asked.items()}
 
     def slots(self) -> int:
         """How many trials of the smallest request fit the nodes that are alive now, at least 1; at most ``max_concurrent``."""
         nodes = self._now()
         fit = max(sum(num_fit(asked, node) for node in nodes) for asked in self._asked.values())
         return max(1, fit if self._max_concurrent is None else min(fit, self._max_concurrent))
-
-    @property
-    def backbones(self) -> tuple[str, ...]:
-        """All for which ``bundles`` are settled: those that the study searches or names."""
-        return tuple(self._asked)
 
     @property
     def may_wait(self) -> int:
@@ -148,6 +149,20 @@ class Placement:
         return self._nodes
 
 
+def is_node_lost(node_id: str) -> bool:
+    """Whether a node is lost, by what Ray knows now, or by its silence: Ray finds out seconds later."""
+    return not any(node["NodeID"] == node_id and node["Alive"] and _answers(node) for node in ray.nodes())
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether Ray on a machine takes connections."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 def may_hold(asked: TrialResources, kind: Resources) -> bool:
     """Whether a machine of a launcher's type may hold the trial; it may have memory and models of GPU that are not told of."""
     return not kind or all(
@@ -188,13 +203,6 @@ def table(nodes: Iterable[Resources]) -> str:
     counts = Counter(map(describe, nodes))
     rows = [f"{number} node{'' if number == 1 else 's'} with {text}" for text, number in counts.most_common()]
     return "; ".join(rows) or "no nodes"
-
-
-def _with_gpus(asked: TrialResources, has_gpus: bool) -> TrialResources:
-    """The request, with a GPU for each trial if the study does not say and the cluster has some."""
-    if asked.gpus is not None:
-        return asked
-    return dataclasses.replace(asked, gpus=1.0 if asked.accelerator_type or has_gpus else 0.0)
 
 
 def _count_gpus() -> int:

@@ -34,17 +34,13 @@ def study_files(config: StudyConfig) -> Files:
     return Files(join(config.storage, config.name))
 
 
-def storage_uri(config: StudyConfig) -> str:
-    """The study's storage, named alike in every process."""
-    return _absolute(config.storage)
-
-
 def store_uri(config: StudyConfig) -> str:
     """Where the study's experiences are kept, named alike in every process."""
-    return _absolute(config.experience.uri or join(config.storage, "experience"))
+    return absolute(config.experience.uri or join(config.storage, "experience"))
 
 
-def _absolute(place: str) -> str:
+def absolute(place: str) -> str:
+    """A folder or URI, named alike in every process."""
     return place if "://" in place else str(expand(place).resolve())
 
 
@@ -57,7 +53,6 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
     """Refuse a study that could not run: unknown backbones, image sets that are not there, unusable storage, missing GPUs.
 
     Args:
-        config: the study.
         address: of the Ray cluster that it will run on, whose GPUs are not known before it is joined; None for this machine.
 
     Raises:
@@ -74,7 +69,7 @@ def check_study(config: StudyConfig, *, address: str | None = None) -> None:
                 for name in distribution.values:
                     check(dataclasses.replace(owner, name=str(name)))
     check_loggers(config)
-    check_storage(config.storage)
+    Files(config.storage).check()
     if config.experience.uri is not None:
         Files(config.experience.uri).check()
     _check_writable(study_files(config), "", "records", "events", "trials", "optuna.journal")
@@ -131,11 +126,6 @@ def check_widths(config: StudyConfig) -> None:
             check_backbone(backbone, image_size=config.trial.image_size, weights=None, width=width)
 
 
-def check_storage(storage: str) -> None:
-    """Refuse a storage that cannot be written, by writing to it."""
-    Files(storage).check()
-
-
 def _check_writable(files: Files, *names: str) -> None:
     """Refuse what another user of the storage has made for himself alone."""
     if files.folder is not None:
@@ -158,7 +148,6 @@ def adopt_controls(controls: Iterable[str], records: Records) -> None:
 
     Args:
         controls: identities.
-        records: of the study.
     """
     wanted = {*controls}
     for record in list(records.trials.values()):

@@ -6,8 +6,8 @@ ends. The workers begin to import what a trial needs as soon as Ray is up, while
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
 import re
 import signal
@@ -21,7 +21,7 @@ from typing import Any
 from emoreg.config import StudyConfig
 from emoreg.errors import ConfigError
 from emoreg.storage.files import scratch_folder
-from emoreg.tuning.machine import MachineShare, machine_share
+from emoreg.tuning.machine import machine_share, num_fit, with_gpus
 from emoreg.tuning.signals import signals_blocked
 
 # What Tune would do for every trainable of anybody's and emoreg does itself, or not at all.
@@ -137,16 +137,11 @@ def private_ray(settings: Mapping[str, str], *, num_workers: int = 1) -> Iterato
 
 def num_warm_workers(config: StudyConfig) -> int:
     """How many workers a study is likely to use on this machine, GPUs counted by their device files."""
-    here, num_gpus = machine_share(), len([*Path("/dev").glob("nvidia[0-9]*")])
-    fit = _num_fit(config, here, num_gpus)
+    num_gpus = len([*Path("/dev").glob("nvidia[0-9]*")])
+    asked = with_gpus(config.trial_resources(config.trial.backbone), has_gpus=num_gpus > 0)
+    here = {**machine_share().resources, "GPU": num_gpus}
+    fit = num_fit(dataclasses.replace(asked, accelerator_type=None), here)
     return max(1, min(fit, config.resources.max_concurrent or fit, config.num_trials))
-
-
-def _num_fit(config: StudyConfig, here: MachineShare, num_gpus: int) -> int:
-    asked = config.trial_resources(config.trial.backbone)
-    gpus = (1.0 if num_gpus else 0.0) if asked.gpus is None else asked.gpus
-    by_cpu = math.floor(here.cpus / (asked.cpus or 1.0))
-    return min(by_cpu, math.floor(num_gpus / gpus)) if gpus else by_cpu
 
 
 def _check_length(root: Path) -> None:

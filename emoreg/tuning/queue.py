@@ -16,10 +16,13 @@ from emoreg.config.resolved import ResolvedTrial
 from emoreg.config.sharing import shared_runs
 from emoreg.results.records import Role
 
+JOB = "job"
+"""Key of Tune's trial configuration under which a worker finds its ``Job``."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    """A trial that is to run, or runs.
+    """A trial that is to run, or runs: what a worker is given. How far it has come does not make two unequal.
 
     Attributes:
         number: Optuna's, None outside the search.
@@ -27,8 +30,8 @@ class Job:
         search_of: the control whose own search proposed it; None of regulation's search and outside of one.
         repeats: the trial whose proposal it is, with another seed; None of the first seed and outside of a search.
         attempts: times that it was begun.
+        node_id: on which it runs, or broke last; None where it has none yet, or has lost it.
         failures: times that the machine broke it; lost machines are not counted.
-        broken_on: node on which it broke last, until it is begun again.
         shared_runs: the pre-training runs that it shares, in order, and the length in epochs that it needs of each.
         not_before: on the queue's clock, in seconds.
         has_experience: whether it runs and its pre-training is done.
@@ -40,12 +43,12 @@ class Job:
     params: Mapping[str, Value] = field(default_factory=dict)
     search_of: str | None = None
     repeats: str | None = None
-    attempts: int = 0
-    failures: int = 0
-    broken_on: str | None = None
-    shared_runs: dict[str, int] = field(default_factory=dict)
-    not_before: float = 0.0
-    has_experience: bool = False
+    attempts: int = field(default=0, compare=False)
+    node_id: str | None = field(default=None, compare=False)
+    failures: int = field(default=0, compare=False)
+    shared_runs: dict[str, int] = field(default_factory=dict, compare=False)
+    not_before: float = field(default=0.0, compare=False)
+    has_experience: bool = field(default=False, compare=False)
 
     @property
     def identity(self) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import StudyConfig, TrialConfig, Value, to_json
@@ -38,7 +38,6 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _LEARNING = ("tpe", "gp")
 """Samplers that learn from trials which they did not propose; the others ignore them."""
 _MOST_DIFFERENCES = 10
-_ADDED = "recorded, but not in Optuna's history (lost, or another storage): added to it"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
 
     Args:
         study: from ``open_study``, after ``warm_start``. The caller holds the study's lock.
-        config: the study's configuration.
         records: the study's trials by identity.
         resolved: gives a trial its identity.
     """
@@ -111,7 +109,7 @@ def reconcile(study: optuna.Study, config: StudyConfig, records: Mapping[str, Tr
 
 def _add_missing(
     study: optuna.Study, config: StudyConfig, records: Mapping[str, TrialRecord], resolved: Resolve, did: Counter[str]
-) -> bool:
+) -> None:
     """Add what the records have and Optuna has not, in the order of their numbers, so that these agree where they can."""
     known = {_identity_in_history(config, trial, records, resolved) for trial in study.get_trials(deepcopy=False)}
     missing = [record for record in records.values() if record.number is not None and record.identity not in known]
@@ -124,8 +122,7 @@ def _add_missing(
         if config.sampler.name == "grid":
             trial.set_user_attr(GRID, json.dumps(trial.params))
         study.add_trial(trial)
-        did[_ADDED] += 1
-    return did[_ADDED] > 0
+        did["recorded, but not in Optuna's history (lost, or another storage): added to it"] += 1
 
 
 def _correct(
@@ -193,42 +190,22 @@ def _identity(config: StudyConfig, params: Mapping[str, Value], resolved: Resolv
         return None
 
 
-class _Known:
-    """Proposes known values, and keeps the distributions that were asked for."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-        self.distributions: dict[str, BaseDistribution] = {}
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
-        return self._keep(name, FloatDistribution(low, high, step=step, log=log))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> Any:
-        return self._keep(name, IntDistribution(low, high, step=step, log=log))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._keep(name, CategoricalDistribution(choices))
-
-    def _keep(self, name: str, distribution: BaseDistribution) -> Any:
-        self.distributions[name] = distribution
-        return self._values[name]
-
-
 def _fit(config: StudyConfig, values: Mapping[str, Any], outcome: Told, attributes: Mapping[str, Any]) -> FrozenTrial | None:
     """A trial for Optuna with those of ``values`` that the search space asks for; None where one is missing or outside."""
-    known = _Known(values)
+    known = optuna.trial.FixedTrial(dict(values))
     try:
-        params = suggest(config.search_space, config.trial, known)
+        with warnings.catch_warnings(action="ignore"):  # it warns of a value outside, which is refused below
+            suggest(config.search_space, config.trial, known)
         return optuna.trial.create_trial(
             state=outcome.state,
             # A pruned trial's value is its last intermediate one, as if it had been told.
             values=outcome.values or [value for value in outcome.intermediate.values() if math.isfinite(value)] or None,
-            params=params,
+            params=known.params,
             distributions=known.distributions,
             user_attrs={**attributes, **outcome.attributes},
             intermediate_values=dict(outcome.intermediate),
         )
-    except (KeyError, ValueError):
+    except (ValueError, OverflowError):
         return None
 
 
@@ -251,7 +228,6 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
 
     Args:
         study: from ``open_study``.
-        config: the study's configuration.
         folder_of: the folder of a study, by its name in the same storage or by its path.
         resolved: gives a trial its identity.
 

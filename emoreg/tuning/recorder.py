@@ -9,7 +9,7 @@ from emoreg.results.analysis import device_time
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Provenance, RunRecord, TrialRecord, unfinished_outcome, utc_now
 from emoreg.results.tables import Records
-from emoreg.tuning.assignment import Assignment
+from emoreg.tuning.queue import Job
 
 _WRITE_SECONDS = 60.0
 
@@ -18,12 +18,13 @@ class Recorder:
     """Writes the rows of trials, and keeps that of the run.
 
     Attributes:
+        records: of the study.
         run: the run's row, as it is by now.
     """
 
     def __init__(self, records: Records, provenance: Provenance) -> None:
         """Begin a run."""
-        self._records = records
+        self.records = records
         self.run: RunRecord = records.begin_run(provenance)
         self._started: dict[str, str] = {}
         self._devices: dict[str, str] = {}
@@ -41,33 +42,33 @@ class Recorder:
 
     def epoch(self, row: EpochRecord) -> None:
         """A trial ended an epoch."""
-        self._records.add_epoch(row)
+        self.records.add_epoch(row)
 
     def experience_ready(self, trial_id: str, cost: PretrainingCost) -> None:
         """The pre-training of a trial is done."""
         self._costs[trial_id] = cost
 
-    def unfinished(self, trial_id: str, assignment: Assignment, end: EndReason, message: str) -> Outcome:
+    def unfinished(self, trial_id: str, job: Job, end: EndReason, message: str) -> Outcome:
         """The outcome of a trial that could not tell its own."""
-        epochs = self._records.epochs_of(assignment.trial.identity)
+        epochs = self.records.epochs_of(job.trial.identity)
         return unfinished_outcome(epochs, end, message, pretraining=self._costs.get(trial_id))
 
-    def end(self, trial_id: str, assignment: Assignment, outcome: Outcome, *, log_tail: str | None) -> TrialRecord:
+    def end(self, trial_id: str, job: Job, outcome: Outcome, *, log_tail: str | None) -> TrialRecord:
         """Write the row of a trial that ended, and what it adds to the run's."""
         record = TrialRecord.of(
-            assignment.trial,
+            job.trial,
             outcome,
-            role=assignment.role,
-            number=assignment.number,
-            params=assignment.params,
-            search_of=assignment.search_of,
-            repeats=assignment.repeats,
+            role=job.role,
+            number=job.number,
+            params=job.params,
+            search_of=job.search_of,
+            repeats=job.repeats,
             device=self._devices.get(trial_id, "unknown"),
             started=self._started.get(trial_id, utc_now()),  # an actor that never came up never started
-            attempts=assignment.attempt,
+            attempts=job.attempts,
             log_tail=log_tail,
         )
-        self._records.add_trial(record)
+        self.records.add_trial(record)
         cost = device_time([record])
         self.run = dataclasses.replace(
             self.run,
@@ -76,7 +77,7 @@ class Recorder:
             paid_seconds=self.run.paid_seconds + cost.paid,
             reused_seconds=self.run.reused_seconds + cost.reused,
         )
-        self._records.add_run(self.run)
+        self.records.add_run(self.run)
         return record
 
     def count_slots(self, slots: int, *, num_running: int, num_waiting: int) -> None:
@@ -96,9 +97,9 @@ class Recorder:
         )
         if now >= self._next_write:  # a kill costs the account of devices no more
             self._next_write = now + _WRITE_SECONDS
-            self._records.add_run(self.run)
+            self.records.add_run(self.run)
 
     def end_run(self, ending: str, stop_reason: str | None) -> None:
         """Write that, how and why the run ended."""
         self.run = dataclasses.replace(self.run, ended=utc_now(), ending=ending, stop_reason=stop_reason)
-        self._records.add_run(self.run)
+        self.records.add_run(self.run)

@@ -27,25 +27,25 @@ class RetryPolicy:
     is_lost: Callable[[str], bool] = lambda node_id: False
     has_one_disk: bool = False
 
-    def pause(self, job: Job, node_id: str | None, errno: int | None = None) -> float | None:
-        """Seconds after which a job that broke on a node is begun again; None if it has failed for good.
+    def pause(self, job: Job, errno: int | None = None) -> float | None:
+        """Seconds after which a job that broke is begun again; None if it has failed for good.
 
         Args:
             job: whose failures are counted here.
-            node_id: None if it never had a node, or that is not known.
             errno: number of the system's error that broke it, where one did.
         """
         if self.has_one_disk and is_sick(errno):
             return None
-        if node_id is None or not self.is_lost(node_id):
+        if job.node_id is not None and self.is_lost(job.node_id):
+            job.node_id = None
+        else:
             job.failures += 1
-            job.broken_on = node_id
         if job.failures > self.resources.max_retries or job.attempts >= _MOST_ATTEMPTS:
             return None
         return self.resources.retry_seconds * 2 ** (job.failures - 1) if job.failures else 0.0
 
     def forgive(self, job: Job) -> None:
         """Take a failure back if Ray has found out since that the node was lost."""
-        if job.broken_on is not None and self.is_lost(job.broken_on):
+        if job.node_id is not None and self.is_lost(job.node_id):
             job.failures -= 1
-        job.broken_on = None
+        job.node_id = None

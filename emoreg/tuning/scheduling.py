@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from emoreg.config import StudyConfig, TrialConfig
-from emoreg.tuning.assignment import ASSIGNMENT, Assignment
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.tune_results import REGULATION_EPOCH, metric_key
 
 Peers = tuple[str | None, str, str, int]
@@ -115,12 +115,12 @@ class AmongPeers(FIFOScheduler):
         return f"{len(self._schedulers)} schedulers"
 
     def _of(self, trial: Trial) -> TrialScheduler:
-        peers = _peers(trial.config[ASSIGNMENT])
+        peers = _peers(trial.config[JOB])
         if peers not in self._schedulers:
             self._schedulers[peers] = self._create(peers[-1])
         return self._schedulers[peers]
 
 
-def _peers(assigned: Assignment) -> Peers:
-    config = assigned.trial.config
-    return assigned.search_of, config.backbone, config.task.name, config.regulation.epochs
+def _peers(job: Job) -> Peers:
+    config = job.trial.config
+    return job.search_of, config.backbone, config.task.name, config.regulation.epochs

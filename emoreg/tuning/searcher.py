@@ -7,12 +7,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from emoreg.tuning.assignment import ASSIGNMENT
 from emoreg.tuning.dispatcher import Dispatcher
+from emoreg.tuning.queue import JOB
 
 
 class TuneSearcher(Searcher):
-    """Gives Tune the dispatcher's assignments until there are no more. How trials end is told by ``bridge.TuneBridge`` alone.
+    """Gives Tune the dispatcher's jobs until there are no more. How trials end is told by ``bridge.TuneBridge`` alone.
 
     It says itself when the search is over: give ``TuneConfig(num_samples=-1)``.
     """
@@ -23,7 +23,6 @@ class TuneSearcher(Searcher):
         """Begin.
 
         Args:
-            dispatcher: of the study.
             slots: trials that fit at once, as the cluster is now.
             is_stopping: whether the study has been told to stop: then nothing more is handed out.
             may_wait: trials that may wait for a place beyond the slots.
@@ -39,12 +38,12 @@ class TuneSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next assignment, ``Searcher.FINISHED``, or None while there is nothing that can start."""
+        """The next job, ``Searcher.FINISHED``, or None while there is nothing that can start."""
         if self._is_stopping():
             return str(Searcher.FINISHED)
-        assignment = self._dispatcher.next(trial_id, slots=self._slots(), may_wait=self._may_wait)
-        if assignment is not None:
-            return {ASSIGNMENT: assignment}
+        job = self._dispatcher.next(trial_id, slots=self._slots(), may_wait=self._may_wait)
+        if job is not None:
+            return {JOB: job}
         return str(Searcher.FINISHED) if self._dispatcher.is_done else None
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Optuna as a source of trials: asked for proposals, told how they ended. Knows nothing of Tune.
+"""Optuna as a source of trials: asked for proposals, told how they ended; several searches are one. Knows nothing of Tune.
 
 The storage holds the search's whole state: what an interrupted driver left RUNNING is told from the records, or handed out
 again under its own number. Several drivers may ask one storage; each trial belongs to the driver that has its claim.
@@ -106,10 +106,8 @@ class OptunaSource:
 
         Args:
             study: from ``optuna_study.open_study``, reconciled with the records.
-            config: the study's configuration.
             resolved: gives a trial its identity.
             records: trials that ended, by identity.
-            coordinator: between the drivers of the study.
             inbox: trials that somebody wants to be tried first. They run, and count, even beyond ``num_trials``. None where
                 nobody can.
             notify: told of one of them that cannot be.
@@ -335,3 +333,47 @@ def _report(proposal: _Proposal, values: Mapping[int, float]) -> None:
     for epoch in values.keys() - proposal.reported.keys():
         proposal.optuna_trial.report(values[epoch], step=epoch)
         proposal.reported[epoch] = values[epoch]
+
+
+class Searches:
+    """Several searches as one source of trials, asked in turn so that all come equally far. A ``TrialSource``."""
+
+    def __init__(self, sources: Sequence[TrialSource]) -> None:
+        """Begin with the first one."""
+        self._sources = [*sources]
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more will be proposed."""
+        return all(source.is_exhausted for source in self._sources)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether trials are run by other drivers, whose results are awaited."""
+        return any(source.is_waiting for source in self._sources)
+
+    def ask(self) -> Job | None:
+        """One more proposal as a job; None if it needs no run, or there is no more."""
+        for source in tuple(self._sources):
+            self._sources.append(self._sources.pop(0))
+            if not source.is_exhausted:
+                return source.ask()
+        return None
+
+    def take_up(self) -> list[Job]:
+        """Jobs that a dead driver, or another's claim, had left."""
+        return [job for source in self._sources for job in source.take_up()]
+
+    def epoch(self, identity: str, epoch: int, value: float) -> None:
+        """A trial has come to a value of the objective after an epoch of regulation."""
+        for source in self._sources:
+            source.epoch(identity, epoch, value)
+
+    def tell(self, identity: str, outcome: Outcome) -> list[Job]:
+        """A trial has ended, and is recorded; what follows from that."""
+        return [job for source in self._sources for job in source.tell(identity, outcome)]
+
+    def forget(self, identity: str) -> None:
+        """A trial was saved unfinished: the next driver takes it up."""
+        for source in self._sources:
+            source.forget(identity)

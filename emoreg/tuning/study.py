@@ -24,7 +24,6 @@ from emoreg.config.arms import Arm
 from emoreg.config.resolved import Fingerprints, resolve_trial
 from emoreg.config.search_space import lengths, resolve
 from emoreg.errors import UserError
-from emoreg.results.analysis import num_planned
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files, refused_error, storage_full_error
@@ -36,44 +35,38 @@ from emoreg.tracking.loggers import start_loggers
 from emoreg.tracking.observer import Observers, StudyObserver
 from emoreg.tracking.study_tensorboard import StudyTensorBoard
 from emoreg.tuning.arms import searching_arms
-from emoreg.tuning.assignment import ASSIGNMENT
+from emoreg.tuning.auto_settings import study_compilations, study_precisions
 from emoreg.tuning.bridge import TuneBridge
 from emoreg.tuning.budget import Budget
-from emoreg.tuning.compilation import study_compilations
-from emoreg.tuning.coordination import StopSignal
+from emoreg.tuning.coordination import SharedRunLocks, StopSignal
 from emoreg.tuning.coordinator import Coordinator, coordinate
 from emoreg.tuning.disk import check_disk, estimate_disk
 from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.images import account_images, count_images, offer_image_sets, prepare_image_sets
 from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.manifest import provenance, write_manifest
-from emoreg.tuning.nodes import is_node_lost
 from emoreg.tuning.observers import (
     ExperiencePruner,
     Heartbeat,
     NetworkPruner,
-    StopRelay,
     StorageSync,
     TrialEnds,
     TrialStopper,
 )
 from emoreg.tuning.optuna_study import History, open_beside, open_study
-from emoreg.tuning.placement import Placement
-from emoreg.tuning.postgres import no_answer_error
-from emoreg.tuning.precision import study_precisions
-from emoreg.tuning.preflight import adopt_controls, check_study, lost_epochs, named_study, storage_uri, store_uri
+from emoreg.tuning.placement import Placement, is_node_lost
+from emoreg.tuning.postgres import is_postgresql, no_answer_error
+from emoreg.tuning.preflight import absolute, adopt_controls, check_study, lost_epochs, named_study, store_uri
 from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
-from emoreg.tuning.queue import Job
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.ray_session import ray_session
 from emoreg.tuning.reconcile import Resolve, reconcile, warm_start
 from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.retry import RetryPolicy
 from emoreg.tuning.scheduling import scheduler_of
 from emoreg.tuning.searcher import TuneSearcher
-from emoreg.tuning.searches import Searches
-from emoreg.tuning.shared_run_locks import SharedRunLocks
 from emoreg.tuning.signals import Stop, stop_on_signals
-from emoreg.tuning.source import OptunaSource
+from emoreg.tuning.source import OptunaSource, Searches
 from emoreg.tuning.trainable import Places, WorkerContext, log_tail, train
 from emoreg.tuning.user_code import UserCode
 
@@ -106,7 +99,6 @@ def run_study(
     ``resources.grace_seconds`` after another one than SIGINT, leave at once. Either way, running the study again goes on.
 
     Args:
-        config: the study.
         address: of a Ray cluster ("auto" for the one on this machine); None starts Ray here for the time of the study.
         observers: told what happens, after emoreg's own.
         command: what was typed, for the records.
@@ -189,7 +181,6 @@ class _StudyRun:
         beside += [Job(trial=resolved(trial), role="confirm") for trial in config.confirmed]
         adopt_controls((job.identity for job in beside), records)
         searching = searching_arms(config, count_images(config))
-        self._num_planned = num_planned(config)
         history = open_study(config, self._copy.folder, self._coordinator.patience)
         for message in lost_epochs(records):
             told.on_message(message)
@@ -253,8 +244,12 @@ class _StudyRun:
         """Tune's tuner of the run and what follows its trials; the end writes down how the run ended."""
         config, copy, records = self._config, self._copy, self._records
         told, patience, is_alone = Observers(observers), self._coordinator.patience, self._coordinator.is_alone
-        locks = self._coordinator.shared_run_locks(store_uri(config), is_cluster=address is not None)
-        store = ExperienceStore(Files(store_uri(config), patience=patience), locks=locks.open(patience))
+        locks = SharedRunLocks(
+            store=store_uri(config),
+            is_cluster=address is not None,
+            database=config.optuna_storage if is_postgresql(config.optuna_storage) else None,
+        )
+        store = ExperienceStore(Files(locks.store, patience=patience), locks=locks.open(patience))
         placement = self._placed(told)
         signal = StopSignal()
         recorder = Recorder(records, provenance(config, command))
@@ -262,7 +257,6 @@ class _StudyRun:
             all_told = Observers(
                 (
                     Heartbeat(beat),
-                    StopRelay(signal),
                     TrialStopper(copy.files, stop, signal),
                     TrialEnds(copy),
                     LiveStatus(copy.folder, is_alone=is_alone),
@@ -276,12 +270,10 @@ class _StudyRun:
             )
             bridge = TuneBridge(
                 config,
-                records,
                 recorder,
                 self.dispatcher,
                 all_told,
                 stop,
-                num_planned=self._num_planned,
                 slots=placement.slots,
                 log_tail=partial(log_tail, copy.files),
             )
@@ -310,7 +302,7 @@ class _StudyRun:
 
     def _worker_context(self, locks: SharedRunLocks, signal: StopSignal, *, is_cluster: bool) -> WorkerContext:
         config = self._config
-        places = Places(storage=storage_uri(config), experience=store_uri(config), token=self._coordinator.token, locks=locks)
+        places = Places(storage=absolute(config.storage), token=self._coordinator.token, locks=locks)
         return WorkerContext(
             places=ray.put(places),
             study=config.name,
@@ -331,9 +323,8 @@ class _StudyRun:
         return RunEnd.COMPLETED if self.dispatcher.is_done else RunEnd.INTERRUPTED
 
     def _tuner(self, context: WorkerContext, placement: Placement, bridge: TuneBridge, stop: Stop, folder: str) -> tune.Tuner:
-        bundles = {backbone: placement.bundles(backbone) for backbone in placement.backbones}
         return tune.Tuner(
-            tune.with_resources(partial(train, context=context), partial(_resources, bundles=bundles)),
+            tune.with_resources(partial(train, context=context), partial(_resources, bundles=placement.bundles)),
             tune_config=tune.TuneConfig(
                 search_alg=TuneSearcher(
                     self.dispatcher,
@@ -357,8 +348,8 @@ class _StudyRun:
 
 
 def _resources(config: Mapping[str, Any], bundles: Mapping[str, PlacementGroupFactory]) -> PlacementGroupFactory:
-    """What Tune asks of Ray for an assignment."""
-    return bundles[config[ASSIGNMENT].trial.config.backbone]
+    """What Tune asks of Ray for a job."""
+    return bundles[config[JOB].trial.config.backbone]
 
 
 def _number(records: Records, job: Job) -> None:

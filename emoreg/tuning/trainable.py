@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 
 from emoreg.config.resolved import Source
 from emoreg.config.trial import Precision
-from emoreg.data import LoadImages, load
+from emoreg.data import LoadImages
 from emoreg.data.fetch import FetchedSets
 from emoreg.data.prepare import Prepared
 from emoreg.errors import ConfigError, Interrupted, UserError
@@ -38,10 +38,9 @@ from emoreg.training.context import TrialContext
 from emoreg.training.devices import device_name
 from emoreg.training.events import Confusion, Event, Experienced
 from emoreg.training.trial import run_trial
-from emoreg.tuning.assignment import ASSIGNMENT, Assignment
-from emoreg.tuning.coordination import StopSignal
-from emoreg.tuning.images import image_storage
-from emoreg.tuning.shared_run_locks import SharedRunLocks
+from emoreg.tuning.coordination import SharedRunLocks, StopSignal
+from emoreg.tuning.images import image_loader
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.tune_results import EVENT, TrialBroken, TrialEnded, TrialPlaced, TrialSaved, epoch_result, last_result
 from emoreg.tuning.user_code import UserCode
 
@@ -58,13 +57,11 @@ class Places:
 
     Attributes:
         storage: URI of the storage.
-        experience: URI of the experience store.
         token: the driver's: see ``Fence``.
-        locks: who runs which shared pre-training.
+        locks: who runs which shared pre-training, in which experience store.
     """
 
     storage: str
-    experience: str
     token: str | None
     locks: SharedRunLocks
 
@@ -101,16 +98,16 @@ class WorkerContext:
 
 
 def train(config: dict[str, Any], *, context: WorkerContext) -> None:
-    """Run the trial that the searcher has assigned.
+    """Run the trial that the searcher has job.
 
     Raises:
         Exception: a fault of the machine, after which the trial may be begun again from its checkpoint. Every other end, a
             fault in code too, is reported and returns.
     """
-    assignment: Assignment = config[ASSIGNMENT]
+    job: Job = config[JOB]
     try:
-        with _session(assignment, context) as (trial_context, tensorboard):
-            outcome = run_trial(assignment.trial, trial_context, tensorboard, ToTune(assignment))
+        with _session(job, context) as (trial_context, tensorboard):
+            outcome = run_trial(job.trial, trial_context, tensorboard, ToTune(job))
         last: TrialEnded | TrialSaved = TrialEnded(outcome)
     except Interrupted:
         last = TrialSaved()
@@ -123,31 +120,31 @@ def train(config: dict[str, Any], *, context: WorkerContext) -> None:
             raise
         shown = str(error) if isinstance(error, UserError) else traceback.format_exc()
         last = TrialEnded(Outcome(end=EndReason.CODE_ERROR, message=message), log_tail=shown)
-    tune.report(last_result(last, role=assignment.role, metrics=context.metrics))
+    tune.report(last_result(last, role=job.role, metrics=context.metrics))
 
 
 @dataclass(frozen=True, slots=True)
 class ToTune:
     """Tells Tune what happens in a trial. A ``Reporter``."""
 
-    assignment: Assignment
+    job: Job
 
     def report(self, event: Event) -> None:
         """Pass on what the driver records and schedulers compare."""
         if isinstance(event, EpochRecord):
             log.info("%s epoch %d: loss %.4g, %.1f s", event.stage, event.epoch, event.train_loss, event.seconds)
-            num_epochs = self.assignment.trial.config.regulation.epochs
-            tune.report(epoch_result(event, role=self.assignment.role, num_epochs=num_epochs))
+            num_epochs = self.job.trial.config.regulation.epochs
+            tune.report(epoch_result(event, role=self.job.role, num_epochs=num_epochs))
         elif isinstance(event, Experienced | ProbeRecord | Confusion):
             tune.report({EVENT: event})
 
 
 @contextmanager
-def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[TrialContext, TensorBoardReporter]]:
+def _session(job: Job, worker: WorkerContext) -> Iterator[tuple[TrialContext, TensorBoardReporter]]:
     """What a trial needs around it in a worker: its files brought and taken back, its log, its events, its device."""
     worker.user_code.restore()
     places: Places = ray.get(worker.places)
-    identity = assigned.trial.identity
+    identity = job.trial.identity
     own = (f"trials/{identity}", f"events/{identity}")
     device = _device()
     tune.report({EVENT: TrialPlaced(ray.get_runtime_context().get_node_id(), device_name(device))})
@@ -163,16 +160,16 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
         folder = copy.folder / "trials" / identity
         with (
             _logged(folder / LOG),
-            TensorBoardReporter(copy.folder, assigned.trial, assigned.params) as tensorboard,
+            TensorBoardReporter(copy.folder, job.trial, job.params) as tensorboard,
         ):
             if should_stop():
                 raise Interrupted("the study was asked to stop before this trial began")
-            log.info("attempt %d on %s, process %d, %s", assigned.attempt, platform.node(), os.getpid(), device_name(device))
+            log.info("attempt %d on %s, process %d, %s", job.attempts, platform.node(), os.getpid(), device_name(device))
             yield (
                 TrialContext(
                     load_images=_image_loader(places, worker.offered, patience),
                     store=ExperienceStore(
-                        Files(places.experience, patience=patience),
+                        Files(places.locks.store, patience=patience),
                         locks=places.locks.open(patience),
                         user=worker.study,
                         keep=worker.lengths,
@@ -182,7 +179,7 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
                     device=device,
                     precisions=worker.precisions,
                     compiled=worker.compiled,
-                    evaluate_on="test" if assigned.role == "confirm" else "validation",
+                    evaluate_on="test" if job.role == "confirm" else "validation",
                     checkpoint_seconds=worker.checkpoint_seconds,
                     should_stop=should_stop,
                     on_checkpoint=partial(copy.push, *own),
@@ -193,7 +190,7 @@ def _session(assigned: Assignment, worker: WorkerContext) -> Iterator[tuple[Tria
 
 def _image_loader(places: Places, offered: Mapping[Source, Prepared] | None, patience: Patience) -> LoadImages:
     if offered is None:
-        return partial(load, storage=image_storage(places.storage))
+        return image_loader(places.storage)
     files = Files(join(places.storage, "imagesets"), patience=patience)
     return FetchedSets(offered=offered, files=files, folder=node_cache() / "imagesets")
 

@@ -20,7 +20,7 @@ from emoreg.storage import checkpoint
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import read_json
 from emoreg.storage.working_copy import join, scratch, split
-from emoreg.tuning.optuna_study import check_journal
+from emoreg.tuning.optuna_storage import check_journal
 
 _AGAIN = "it is made again when it is needed"
 

@@ -22,9 +22,9 @@ from emoreg.cli.main import main
 from emoreg.config import StudyConfig, leaves, replace_paths
 from emoreg.storage.files import Files
 from emoreg.study_file import read_study_file
-from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.adapters import resolved_trial
 from emoreg.tuning.coordinator import coordinate
-from emoreg.tuning.images import prepare_image_sets
+from emoreg.tuning.images import image_loader, prepare_image_sets
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.networks import trained_study
 from tests.helpers.studies import study_file

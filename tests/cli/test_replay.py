@@ -23,7 +23,8 @@ from emoreg.errors import ConfigError, StorageError
 from emoreg.results.outcome import EndReason
 from emoreg.results.records import EpochRecord, Provenance, TrialRecord
 from emoreg.results.tables import Records
-from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.adapters import resolved_trial
+from emoreg.tuning.images import image_loader
 from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import study_file, tiny_study
 from tests.helpers.trials import CPU, TINY, tiny

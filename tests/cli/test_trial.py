@@ -24,7 +24,8 @@ from emoreg.results.ledger import Ledger
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.checkpoint import CHECKPOINT
-from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.adapters import resolved_trial
+from emoreg.tuning.images import image_loader
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import CPU, TINY, load_state, same, timeless, tiny
 from tests.helpers.waiting import PATIENCE

@@ -49,8 +49,9 @@ if __name__ == "__main__":
         placement = Placement(config, print)
         placement.check()
         print("slots", placement.slots(), flush=True)
+        bundles = placement.bundles
         tune.Tuner(
-            tune.with_resources(imported, lambda assigned: placement.bundles(assigned["backbone"])),
+            tune.with_resources(imported, lambda assigned: bundles[assigned["backbone"]]),
             param_space={"backbone": tune.grid_search(list(config.backbones())), "folder": folder},
             tune_config=tune.TuneConfig(num_samples=int(number)),
             run_config=tune.RunConfig(storage_path=f"{folder}/tune", verbose=0),

@@ -21,8 +21,8 @@ from ray.tune.experiment import Trial
 from emoreg.cli import main as cli
 from emoreg.results.records import EpochRecord
 from emoreg.tuning import study
-from emoreg.tuning.assignment import ASSIGNMENT, Assignment
 from emoreg.tuning.bridge import TuneBridge
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.tune_results import EVENT, TrialPlaced
 
 _LOOK_SECONDS = 0.1
@@ -58,20 +58,20 @@ class WatchedBridge(TuneBridge):
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         super().on_trial_result(iteration, trials, trial, result, **info)
-        assigned: Assignment = trial.config[ASSIGNMENT]
+        job: Job = trial.config[JOB]
         match result.get(EVENT):
             case TrialPlaced() as placed:
-                self.diary.note("started", identity=assigned.trial.identity, attempt=assigned.attempt, node=placed.node_id)
+                self.diary.note("started", identity=job.trial.identity, attempt=job.attempts, node=placed.node_id)
             case EpochRecord() as row:
                 self.diary.note("epoch", identity=row.identity, stage=row.stage, epoch=row.epoch)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         super().on_trial_error(iteration, trials, trial, **info)
-        self.diary.note("broken", identity=trial.config[ASSIGNMENT].trial.identity)
+        self.diary.note("broken", identity=trial.config[JOB].trial.identity)
 
     def _end(self, trial: Trial, *arguments: Any) -> None:
         super()._end(trial, *arguments)
-        self.diary.note("ended", identity=trial.config[ASSIGNMENT].trial.identity)
+        self.diary.note("ended", identity=trial.config[JOB].trial.identity)
 
 
 if __name__ == "__main__":

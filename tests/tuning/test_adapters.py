@@ -19,7 +19,8 @@ from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason
 from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.tuning import adapters
-from emoreg.tuning.adapters import image_loader, resolved_trial
+from emoreg.tuning.adapters import resolved_trial
+from emoreg.tuning.images import image_loader
 from tests.helpers.trials import TINY, run, tiny
 
 SPACE = {"regulation.balance": emoreg.Float(0.1, 0.9)}

@@ -235,3 +235,5 @@ def test_a_trial_that_is_to_stop_is_told_once_and_forgotten_when_it_has_ended(tm
     assert not stop.is_asked, "the others go on"
     stopper.on_end(resolve_trial(config.trial), row)
     assert asked_to_stop(files) == frozenset()
+    stopper.on_stopping()
+    assert signal.told == [row.identity, None], "now all"

@@ -11,7 +11,7 @@ from emoreg.config.resolved import resolve_trial
 from emoreg.results.written import Compilation
 from emoreg.storage.files import Files
 from emoreg.training import compile_choice
-from emoreg.tuning.compilation import encoder_images, study_compilations, written_compilations
+from emoreg.tuning.auto_settings import encoder_images, study_compilations, written_compilations
 from emoreg.tuning.manifest import write_manifest
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import tiny

@@ -20,7 +20,8 @@ from emoreg.storage.retry import Patience
 from emoreg.storage.working_copy import join
 from emoreg.tuning import coordinator as module
 from emoreg.tuning import postgres
-from emoreg.tuning.coordinator import Coordinator, LocalCoordinator, PostgresCoordinator, coordinate
+from emoreg.tuning.coordination import SharedRunLocks
+from emoreg.tuning.coordinator import Coordinator, PostgresCoordinator, coordinate
 from emoreg.tuning.postgres import PostgresLocks
 from tests.helpers.postgres import PostgreSQL
 from tests.helpers.waiting import PATIENCE
@@ -39,7 +40,7 @@ def config_in(storage: Path | str, **more: Any) -> StudyConfig:
 
 def test_alone_a_driver_has_all_it_asks_for(tmp_path: Path) -> None:
     coordinator = coordinate(config_in(tmp_path))
-    assert isinstance(coordinator, LocalCoordinator)
+    assert type(coordinator) is Coordinator
     with coordinator:
         assert coordinator.copy.folder == tmp_path / "tiny"
         with coordinator.turn(), coordinator.turn():
@@ -197,16 +198,14 @@ def test_others_are_looked_at_every_few_seconds(config: StudyConfig, monkeypatch
             assert coordinator.others_changed() is is_time
 
 
-def test_locks_of_shared_runs_fit_the_study_and_travel_without_being_shown(
-    config: StudyConfig, stack: ExitStack, tmp_path: Path
-) -> None:
-    (first,) = shared(config, stack, 1)
-    described = first.shared_run_locks("s3://key:secret@bucket/store?region=x", is_cluster=False)
+def test_locks_of_shared_runs_travel_without_being_shown(config: StudyConfig, stack: ExitStack, tmp_path: Path) -> None:
+    shared(config, stack, 1)  # which gives the database its table
+    store = "s3://key:secret@bucket/store?region=x"
+    described = SharedRunLocks(store=store, is_cluster=False, database=config.optuna_storage)
     assert "secret" not in repr(described)
     one, other = (pickle.loads(pickle.dumps(described)).open(Patience()) for _ in range(2))
     assert isinstance(one, PostgresLocks)
     assert one.try_acquire("a")
     assert not other.try_acquire("a")
     one.release("a")
-    with coordinate(config_in(tmp_path, name="alone")) as alone:
-        assert isinstance(alone.shared_run_locks(str(tmp_path), is_cluster=False).open(Patience()), FileLocks)
+    assert isinstance(SharedRunLocks(store=str(tmp_path), is_cluster=False).open(Patience()), FileLocks)

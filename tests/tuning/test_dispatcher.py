@@ -38,7 +38,6 @@ from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Role, TrialRecord
 from emoreg.results.tables import Records
 from emoreg.storage.files import Files
-from emoreg.tuning.assignment import Assignment
 from emoreg.tuning.dispatcher import Dispatcher
 from emoreg.tuning.inbox import Inbox
 from emoreg.tuning.optuna_study import open_study
@@ -155,17 +154,17 @@ class Search:
             jobs=(*(Job(trial=resolve_trial(control), role="control") for control in controls), *jobs),
             **({} if clock is None else {"clock": clock}),
         )
-        self._given: dict[str, Assignment] = {}
+        self._given: dict[str, Job] = {}
 
-    def next(self, trial_id: str, *, slots: int = MANY, node: str = "node") -> Assignment | None:
-        """The next assignment, which runs on a node at once."""
+    def next(self, trial_id: str, *, slots: int = MANY, node: str = "node") -> Job | None:
+        """The next job, which runs on a node at once."""
         given = self.dispatcher.next(trial_id, slots=slots)
         if given is not None:
             self._given[trial_id] = given
             self.dispatcher.placed(trial_id, node)
         return given
 
-    def given(self, trial_id: str, **kwargs: Any) -> Assignment:
+    def given(self, trial_id: str, **kwargs: Any) -> Job:
         given = self.next(trial_id, **kwargs)
         assert given is not None
         return given
@@ -417,7 +416,7 @@ def test_no_more_run_at_once_than_asked(tmp_path: Path) -> None:
     search.given("0")
     assert search.next("1") is None
     search.broke("0")
-    assert search.given("0 again").attempt == 2
+    assert search.given("0 again").attempts == 2
     search.finish("0 again", 0.5)
     for number in ("1", "2"):
         search.given(number)
@@ -523,7 +522,7 @@ def test_controls_come_first_and_stay_outside_the_history(tmp_path: Path) -> Non
     plain, untrained = (TrialConfig(control=control) for control in ("plain", "untrained"))
     search = Search(config, tmp_path, records=(record(untrained),), controls=(same, plain, plain, untrained))
     first = search.given("a")
-    assert first == Assignment(trial=resolve_trial(same), role="control", number=None, params={}, search_of=None, attempt=1)
+    assert first == Job(trial=resolve_trial(same), role="control")
     assert search.given("b").trial == resolve_trial(plain)
     assert len(search.study.trials) == 0
     assert search.next("c") is None
@@ -604,7 +603,7 @@ def test_a_trial_that_the_machine_broke_comes_again_after_a_pause_and_then_fails
         assert search.next("a") is None
         now += 0.1
         again = search.given("a")
-        assert (again.trial, again.attempt) == (first.trial, attempt)
+        assert (again.trial, again.attempts) == (first.trial, attempt)
     assert search.states == [RUNNING]
     assert not search.dispatcher.broke("a")
     search.end("a", Outcome(end=EndReason.INFRASTRUCTURE, message="again"))
@@ -618,7 +617,7 @@ def test_a_lost_machine_is_no_failure_of_the_trial(tmp_path: Path) -> None:
     lost: set[str] = set()
     search = Search(config, tmp_path, is_lost=lost.__contains__)
     for attempt in range(1, 6):
-        assert search.given(f"{attempt}", node=f"{attempt}").attempt == attempt
+        assert search.given(f"{attempt}", node=f"{attempt}").attempts == attempt
         if attempt % 2:
             lost.add(f"{attempt}")  # known at once
         search.broke(f"{attempt}")
@@ -643,8 +642,8 @@ def test_a_trial_that_met_a_sick_disk_comes_again_only_where_there_is_another(
     number: int | None, has_one_disk: bool, comes_again: bool
 ) -> None:
     policy = RetryPolicy(ResourcesConfig(max_retries=2, retry_seconds=0.0), has_one_disk=has_one_disk)
-    job = Job(trial=resolve_trial(study_config().trial), role="search")
-    assert (policy.pause(job, "node", number) is not None) == comes_again
+    job = Job(trial=resolve_trial(study_config().trial), role="search", node_id="node")
+    assert (policy.pause(job, number) is not None) == comes_again
 
 
 def test_a_trial_that_loses_every_machine_has_an_end(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from emoreg.config import Choice, Distribution, Objective, SchedulerConfig, Tria
 from emoreg.config.search_space import resolve
 from emoreg.results.records import Provenance, Role, TrialRecord
 from emoreg.tracking.observer import StudyObserver
-from emoreg.tuning.assignment import ASSIGNMENT
 from emoreg.tuning.bridge import TuneBridge
+from emoreg.tuning.queue import JOB
 from emoreg.tuning.recorder import Recorder
 from emoreg.tuning.searcher import TuneSearcher
 from emoreg.tuning.signals import Stop
@@ -59,13 +59,13 @@ def quick_trainable(endings: Mapping[float, str]) -> Any:
     def train(config: dict[str, Any]) -> None:
         from ray import tune
 
-        is_ours = ASSIGNMENT in config
-        balance = config[ASSIGNMENT].trial.config.regulation.balance if is_ours else config["regulation.balance"]
+        is_ours = JOB in config
+        balance = config[JOB].trial.config.regulation.balance if is_ours else config["regulation.balance"]
         if is_ours:
             tune.report({EVENT: TrialPlaced("node", "CPU")})
         if endings[balance] == "break":
             raise RuntimeError("the machine broke")
-        for report in reports[balance, config[ASSIGNMENT].role if is_ours else "search"]:
+        for report in reports[balance, config[JOB].role if is_ours else "search"]:
             tune.report(report)
 
     return train
@@ -91,12 +91,10 @@ def run_ours(
     stop = Stop()
     bridge = TuneBridge(
         search.config,
-        search.records,
         Recorder(search.records, PROVENANCE),
         search.dispatcher,
         ended,
         stop,
-        num_planned=9,
         slots=lambda: concurrent,
         log_tail=lambda identity: "the tail",
     )

@@ -42,13 +42,12 @@ from emoreg.results.tables import Records
 from emoreg.storage.files import Files
 from emoreg.storage.retry import Patience
 from emoreg.storage.sealed import seal, unseal
+from emoreg.tuning.optuna_storage import _retrying, _RetryingStorage
 from emoreg.tuning.optuna_study import (
     GRID,
     INVALID,
     REPLACES,
     WARM_START,
-    _retrying,
-    _RetryingStorage,
     count_proposed,
     no_experimental_warnings,
     open_study,

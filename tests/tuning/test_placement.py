@@ -104,16 +104,16 @@ def test_each_backbone_asks_for_its_own() -> None:
 def test_tune_is_asked_for_the_bundle_of_the_backbone(cluster: FakeCluster) -> None:
     cluster.has(FOUR)
     placement = placed(study(gpus=1, test_vit=BIG))
-    assert placement.bundles("test_resnet") == PlacementGroupFactory([{"CPU": 1.0, "GPU": 1.0}])
-    assert placement.bundles("test_vit").required_resources["CPU"] == 16
-    assert pickle.loads(pickle.dumps(placement)).bundles("test_vit") == placement.bundles("test_vit"), "Tune ships it"
+    assert placement.bundles["test_resnet"] == PlacementGroupFactory([{"CPU": 1.0, "GPU": 1.0}])
+    assert placement.bundles["test_vit"].required_resources["CPU"] == 16
+    assert pickle.loads(pickle.dumps(placement.bundles)) == placement.bundles, "Tune ships them"
 
 
 @pytest.mark.parametrize(("nodes", "gpus"), [([CPUS], 0), ([CPUS, ONE], 1)])
 def test_a_trial_gets_a_gpu_where_the_cluster_has_some(nodes: list[Any], gpus: int, cluster: FakeCluster) -> None:
     cluster.has(*nodes)
-    assert placed(study()).bundles("test_vit").required_resources.get("GPU", 0) == gpus
-    assert placed(study(gpus=0)).bundles("test_vit").required_resources.get("GPU", 0) == 0
+    assert placed(study()).bundles["test_vit"].required_resources.get("GPU", 0) == gpus
+    assert placed(study(gpus=0)).bundles["test_vit"].required_resources.get("GPU", 0) == 0
 
 
 def test_slots_are_trials_of_the_smallest_request_and_follow_the_cluster(cluster: FakeCluster) -> None:
@@ -156,7 +156,7 @@ def test_what_the_launcher_may_start_is_waited_for_and_what_it_may_not_is_refuse
     cluster.has({"CPU": 0.0}, group="head")
     launch(tmp_path, head={"CPU": 0, "GPU": 8}, worker={"CPU": 8, "GPU": 1})
     placement = placed(study(test_vit=BIG))
-    assert placement.bundles("test_resnet").required_resources["GPU"] == 1, "its workers have one"
+    assert placement.bundles["test_resnet"].required_resources["GPU"] == 1, "its workers have one"
     with pytest.raises(ConfigError, match=r"1 node with 0 CPUs, and may start worker \(8 CPUs, 1 GPU\)$"):
         placement.check()
     launch(tmp_path, head={"CPU": 0}, worker={"CPU": 8, "GPU": 1}, large={"CPU": 16, "GPU": 4})

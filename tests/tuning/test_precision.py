@@ -9,9 +9,9 @@ import pytest
 from emoreg.config import CONFIRM, Choice, StudyConfig
 from emoreg.config.trial import Precision
 from emoreg.storage.files import Files
-from emoreg.training import precision
+from emoreg.tuning import auto_settings
+from emoreg.tuning.auto_settings import study_precisions
 from emoreg.tuning.manifest import write_manifest
-from emoreg.tuning.precision import study_precisions
 from tests.helpers.studies import ended, tiny_study
 from tests.helpers.trials import tiny
 from tests.tuning.test_manifest import PRINTS
@@ -23,7 +23,7 @@ AUTO = tiny(deterministic=False)
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backbones that are measured: bf16 is faster for each."""
     asked: list[str] = []
-    monkeypatch.setattr(precision, "auto_precision", lambda config, device: asked.append(config.backbone) or "bf16")
+    monkeypatch.setattr(auto_settings, "auto_precision", lambda config, device: asked.append(config.backbone) or "bf16")
     return asked
 
 

@@ -12,16 +12,16 @@ from emoreg.config import Choice, ResourcesConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.tables import Records
+from emoreg.storage.files import Files
 from emoreg.storage.working_copy import node_cache
 from emoreg.tuning.images import image_storage
 from emoreg.tuning.preflight import (
+    absolute,
     adopt_controls,
     check_home,
-    check_storage,
     check_study,
     check_trial,
     lost_epochs,
-    storage_uri,
     store_uri,
     study_files,
 )
@@ -45,8 +45,8 @@ def folder_of(study: StudyConfig) -> Path:
 def test_a_storage_is_named_alike_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here, there = tiny_study(storage="runs"), tiny_study(storage="s3://bucket/runs?region=here")
-    assert (storage_uri(here), store_uri(here)) == (f"{tmp_path}/runs", f"{tmp_path}/runs/experience")
-    assert storage_uri(there) == "s3://bucket/runs?region=here"
+    assert (absolute(here.storage), store_uri(here)) == (f"{tmp_path}/runs", f"{tmp_path}/runs/experience")
+    assert absolute(there.storage) == "s3://bucket/runs?region=here"
     assert store_uri(there) == "s3://bucket/runs/experience?region=here"
     assert image_storage("file:///a/b") == Path("/a/b")
     assert image_storage("~/runs") == Path.home() / "runs"
@@ -56,8 +56,8 @@ def test_a_storage_is_named_alike_from_every_folder(tmp_path: Path, monkeypatch:
 def test_a_storage_that_cannot_be_written_is_refused_and_a_good_one_left_clean(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"Mend the permissions of the storage, .*must be writable, but .*file"):
-        check_storage(str(tmp_path / "file" / "runs"))
-    check_storage(str(tmp_path / "new" / "runs"))
+        Files(str(tmp_path / "file" / "runs")).check()
+    Files(str(tmp_path / "new" / "runs")).check()
     assert list((tmp_path / "new" / "runs").iterdir()) == []
 
 

@@ -18,11 +18,10 @@ from emoreg.results.analysis import num_planned
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
 from emoreg.tuning.arms import searching_arms
-from emoreg.tuning.assignment import ASSIGNMENT, Assignment
 from emoreg.tuning.optuna_study import open_beside, open_study
+from emoreg.tuning.queue import JOB, Job
 from emoreg.tuning.scheduling import AmongPeers, scheduler_of
-from emoreg.tuning.searches import Searches
-from emoreg.tuning.source import OptunaSource
+from emoreg.tuning.source import OptunaSource, Searches
 from tests.helpers.studies import tiny_study
 from tests.helpers.trials import TINY
 from tests.tuning.test_dispatcher import Alone, completed
@@ -141,8 +140,7 @@ def test_trials_are_compared_with_their_like_alone() -> None:
 
 def assigned(search_of: str | None, backbone: str) -> object:
     trial = resolve_trial(dataclasses.replace(TINY, backbone=backbone))
-    given = Assignment(trial=trial, role="search", number=0, params={}, search_of=search_of, attempt=1)
-    return SimpleNamespace(config={ASSIGNMENT: given})
+    return SimpleNamespace(config={JOB: Job(trial=trial, role="search", number=0, search_of=search_of)})
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
