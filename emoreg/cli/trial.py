@@ -26,6 +26,7 @@ from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.files import Files
 from emoreg.storage.housekeeping import running
+from emoreg.storage.locks import Locks
 from emoreg.tracking import tensorboard
 from emoreg.training.context import EvaluatedSplit, TrialContext
 from emoreg.training.devices import device_name
@@ -121,7 +122,13 @@ def _context(
     """What the trial runs in: the study's experience, precision and compilation, and a folder in its working copy."""
     copy = coordinator.copy
     files = Files(str(copy.folder))
-    store = ExperienceStore(store_uri(config), user=config.name, keep=lengths(config), share=config.experience.share)
+    store = ExperienceStore(
+        store_uri(config),
+        locks=shared_locks(config, coordinator),
+        user=config.name,
+        keep=lengths(config),
+        share=config.experience.share,
+    )
     store.sweep()
     return TrialContext(
         load_images=image_loader(config.storage),
@@ -133,6 +140,16 @@ def _context(
         checkpoint_seconds=config.resources.checkpoint_seconds,
         on_checkpoint=partial(copy.push, f"trials/{trial.identity}", f"events/{trial.identity}"),
     )
+
+
+def shared_locks(config: StudyConfig, coordinator: Coordinator) -> Locks | None:
+    """Those of pre-training runs where drivers of the study may be at work meanwhile; None for the store's own."""
+    if coordinator.database is None:
+        return None
+    from emoreg.tuning.coordination import SharedRunLocks  # which imports Ray
+
+    locks = SharedRunLocks(store=store_uri(config), is_cluster=False, database=coordinator.database)
+    return locks.open(coordinator.patience)
 
 
 def _trained(trial: ResolvedTrial, context: TrialContext, reporters: Sequence[Reporter], console: Console) -> Outcome:

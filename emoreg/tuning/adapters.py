@@ -101,8 +101,9 @@ def trainable(trial: TrialConfig, *, storage: str = STORAGE) -> Callable[[dict[s
 
 def emoreg_trial(params: dict[str, Any], *, trial: TrialConfig, storage: str, user_code: UserCode) -> None:
     """Train a trial in a worker of Ray Tune, which calls it by this name."""
-    import ray
     from ray import tune
+
+    from emoreg.tuning.trainable import given_device
 
     user_code.restore()
     values = {path: value.item() if isinstance(value, np.generic) else value for path, value in params.items()}
@@ -116,7 +117,7 @@ def emoreg_trial(params: dict[str, Any], *, trial: TrialConfig, storage: str, us
             load_images=load_images,
             store=ExperienceStore(join(storage, "experience"), user="tune"),
             folder=folder,
-            device=pick_device("auto" if ray.get_gpu_ids() else "cpu"),
+            device=given_device(),
         )
         outcome = run_trial(resolved, context, reporter)
     if outcome.end == EndReason.DIVERGED:

@@ -34,10 +34,12 @@ class Coordinator:
         patience: with the study's storage and database; for all that this process asks of them.
         token: with which workers build their ``locks.Fence``; None where this driver cannot lose the study.
         is_alone: whether no other driver of the study can be living.
+        database: where drivers meet, if the study may have several; None where it has one.
     """
 
     copy: WorkingCopy
     is_alone = True
+    database: str | None = None
 
     def __init__(self, config: StudyConfig, patience: Patience) -> None:
         self._config = config
@@ -99,9 +101,10 @@ class PostgresCoordinator(Coordinator):
     is_alone = False
 
     def _hold(self, end: ExitStack) -> None:
-        assert self._config.optuna_storage is not None
-        create_table(self._config.optuna_storage)
-        self._locks = PostgresLocks(self._config.optuna_storage, f"study {self._config.name}", self.patience)
+        self.database = self._config.optuna_storage
+        assert self.database is not None
+        create_table(self.database)
+        self._locks = PostgresLocks(self.database, f"study {self._config.name}", self.patience)
         end.callback(self._locks.close)
         self.copy = end.enter_context(WorkingCopy(self._files, check=self.check))
         self._turns = Patience(self.patience.seconds, notify=self.patience.notify)  # a stop needs turns too

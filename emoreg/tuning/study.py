@@ -55,7 +55,7 @@ from emoreg.tuning.observers import (
 )
 from emoreg.tuning.optuna_study import History, open_beside, open_study
 from emoreg.tuning.placement import Placement, is_node_lost
-from emoreg.tuning.postgres import is_postgresql, no_answer_error
+from emoreg.tuning.postgres import no_answer_error
 from emoreg.tuning.preflight import absolute, adopt_controls, check_study, lost_epochs, named_study, store_uri
 from emoreg.tuning.private_ray import TUNE_SETTINGS, PrivateRay
 from emoreg.tuning.queue import JOB, Job
@@ -247,7 +247,7 @@ class _StudyRun:
         locks = SharedRunLocks(
             store=store_uri(config),
             is_cluster=address is not None,
-            database=config.optuna_storage if is_postgresql(config.optuna_storage) else None,
+            database=self._coordinator.database,
         )
         store = ExperienceStore(Files(locks.store, patience=patience), locks=locks.open(patience))
         placement = self._placed(told)

@@ -98,7 +98,7 @@ class WorkerContext:
 
 
 def train(config: dict[str, Any], *, context: WorkerContext) -> None:
-    """Run the trial that the searcher has job.
+    """Run the job that the searcher has handed out.
 
     Raises:
         Exception: a fault of the machine, after which the trial may be begun again from its checkpoint. Every other end, a
@@ -146,7 +146,7 @@ def _session(job: Job, worker: WorkerContext) -> Iterator[tuple[TrialContext, Te
     places: Places = ray.get(worker.places)
     identity = job.trial.identity
     own = (f"trials/{identity}", f"events/{identity}")
-    device = _device()
+    device = given_device()
     tune.report({EVENT: TrialPlaced(ray.get_runtime_context().get_node_id(), device_name(device))})
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1.0)
     torch.set_num_threads(max(1, int(cpus)))
@@ -195,7 +195,7 @@ def _image_loader(places: Places, offered: Mapping[Source, Prepared] | None, pat
     return FetchedSets(offered=offered, files=files, folder=node_cache() / "imagesets")
 
 
-def _device() -> torch.device:
+def given_device() -> torch.device:
     """A GPU where Ray gives the trial one, else the CPU.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+import ray
 import torch
 
 import emoreg
@@ -21,6 +22,7 @@ from emoreg.storage.checkpoint import CHECKPOINT
 from emoreg.tuning import adapters
 from emoreg.tuning.adapters import resolved_trial
 from emoreg.tuning.images import image_loader
+from emoreg.tuning.trainable import given_device
 from tests.helpers.trials import TINY, run, tiny
 
 SPACE = {"regulation.balance": emoreg.Float(0.1, 0.9)}
@@ -197,3 +199,10 @@ def test_metrics_of_a_user_s_own_are_reported_to_tune(monkeypatch: pytest.Monkey
     reporter.report(row)
     reporter.report(dataclasses.replace(row, epoch=1))
     assert told == [{"val_accuracy": 0.7, "val_loss": 0.5, "epoch": 2, "val_top3": 0.9}]
+
+
+def test_a_gpu_that_ray_gives_away_and_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^Install a CUDA build of torch on .* Ray gives a GPU away there and torch"):
+        given_device()

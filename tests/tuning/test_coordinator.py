@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from emoreg.cli.trial import shared_locks
 from emoreg.config import Float, StudyConfig
 from emoreg.errors import StorageError
 from emoreg.storage import locks
@@ -23,6 +24,7 @@ from emoreg.tuning import postgres
 from emoreg.tuning.coordination import SharedRunLocks
 from emoreg.tuning.coordinator import Coordinator, PostgresCoordinator, coordinate
 from emoreg.tuning.postgres import PostgresLocks
+from emoreg.tuning.preflight import store_uri
 from tests.helpers.postgres import PostgreSQL
 from tests.helpers.waiting import PATIENCE
 
@@ -209,3 +211,19 @@ def test_locks_of_shared_runs_travel_without_being_shown(config: StudyConfig, st
     assert not other.try_acquire("a")
     one.release("a")
     assert isinstance(SharedRunLocks(store=str(tmp_path), is_cluster=False).open(Patience()), FileLocks)
+
+
+def test_emoreg_trial_shares_the_locks_of_a_study_s_drivers(config: StudyConfig) -> None:
+    with coordinate(config) as coordinator:
+        own = shared_locks(config, coordinator)
+        drivers = SharedRunLocks(store=store_uri(config), is_cluster=False, database=config.optuna_storage).open(Patience())
+        assert own is not None
+        assert own.try_acquire("a")
+        assert not drivers.try_acquire("a")
+        own.release("a")
+
+
+def test_emoreg_trial_of_a_study_with_one_driver_has_the_store_s_own_locks(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    with coordinate(config) as coordinator:
+        assert shared_locks(config, coordinator) is None
