@@ -107,7 +107,7 @@ def replace_paths(config: Config, values: Mapping[str, Value]) -> Config:
         *parents, name = path.split(".")
         for parent in parents:
             owner = dict(_parts(owner))[parent]
-        expectations(type(owner))[name].check(path, value)
+        expectations(owner.__class__)[name].check(path, value)
     changed: Config = _replace(config, values)
     return changed
 
