@@ -300,7 +300,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     if config.scheduler.name != "none":
         stopped, at_most = f"as many stopped by {config.scheduler.name} as by chance", f"{at_most} and nothing stopped early"
     plan = {
-        "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
+        "image sets": ", ".join(f"{name} {fingerprint[:12]}" for (name, *_), fingerprint in fingerprints.items()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "pre-training": _sharing(config.trial.pretraining),
         "trials": f"{cost.num_search} of the search + {tuning}{cost.num_controls} controls, {cost.concurrency} at a time",

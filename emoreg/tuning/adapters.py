@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from emoreg.config import STORAGE, TrialConfig, Value, replace_paths
-from emoreg.config.resolved import Fingerprints, ResolvedTrial, resolve_trial, source_of
+from emoreg.config.resolved import ResolvedTrial, resolve_trial, source_of
 from emoreg.config.search_space import SearchSpace, resolve, suggest
 from emoreg.data import LoadImages, load
 from emoreg.errors import ConfigError
@@ -61,7 +61,7 @@ def resolved_trial(config: TrialConfig, load_images: LoadImages, *, is_tested: b
     prints = {
         source_of(images, config.image_size): load_images(images, image_size=config.image_size).fingerprint for images in used
     }
-    return resolve_trial(config, Fingerprints(prints))
+    return resolve_trial(config, prints)
 
 
 def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: DeviceChoice = "auto") -> Outcome:

@@ -54,7 +54,7 @@ def prepare_image_sets(config: StudyConfig, notify: Callable[[str], None] = _unh
             notify(f"{role} {image_set.name}: {', '.join(prepared.left_out)}")
     for control in _controls(config):
         check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), load_images)
-    return Fingerprints(prints)
+    return prints
 
 
 def _controls(config: StudyConfig) -> tuple[str, ...]:
