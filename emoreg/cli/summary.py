@@ -294,7 +294,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     _print_settings(reference, config, console)
     _print_search_space(config, console)
     combinations = size(config.search_space, config.trial)
-    searching = [arm.control for arm in arms(config)]
+    searching = [arm.trial.control for arm in arms(config)]
     tuning = f"{cost.num_tuning} of the searches of {', '.join(searching)} + " if searching else ""
     stopped, at_most = "nothing stopped early", "if no pre-training is shared"
     if config.scheduler.name != "none":

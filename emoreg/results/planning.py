@@ -18,7 +18,7 @@ from emoreg.config import (
     from_json,
     resolve_trial,
 )
-from emoreg.config.arms import Arm, as_control, tuned_controls
+from emoreg.config.arms import as_control, tuned_controls
 from emoreg.config.confirmation import check_own_cuts, with_own_cuts
 from emoreg.config.controls import available_controls
 from emoreg.config.resolved import UNKNOWN, Fingerprints
@@ -110,7 +110,7 @@ def fresh_seeds(config: StudyConfig, records: Iterable[TrialRecord], num_seeds: 
 
 def best_tuned(
     config: StudyConfig,
-    arms: Iterable[Arm],
+    arms: Iterable[StudyConfig],
     chosen: Iterable[Chosen],
     records: Collection[TrialRecord],
     *,
@@ -132,7 +132,7 @@ def best_tuned(
     Raises:
         ConfigError: where a control has been searched less than regulation, or the study has changed.
     """
-    searching = {arm.control: arm for arm in arms}
+    searching = {arm.trial.control: arm for arm in arms}
     for arm in searching.values():
         _refuse_short(arm, records, is_complete=is_complete)
     objective = config.objectives[0]
@@ -149,7 +149,7 @@ def best_tuned(
                 continue
             own = (row for row in rankings[control] if (row.backbone, row.task) == (found.backbone, task))
             for rank, row in enumerate(itertools.islice(own, NUM_BEST), 1):
-                at_its_best = resolve(searching[control].config.trial, row.sampled)
+                at_its_best = resolve(searching[control].trial, row.sampled)
                 _check_same(resolve_trial(at_its_best, fingerprints), row.identity)
                 bests.append(
                     Tuned(
@@ -164,13 +164,13 @@ def best_tuned(
     return bests
 
 
-def _refuse_short(arm: Arm, records: Collection[TrialRecord], *, is_complete: bool) -> None:
+def _refuse_short(arm: StudyConfig, records: Collection[TrialRecord], *, is_complete: bool) -> None:
     """Refuse a control's own search that is shorter than regulation's."""
-    wanted, ended = min(_num_ended(records, None), num_searched(arm.config)), _num_ended(records, arm.control)
+    wanted, ended = min(_num_ended(records, None), num_searched(arm)), _num_ended(records, arm.trial.control)
     if ended == 0 or (ended < wanted and not is_complete):
         raise ConfigError(
             "Run the study to its end first, or give --controls-search none, which the verdict will say: a control's own "
-            f"search must be as long as regulation's, but that of {arm.control} has {ended} of {wanted} trials"
+            f"search must be as long as regulation's, but that of {arm.trial.control} has {ended} of {wanted} trials"
         )
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from emoreg.config import CONTROLS, StudyConfig
-from emoreg.config.arms import Arm, arms
+from emoreg.config.arms import arms
 from emoreg.results.planning import ImageCount, with_passes_of
 
 
-def searching_arms(config: StudyConfig, images: ImageCount) -> tuple[Arm, ...]:
+def searching_arms(config: StudyConfig, images: ImageCount) -> tuple[StudyConfig, ...]:
     """The controls that have searches of their own, those that match passes with the passes of the trial as configured."""
     found = []
     for arm in arms(config):
-        if CONTROLS[arm.control].match_passes:
-            trial = with_passes_of(config.trial, arm.config.trial, images)
-            arm = dataclasses.replace(arm, config=dataclasses.replace(arm.config, trial=trial))
+        if CONTROLS[arm.trial.control].match_passes:
+            arm = dataclasses.replace(arm, trial=with_passes_of(config.trial, arm.trial, images))
         found.append(arm)
     return tuple(found)

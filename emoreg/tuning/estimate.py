@@ -79,7 +79,7 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     load_set = partial(load, image_size=config.trial.image_size, storage=storage)
     stimuli, task = load_set(config.trial.stimuli), load_set(config.trial.task)
     sets = {config.trial.stimuli: stimuli, config.trial.task: task}
-    searches = [config, *(arm.config for arm in searching_arms(config, lambda _, found: len(parts(sets[found], found)[0])))]
+    searches = [config, *searching_arms(config, lambda _, found: len(parts(sets[found], found)[0]))]
     num_trials = [config.seeds_per_trial * num_searched(search) for search in searches]
     drawn = [draw_trials(search) for search in searches]
     controls = {(resolved := resolve_trial(trial)).identity: resolved for trial in config.control_trials()}

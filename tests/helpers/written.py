@@ -128,10 +128,10 @@ def write_study(
     for arm in searching:
         uniform = Uniform(stdlib_random.Random(0), {})
         for number in range(config.num_trials):
-            params = suggest(arm.config.search_space, arm.config.trial, uniform)
-            trial = resolve(arm.config.trial, params)
+            params = suggest(arm.search_space, arm.trial, uniform)
+            trial = resolve(arm.trial, params)
             accuracy = _truth(trial, helps) + random.normal(0, noise)
-            rows.add(trial, accuracy, "search", number=number, params=params, search_of=arm.control)
+            rows.add(trial, accuracy, "search", number=number, params=params, search_of=arm.trial.control)
     for trial in config.control_trials():
         rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "control")
     folder = write_study_json(storage / config.name, config)

@@ -21,7 +21,7 @@ from emoreg.config import (
     replace_paths,
     to_json,
 )
-from emoreg.config.arms import Arm, arms
+from emoreg.config.arms import arms
 from emoreg.config.confirmation import with_own_cuts
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import resolve
@@ -478,14 +478,14 @@ RATE = "regulation.optimizer.learning_rate"
 ARMS = arms(TUNED_STUDY)
 
 
-def arms_of(study: StudyConfig) -> tuple[Arm, ...]:
+def arms_of(study: StudyConfig) -> tuple[StudyConfig, ...]:
     return ARMS if study is TUNED_STUDY else arms(study)
 
 
 def tuned_search(study: StudyConfig = TUNED_STUDY, num_trials: int = 2, without: str = "") -> list[TrialRecord]:
     """Trials of regulation's search and of those of the controls, of which the last is the best."""
     found = []
-    for search_of, searched_study in ((None, study), *((arm.control, arm.config) for arm in arms_of(study))):
+    for search_of, searched_study in ((None, study), *((arm.trial.control, arm) for arm in arms_of(study))):
         for number in range(num_trials - (search_of == without)):
             params = {RATE: 1e-3 * (number + 1), "regulation.balance": 0.2}
             params = {path: value for path, value in params.items() if path in searched_study.search_space}
