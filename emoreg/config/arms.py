@@ -13,10 +13,10 @@ from contextlib import suppress
 
 from emoreg.config.controls import ON_LADDER, available_controls
 from emoreg.config.distributions import Distribution
-from emoreg.config.paths import Value, read_path
+from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import resolve_trial
-from emoreg.config.search_space import Uniform, pin, resolve, suggest
+from emoreg.config.search_space import Uniform, pin, suggest
 from emoreg.config.study import StudyConfig
 from emoreg.config.trial import TrialConfig
 from emoreg.errors import ConfigError
@@ -75,7 +75,7 @@ def _draws(config: StudyConfig) -> list[_Draw]:
     for _ in range(_DRAWN):
         params = suggest(config.search_space, config.trial, uniform)
         with suppress(ConfigError):  # values that break a rule together
-            draws.append((params, resolve(config.trial, params)))
+            draws.append((params, replace_paths(config.trial, params)))
     return draws
 
 
@@ -102,5 +102,5 @@ def _is_decisive(path: str, distribution: Distribution, trial: TrialConfig) -> b
     identities = set()
     for value in distribution.bounds():
         with suppress(ConfigError):
-            identities.add(resolve_trial(resolve(trial, {path: value})).identity)
+            identities.add(resolve_trial(replace_paths(trial, {path: value})).identity)
     return len(identities) > 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from emoreg.config.distributions import Choice, Distribution, Float, Int, steps
-from emoreg.config.paths import Value, read_path, replace_paths
+from emoreg.config.paths import Value, read_path
 from emoreg.config.study import StudyConfig
 from emoreg.config.trial import TrialConfig
 from emoreg.errors import ConfigError
@@ -76,15 +76,6 @@ def suggest(space: SearchSpace, base: TrialConfig, trial: Suggester) -> dict[str
             case Choice(values=values):
                 params[path] = trial.suggest_categorical(path, values)
     return params
-
-
-def resolve(base: TrialConfig, params: Mapping[str, Value]) -> TrialConfig:
-    """The configuration that ``params`` make of ``base``.
-
-    Raises:
-        ConfigError: for values that break a rule, alone or together.
-    """
-    return replace_paths(base, params)
 
 
 def grid(space: SearchSpace, base: TrialConfig) -> list[dict[str, Value]]:

@@ -16,13 +16,14 @@ from emoreg.config import (
     StudyConfig,
     TrialConfig,
     from_json,
+    replace_paths,
     resolve_trial,
 )
 from emoreg.config.arms import as_control, tuned_controls
 from emoreg.config.confirmation import check_own_cuts, with_own_cuts
 from emoreg.config.controls import available_controls
 from emoreg.config.resolved import UNKNOWN, Fingerprints
-from emoreg.config.search_space import num_searched, resolve
+from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError
 from emoreg.results.analysis import ranked, ranked_by_backbone
 from emoreg.results.plan import Chosen, Plan, Tuned
@@ -81,7 +82,7 @@ def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints:
     for found in chosen:
         for path in found.params.keys() - config.search_space.keys():
             raise ConfigError(f"Leave out {path}, which was searched and is set now: a confirmation runs what the search ran")
-        _check_same(resolve_trial(resolve(config.trial, found.params), fingerprints), found.identity)
+        _check_same(resolve_trial(replace_paths(config.trial, found.params), fingerprints), found.identity)
 
 
 def _check_same(trial: ResolvedTrial, identity: str) -> None:
@@ -149,7 +150,7 @@ def best_tuned(
                 continue
             own = (row for row in rankings[control] if (row.backbone, row.task) == (found.backbone, task))
             for rank, row in enumerate(itertools.islice(own, NUM_BEST), 1):
-                at_its_best = resolve(searching[control].trial, row.sampled)
+                at_its_best = replace_paths(searching[control].trial, row.sampled)
                 _check_same(resolve_trial(at_its_best, fingerprints), row.identity)
                 bests.append(
                     Tuned(
@@ -199,7 +200,7 @@ def plan_trials(
     planned = []
     for seed in seeds:
         for found in chosen:
-            base = with_own_cuts(resolve(config.trial, found.params), seed)
+            base = with_own_cuts(replace_paths(config.trial, found.params), seed)
             for control in controls:
                 trial = dataclasses.replace(base, control=control)
                 if CONTROLS[control].match_passes:
@@ -229,9 +230,9 @@ def plan_tuned(
     for seed in seeds:
         for best in bests:
             found = beside[best.chosen]
-            trial = with_own_cuts(resolve(as_control(config.trial, best.control), best.params), seed)
+            trial = with_own_cuts(replace_paths(as_control(config.trial, best.control), best.params), seed)
             if CONTROLS[best.control].match_passes:
-                trial = with_passes_of(with_own_cuts(resolve(config.trial, found.params), seed), trial, images)
+                trial = with_passes_of(with_own_cuts(replace_paths(config.trial, found.params), seed), trial, images)
             planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
     return planned
 

@@ -16,7 +16,7 @@ import torch
 
 from emoreg.config import STORAGE, TrialConfig, Value, replace_paths
 from emoreg.config.resolved import ResolvedTrial, resolve_trial, source_of
-from emoreg.config.search_space import SearchSpace, resolve, suggest
+from emoreg.config.search_space import SearchSpace, suggest
 from emoreg.data import LoadImages, load
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome
@@ -200,7 +200,7 @@ def _evaluate(
 
     params: Mapping[str, Value] = suggest(search_space, base, trial)
     try:
-        config = resolve(base, params)
+        config = replace_paths(base, params)
     except ConfigError as error:
         raise optuna.TrialPruned(str(error)) from error
     outcome = run_here(config, _ToOptuna(trial, config.regulation.epochs), storage=storage, device=device)

@@ -16,9 +16,9 @@ from statistics import fmean, median
 
 import torch
 
-from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config import StudyConfig, TrialConfig, replace_paths
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
-from emoreg.config.search_space import Uniform, num_searched, resolve, suggest
+from emoreg.config.search_space import Uniform, num_searched, suggest
 from emoreg.config.sharing import shared_runs
 from emoreg.data import ImageSet, load, parts
 from emoreg.data.batches import Batches
@@ -122,7 +122,7 @@ def draw_trials(config: StudyConfig, count: int = _DRAWN_TRIALS) -> list[Resolve
     refusal = ""
     for _ in range(count):
         try:
-            trials.append(resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, uniform))))
+            trials.append(resolve_trial(replace_paths(config.trial, suggest(config.search_space, config.trial, uniform))))
         except ConfigError as error:  # values that break a rule together: the search leaves them out too
             refusal = str(error)
     if not trials:

@@ -19,9 +19,9 @@ from ray import tune
 from ray.tune import PlacementGroupFactory, TuneError
 from sqlalchemy.exc import OperationalError
 
-from emoreg.config import StudyConfig
+from emoreg.config import StudyConfig, replace_paths
 from emoreg.config.resolved import Fingerprints, resolve_trial
-from emoreg.config.search_space import lengths, resolve
+from emoreg.config.search_space import lengths
 from emoreg.errors import UserError
 from emoreg.results.analysis import num_planned
 from emoreg.results.tables import Records
@@ -218,7 +218,7 @@ class _StudyRun:
             records.add_trial(dataclasses.replace(records.trials[identity], number=number))
         reruns = [
             Job(
-                trial=resolved(resolve(config.trial, rerun.params)),
+                trial=resolved(replace_paths(config.trial, rerun.params)),
                 role="search",
                 number=rerun.number,
                 params=rerun.params,
