@@ -321,9 +321,9 @@ class StudyConfig:
     seeds_per_trial: PositiveInt = 1
     """Seeds that each proposal is trained with, from the trial's on, one after the other: it counts by their mean. One that is
     worse than the best, by Wilcoxon's test on the seeds of both, gets no more of them."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: SamplerConfig = SamplerConfig()
     """What proposes the trials."""
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    scheduler: SchedulerConfig = SchedulerConfig()
     """What stops trials early."""
     objectives: Annotated[tuple[Objective, ...], not_empty("add Objective()")] = (Objective(),)
     """One, or several for a Pareto front."""
@@ -337,9 +337,9 @@ class StudyConfig:
     """Seeds of the controls: several give error bars."""
     confirmed: tuple[TrialConfig, ...] = ()
     """Trials that open the test split: those of a confirmation, which `emoreg confirm` makes of a study."""
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    resources: ResourcesConfig = ResourcesConfig()
     """What one trial takes of a machine."""
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    budget: BudgetConfig = BudgetConfig()
     """What the study may take: it ends before that."""
     resources_by_backbone: Mapping[str, TrialResources] = field(default_factory=dict)
     """Trials of these backbones ask for something else: set in a study file."""
@@ -347,7 +347,7 @@ class StudyConfig:
     """Registered loggers that follow the study beside TensorBoard: wandb, mlflow, aim, or one's own."""
     notify: str | None = field(default=None, repr=False)
     """URL that is sent a POST of JSON when a run has ended: how, trials counted, the best. It is kept nowhere."""
-    experience: ExperienceConfig = field(default_factory=ExperienceConfig)
+    experience: ExperienceConfig = ExperienceConfig()
     """Where pre-trained encoders are kept."""
     warm_start_from: tuple[str, ...] = ()
     """Studies whose recorded trials the sampler learns from first: names in the same storage, or folders."""

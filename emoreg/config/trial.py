@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from emoreg.config.registry import CONTROLS
@@ -183,7 +183,7 @@ class PretrainingConfig:
     """Passes over the stimuli. 0 leaves the emotional encoder as it was initialised."""
     batch_size: PositiveInt = 128
     """Stimuli in a step."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """Stage 1's optimizer."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """After warm-up: constant, or a half cosine to 0, which knows the length: lengths then share no pre-training."""
@@ -199,7 +199,7 @@ class PretrainingConfig:
     """Weight a stimulus's loss by its class: 1 / size or its root, scaled to a mean of 1 over the training images."""
     shuffle_labels: bool = False
     """Permute the labels of the stimuli once (the `shuffled` control)."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the stimuli."""
 
     def __post_init__(self) -> None:
@@ -267,7 +267,7 @@ class RegulationConfig:
     """Passes over the task's training split."""
     batch_size: PositiveInt = 128
     """Task images in a step."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """Stage 2's optimizer, of both encoders, their heads and the balance."""
     emotional_learning_rate: Positive = 1.0
     """Learning rate of the emotional encoder, as a multiple of the optimizer's: below 1 its experience changes more slowly."""
@@ -283,7 +283,7 @@ class RegulationConfig:
     """An epoch is every task image once, or as many draws with replacement: see `pretraining.sampling`."""
     class_weights: _ClassWeights = "none"
     """Weight a task image's loss by its class: see `pretraining.class_weights`. `val_loss` is never weighted."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the task's training images."""
 
     def __post_init__(self) -> None:
@@ -308,14 +308,6 @@ class RegulationConfig:
     def needs_emotional(self) -> bool:
         """Whether the emotional encoder has a part in the response: not at b = 0."""
         return not (self.kind == "fixed" and self.balance == 0.0)
-
-
-def _task_default() -> ImageSetConfig:
-    return ImageSetConfig(name="digits")
-
-
-def _stimuli_default() -> ImageSetConfig:
-    return ImageSetConfig(name="openmoji", validation_fraction=0.0)
 
 
 _TRIAL_RULES = (
@@ -363,21 +355,21 @@ class TrialConfig:
     are taken), or from timm's hub with 'hub'. None: from random."""
     image_size: _ImageSize = 32
     """Side in pixels that stimuli and task images are brought to; both encoders see this size."""
-    stimuli: ImageSetConfig = field(default_factory=_stimuli_default)
+    stimuli: ImageSetConfig = ImageSetConfig(name="openmoji", validation_fraction=0.0)
     """The affective images of stage 1."""
     neutral: ImageSetConfig | None = None
     """The images without affect that the `neutral` control pre-trains on instead."""
     relabelled: ImageSetConfig | None = None
     """A set that has the stimuli's images, the same to the pixel, with labels that are not affective, such as another `target`
     of theirs: the `relabelled` control pre-trains on the stimuli with these labels."""
-    task: ImageSetConfig = field(default_factory=_task_default)
+    task: ImageSetConfig = ImageSetConfig(name="digits")
     """The images of stage 2."""
     exclude_test_images: bool = False
     """Leave out of the stimuli, or of what a control has in their place, the images that are also in the task's test split, as
     they are or mirrored, pixel by pixel. Else such a trial is refused."""
-    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    pretraining: PretrainingConfig = PretrainingConfig()
     """Stage 1: the emotional encoder learns the stimuli."""
-    regulation: RegulationConfig = field(default_factory=RegulationConfig)
+    regulation: RegulationConfig = RegulationConfig()
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
     """`regulated`: as configured. Else one of plain, compute_matched, ensemble, wide, emotional, untrained,
