@@ -15,7 +15,7 @@ from emoreg.cli.options import WRITTEN, ConfirmationOptions, Debug, Device, Stud
 from emoreg.cli.terminal import terminal
 from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
 from emoreg.config.by_hand import parse_values
-from emoreg.config.trial import Fit
+from emoreg.config.image_sets import Fit
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.study import Study, load_study
 from emoreg.study_file import find_study, open_study

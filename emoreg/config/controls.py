@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from emoreg.config.image_sets import ImageSetConfig
 from emoreg.config.registry import CONTROLS
 from emoreg.config.study import StudyConfig
-from emoreg.config.trial import ImageSetConfig, TrialConfig
+from emoreg.config.trial import TrialConfig
 from emoreg.config.validation import expectations, require
 
 Change = Callable[[TrialConfig], TrialConfig]

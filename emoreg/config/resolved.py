@@ -9,15 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emoreg.config.image_sets import ImageSetConfig
 from emoreg.config.paths import changes, leaves
 from emoreg.config.registry import CONTROLS
-from emoreg.config.trial import (
-    KINDS_OF_ONE_LEARNED_BALANCE,
-    KINDS_WITHOUT_BALANCE,
-    SIZE_OF_OWN_STEM,
-    ImageSetConfig,
-    TrialConfig,
-)
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE, KINDS_WITHOUT_BALANCE, SIZE_OF_OWN_STEM, TrialConfig
 from emoreg.config.validation import require
 
 Source = tuple[str | int | None, ...]
