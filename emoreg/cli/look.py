@@ -1,9 +1,7 @@
-"""What is seen of a study from outside: how it stands, for a person and for a program."""
+"""What is seen of a study from outside: how it stands, what of it is whole, what it concludes."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +14,6 @@ from rich.text import Text
 from emoreg.cli.terminal import plain_table, terminal
 from emoreg.formatting import control_name, counted, duration, format_params, metric_name, metric_text, metric_value
 from emoreg.results.status import Status, age
-
-
-def status_json(status: Status) -> str:
-    """How a study stands, as JSON; what is not known is null."""
-    return json.dumps(dataclasses.asdict(status), indent=2)
 
 
 def print_verified(place: str, console: Console) -> int:
