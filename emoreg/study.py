@@ -25,6 +25,7 @@ from emoreg.config import (
     TrialResources,
     Value,
 )
+from emoreg.config.paths import parts
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
 from emoreg.formatting import counted, format_params, metric_text
 from emoreg.storage.files import Files
@@ -132,8 +133,7 @@ class Study:
     @classmethod
     def from_config(cls, config: StudyConfig) -> Study:
         """The study of a configuration."""
-        settings = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-        return cls(**settings)
+        return cls(**dict(parts(config)))
 
     @property
     def name(self) -> str:

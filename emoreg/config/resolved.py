@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emoreg.config.image_sets import ImageSetConfig
-from emoreg.config.paths import changes, leaves
+from emoreg.config.paths import changes, leaves, parts
 from emoreg.config.registry import CONTROLS
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE, KINDS_WITHOUT_BALANCE, SIZE_OF_OWN_STEM, TrialConfig
 from emoreg.config.validation import require
@@ -125,8 +125,7 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
 
 def image_sets(trial: TrialConfig) -> dict[str, ImageSetConfig]:
     """The image sets that a trial names, by role."""
-    found = {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
-    return {role: value for role, value in found.items() if isinstance(value, ImageSetConfig)}
+    return {role: value for role, value in parts(trial) if isinstance(value, ImageSetConfig)}
 
 
 def _prefixes(path: str) -> Iterator[str]:
