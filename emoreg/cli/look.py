@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from emoreg.cli.terminal import plain_table, terminal
-from emoreg.formatting import control_name, counted, duration, format_params, metric_name, metric_text, metric_value
+from emoreg.formatting import by_status, configuration, control_name, counted, duration, metric_name, metric_text, metric_value
 from emoreg.results.status import Status, age
 
 
@@ -39,10 +39,9 @@ def print_status(status: Status, console: Console) -> None:
     line = partial(console.print, markup=False, soft_wrap=True)
     trials, best = status.trials, status.best
     line(f"{status.name}: {_state(status)}", style="bold")
-    counts = {"pruned": trials.pruned, "failed": trials.failed, "running": len(status.running or ())}
-    counts["waiting for pre-training"] = status.num_waiting or 0
-    some = [f"{count} {what}" for what, count in counts.items() if count]
-    line(f"  trials    {trials.ended}/{trials.planned}: {', '.join([f'{trials.finished} finished', *some])}")
+    counts = {"finished": trials.finished, "pruned": trials.pruned, "failed": trials.failed}
+    counts |= {"running": len(status.running or ()), "waiting for pre-training": status.num_waiting or 0}
+    line(f"  trials    {trials.ended}/{trials.planned}: {by_status(counts)}")
     if status.state == "running":
         left = "not known yet" if status.seconds_left is None else f"about {duration(status.seconds_left)}"
         line(f"  time left {left}")
@@ -52,7 +51,7 @@ def print_status(status: Status, console: Console) -> None:
     if status.used:
         line(f"  budget    {status.used}")
     if best is not None:
-        found = ", ".join([best.backbone, *format_params(best.params)])
+        found = configuration(best.backbone, best.params)
         line(f"  best      {metric_text(best.metric, best.value)}: {found} (trial {best.identity})", style="green")
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")
