@@ -108,7 +108,7 @@ def replace_paths(config: Config, values: Mapping[str, Value]) -> Config:
         *parents, name = path.split(".")
         for parent in parents:
             owner = dict(parts(owner))[parent]
-        expectations(owner.__class__)[name].check(path, value)
+        expectations(type(owner))[name].check(path, value)
     changed: Config = _replace(config, values)
     return changed
 

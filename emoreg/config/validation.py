@@ -17,28 +17,28 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Interval
+
 from emoreg.config.registry import Registry
 from emoreg.config.secrets import is_percent_encoded, without_secrets
 from emoreg.errors import ConfigError
 
+Positive = Annotated[float, Interval(gt=0)]
+NotNegative = Annotated[float, Interval(ge=0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+PositiveInt = Annotated[int, Interval(gt=0)]
+NotNegativeInt = Annotated[int, Interval(ge=0)]
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint of one value: what must hold, in words, and what to do otherwise."""
+    """A constraint of one value, beside annotated-types' ``Interval``: what must hold, in words, and what to do otherwise."""
 
     holds: Callable[[Any], bool]
     text: str
     hint: str
 
-
-_ABOVE_ZERO = Constraint(lambda value: 0 < value < math.inf, "must be above 0", "give a number above 0")
-_FROM_ZERO = Constraint(lambda value: 0 <= value < math.inf, "must be 0 or more", "give 0 or more")
-Positive = Annotated[float, _ABOVE_ZERO]
-NotNegative = Annotated[float, _FROM_ZERO]
-Fraction = Annotated[float, Constraint(lambda value: 0 <= value <= 1, "must lie in [0, 1]", "choose a number in [0, 1]")]
-BelowOne = Annotated[float, Constraint(lambda value: 0 <= value < 1, "must lie in [0, 1)", "choose a number in [0, 1)")]
-PositiveInt = Annotated[int, _ABOVE_ZERO]
-NotNegativeInt = Annotated[int, _FROM_ZERO]
 
 DISTINCT = Constraint(lambda values: len(set(values)) == len(values), "must differ", "drop doubles")
 
@@ -108,7 +108,7 @@ def require_database_url(path: str, url: str) -> None:
     require(is_percent_encoded(url), f"the password in {path} must be percent-encoded", scheme, hint)
 
 
-def validate(config: Any, place: str = "", rules: Sequence[Rule] = ()) -> None:
+def validate(config: object, place: str = "", rules: Sequence[Rule] = ()) -> None:
     """Check every field of a configuration against its annotation, then the rules between them.
 
     Args:
@@ -120,7 +120,7 @@ def validate(config: Any, place: str = "", rules: Sequence[Rule] = ()) -> None:
         ConfigError: for the first value of a wrong type, or that breaks a constraint.
     """
     prefix = f"{place}." if place else ""
-    for name, expected in expectations(config.__class__).items():
+    for name, expected in expectations(type(config)).items():
         expected.check(f"{prefix}{name}", getattr(config, name))
     for rule in rules:
         if not rule.holds(config):
@@ -170,9 +170,13 @@ class Expected:
                 self.items.check(f"{path}.{key}", item)
 
 
-@functools.cache
 def expectations(kind: Any) -> Mapping[str, Expected]:
     """What the annotations of a dataclass's fields expect, by name."""
+    return _expectations(kind)
+
+
+@functools.cache
+def _expectations(kind: Any) -> Mapping[str, Expected]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return {item.name: _expected(hints[item.name]) for item in dataclasses.fields(kind)}
 
@@ -188,10 +192,26 @@ def _expected(annotation: Any) -> Expected:
     if len(some) < len(options) and len(some) == 1:
         return dataclasses.replace(_expected(some[0]), is_optional=True)
     types = tuple(get_origin(option) or option for option in some)
+    constraints = [_of_interval(item) if isinstance(item, Interval) else item for item in metadata]
     return Expected(
         types=(*types, int) if float in types and int not in types else types,
         is_optional=len(some) < len(options),
-        constraints=tuple(item for item in metadata if isinstance(item, Constraint)),
+        constraints=tuple(item for item in constraints if isinstance(item, Constraint)),
         registry=next((item.registry for item in metadata if isinstance(item, Registered)), None),
         items=_expected(arguments[origin is Mapping]) if origin in (tuple, Mapping) else None,
     )
+
+
+def _of_interval(interval: Interval) -> Constraint:
+    """A finite number within an interval that has an end below, and perhaps one above."""
+    gt, ge, lt, le = interval.gt, interval.ge, interval.lt, interval.le
+
+    def holds(value: Any) -> bool:
+        above = value > gt if gt is not None else value >= ge
+        return math.isfinite(value) and above and (lt is None or value < lt) and (le is None or value <= le)
+
+    if lt is None and le is None:
+        text, hint = (f"above {gt}", f"a number above {gt}") if ge is None else (f"{ge} or more", f"{ge} or more")
+        return Constraint(holds, f"must be {text}", f"give {hint}")
+    text = f"{f'[{ge}' if gt is None else f'({gt}'}, {f'{le}]' if lt is None else f'{lt})'}"
+    return Constraint(holds, f"must lie in {text}", f"choose a number in {text}")

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from annotated_types import Interval
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emoreg.config import Float, Objective, RegulationConfig, StudyConfig, TrialConfig, leaves, read_path, replace_paths
-from emoreg.config.validation import NotNegativeInt, validate
+from emoreg.config.validation import validate
 from emoreg.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    epochs: NotNegativeInt = 1
+    epochs: Annotated[int, Interval(ge=0)] = 1
     images: str = "stimuli"
 
     def __post_init__(self) -> None:

@@ -121,7 +121,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("num_trials", "many", "Restore what was written: num_trials is 'many': Input should be a valid integer"),
         ("trial.regulation.kind", "fxied", "Restore what was written: trial.regulation.kind is 'fxied': Input should be"),
         ("trial.regulation.epochs", 2.0, "Restore what was written: trial.regulation.epochs is 2.0"),
-        ("trial.regulation.balance", 2.0, "Choose a number in [0, 1]: regulation.balance must lie in [0, 1], but it is 2.0"),
+        ("trial.regulation.balance", 2.0, "trial.regulation.balance is 2.0: Input should be less than or equal to 1"),
         ("trial.image_size", 4, "image_size must lie in [8, 512], but it is 4"),
         ("name", "../etc", "name must be 1 to 64 letters"),
         ("search_space", {"regulation.ballance": {"low": 0.0, "high": 1.0}}, "Name a setting such as regulation.balance"),
