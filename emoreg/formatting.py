@@ -21,6 +21,16 @@ def format_params(params: Mapping[str, Value]) -> list[str]:
     ]
 
 
+def configuration(backbone: str, params: Mapping[str, Value]) -> str:
+    """Both in a line: "vit_tiny, regulation.balance 0.422"."""
+    return ", ".join([backbone, *format_params(params)])
+
+
+def by_status(counts: Mapping[str, int]) -> str:
+    """How many trials ended how, "15 finished, 3 pruned": a status that none has is left out, but for finished."""
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "finished")
+
+
 _ACCURACIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
 
 

@@ -25,8 +25,9 @@ from emoreg.config import (
     TrialResources,
     Value,
 )
+from emoreg.config.paths import parts
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
-from emoreg.formatting import counted, format_params, metric_text
+from emoreg.formatting import by_status, configuration, counted, metric_text
 from emoreg.storage.files import Files
 from emoreg.storage.working_copy import join, split
 
@@ -131,8 +132,7 @@ class Study:
     @classmethod
     def from_config(cls, config: StudyConfig) -> Study:
         """The study of a configuration."""
-        settings = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-        return cls(**settings)
+        return cls(**dict(parts(config)))
 
     @property
     def name(self) -> str:
@@ -444,11 +444,9 @@ class Study:
             return ["not run yet"]
         status = self.status()
         counts = {"finished": status.trials.finished, "pruned": status.trials.pruned, "failed": status.trials.failed}
-        lines = [
-            f"{status.state}, " + ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "finished")
-        ]
+        lines = [f"{status.state}, {by_status(counts)}"]
         if status.best is not None:
-            found = ", ".join([status.best.backbone, *format_params(status.best.params)])
+            found = configuration(status.best.backbone, status.best.params)
             lines.append(f"best {metric_text(status.best.metric, status.best.value)} ({found})")
         return lines
 

@@ -23,14 +23,18 @@ from emoreg.storage.working_copy import join
 from emoreg.study import Study, imported_file, load_study
 
 
+def names_file(reference: str) -> bool:
+    """Whether a study is named by its file, and not by its module."""
+    return reference.endswith(".py") or "/" in reference
+
+
 def read_study_file(reference: str) -> Study:
     """The study that ``reference`` names: a module (``studies.quickstart``) or a path to a Python file.
 
     Raises:
         ConfigError: where it is missing, fails, runs a study, or has no ``study``: a ``Study``, or a function that gives one.
     """
-    path = expand(reference)
-    is_file = reference.endswith(".py") or "/" in reference
+    path, is_file = expand(reference), names_file(reference)
     if is_file and not path.is_file():
         raise ConfigError(f"Correct the path: a study is a module or a Python file, but there is no file {reference!r}")
     if is_file and path.suffix != ".py":

@@ -18,7 +18,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from emoreg.cli.options import ConfirmationOptions, Debug, StudyCommand, Switch, reading
-from emoreg.cli.terminal import new_table, terminal
+from emoreg.cli.terminal import leave_stdout, new_table, terminal
 from emoreg.errors import ConfigError
 from emoreg.formatting import duration
 from emoreg.study import load_study
@@ -272,5 +272,5 @@ def _write(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
         sys.exit(0)

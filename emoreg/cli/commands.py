@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shlex
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from emoreg.cli.options import WRITTEN, ConfirmationOptions, Debug, Device, Stud
 from emoreg.cli.terminal import terminal
 from emoreg.config import STORAGE, ImageSetConfig, StudyConfig, TrialConfig, require
 from emoreg.config.by_hand import parse_values
-from emoreg.config.trial import Fit
+from emoreg.config.image_sets import Fit
 from emoreg.errors import ConfigError, Interrupted, StudyAborted
+from emoreg.formatting import percent
 from emoreg.study import Study, load_study
 from emoreg.study_file import find_study, open_study
 
@@ -143,13 +145,13 @@ class Status(WrittenCommand):
 
             with reading():
                 return print_verified(find_study(self.study, self.storage), terminal())
-        from emoreg.cli.look import print_status, status_json
+        from emoreg.cli.look import print_status
         from emoreg.results.status import read_status
 
         with reading():
             status = read_status(find_study(self.study, self.storage))
         if self.json:
-            print(status_json(status))
+            print(json.dumps(dataclasses.asdict(status), indent=2))
         else:
             print_status(status, terminal())
         return 0
@@ -178,7 +180,7 @@ class Export(WrittenCommand):
         with reading("Check the storage and the folder to write to"):
             study = load_study(find_study(self.study, self.storage))
             record = study.export(self.to, trial=given[0], onnx=self.onnx)
-        accuracy = "" if record.val_accuracy is None else f", validation accuracy {100 * record.val_accuracy:.1f} %"
+        accuracy = "" if record.val_accuracy is None else f", validation accuracy {percent(record.val_accuracy)}"
         console = terminal()
         console.print(f"exported: trial {record.identity}, {record.backbone}, seed {record.seed}{accuracy}")
         console.print(f"to:       {self.to}")
@@ -187,19 +189,15 @@ class Export(WrittenCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enqueue:
+class Enqueue(WrittenCommand):
     """Put a trial first in the search of a study, whether it runs now or later.
 
     The values are held against the search space; the sampler proposes those that are left out.
     """
 
-    study: Annotated[Positional[str], arg(metavar="STUDY", help=WRITTEN)]
     values: Annotated[
         Positional[tuple[str, ...]], arg(metavar="PATH=VALUE [PATH=VALUE ...]", help="Values, as regulation.balance=0.3.")
     ]
-    storage: str | None = None
-    """Folder or URI that holds it, where it is not `runs` or what the study's file says."""
-    debug: Debug = False
 
     def __call__(self) -> int:
         """The exit code."""

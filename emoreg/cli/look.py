@@ -1,9 +1,7 @@
-"""What is seen of a study from outside: how it stands, for a person and for a program."""
+"""What is seen of a study from outside: how it stands, what of it is whole, what it concludes."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +12,8 @@ from rich.progress import Progress
 from rich.text import Text
 
 from emoreg.cli.terminal import plain_table, terminal
-from emoreg.formatting import control_name, counted, duration, format_params, metric_name, metric_text, metric_value
+from emoreg.formatting import by_status, configuration, control_name, counted, duration, metric_name, metric_text, metric_value
 from emoreg.results.status import Status, age
-
-
-def status_json(status: Status) -> str:
-    """How a study stands, as JSON; what is not known is null."""
-    return json.dumps(dataclasses.asdict(status), indent=2)
 
 
 def print_verified(place: str, console: Console) -> int:
@@ -46,10 +39,9 @@ def print_status(status: Status, console: Console) -> None:
     line = partial(console.print, markup=False, soft_wrap=True)
     trials, best = status.trials, status.best
     line(f"{status.name}: {_state(status)}", style="bold")
-    counts = {"pruned": trials.pruned, "failed": trials.failed, "running": len(status.running or ())}
-    counts["waiting for pre-training"] = status.num_waiting or 0
-    some = [f"{count} {what}" for what, count in counts.items() if count]
-    line(f"  trials    {trials.ended}/{trials.planned}: {', '.join([f'{trials.finished} finished', *some])}")
+    counts = {"finished": trials.finished, "pruned": trials.pruned, "failed": trials.failed}
+    counts |= {"running": len(status.running or ()), "waiting for pre-training": status.num_waiting or 0}
+    line(f"  trials    {trials.ended}/{trials.planned}: {by_status(counts)}")
     if status.state == "running":
         left = "not known yet" if status.seconds_left is None else f"about {duration(status.seconds_left)}"
         line(f"  time left {left}")
@@ -59,7 +51,7 @@ def print_status(status: Status, console: Console) -> None:
     if status.used:
         line(f"  budget    {status.used}")
     if best is not None:
-        found = ", ".join([best.backbone, *format_params(best.params)])
+        found = configuration(best.backbone, best.params)
         line(f"  best      {metric_text(best.metric, best.value)}: {found} (trial {best.identity})", style="green")
     elif status.confirmation is None:
         line("  best      no searched trial has finished yet")

@@ -8,7 +8,6 @@ whatever signal. Who follows a job gets the job's, and 0 after Ctrl-C, which lea
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -68,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with stop_on_signals(_interrupt):  # where no study runs, which saves first
             code = _run(arguments)
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from emoreg.cli.terminal import leave_stdout
+
+        leave_stdout()
         code = 1
     except (UserError, OSError) as error:
         from emoreg.storage.files import refused_error

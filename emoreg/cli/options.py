@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,12 +22,13 @@ from emoreg.config import (
     without_secrets,
 )
 from emoreg.config.by_hand import parse_values
+from emoreg.config.paths import parts
 from emoreg.config.search_space import pin
 from emoreg.errors import StorageError
 
 WRITTEN = "A study that was run: its name, its folder or URI, or the module or file that defines it."
 Switch = FlagCreatePairsOff[bool]
-Debug = Annotated[FlagCreatePairsOff[bool], arg(help="Show the traceback of an error.")]
+Debug = Annotated[Switch, arg(help="Show the traceback of an error.")]
 _CONFIRMED = ConfirmationConfig()
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -101,8 +101,7 @@ class StudyCommand:
         Raises:
             ConfigError: for settings that break a rule together.
         """
-        settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(StudyConfig)}
-        return StudyConfig(**settings | changes)
+        return StudyConfig(**{**dict(parts(self.config)), **changes})
 
 
 @dataclass(frozen=True, kw_only=True)

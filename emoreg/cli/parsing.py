@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import tyro
 
 from emoreg.cli import cluster, commands, serve
 from emoreg.cli.options import StudyCommand, StudyOptions, Switch
-from emoreg.cli.terminal import terminal
+from emoreg.cli.terminal import leave_stdout, terminal
 from emoreg.config import Float, StudyConfig, without_secrets
+from emoreg.config.paths import parts
 from emoreg.errors import ConfigError, Interrupted, StudyAborted, UserError
 from emoreg.study import Study
 from emoreg.study_file import read_study_file
@@ -100,7 +100,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
             f"Put the options behind STUDY, whose settings they are: it must come right after `emoreg {name}`, but there is "
             f"{rest[0]!r}"
         )
-    options = StudyOptions(**{item.name: getattr(study, item.name) for item in dataclasses.fields(study)})
+    options = StudyOptions(**dict(parts(study)))
     command = _options(kind, prog, rest, default=kind(study=tyro.MISSING, config=options, typed=tuple(arguments)))
     config, told = command.settled()
     for sentence in told:
@@ -128,5 +128,5 @@ def _options(kind: type[Command], prog: str, arguments: list[str], default: Comm
         print(without_secrets(told.getvalue()), end="", file=sys.stderr)
         raise
     except BrokenPipeError:  # the reader of --help has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
         sys.exit(0)

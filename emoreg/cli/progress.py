@@ -14,7 +14,7 @@ from rich.text import Text
 from emoreg.cli.terminal import plain_table, terminal
 from emoreg.config import StudyConfig
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.formatting import counted, duration, format_params, metric_text
+from emoreg.formatting import by_status, configuration, counted, duration, metric_text
 from emoreg.results.analysis import Tally, device_time, objective_value
 from emoreg.results.outcome import Status
 from emoreg.results.records import EpochRecord, Role, TrialRecord
@@ -141,9 +141,8 @@ class Progress(StudyObserver):
         )
 
     def _by_status(self) -> str:
-        counts = self._tally.statuses
         statuses: tuple[Status, ...] = ("finished", "pruned", "failed")
-        return ", ".join(f"{counts[status]} {status}" for status in statuses if counts[status] or status == "finished")
+        return by_status({status: self._tally.statuses[status] for status in statuses})
 
     def _best_text(self) -> str:
         assert self._config is not None
@@ -152,10 +151,9 @@ class Progress(StudyObserver):
             return "accuracies are shown once all trials have ended"
         if best is None:
             return "no searched trial has finished yet" if self._config.num_trials else "nothing is searched"
-        found = ", ".join([best.backbone, *format_params(best.sampled)])
         value = objective_value(best, objective)
         assert value is not None, "what is best has a value"
-        return f"best {metric_text(objective.metric, value)}: {found}"
+        return f"best {metric_text(objective.metric, value)}: {configuration(best.backbone, best.sampled)}"
 
     def _time_left(self, done: int) -> str:
         running = [trial for _, trial in list(self._running.values())]

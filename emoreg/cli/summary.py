@@ -15,6 +15,9 @@ from rich.table import Table
 
 from emoreg.cli.terminal import new_table
 from emoreg.config import CONFIRM, PretrainingConfig, RegulationConfig, StudyConfig, Value, leaves, registries
+from emoreg.config.arms import arms
+from emoreg.config.schedules import balance_travel, length_dependence
+from emoreg.config.search_space import describe, size
 from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE
 from emoreg.errors import Interrupted, StudyAborted
 from emoreg.formatting import control_name, counted, duration, format_params, of_one_seed, p_cell
@@ -277,8 +280,6 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     Raises:
         UserError: for a study that could not run, or image sets that cannot be used as it asks.
     """
-    from emoreg.config.arms import arms
-    from emoreg.config.search_space import size
     from emoreg.training.devices import device_name, pick_device
     from emoreg.tuning.disk import estimate_disk
     from emoreg.tuning.estimate import estimate_cost
@@ -292,15 +293,14 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
     cost = estimate_cost(config, device, copies)
     disk = estimate_disk(config, slots=cost.concurrency)
     _print_settings(reference, config, console)
-    _print_search_space(config, console)
     combinations = size(config.search_space, config.trial)
-    searching = [arm.control for arm in arms(config)]
+    searching = [arm.trial.control for arm in arms(config)]
     tuning = f"{cost.num_tuning} of the searches of {', '.join(searching)} + " if searching else ""
     stopped, at_most = "nothing stopped early", "if no pre-training is shared"
     if config.scheduler.name != "none":
         stopped, at_most = f"as many stopped by {config.scheduler.name} as by chance", f"{at_most} and nothing stopped early"
     plan = {
-        "image sets": ", ".join(f"{name} {fingerprint[:12]}" for name, *_, fingerprint in fingerprints.rows()),
+        "image sets": ", ".join(f"{name} {fingerprint[:12]}" for (name, *_), fingerprint in fingerprints.items()),
         "combinations": "infinitely many" if combinations is None else str(combinations),
         "pre-training": _sharing(config.trial.pretraining),
         "trials": f"{cost.num_search} of the search + {tuning}{cost.num_controls} controls, {cost.concurrency} at a time",
@@ -326,7 +326,7 @@ def print_plan(reference: str, config: StudyConfig, console: Console) -> None:
 
 
 def _print_settings(reference: str, config: StudyConfig, console: Console) -> None:
-    """Every setting of a study, and which of them are searched."""
+    """Every setting of a study, and which of them are searched; then over which distributions."""
     table = new_table(f"Study {config.name!r} ({reference})", "setting", "value")
     table.columns[0].no_wrap = True
     for path, value in leaves(config.without_password()):
@@ -336,12 +336,6 @@ def _print_settings(reference: str, config: StudyConfig, console: Console) -> No
             table.add_row(path, _as_text(value) + (" (searched)" if searched else ""))
     console.print(table)
     console.print()
-
-
-def _print_search_space(config: StudyConfig, console: Console) -> None:
-    """What is searched, over which distribution."""
-    from emoreg.config.search_space import describe
-
     table = new_table("Search space", "path", "distribution", "only where")
     table.columns[0].no_wrap = True
     for row in describe(config.search_space):
@@ -352,8 +346,6 @@ def _print_search_space(config: StudyConfig, console: Console) -> None:
 
 def _sharing(pretraining: PretrainingConfig) -> str:
     """What lengths share of pre-training."""
-    from emoreg.config.schedules import length_dependence
-
     constant = replace(pretraining, cooldown_epochs=0)
     upto = f", up to its cool-down of {counted(pretraining.cooldown_epochs, 'epoch')}" if pretraining.cooldown_epochs else ""
     return length_dependence(constant) or f"shared: a longer one continues a shorter one{upto}"
@@ -361,8 +353,6 @@ def _sharing(pretraining: PretrainingConfig) -> str:
 
 def _travel(regulation: RegulationConfig, num_steps: int) -> str:
     """How far a learned balance can go."""
-    from emoreg.config.schedules import balance_travel
-
     if regulation.optimizer.name != "adamw":
         return f"goes as far as its gradient takes it in {num_steps:,} steps"
     travel = balance_travel(regulation, num_steps)

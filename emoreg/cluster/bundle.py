@@ -14,7 +14,7 @@ from emoreg.config import SECRETS, StudyConfig, leaves
 from emoreg.errors import ConfigError
 from emoreg.provenance import COMMIT_FILE, git, is_checkout, own_commit
 from emoreg.storage.files import expand
-from emoreg.study_file import own_modules
+from emoreg.study_file import names_file, own_modules
 
 _MIB = 2**20
 _MOST_BYTES = 500 * _MIB  # Ray's limit of a package
@@ -78,8 +78,7 @@ def collect(reference: str, config: StudyConfig) -> Bundle:
     root = Path(emoreg.__file__).resolve().parents[1]
     results = {root / "runs", expand(config.storage).resolve()}
     files = {name: root / name for name in _listed(root, results) if (root / name).is_file()}
-    path = expand(reference).resolve()
-    is_file = reference.endswith(".py") or "/" in reference
+    path, is_file = expand(reference).resolve(), names_file(reference)
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) if is_file else module.__name__ == reference:
             files |= {_name(own): Path(str(own.__file__)).resolve() for own in own_modules(module)[is_file:]}

@@ -84,17 +84,15 @@ def follow(client: JobSubmissionClient, job_id: str, *, seen: int = 0, notify: C
     shortest, longest = _POLL_SECONDS
     while True:
         began = time.monotonic()
-        has_ended, text = patience.retry(ask, when=_is_no_answer, reason="the dashboard does not answer")
+        has_ended, text = patience.retry(
+            ask, when=lambda error: isinstance(error, NoAnswer), reason="the dashboard does not answer"
+        )
         if len(text) > seen:
             yield text[seen:]
             seen = len(text)
         if has_ended:
             return
         time.sleep(min(max(shortest, _POLL_SHARE * (time.monotonic() - began)), longest))
-
-
-def _is_no_answer(error: Exception) -> bool:
-    return isinstance(error, NoAnswer)
 
 
 def _check_address(address: str) -> None:

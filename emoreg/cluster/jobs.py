@@ -24,7 +24,7 @@ from emoreg.results.status import Status, read_status
 from emoreg.storage.files import expand
 from emoreg.storage.permissions import user_name
 from emoreg.storage.working_copy import join
-from emoreg.study_file import read_study_file
+from emoreg.study_file import names_file, read_study_file
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -185,7 +185,7 @@ def newest_job(reference: str, client: JobSubmissionClient) -> Job:
         try:
             name = read_study_file(reference).name
         except ConfigError:
-            if reference.endswith(".py") or "/" in reference:
+            if names_file(reference):
                 raise
     if name not in newest:
         there = ", ".join(newest) or "no study"

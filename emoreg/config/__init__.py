@@ -1,12 +1,13 @@
 """What a study is: frozen, typed, validated once. Every default of emoreg lives here and only here."""
 
-from emoreg.config.budget import BudgetConfig
 from emoreg.config.confirmation import ConfirmationConfig
 from emoreg.config.controls import Control, control, control_named, in_order
 from emoreg.config.distributions import Choice, Distribution, Float, Int, When
+from emoreg.config.image_sets import ImageSetConfig
 from emoreg.config.paths import Value, leaves, read_path, replace_paths
 from emoreg.config.registry import BACKBONES, CONTROLS, IMAGE_SETS, METRICS, PROBES, Registry, registries
 from emoreg.config.resolved import Fingerprints, ResolvedTrial, resolve_trial
+from emoreg.config.resources import BudgetConfig, ResourcesConfig, TrialResources
 from emoreg.config.secrets import SECRETS, is_percent_encoded, shown_url, without_secrets
 from emoreg.config.serialization import from_json, to_json
 from emoreg.config.study import (
@@ -14,15 +15,12 @@ from emoreg.config.study import (
     STORAGE,
     ExperienceConfig,
     Objective,
-    ResourcesConfig,
     SamplerConfig,
     SchedulerConfig,
     StudyConfig,
-    TrialResources,
 )
 from emoreg.config.trial import (
     AugmentationConfig,
-    ImageSetConfig,
     OptimizerConfig,
     PretrainingConfig,
     RegulationConfig,

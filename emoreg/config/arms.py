@@ -1,7 +1,7 @@
 """Arms: controls that are tuned as regulation is, each by a search of its own over what of the search space exists for it.
 
-An arm's search is a study that differs in its trial and in its search space. It has the same number of trials, sampler,
-scheduler, splits and objectives, and its trials run among those of the study.
+An arm is the study as that search sees it: its trial has the control, and its search space what exists for it. It has the same
+number of trials, sampler, scheduler, splits and objectives, and its trials run among those of the study.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from emoreg.config.controls import ON_LADDER, available_controls
 from emoreg.config.distributions import Distribution
-from emoreg.config.paths import Value, read_path
+from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.registry import CONTROLS
 from emoreg.config.resolved import resolve_trial
-from emoreg.config.search_space import Uniform, pin, resolve, suggest
+from emoreg.config.search_space import Uniform, pin, suggest
 from emoreg.config.study import StudyConfig
 from emoreg.config.trial import TrialConfig
 from emoreg.errors import ConfigError
@@ -25,14 +24,6 @@ from emoreg.errors import ConfigError
 _DRAWN, _TRIED = 96, 8
 """Trials that are drawn to see which settings count for a control; of these so many are tried for each setting."""
 _Draw = tuple[Mapping[str, Value], TrialConfig]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
-    """A control with a search of its own. ``config`` is the study as that search sees it."""
-
-    control: str
-    config: StudyConfig
 
 
 def tuned_controls(config: StudyConfig) -> tuple[str, ...]:
@@ -47,7 +38,7 @@ def tuned_controls(config: StudyConfig) -> tuple[str, ...]:
     return tuple(name for name in available_controls(config, names) if name != config.trial.control)
 
 
-def arms(config: StudyConfig) -> tuple[Arm, ...]:
+def arms(config: StudyConfig) -> tuple[StudyConfig, ...]:
     """The controls with something to search; of the others the one configuration is their best.
 
     The epochs of those that match passes are those of the trial as configured: only images tell how many they are to be.
@@ -68,7 +59,7 @@ def arms(config: StudyConfig) -> tuple[Arm, ...]:
             confirmed=(),
             controls_search="none",
         )
-        found.append(Arm(control=control, config=arm))
+        found.append(arm)
     return tuple(found)
 
 
@@ -84,7 +75,7 @@ def _draws(config: StudyConfig) -> list[_Draw]:
     for _ in range(_DRAWN):
         params = suggest(config.search_space, config.trial, uniform)
         with suppress(ConfigError):  # values that break a rule together
-            draws.append((params, resolve(config.trial, params)))
+            draws.append((params, replace_paths(config.trial, params)))
     return draws
 
 
@@ -92,7 +83,7 @@ def _space_of(
     space: Mapping[str, Distribution],
     trial: TrialConfig,
     control: str,
-    draws: Sequence[tuple[Mapping[str, Value], TrialConfig]],
+    draws: Sequence[_Draw],
 ) -> dict[str, Distribution]:
     """What of a search space exists for a control: paths whose value some trial of it depends on."""
     counts = set()
@@ -111,5 +102,5 @@ def _is_decisive(path: str, distribution: Distribution, trial: TrialConfig) -> b
     identities = set()
     for value in distribution.bounds():
         with suppress(ConfigError):
-            identities.add(resolve_trial(resolve(trial, {path: value})).identity)
+            identities.add(resolve_trial(replace_paths(trial, {path: value})).identity)
     return len(identities) > 1

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from emoreg.config.image_sets import ImageSetConfig
 from emoreg.config.registry import CONTROLS
 from emoreg.config.study import StudyConfig
-from emoreg.config.trial import ImageSetConfig, TrialConfig
+from emoreg.config.trial import TrialConfig
 from emoreg.config.validation import expectations, require
 
 Change = Callable[[TrialConfig], TrialConfig]
@@ -35,17 +36,9 @@ ON_LADDER = tuple(control for rung in LADDER for control in rung.controls)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
-    """A control, or regulation itself.
+    """A control, or regulation itself, as ``control`` registers it, which says what each field is.
 
-    Attributes:
-        name: as settings, records and tables have it.
-        change: writes the control's meaning into a trial's settings. What it has changed, it leaves as it is.
-        images: the setting of the trial whose image set pre-training is on.
-        label: what a reader calls it.
-        dash: how its lines are drawn in charts, as plotly takes it.
-        description: what it shows, in one sentence.
-        opt_in: whether only a study that names it in its ``controls`` confirms and tunes it.
-        match_passes: whether a confirmation gives it as many encoder passes as regulation and its pre-training take.
+    ``change`` writes the control's meaning into a trial's settings. What it has changed, it leaves as it is.
     """
 
     name: str

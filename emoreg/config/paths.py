@@ -24,7 +24,7 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
     A path goes on through configurations and tuples of them (``"stages.0.epochs"``); an empty tuple is a value.
     """
-    for name, value in _parts(config):
+    for name, value in parts(config):
         path = f"{prefix}{name}"
         if _is_branch(value):
             yield from leaves(value, f"{path}.")
@@ -68,7 +68,8 @@ def _is_branch(value: object) -> bool:
     return dataclasses.is_dataclass(value)
 
 
-def _parts(config: Any) -> Iterable[tuple[str, Any]]:
+def parts(config: Any) -> Iterable[tuple[str, Any]]:
+    """The fields of a configuration, or the places of a tuple, by name, with their values as they are."""
     if isinstance(config, tuple):
         return ((str(index), item) for index, item in enumerate(config))
     return ((item.name, getattr(config, item.name)) for item in dataclasses.fields(config))
@@ -82,10 +83,10 @@ def read_path(config: object, path: str) -> Any:
     """
     found: Any = config
     for name in path.split("."):
-        parts = dict(_parts(found)) if _is_branch(found) else {}
-        if name not in parts:
+        inside = dict(parts(found)) if _is_branch(found) else {}
+        if name not in inside:
             break
-        found = parts[name]
+        found = inside[name]
     else:
         if not _is_branch(found):
             return found
@@ -106,7 +107,7 @@ def replace_paths(config: Config, values: Mapping[str, Value]) -> Config:
         owner: Any = config
         *parents, name = path.split(".")
         for parent in parents:
-            owner = dict(_parts(owner))[parent]
+            owner = dict(parts(owner))[parent]
         expectations(type(owner))[name].check(path, value)
     changed: Config = _replace(config, values)
     return changed
@@ -119,7 +120,7 @@ def _replace(config: Any, values: Mapping[str, Value]) -> Any:
     for path, value in values.items():
         head, _, tail = path.partition(".")
         inner.setdefault(head, {})[tail] = value
-    changed = {name: _replace(part, inner[name]) for name, part in _parts(config) if name in inner}
+    changed = {name: _replace(part, inner[name]) for name, part in parts(config) if name in inner}
     if isinstance(config, tuple):
-        return tuple(changed.get(name, part) for name, part in _parts(config))
+        return tuple(changed.get(name, part) for name, part in parts(config))
     return dataclasses.replace(config, **changed)

@@ -22,11 +22,7 @@ class Registry(Mapping[str, T], Generic[T]):
     """Entries of one kind by name, in the order in which they were added."""
 
     def __init__(self, kind: str) -> None:
-        """Begin empty.
-
-        Args:
-            kind: what messages call an entry: "control".
-        """
+        """Begin empty; ``kind`` is what messages call an entry: "control"."""
         self.kind = kind
         self._entries: dict[str, T] = {}
         self._origins: dict[str, Any] = {}
@@ -34,10 +30,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def add(self, name: str, entry: T, *, origin: Any = None) -> T:
         """Add an entry; one of the same name is replaced, as a notebook's cell that is run again does.
 
-        Args:
-            name: of the entry.
-            entry: what is registered.
-            origin: the function or class that a user wrote, if the entry wraps it.
+        ``origin`` is the function or class that a user wrote, if the entry wraps it.
         """
         self._entries[name] = entry
         self._origins[name] = entry if origin is None else origin
@@ -52,11 +45,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return tuple(name for name, origin in self._origins.items() if origin.__module__.partition(".")[0] != "emoreg")
 
     def require(self, name: str, *, of: str) -> T:
-        """The entry called ``name``.
-
-        Args:
-            name: to look up.
-            of: the setting that names it, for the message.
+        """The entry called ``name``; the message says that the setting ``of`` names it.
 
         Raises:
             ConfigError: if there is none, with the nearest names.
@@ -90,7 +79,6 @@ PROBES: Registry[Any] = Registry("probe")
 """What looks at a network after chosen epochs: see ``training``."""
 METRICS: Registry[Any] = Registry("metric")
 """What is measured on validation besides accuracy and loss: see ``training``."""
-
 LOGGERS: Registry[Any] = Registry("logger")
 """What follows a study from its driver: see ``tracking.loggers``."""
 

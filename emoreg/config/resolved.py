@@ -5,19 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emoreg.config.paths import changes, leaves
+from emoreg.config.image_sets import ImageSetConfig
+from emoreg.config.paths import changes, leaves, parts
 from emoreg.config.registry import CONTROLS
-from emoreg.config.trial import (
-    KINDS_OF_ONE_LEARNED_BALANCE,
-    KINDS_WITHOUT_BALANCE,
-    SIZE_OF_OWN_STEM,
-    ImageSetConfig,
-    TrialConfig,
-)
+from emoreg.config.trial import KINDS_OF_ONE_LEARNED_BALANCE, KINDS_WITHOUT_BALANCE, SIZE_OF_OWN_STEM, TrialConfig
 from emoreg.config.validation import require
 
 Source = tuple[str | int | None, ...]
@@ -35,27 +30,9 @@ def source_of(image_set: ImageSetConfig, image_size: int) -> Source:
     return (image_set.name, image_set.path, image_set.target, image_size, *others)
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprints:
-    """Fingerprints of the image sets that a study may use, by source. Sets that are not in here count by their source."""
-
-    by_source: Mapping[Source, str]
-
-    def of(self, image_set: ImageSetConfig, image_size: int) -> str | None:
-        """The fingerprint of an image set; None where it is not known."""
-        return self.by_source.get(source_of(image_set, image_size))
-
-    def rows(self) -> list[list[Any]]:
-        """All of them as JSON has them: a source's parts, then the fingerprint."""
-        return [[*source, fingerprint] for source, fingerprint in self.by_source.items()]
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Iterable[Any]]) -> Fingerprints:
-        """What ``rows`` made, read back from JSON."""
-        return cls({tuple(source): fingerprint for *source, fingerprint in rows})
-
-
-UNKNOWN = Fingerprints({})
+Fingerprints = Mapping[Source, str]
+"""Fingerprints of the image sets that a study may use, by source. Sets that are not in here count by their source."""
+UNKNOWN: Fingerprints = {}
 """No image set has been opened yet."""
 
 
@@ -138,7 +115,7 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
         if unused.isdisjoint(_prefixes(path)):
             values[path] = int(value) if isinstance(value, float) and value.is_integer() else value  # 1 and 1.0 are one setting
     for role, image_set in image_sets(applied).items():
-        fingerprint = fingerprints.of(image_set, applied.image_size)
+        fingerprint = fingerprints.get(source_of(image_set, applied.image_size))
         source = [f"{role}.{name}" for name in ("name", "path", "target", *_READING)]
         if fingerprint is not None and role not in unused:
             values = {path: value for path, value in values.items() if path not in source}
@@ -148,8 +125,7 @@ def decisive(applied: TrialConfig, fingerprints: Fingerprints) -> dict[str, Any]
 
 def image_sets(trial: TrialConfig) -> dict[str, ImageSetConfig]:
     """The image sets that a trial names, by role."""
-    found = {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
-    return {role: value for role, value in found.items() if isinstance(value, ImageSetConfig)}
+    return {role: value for role, value in parts(trial) if isinstance(value, ImageSetConfig)}
 
 
 def _prefixes(path: str) -> Iterator[str]:

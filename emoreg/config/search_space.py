@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from emoreg.config.distributions import Choice, Distribution, Float, Int, steps
-from emoreg.config.paths import Value, read_path, replace_paths
+from emoreg.config.paths import Value, read_path
 from emoreg.config.study import StudyConfig
 from emoreg.config.trial import TrialConfig
 from emoreg.errors import ConfigError
@@ -78,15 +78,6 @@ def suggest(space: SearchSpace, base: TrialConfig, trial: Suggester) -> dict[str
     return params
 
 
-def resolve(base: TrialConfig, params: Mapping[str, Value]) -> TrialConfig:
-    """The configuration that ``params`` make of ``base``.
-
-    Raises:
-        ConfigError: for values that break a rule, alone or together.
-    """
-    return replace_paths(base, params)
-
-
 def grid(space: SearchSpace, base: TrialConfig) -> list[dict[str, Value]]:
     """Every distinct combination of values, the last parameter changing fastest; inactive parameters are left out.
 
@@ -99,29 +90,37 @@ def grid(space: SearchSpace, base: TrialConfig) -> list[dict[str, Value]]:
                 f"Give {path} a step, as in Float(0.0, 1.0, step=0.25), make it a Choice, or take another sampler: a grid "
                 f"needs finitely many values, but it is {_as_text(distribution)!r}"
             )
-    return list(_combinations(list(space.items()), base, {}))
+    return [params for params, _ in _branches(space, base, set(space)) or ()]
 
 
 def size(space: SearchSpace, base: TrialConfig) -> int | None:
     """Number of distinct combinations, or None where a real number without a step makes them infinitely many."""
-    decisive = {distribution.when.path for distribution in space.values() if distribution.when is not None}
+    conditions = {distribution.when.path for distribution in space.values() if distribution.when is not None}
+    branches = _branches(space, base, conditions)
+    return None if branches is None else sum(count for _, count in branches)
 
-    def count(items: list[tuple[str, Distribution]], params: dict[str, Value]) -> int | None:
-        if not items:
-            return 1
-        (path, distribution), *rest = items
-        if not _is_active(distribution, params, base):
-            return count(rest, params)
-        values = _values(distribution)
-        if values is None:
-            return None
-        if path not in decisive:  # whose values need not be gone through
-            of_each = count(rest, params)
-            return None if of_each is None else len(values) * of_each
-        counts = [count(rest, {**params, path: value}) for value in values]
-        return None if None in counts else sum(filter(None, counts))
 
-    return count(list(space.items()), {})
+def _branches(space: SearchSpace, base: TrialConfig, apart: Collection[str]) -> list[tuple[dict[str, Value], int]] | None:
+    """Combinations that differ in the paths ``apart``, and how many there are of each; None for infinitely many.
+
+    Paths that conditions look at must be among those.
+    """
+    branches: list[tuple[dict[str, Value], int]] = [({}, 1)]
+    for path, distribution in space.items():
+        grown: list[tuple[dict[str, Value], int]] = []
+        for params, count in branches:
+            if not _is_active(distribution, params, base):
+                grown.append((params, count))
+                continue
+            values = _values(distribution)
+            if values is None:
+                return None
+            if path in apart:
+                grown += [({**params, path: value}, count) for value in values]
+            else:
+                grown.append((params, count * len(values)))
+        branches = grown
+    return branches
 
 
 def describe(space: SearchSpace) -> list[tuple[str, str, str]]:
@@ -147,20 +146,6 @@ def _is_active(distribution: Distribution, params: Mapping[str, Value], base: Tr
         return True
     value = params[when.path] if when.path in params else read_path(base, when.path)
     return value in when.values
-
-
-def _combinations(
-    items: list[tuple[str, Distribution]], base: TrialConfig, params: dict[str, Value]
-) -> Iterator[dict[str, Value]]:
-    if not items:
-        yield params
-        return
-    (path, distribution), *rest = items
-    if not _is_active(distribution, params, base):
-        yield from _combinations(rest, base, params)
-        return
-    for value in _values(distribution) or ():
-        yield from _combinations(rest, base, {**params, path: value})
 
 
 def _values(distribution: Distribution) -> Sequence[Value] | None:

@@ -6,20 +6,18 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Annotated, Literal
 
-from emoreg.config.budget import BudgetConfig
 from emoreg.config.by_hand import check_values
 from emoreg.config.distributions import Choice, Distribution
 from emoreg.config.paths import Value, read_path, replace_paths
 from emoreg.config.registry import CONTROLS
+from emoreg.config.resources import BudgetConfig, ResourcesConfig, TrialResources
 from emoreg.config.secrets import hide_secrets, shown_url
 from emoreg.config.trial import KINDS_WITHOUT_BALANCE, Names, TrialConfig
 from emoreg.config.validation import (
     DISTINCT,
     Constraint,
-    NotNegative,
     NotNegativeInt,
     Positive,
     PositiveInt,
@@ -44,10 +42,6 @@ _NAME = matches(
     "rename the study",
 )
 _NO_SPACE = not_empty("give at least one path, e.g. {'regulation.balance': Float(0.0, 1.0)} (`emoreg trial` runs one trial)")
-_AcceleratorType = Annotated[
-    str,
-    matches(r"[\w.+-]+", "must be one of Ray's names", "name H100, A100 or T4, say (`ray status -v` lists those of a cluster)"),
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,85 +130,6 @@ _OBJECTIVE_RULES = (
         "set mode='min'",
     ),
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialResources:
-    """What one trial takes of a machine. In ``StudyConfig.resources_by_backbone`` None means: as the study says.
-
-    Example:
-        >>> import emoreg
-        >>> emoreg.TrialResources(gpus=0.5, accelerator_type="H100").cpus is None
-        True
-    """
-
-    cpus: Positive | None = None
-    """CPU cores."""
-    gpus: NotNegative | None = None
-    """GPUs: 0, 1, or a fraction of one."""
-    memory_gib: Positive | None = None
-    """Memory that Ray sets aside, in GiB."""
-    accelerator_type: _AcceleratorType | None = None
-    """Kind of GPU, as Ray names it."""
-
-    def __post_init__(self) -> None:
-        validate(self, "TrialResources", _gpu_rules("gpus"))
-
-
-def _gpu_rules(gpus: str) -> tuple[Rule, ...]:
-    """What GPUs ask for; ``gpus`` is the setting that counts them."""
-    count = attrgetter(gpus)
-    return (
-        Rule(
-            gpus,
-            lambda c: count(c) is None or count(c) <= 1,
-            "must be at most 1, for a trial computes on one GPU: a second one would stand idle",
-            "take 1 (more GPUs run more trials at once), or a fraction, so that trials share one",
-        ),
-        Rule(
-            "accelerator_type",
-            lambda c: c.accelerator_type is None or count(c) != 0,
-            "has no meaning for a trial without a GPU",
-            "drop it, or ask for a GPU",
-        ),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResourcesConfig:
-    """What one trial takes of a machine, and how many run at once.
-
-    Example:
-        >>> import emoreg
-        >>> emoreg.ResourcesConfig(cpus_per_trial=4, gpus_per_trial=0.5).max_retries
-        2
-    """
-
-    cpus_per_trial: Positive = 1.0
-    """CPU cores a trial, which are also its threads on a CPU."""
-    gpus_per_trial: NotNegative | None = None
-    """GPUs a trial, at most 1; a fraction shares one. None: one where Ray has or may start GPUs, none elsewhere. 0: CPU."""
-    memory_gib_per_trial: Positive | None = None
-    """Memory that Ray sets aside for a trial, in GiB. None: none, so CPUs and GPUs alone say how many fit on a machine."""
-    accelerator_type: _AcceleratorType | None = None
-    """Kind of GPU that trials run on, as Ray names it (H100, A100, T4). None: any."""
-    max_concurrent: PositiveInt | None = None
-    """Most trials at once. None: as many as fit."""
-    checkpoint_seconds: NotNegative = 30.0
-    """Time between two checkpoints of a trial: the most that a killed one does again."""
-    max_retries: NotNegativeInt = 2
-    """How often a trial broken by the machine goes on from its last checkpoint before it counts as failed."""
-    retry_seconds: NotNegative = 5.0
-    """Pause before the first retry of a trial; each further one doubles it."""
-    max_failures: PositiveInt = 3
-    """Trials that a fault in code, not the machine, may break before the study stops."""
-    keep_networks: Literal["best", "all", "none"] = "best"
-    """Trained networks that stay when trials have ended, to be exported: the search's best and the confirmed, all, or none."""
-    grace_seconds: Positive = 25.0
-    """What trials have to save their state after SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2, as clusters and lost terminals send."""
-
-    def __post_init__(self) -> None:
-        validate(self, "resources", _gpu_rules("gpus_per_trial"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,9 +236,9 @@ class StudyConfig:
     seeds_per_trial: PositiveInt = 1
     """Seeds that each proposal is trained with, from the trial's on, one after the other: it counts by their mean. One that is
     worse than the best, by Wilcoxon's test on the seeds of both, gets no more of them."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: SamplerConfig = SamplerConfig()
     """What proposes the trials."""
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    scheduler: SchedulerConfig = SchedulerConfig()
     """What stops trials early."""
     objectives: Annotated[tuple[Objective, ...], not_empty("add Objective()")] = (Objective(),)
     """One, or several for a Pareto front."""
@@ -337,9 +252,9 @@ class StudyConfig:
     """Seeds of the controls: several give error bars."""
     confirmed: tuple[TrialConfig, ...] = ()
     """Trials that open the test split: those of a confirmation, which `emoreg confirm` makes of a study."""
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    resources: ResourcesConfig = ResourcesConfig()
     """What one trial takes of a machine."""
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    budget: BudgetConfig = BudgetConfig()
     """What the study may take: it ends before that."""
     resources_by_backbone: Mapping[str, TrialResources] = field(default_factory=dict)
     """Trials of these backbones ask for something else: set in a study file."""
@@ -347,7 +262,7 @@ class StudyConfig:
     """Registered loggers that follow the study beside TensorBoard: wandb, mlflow, aim, or one's own."""
     notify: str | None = field(default=None, repr=False)
     """URL that is sent a POST of JSON when a run has ended: how, trials counted, the best. It is kept nowhere."""
-    experience: ExperienceConfig = field(default_factory=ExperienceConfig)
+    experience: ExperienceConfig = ExperienceConfig()
     """Where pre-trained encoders are kept."""
     warm_start_from: tuple[str, ...] = ()
     """Studies whose recorded trials the sampler learns from first: names in the same storage, or folders."""

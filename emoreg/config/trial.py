@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from emoreg.config.image_sets import ImageSetConfig
 from emoreg.config.registry import CONTROLS
 from emoreg.config.validation import (
     DISTINCT,
@@ -28,14 +29,6 @@ _ClassWeights = Literal["none", "balanced", "sqrt"]
 Precision = Literal["float32", "bf16"]
 """What a trial computes in: bf16 is mixed, by autocast."""
 Compile = Literal["auto", "on", "off"]
-Fit = Literal["squeeze", "crop"]
-"""How a picture is made square: all of it, out of proportion, or its middle."""
-_NumFolds = Annotated[
-    int,
-    Constraint(
-        lambda folds: folds >= 2, "must be 2 or more", "take 5, or leave it out for a single cut by validation_fraction"
-    ),
-]
 _ImageSize = Annotated[
     int,
     Constraint(
@@ -44,64 +37,7 @@ _ImageSize = Annotated[
         "take 32, which suits CIFAR, or up to 64, the largest size without ResNet's max-pool",
     ),
 ]
-
-
-_VALIDATION_FRACTION = 0.1
 _Width = Annotated[int, Constraint(lambda width: width in (1, 2), "must be 1 or 2", "leave it at 1: the control wide has 2")]
-_IMAGE_SET_RULES = (
-    Rule(
-        "validation_fraction",
-        lambda c: c.num_folds is None or c.validation_fraction in (0.0, _VALIDATION_FRACTION),
-        "must not be set beside num_folds={c.num_folds}, since one of the folds is the validation split",
-        "leave out validation_fraction, or num_folds",
-    ),
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageSetConfig:
-    """Which images, and which of their labels.
-
-    Example:
-        >>> import emoreg
-        >>> emoreg.ImageSetConfig(name="fer2013", path="~/data/fer2013", num_images=500).validation_fraction
-        0.1
-    """
-
-    name: Annotated[str, not_empty("name a reader that `emoreg data list` lists")] = "openmoji"
-    """Reader: openmoji, openmoji-objects, fer2013, oasis, emoji, digits, cifar10, cifar100, parquet, folder."""
-    path: str | None = None
-    """File, folder, archive or URI of the images, for the readers that need one (`emoreg data list` says which, and the
-    layout); hub://OWNER/NAME is a set of the Hugging Face hub."""
-    target: str | None = None
-    """What is learned: a label column or grouping of the reader (oasis: valence, arousal, regression). None: its default
-    (in Parquet: label, labels, emotion, expression or class)."""
-    image_column: str | None = None
-    """Column of the images, in Parquet. None: `image` or `img`, or the one column that holds images."""
-    fit: Fit = "squeeze"
-    """Pictures that are not square: `squeeze` keeps all of them, out of proportion; `crop` takes their middle."""
-    group: str | None = None
-    """Images that belong together, such as one person's, and are never on both sides of a cut: a column, in Parquet; levels of
-    folders, in a folder, as `class/person` or `person/class`. None: each image by itself (openmoji: each glyph)."""
-    num_images: PositiveInt | None = None
-    """Keep a stratified subset of this many of the training images that validation leaves. None: all of them."""
-    validation_fraction: BelowOne = _VALIDATION_FRACTION
-    """Share of the training split, stratified by class, that is held out for validation. 0 for none, which a confirmation takes
-    for its task."""
-    num_folds: _NumFolds | None = None
-    """Cut the training split into this many folds, once for all; fold `split_seed` modulo their number is validation, in place
-    of the share."""
-    split_seed: int = 0
-    """Seed of the subset and of the validation split: fixed across the trial's seeds, so that trials are comparable. A
-    confirmation gives each of its seeds its own."""
-
-    def __post_init__(self) -> None:
-        validate(self, "ImageSetConfig", _IMAGE_SET_RULES)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether a part of the training split is not trained on."""
-        return self.num_images is not None or self.num_folds is not None or self.validation_fraction > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +119,7 @@ class PretrainingConfig:
     """Passes over the stimuli. 0 leaves the emotional encoder as it was initialised."""
     batch_size: PositiveInt = 128
     """Stimuli in a step."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """Stage 1's optimizer."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """After warm-up: constant, or a half cosine to 0, which knows the length: lengths then share no pre-training."""
@@ -199,7 +135,7 @@ class PretrainingConfig:
     """Weight a stimulus's loss by its class: 1 / size or its root, scaled to a mean of 1 over the training images."""
     shuffle_labels: bool = False
     """Permute the labels of the stimuli once (the `shuffled` control)."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the stimuli."""
 
     def __post_init__(self) -> None:
@@ -267,7 +203,7 @@ class RegulationConfig:
     """Passes over the task's training split."""
     batch_size: PositiveInt = 128
     """Task images in a step."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """Stage 2's optimizer, of both encoders, their heads and the balance."""
     emotional_learning_rate: Positive = 1.0
     """Learning rate of the emotional encoder, as a multiple of the optimizer's: below 1 its experience changes more slowly."""
@@ -283,7 +219,7 @@ class RegulationConfig:
     """An epoch is every task image once, or as many draws with replacement: see `pretraining.sampling`."""
     class_weights: _ClassWeights = "none"
     """Weight a task image's loss by its class: see `pretraining.class_weights`. `val_loss` is never weighted."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the task's training images."""
 
     def __post_init__(self) -> None:
@@ -308,14 +244,6 @@ class RegulationConfig:
     def needs_emotional(self) -> bool:
         """Whether the emotional encoder has a part in the response: not at b = 0."""
         return not (self.kind == "fixed" and self.balance == 0.0)
-
-
-def _task_default() -> ImageSetConfig:
-    return ImageSetConfig(name="digits")
-
-
-def _stimuli_default() -> ImageSetConfig:
-    return ImageSetConfig(name="openmoji", validation_fraction=0.0)
 
 
 _TRIAL_RULES = (
@@ -363,21 +291,21 @@ class TrialConfig:
     are taken), or from timm's hub with 'hub'. None: from random."""
     image_size: _ImageSize = 32
     """Side in pixels that stimuli and task images are brought to; both encoders see this size."""
-    stimuli: ImageSetConfig = field(default_factory=_stimuli_default)
+    stimuli: ImageSetConfig = ImageSetConfig(name="openmoji", validation_fraction=0.0)
     """The affective images of stage 1."""
     neutral: ImageSetConfig | None = None
     """The images without affect that the `neutral` control pre-trains on instead."""
     relabelled: ImageSetConfig | None = None
     """A set that has the stimuli's images, the same to the pixel, with labels that are not affective, such as another `target`
     of theirs: the `relabelled` control pre-trains on the stimuli with these labels."""
-    task: ImageSetConfig = field(default_factory=_task_default)
+    task: ImageSetConfig = ImageSetConfig(name="digits")
     """The images of stage 2."""
     exclude_test_images: bool = False
     """Leave out of the stimuli, or of what a control has in their place, the images that are also in the task's test split, as
     they are or mirrored, pixel by pixel. Else such a trial is refused."""
-    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    pretraining: PretrainingConfig = PretrainingConfig()
     """Stage 1: the emotional encoder learns the stimuli."""
-    regulation: RegulationConfig = field(default_factory=RegulationConfig)
+    regulation: RegulationConfig = RegulationConfig()
     """Stage 2: the plain and the emotionally-influenced response are balanced while the task is learned."""
     control: Annotated[str, Registered(CONTROLS)] = "regulated"
     """`regulated`: as configured. Else one of plain, compute_matched, ensemble, wide, emotional, untrained,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from emoreg.config.trial import Fit
+from emoreg.config.image_sets import Fit
 from emoreg.data.layout import POINTER_CURE, is_pointer
 
 Picture = bytes | Path | Image.Image | np.ndarray

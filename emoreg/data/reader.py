@@ -15,8 +15,8 @@ import pyarrow.fs
 from jaxtyping import Bool
 
 from emoreg.config.code import source_fingerprint
+from emoreg.config.image_sets import Fit
 from emoreg.config.registry import IMAGE_SETS
-from emoreg.config.trial import Fit
 from emoreg.data.decode import Picture, Refused
 from emoreg.data.groups import allot
 from emoreg.data.hub import SCHEME

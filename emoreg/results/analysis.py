@@ -166,7 +166,7 @@ def num_planned(config: StudyConfig) -> int:
         resolve_trial(trial).identity if trial.control in CONTROLS else (trial.control, trial.backbone, trial.seed)
         for trial in (*config.control_trials(), *config.confirmed)
     }
-    proposals = num_searched(config) + sum(num_searched(arm.config) for arm in arms(config))
+    proposals = num_searched(config) + sum(map(num_searched, arms(config)))
     return config.seeds_per_trial * proposals + len(beside)
 
 

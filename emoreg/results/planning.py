@@ -16,13 +16,14 @@ from emoreg.config import (
     StudyConfig,
     TrialConfig,
     from_json,
+    replace_paths,
     resolve_trial,
 )
-from emoreg.config.arms import Arm, as_control, tuned_controls
+from emoreg.config.arms import as_control, tuned_controls
 from emoreg.config.confirmation import check_own_cuts, with_own_cuts
 from emoreg.config.controls import available_controls
 from emoreg.config.resolved import UNKNOWN, Fingerprints
-from emoreg.config.search_space import num_searched, resolve
+from emoreg.config.search_space import num_searched
 from emoreg.errors import ConfigError
 from emoreg.results.analysis import ranked
 from emoreg.results.plan import Chosen, Plan, Tuned
@@ -76,7 +77,7 @@ def check_unchanged(config: StudyConfig, chosen: Iterable[Chosen], fingerprints:
     for found in chosen:
         for path in found.params.keys() - config.search_space.keys():
             raise ConfigError(f"Leave out {path}, which was searched and is set now: a confirmation runs what the search ran")
-        _check_same(resolve_trial(resolve(config.trial, found.params), fingerprints), found.identity)
+        _check_same(resolve_trial(replace_paths(config.trial, found.params), fingerprints), found.identity)
 
 
 def _check_same(trial: ResolvedTrial, identity: str) -> None:
@@ -105,7 +106,7 @@ def fresh_seeds(config: StudyConfig, records: Iterable[TrialRecord], num_seeds: 
 
 def best_tuned(
     config: StudyConfig,
-    arms: Iterable[Arm],
+    arms: Iterable[StudyConfig],
     chosen: Iterable[Chosen],
     records: Collection[TrialRecord],
     *,
@@ -121,7 +122,7 @@ def best_tuned(
     Raises:
         ConfigError: where a control has been searched less than regulation, or the study has changed.
     """
-    searching = {arm.control: arm for arm in arms}
+    searching = {arm.trial.control: arm for arm in arms}
     for arm in searching.values():
         _refuse_short(arm, records, is_complete=is_complete)
     objective = config.objectives[0]
@@ -137,19 +138,19 @@ def best_tuned(
                 continue
             own = [row for row in rankings[control] if (row.backbone, row.task) == where]
             for rank, row in enumerate(own[:NUM_BEST], 1):
-                at_its_best = resolve(searching[control].config.trial, row.sampled)
+                at_its_best = replace_paths(searching[control].trial, row.sampled)
                 _check_same(resolve_trial(at_its_best, fingerprints), row.identity)
                 bests.append(best(identity=row.identity, val_accuracy=row.val_accuracy, params=row.sampled, rank=rank))
     return bests
 
 
-def _refuse_short(arm: Arm, records: Collection[TrialRecord], *, is_complete: bool) -> None:
+def _refuse_short(arm: StudyConfig, records: Collection[TrialRecord], *, is_complete: bool) -> None:
     """Refuse a control's own search that is shorter than regulation's."""
-    wanted, ended = min(_num_ended(records, None), num_searched(arm.config)), _num_ended(records, arm.control)
+    wanted, ended = min(_num_ended(records, None), num_searched(arm)), _num_ended(records, arm.trial.control)
     if ended == 0 or (ended < wanted and not is_complete):
         raise ConfigError(
             "Run the study to its end first, or give --controls-search none, which the verdict will say: a control's own "
-            f"search must be as long as regulation's, but that of {arm.control} has {ended} of {wanted} trials"
+            f"search must be as long as regulation's, but that of {arm.trial.control} has {ended} of {wanted} trials"
         )
 
 
@@ -178,7 +179,7 @@ def plan_trials(
     planned = []
     for seed in seeds:
         for found in chosen:
-            base = with_own_cuts(resolve(config.trial, found.params), seed)
+            base = with_own_cuts(replace_paths(config.trial, found.params), seed)
             for control in controls:
                 trial = with_passes_of(base, dataclasses.replace(base, control=control), images)
                 planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
@@ -206,8 +207,8 @@ def plan_tuned(
     for seed in seeds:
         for best in bests:
             found = beside[best.chosen]
-            base = with_own_cuts(resolve(config.trial, found.params), seed)
-            trial = with_own_cuts(resolve(as_control(config.trial, best.control), best.params), seed)
+            base = with_own_cuts(replace_paths(config.trial, found.params), seed)
+            trial = with_own_cuts(replace_paths(as_control(config.trial, best.control), best.params), seed)
             trial = with_passes_of(base, trial, images)
             planned.append((found, check_own_cuts(resolve_trial(trial, fingerprints))))
     return planned

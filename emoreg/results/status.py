@@ -325,11 +325,11 @@ def _best(config: StudyConfig, tally: Tally[TrialSummary]) -> Best | None:
 def _searches(config: StudyConfig, rows: Iterable[TrialSummary]) -> Iterator[Search]:
     found, objective = [*rows], config.objectives[0]
     for arm in arms(config):
-        own = [row for row in found if row.search_of == arm.control and row.number is not None]
+        own = [row for row in found if row.search_of == arm.trial.control and row.number is not None]
         values = [value for row in own if row.status == "finished" and (value := objective_value(row, objective)) is not None]
         pick = max if objective.mode == "max" else min
         best = pick(values) if values else None
-        yield Search(control=arm.control, ended=len(own), planned=num_searched(arm.config), best=best)
+        yield Search(control=arm.trial.control, ended=len(own), planned=num_searched(arm), best=best)
 
 
 def _seeds(planned: Mapping[str, Beside], tally: Tally[TrialSummary]) -> tuple[Seeds, ...]:

@@ -185,7 +185,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     return [row_type(**values) for values in table.to_pylist()]
 
 
-def check_columns(table: pa.Table, row_type: type[Row], name: str) -> None:
+def check_columns(table: pa.Table, row_type: type[Any], name: str) -> None:
     """Refuse a table whose columns do not make rows of ``row_type``; ``name`` is for messages.
 
     Raises:

@@ -70,7 +70,7 @@ class WrittenStudy:
 
     Attributes:
         config: the study, without passwords.
-        fingerprints: of its image sets, as ``Fingerprints`` writes them; and of the file of weights that it starts from.
+        fingerprints: of its image sets, and of the file of weights that it starts from: a source's parts, then its fingerprint.
         code: fingerprints of what its study file registers.
         trainer: versions of the code that decides numbers, by stage.
         versions: of emoreg, Python and the packages that make the numbers.

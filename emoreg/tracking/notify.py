@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from emoreg.config import shown_url, without_secrets
 from emoreg.errors import UserError
-from emoreg.formatting import counted, format_params, metric_text
+from emoreg.formatting import by_status, configuration, counted, metric_text
 from emoreg.results.status import read_status
 
 _ANSWER_SECONDS = 10.0
@@ -42,12 +42,11 @@ def _ended(study: str, place: str) -> dict[str, Any]:
     trials, best = status.trials, status.best
     counts = {"finished": trials.finished, "pruned": trials.pruned, "failed": trials.failed}
     text = f"study {status.name!r}: {status.ending}, {trials.ended} of {counted(trials.planned, 'trial')} have ended, "
-    text += ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "finished")
+    text += by_status(counts)
     if status.stop_reason is not None:
         text += f"; it stopped {status.stop_reason}"
     if best is not None:
-        found = ", ".join([best.backbone, *format_params(best.params)])
-        text += f"; best {metric_text(best.metric, best.value)}: {found}"
+        text += f"; best {metric_text(best.metric, best.value)}: {configuration(best.backbone, best.params)}"
     return {
         "text": text,
         "study": status.name,

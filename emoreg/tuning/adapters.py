@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from emoreg.config import STORAGE, TrialConfig, Value, replace_paths
-from emoreg.config.resolved import Fingerprints, ResolvedTrial, resolve_trial, source_of
-from emoreg.config.search_space import SearchSpace, resolve, suggest
+from emoreg.config.resolved import ResolvedTrial, resolve_trial, source_of
+from emoreg.config.search_space import SearchSpace, suggest
 from emoreg.data import LoadImages
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome
@@ -56,7 +56,7 @@ def resolved_trial(config: TrialConfig, load_images: LoadImages, *, is_tested: b
     prints = {
         source_of(images, config.image_size): load_images(images, image_size=config.image_size).fingerprint for images in used
     }
-    return resolve_trial(config, Fingerprints(prints))
+    return resolve_trial(config, prints)
 
 
 def run_here(config: TrialConfig, *reporters: Reporter, storage: str = STORAGE, device: DeviceChoice = "auto") -> Outcome:
@@ -196,7 +196,7 @@ def _evaluate(
 
     params: Mapping[str, Value] = suggest(search_space, base, trial)
     try:
-        config = resolve(base, params)
+        config = replace_paths(base, params)
     except ConfigError as error:
         raise optuna.TrialPruned(str(error)) from error
     outcome = run_here(config, _ToOptuna(trial, config.regulation.epochs), storage=storage, device=device)

@@ -53,7 +53,7 @@ def estimate_disk(config: StudyConfig, *, slots: int) -> DiskUse:
         UserError: for a backbone that cannot be made, or a search space in which no configuration is valid.
     """
     num_search, searched = config.seeds_per_trial * num_searched(config), _drawn(config)
-    tuned = [(config.seeds_per_trial * num_searched(arm.config), _drawn(arm.config)) for arm in arms(config)]
+    tuned = [(config.seeds_per_trial * num_searched(arm), _drawn(arm)) for arm in arms(config)]
     num_tuning = sum(number for number, _ in tuned)
     controls, confirmed = ([*map(resolve_trial, trials)] for trials in (config.control_trials(), config.confirmed))
     every = [*searched, *(trial for _, trials in tuned for trial in trials), *controls, *confirmed]

@@ -17,9 +17,9 @@ from statistics import fmean, median
 
 import torch
 
-from emoreg.config import StudyConfig, TrialConfig
+from emoreg.config import StudyConfig, TrialConfig, replace_paths
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
-from emoreg.config.search_space import Uniform, num_searched, resolve, suggest
+from emoreg.config.search_space import Uniform, num_searched, suggest
 from emoreg.config.sharing import shared_runs
 from emoreg.data import ImageSet, load, parts
 from emoreg.data.batches import Batches
@@ -80,7 +80,7 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     load_set = partial(load, image_size=config.trial.image_size, storage=storage)
     stimuli, task = load_set(config.trial.stimuli), load_set(config.trial.task)
     sets = {config.trial.stimuli: stimuli, config.trial.task: task}
-    searches = [config, *(arm.config for arm in searching_arms(config, lambda _, found: len(parts(sets[found], found)[0])))]
+    searches = [config, *searching_arms(config, lambda _, found: len(parts(sets[found], found)[0]))]
     num_trials = [config.seeds_per_trial * num_searched(search) for search in searches]
     drawn = [draw_trials(search) for search in searches]
     controls = {(resolved := resolve_trial(trial)).identity: resolved for trial in config.control_trials()}
@@ -123,7 +123,7 @@ def draw_trials(config: StudyConfig, count: int = _DRAWN_TRIALS) -> list[Resolve
     refusal = ""
     for _ in range(count):
         try:
-            trials.append(resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, uniform))))
+            trials.append(resolve_trial(replace_paths(config.trial, suggest(config.search_space, config.trial, uniform))))
         except ConfigError as error:  # values that break a rule together: the search leaves them out too
             refusal = str(error)
     if not trials:

@@ -55,7 +55,7 @@ def prepare_image_sets(config: StudyConfig, notify: Callable[[str], None] = _unh
             notify(f"{role} {found.name}: {', '.join(image_set.left_out)}")
     for control in _controls(config):
         check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), image_loader(config.storage))
-    return Fingerprints(prints)
+    return prints
 
 
 def _controls(config: StudyConfig) -> tuple[str, ...]:

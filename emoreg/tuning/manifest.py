@@ -109,7 +109,7 @@ def _compared(config: StudyConfig, fingerprints: Fingerprints) -> dict[str, Any]
     weights = [["weights", trial.weights, None, trial.image_size, weights_digest(trial.weights)]] if trial.weights else []
     return {
         "config": to_json(config.without_password()),
-        "fingerprints": [*fingerprints.rows(), *weights],
+        "fingerprints": [[*source, fingerprint] for source, fingerprint in fingerprints.items()] + weights,
         "code": code_fingerprints(config),
         "trainer": {"pretraining": TRAINER_VERSION, "regulation": _REGULATION_VERSION},
     }

@@ -20,7 +20,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from emoreg.config import Choice, Distribution, Float, Int, Objective, SamplerConfig, StudyConfig
-from emoreg.config.arms import Arm
 from emoreg.errors import StorageError
 from emoreg.results.outcome import Outcome
 from emoreg.seeding import derive_seed
@@ -75,15 +74,15 @@ def open_study(config: StudyConfig, folder: Path, patience: Patience | None = No
     return study
 
 
-def open_beside(study: optuna.Study, arm: Arm) -> optuna.Study:
+def open_beside(study: optuna.Study, arm: StudyConfig) -> optuna.Study:
     """Optuna's study of a control's own search, begun or taken up again, in the storage of that of regulation's.
 
     Raises:
         StorageError: see ``open_study``.
     """
-    name = f"{study.study_name}/{arm.control}"  # which is no name of a study of ours
-    beside = _create(arm.config, study._storage, name)
-    _check_same_search(beside, arm.config)
+    name = f"{study.study_name}/{arm.trial.control}"  # which is no name of a study of ours
+    beside = _create(arm, study._storage, name)
+    _check_same_search(beside, arm)
     return beside
 
 

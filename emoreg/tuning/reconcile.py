@@ -13,9 +13,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from emoreg.config import StudyConfig, TrialConfig, Value, to_json
+from emoreg.config import StudyConfig, TrialConfig, Value, replace_paths, to_json
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.config.search_space import resolve, suggest
+from emoreg.config.search_space import suggest
 from emoreg.errors import ConfigError
 from emoreg.results.records import TrialRecord
 from emoreg.results.tables import Records
@@ -185,7 +185,7 @@ def _identity_in_history(
 def _identity(config: StudyConfig, params: Mapping[str, Value], resolved: Resolve) -> str | None:
     """The identity of the trial that ``params`` make; None where they break a rule."""
     try:
-        return resolved(resolve(config.trial, params)).identity
+        return resolved(replace_paths(config.trial, params)).identity
     except ConfigError:
         return None
 
@@ -255,7 +255,7 @@ def warm_start(study: optuna.Study, config: StudyConfig, folder_of: Callable[[st
             else:
                 study.add_trial(trial)
                 taken[record.status] += 1
-                here = _flat(to_json(resolved(resolve(config.trial, trial.params)).config))
+                here = _flat(to_json(resolved(replace_paths(config.trial, trial.params)).config))
                 for path in (there.keys() | here.keys()) - config.search_space.keys() - {"seed"}:
                     _compare(path, there, here, differences)
         if taken or not any(known.startswith(f"{name}/") for known in before):

@@ -14,9 +14,9 @@ from typing import Protocol
 import optuna
 from optuna.trial import TrialState
 
-from emoreg.config import StudyConfig, TrialConfig, Value
+from emoreg.config import StudyConfig, TrialConfig, Value, replace_paths
 from emoreg.config.resolved import ResolvedTrial
-from emoreg.config.search_space import each_seed, grid, num_searched, resolve, suggest
+from emoreg.config.search_space import each_seed, grid, num_searched, suggest
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import Outcome
 from emoreg.results.records import TrialRecord
@@ -252,7 +252,7 @@ class OptunaSource:
         """The trial with its values, which for one taken up again are those it has; None, and FAIL, if they break a rule."""
         params = suggest(self._config.search_space, self._config.trial, trial)
         try:
-            trials = [*map(self._resolved, each_seed(self._config, resolve(self._config.trial, params)))]
+            trials = [*map(self._resolved, each_seed(self._config, replace_paths(self._config.trial, params)))]
         except ConfigError as error:
             was_counted = INVALID not in trial.user_attrs  # else an earlier driver was killed before it told
             if BY_HAND in trial.user_attrs:

@@ -19,10 +19,9 @@ from ray import tune
 from ray.tune import PlacementGroupFactory, TuneError
 from sqlalchemy.exc import OperationalError
 
-from emoreg.config import StudyConfig
-from emoreg.config.arms import Arm
+from emoreg.config import StudyConfig, replace_paths
 from emoreg.config.resolved import Fingerprints, resolve_trial
-from emoreg.config.search_space import lengths, resolve
+from emoreg.config.search_space import lengths
 from emoreg.errors import UserError
 from emoreg.results.tables import Records
 from emoreg.storage.experience import ExperienceStore
@@ -185,7 +184,7 @@ class _StudyRun:
         for message in lost_epochs(records):
             told.on_message(message)
         sources = []
-        for arm in (Arm(control=config.trial.control, config=config), *searching):
+        for arm in (config, *searching):
             source, reruns = self._search(arm, history, resolved, told)
             sources.append(source)
             beside += reruns
@@ -195,21 +194,23 @@ class _StudyRun:
         retry = RetryPolicy(config.resources, is_node_lost, has_one_disk=not self._copy.is_remote)
         return Dispatcher(config, Searches(sources), records, self._coordinator, retry=retry, jobs=beside)
 
-    def _search(self, arm: Arm, history: History, resolved: Resolve, told: StudyObserver) -> tuple[OptunaSource, list[Job]]:
+    def _search(
+        self, config: StudyConfig, history: History, resolved: Resolve, told: StudyObserver
+    ) -> tuple[OptunaSource, list[Job]]:
         """One search of the study, brought into line with the records, and what of it is to be run again."""
-        config, records, is_own = arm.config, self._records, arm.config is self._config
-        search_of = None if is_own else arm.control
-        study = history if is_own else open_beside(history, arm)
+        records, is_own = self._records, config is self._config
+        search_of = None if is_own else config.trial.control
+        study = history if is_own else open_beside(history, config)
         messages = warm_start(study, config, partial(named_study, config), resolved)
         rows = {key: row for key, row in records.trials.items() if row.number is None or row.search_of == search_of}
         reconciled = reconcile(study, config, rows, resolved)
         for message in (*messages, *reconciled.messages):
-            told.on_message(message if is_own else f"search of {arm.control}: {message}")
+            told.on_message(message if is_own else f"search of {search_of}: {message}")
         for identity, number in reconciled.renumbered.items():
             records.add_trial(dataclasses.replace(records.trials[identity], number=number))
         reruns = [
             Job(
-                trial=resolved(resolve(config.trial, rerun.params)),
+                trial=resolved(replace_paths(config.trial, rerun.params)),
                 role="search",
                 number=rerun.number,
                 params=rerun.params,

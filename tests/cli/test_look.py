@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from emoreg.cli.look import print_report, print_status, status_json
+from emoreg.cli.look import print_report, print_status
 from emoreg.cli.summary import print_confirmation, print_summary
 from emoreg.config import BudgetConfig
 from emoreg.report import answer
@@ -100,7 +100,7 @@ def test_every_state_has_its_words(storage: Path, state: str, ending: str | None
 
 
 def test_json_has_every_field_and_null_for_what_is_unknown(storage: Path) -> None:
-    content = json.loads(status_json(read_status(str(storage / "made-up"))))
+    content = json.loads(json.dumps(dataclasses.asdict(read_status(str(storage / "made-up")))))
     assert content.keys() == {
         "name", "place", "state", "ending", "num_runs", "started", "last_ended", "trials", "running", "num_waiting", "best",
         "slots", "waiting_share", "seconds_left", "confirmation", "stop_reason", "device_hours", "budget", "enqueued",

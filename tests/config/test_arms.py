@@ -46,7 +46,7 @@ def own_control() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def all_arms() -> dict[str, StudyConfig]:
-    return {arm.control: arm.config for arm in arms(study(controls_search="all", fixed=FIXED))}
+    return {arm.trial.control: arm for arm in arms(study(controls_search="all", fixed=FIXED))}
 
 
 def test_each_control_searches_what_exists_for_it(all_arms: dict[str, StudyConfig]) -> None:
@@ -85,21 +85,21 @@ def test_controls_are_tuned_as_it_is_asked() -> None:
 def test_a_control_that_is_opt_in_is_tuned_where_the_study_names_it() -> None:
     config = study(controls=("regulated", "wide"))
     assert {*tuned_controls(config)} == {*tuned_controls(study()), "wide"}
-    (wide,) = (arm.config for arm in arms(config) if arm.control == "wide")
-    (plain,) = (arm.config for arm in arms(config) if arm.control == "plain")
+    (wide,) = (arm for arm in arms(config) if arm.trial.control == "wide")
+    (plain,) = (arm for arm in arms(config) if arm.trial.control == "plain")
     assert wide.search_space == plain.search_space
     assert (wide.trial.width, plain.trial.width) == (2, 1)
 
 
 def test_a_control_with_nothing_to_search_has_no_search() -> None:
     config = study(search_space={"regulation.balance": Float(0.0, 1.0)})
-    assert [arm.control for arm in arms(config)] == ["untrained", "shuffled", "neutral"]
+    assert [arm.trial.control for arm in arms(config)] == ["untrained", "shuffled", "neutral"]
     assert "plain" in tuned_controls(config), "its one configuration is its best"
 
 
 @pytest.mark.usefixtures("own_control")
 def test_a_condition_on_what_a_control_fixes_is_settled() -> None:
     space = {path: SPACE[path] for path in ("regulation.kind", "regulation.balance")}
-    (arm,) = [arm for arm in arms(study(controls_search="all", search_space=space)) if arm.control == "fixed_kind"]
-    assert "regulation.kind" not in arm.config.search_space
-    assert arm.config.search_space["regulation.balance"] == Float(0.05, 0.95)
+    (arm,) = [arm for arm in arms(study(controls_search="all", search_space=space)) if arm.trial.control == "fixed_kind"]
+    assert "regulation.kind" not in arm.search_space
+    assert arm.search_space["regulation.balance"] == Float(0.05, 0.95)

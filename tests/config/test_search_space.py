@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emoreg.config import Choice, Distribution, Float, Int, TrialConfig, When
-from emoreg.config.search_space import describe, grid, resolve, size, suggest
+from emoreg.config import Choice, Distribution, Float, Int, TrialConfig, When, replace_paths
+from emoreg.config.search_space import describe, grid, size, suggest
 from emoreg.errors import ConfigError
 
 BASE = TrialConfig()
@@ -36,7 +36,7 @@ def test_condition_on_an_inactive_parameter_looks_at_the_base(epochs: int, is_as
         "pretraining.epochs": Int(1, 3, when=When("regulation.kind", ("random",))),
         "drop_path": Choice((0.1,), when=When("pretraining.epochs", (10,))),
     }
-    base = resolve(BASE, {"pretraining.epochs": epochs})
+    base = replace_paths(BASE, {"pretraining.epochs": epochs})
     params = suggest(space, base, optuna.trial.FixedTrial({"regulation.kind": "fixed", "drop_path": 0.1}))
     assert ("drop_path" in params) is is_asked
     assert grid(space, base) == [params]
@@ -60,15 +60,15 @@ def test_asks_optuna_for_the_distribution_as_configured() -> None:
         "regulation.batch_size": distributions.IntDistribution(8, 64, log=True),
         "deterministic": distributions.CategoricalDistribution((True, False)),
     }
-    assert resolve(BASE, params).pretraining.optimizer.learning_rate == params["pretraining.optimizer.learning_rate"]
+    assert replace_paths(BASE, params).pretraining.optimizer.learning_rate == params["pretraining.optimizer.learning_rate"]
 
 
 def test_resolve_puts_values_at_their_paths_and_refuses_bad_ones() -> None:
-    config = resolve(BASE, {"regulation.optimizer.learning_rate": 0.5, "backbone": "vit_tiny"})
+    config = replace_paths(BASE, {"regulation.optimizer.learning_rate": 0.5, "backbone": "vit_tiny"})
     assert (config.regulation.optimizer.learning_rate, config.backbone) == (0.5, "vit_tiny")
     assert config.pretraining == BASE.pretraining
     with pytest.raises(ConfigError, match=r"balance must lie in \[0, 1\]"):
-        resolve(BASE, {"regulation.balance": 2.0})
+        replace_paths(BASE, {"regulation.balance": 2.0})
 
 
 def test_grid_holds_each_combination_of_each_branch_once() -> None:

@@ -27,12 +27,13 @@ from emoreg.config import (
     StudyConfig,
     TrialConfig,
     Value,
+    replace_paths,
     resolve_trial,
     to_json,
 )
 from emoreg.config.arms import arms
 from emoreg.config.resolved import source_of
-from emoreg.config.search_space import Uniform, resolve, suggest
+from emoreg.config.search_space import Uniform, suggest
 from emoreg.results.ledger import Ledger
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.plan import Opening, confirming, opening_of, write_openings
@@ -120,7 +121,7 @@ def write_study(
             "pretraining.epochs": int(2 ** random.uniform(1, 5)),
         }
         params = {path: value for path, value in params.items() if path in config.search_space}
-        trial = resolve(config.trial, params)
+        trial = replace_paths(config.trial, params)
         end = EndReason.STOPPED_BY_SCHEDULER if number % 5 == 4 else EndReason.COMPLETED
         end = EndReason.INFRASTRUCTURE if number % 20 == 19 else end
         rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "search", end, number=number, params=params)
@@ -128,10 +129,10 @@ def write_study(
     for arm in searching:
         uniform = Uniform(stdlib_random.Random(0), {})
         for number in range(config.num_trials):
-            params = suggest(arm.config.search_space, arm.config.trial, uniform)
-            trial = resolve(arm.config.trial, params)
+            params = suggest(arm.search_space, arm.trial, uniform)
+            trial = replace_paths(arm.trial, params)
             accuracy = _truth(trial, helps) + random.normal(0, noise)
-            rows.add(trial, accuracy, "search", number=number, params=params, search_of=arm.control)
+            rows.add(trial, accuracy, "search", number=number, params=params, search_of=arm.trial.control)
     for trial in config.control_trials():
         rows.add(trial, _truth(trial, helps) + random.normal(0, noise), "control")
     folder = write_study_json(storage / config.name, config)
@@ -153,7 +154,7 @@ def write_study(
         by_seed = {seed: random.normal(0, noise) for seed in seeds}
         rows = _Rows()
         for found, resolved in (*plan, *tuned_trials):
-            asked = dataclasses.replace(resolve(config.trial, found.params), control=resolved.config.control)
+            asked = dataclasses.replace(replace_paths(config.trial, found.params), control=resolved.config.control)
             accuracy = _truth(asked, helps) + by_seed[resolved.config.seed] + random.normal(0, noise / 4)
             rows.add(resolved.config, accuracy, "confirm")
         rows.write(confirmed, provenance(confirmation, f"emoreg confirm studies.made_up --seeds {num_seeds}"))

@@ -21,10 +21,9 @@ from emoreg.config import (
     replace_paths,
     to_json,
 )
-from emoreg.config.arms import Arm, arms
+from emoreg.config.arms import arms
 from emoreg.config.confirmation import with_own_cuts
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
-from emoreg.config.search_space import resolve
 from emoreg.config.sharing import shared_runs
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.confirmation import confirmed_rows, verdicts
@@ -56,7 +55,7 @@ def searched(*found: tuple[str, float, float], study: StudyConfig = STUDY) -> di
     records = {}
     for number, (backbone, balance, accuracy) in enumerate(found):
         params = {"backbone": backbone, "regulation.balance": balance}
-        record = ended(resolve(study.trial, params), number=number, params=params, accuracy=accuracy)
+        record = ended(replace_paths(study.trial, params), number=number, params=params, accuracy=accuracy)
         records[record.identity] = record
     return records
 
@@ -112,7 +111,7 @@ def test_each_task_that_was_searched_has_its_own_best() -> None:
     records = []
     for number, (task, balance, accuracy) in enumerate((("digits", 0.2, 0.9), ("cifar10", 0.3, 0.4), ("digits", 0.4, 0.8))):
         params = {"task.name": task, "regulation.balance": balance}
-        records.append(ended(resolve(study.trial, params), number=number, params=params, accuracy=accuracy))
+        records.append(ended(replace_paths(study.trial, params), number=number, params=params, accuracy=accuracy))
     chosen = choose(study, records, 2)
     assert [(found.name, found.val_accuracy) for found in chosen] == [
         ("test_resnet on cifar10", 0.4),
@@ -176,7 +175,7 @@ def test_the_matched_control_goes_by_the_images_that_were_searched() -> None:
     space = {"stimuli.num_images": Choice((20, 40)), "regulation.balance": Float(0.1, 0.9)}
     study = dataclasses.replace(STUDY, search_space=space)
     params = {"stimuli.num_images": 20, "regulation.balance": 0.5}
-    record = ended(resolve(study.trial, params), number=0, params=params, accuracy=0.5)
+    record = ended(replace_paths(study.trial, params), number=0, params=params, accuracy=0.5)
 
     def counted(role: str, image_set: ImageSetConfig) -> int:
         return 100 if role == "task" else {20: 2000}[image_set.num_images or 0]
@@ -478,18 +477,18 @@ RATE = "regulation.optimizer.learning_rate"
 ARMS = arms(TUNED_STUDY)
 
 
-def arms_of(study: StudyConfig) -> tuple[Arm, ...]:
+def arms_of(study: StudyConfig) -> tuple[StudyConfig, ...]:
     return ARMS if study is TUNED_STUDY else arms(study)
 
 
 def tuned_search(study: StudyConfig = TUNED_STUDY, num_trials: int = 2, without: str = "") -> list[TrialRecord]:
     """Trials of regulation's search and of those of the controls, of which the last is the best."""
     found = []
-    for search_of, searched_study in ((None, study), *((arm.control, arm.config) for arm in arms_of(study))):
+    for search_of, searched_study in ((None, study), *((arm.trial.control, arm) for arm in arms_of(study))):
         for number in range(num_trials - (search_of == without)):
             params = {RATE: 1e-3 * (number + 1), "regulation.balance": 0.2}
             params = {path: value for path, value in params.items() if path in searched_study.search_space}
-            trial = resolve(searched_study.trial, params)
+            trial = replace_paths(searched_study.trial, params)
             record = ended(trial, number=number, params=params, search_of=search_of, accuracy=0.5 + 0.1 * number)
             found.append(record)
     return found

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from emoreg.config import ConfirmationConfig, ImageSetConfig, StudyConfig
+from emoreg.config import ConfirmationConfig, ImageSetConfig, StudyConfig, replace_paths
 from emoreg.config.resolved import resolve_trial
-from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.ledger import FOLDER, Ledger
 from emoreg.results.plan import Opening, opening_of, read_openings, write_openings
@@ -46,7 +45,7 @@ def searched(study: StudyConfig) -> Path:
     (folder / "records").mkdir(parents=True)
     fingerprints = prepare_image_sets(study)
     write_manifest(study, folder, fingerprints)
-    trial = resolve(study.trial, PARAMS)
+    trial = replace_paths(study.trial, PARAMS)
     identity = resolve_trial(trial, fingerprints).identity
     write_rows(folder, "trials", TrialRecord, [dataclasses.replace(ended(trial, params=PARAMS), identity=identity)])
     return folder

@@ -32,7 +32,6 @@ from emoreg.config import (
     replace_paths,
 )
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
-from emoreg.config.search_space import resolve
 from emoreg.errors import ConfigError
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import EpochRecord, Role, TrialRecord
@@ -478,7 +477,7 @@ def test_grid_runs_each_combination_once_over_several_drivers(storage: str | Non
 def test_recorded_trials_are_told_and_not_run(tmp_path: Path) -> None:
     space: dict[str, Distribution] = {"regulation.balance": Choice((0.1, 0.2, 0.3, 0.4))}
     config = study_config(space, sampler="grid", num_trials=4)
-    trials = {balance: resolve(config.trial, {"regulation.balance": balance}) for balance in (0.1, 0.2, 0.3, 0.4)}
+    trials = {balance: replace_paths(config.trial, {"regulation.balance": balance}) for balance in (0.1, 0.2, 0.3, 0.4)}
     stopped = EndReason.STOPPED_BY_SCHEDULER
     rows = (
         record(trials[0.1]),

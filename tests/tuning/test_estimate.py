@@ -156,7 +156,7 @@ def test_invalid_combinations_are_left_out_and_nothing_but_them_is_refused(stora
     assert cost(storage, search_space=forms).device_seconds > 0
     study = tiny_study(search_space=forms)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate, "resolve", _refuse)
+        patch.setattr(estimate, "replace_paths", _refuse)
         with pytest.raises(ConfigError, match=r"Narrow the ranges.*must hold valid configurations, .* by no such thing"):
             estimate_cost(study, CPU, storage)
 

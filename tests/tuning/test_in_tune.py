@@ -13,8 +13,7 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from emoreg.config import Choice, Distribution, Objective, SchedulerConfig, TrialConfig
-from emoreg.config.search_space import resolve
+from emoreg.config import Choice, Distribution, Objective, SchedulerConfig, TrialConfig, replace_paths
 from emoreg.results.records import Provenance, Role, TrialRecord
 from emoreg.tracking.observer import StudyObserver
 from emoreg.tuning.bridge import TuneBridge
@@ -222,7 +221,7 @@ def test_in_tune_the_median_rule_bears_controls_and_diverged_trials(ray_local: N
 
     endings = {0.9: "finish", 0.8: "finish", 0.3: "diverge", 0.85: "finish", 0.2: "finish", 0.01: "finish"}
     config = study_config({"regulation.balance": Choice(tuple(endings)[:-1])}, sampler="grid", num_trials=5)
-    control = resolve(config.trial, {"regulation.balance": 0.01})
+    control = replace_paths(config.trial, {"regulation.balance": 0.01})
     search = Search(config, tmp_path, controls=(control,))
     median = MedianStoppingRule(time_attr=REGULATION_EPOCH, metric=metric_key("val_accuracy"), mode="max", grace_period=1)
     assert len(run_ours(search, tmp_path, endings, scheduler=median)) == 6

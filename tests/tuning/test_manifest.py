@@ -16,7 +16,7 @@ from emoreg.tuning.manifest import provenance, write_manifest
 from tests.helpers.studies import tiny_study
 from tests.helpers.written import changed_json
 
-PRINTS = Fingerprints({("digits", None, None, 16): "abc"})
+PRINTS: Fingerprints = {("digits", None, None, 16): "abc"}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_study_file_says_what_was_run(study: StudyConfig, tmp_path: Path) ->
     write_manifest(study, tmp_path, PRINTS)
     content = unseal((tmp_path / "study.json").read_bytes())
     assert content["config"]["trial"]["backbone"] == "test_resnet"
-    assert Fingerprints.from_rows(content["fingerprints"]) == PRINTS
+    assert content["fingerprints"] == [["digits", None, None, 16, "abc"]]
     assert {"emoreg", "python", "torch", "ray", "optuna"} <= content["versions"].keys()
     assert content["device"]
     assert content["platform"]
@@ -60,10 +60,10 @@ def test_a_changed_file_of_weights_is_refused(study: StudyConfig, tmp_path: Path
 
 def test_sets_that_are_read_otherwise_have_fingerprints_of_their_own(study: StudyConfig, tmp_path: Path) -> None:
     cropped = changed(study, task__fit="crop")
-    prints = Fingerprints({source_of(study.trial.task, 16): "a", source_of(cropped.trial.task, 16): "b"})
+    prints = {source_of(study.trial.task, 16): "a", source_of(cropped.trial.task, 16): "b"}
     write_manifest(cropped, tmp_path, prints)
     written = read_written(Files(str(tmp_path)))
-    assert Fingerprints.from_rows(written.fingerprints) == prints
+    assert {tuple(source): fingerprint for *source, fingerprint in written.fingerprints} == prints
 
 
 def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_changed_study_is_refused_with_the_differences(study: StudyConfig, tmp
     before = (tmp_path / "study.json").read_text()
     for other, prints, difference in (
         (changed(study, regulation__epochs=7), PRINTS, r"trial\.regulation\.epochs: 2 -> 7"),
-        (study, Fingerprints({("digits", None, None, 16): "xyz"}), r'fingerprints\.digits 16: "abc" -> "xyz"'),
+        (study, {("digits", None, None, 16): "xyz"}, r'fingerprints\.digits 16: "abc" -> "xyz"'),
         (
             dataclasses.replace(study, search_space={"regulation.balance": Choice((0.1, 0.5))}),
             PRINTS,
@@ -108,7 +108,7 @@ def test_a_study_may_grow(study: StudyConfig, tmp_path: Path) -> None:
     larger = dataclasses.replace(
         study, num_trials=50, control_seeds=(0, 1), controls=("regulated",), resources=ResourcesConfig(max_concurrent=1)
     )
-    write_manifest(larger, tmp_path, Fingerprints(PRINTS.by_source | {("openmoji", None, None, 16): "ghi"}))
+    write_manifest(larger, tmp_path, {**PRINTS, ("openmoji", None, None, 16): "ghi"})
     assert unseal((tmp_path / "study.json").read_bytes())["config"]["num_trials"] == 50
 
 

@@ -34,7 +34,7 @@ from emoreg.config import (
     replace_paths,
 )
 from emoreg.config.resolved import resolve_trial
-from emoreg.config.search_space import resolve, suggest
+from emoreg.config.search_space import suggest
 from emoreg.errors import ConfigError, StorageError
 from emoreg.results.outcome import EndReason, Outcome, PretrainingCost
 from emoreg.results.records import TrialRecord
@@ -100,7 +100,7 @@ def propose(study: optuna.Study, config: StudyConfig, params: Mapping[str, Value
     with no_experimental_warnings():
         study.sampler = sampler_of(config, study.get_trials(deepcopy=False))
     trial = study.ask()
-    trial_config = resolve_trial(resolve(config.trial, suggest(config.search_space, config.trial, trial)))
+    trial_config = resolve_trial(replace_paths(config.trial, suggest(config.search_space, config.trial, trial)))
     trial.set_user_attr("identity", trial_config.identity)
     trial.set_user_attr("seed", trial_config.config.seed)
     return trial
@@ -424,7 +424,7 @@ def test_what_optuna_was_told_without_a_record_is_run_again(storage: str | None,
         (3, {"regulation.balance": 0.3}),
     ]
     for rerun in reconciled.reruns:
-        assert resolve(config.trial, rerun.params).identity == rerun.identity
+        assert replace_paths(config.trial, rerun.params).identity == rerun.identity
     assert reconciled.messages == [
         "1 trial ended in Optuna's history without a record, with another configuration than today's: left as it is",
         "3 trials ended in Optuna's history without a record: run again",

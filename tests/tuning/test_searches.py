@@ -36,7 +36,7 @@ STUDY = tiny_study(
         "regulation.optimizer.learning_rate": Float(1e-4, 1e-2, log=True),
     },
 )
-TUNED = [arm.control for arm in arms(STUDY)]
+TUNED = [arm.trial.control for arm in arms(STUDY)]
 
 
 def open_searches(config: StudyConfig, folder: Path, records: Records) -> tuple[Searches, optuna.Study]:
@@ -51,7 +51,7 @@ def open_searches(config: StudyConfig, folder: Path, records: Records) -> tuple[
         on_repeat=lambda job: None,
     )
     sources = [create(history, config)]
-    sources += [create(open_beside(history, arm), arm.config, search_of=arm.control) for arm in arms(config)]
+    sources += [create(open_beside(history, arm), arm, search_of=arm.trial.control) for arm in arms(config)]
     return Searches(sources), history
 
 
@@ -106,9 +106,9 @@ def test_the_matched_control_is_searched_with_the_passes_of_the_trial_as_configu
     def images(role: str, _: ImageSetConfig) -> int:
         return {"task": 100, "stimuli": 40}[role]
 
-    (matched,) = [arm for arm in searching_arms(STUDY, images) if arm.control == "compute_matched"]
+    (matched,) = [arm for arm in searching_arms(STUDY, images) if arm.trial.control == "compute_matched"]
     epochs = 2 * TINY.regulation.epochs + -(-TINY.pretraining.epochs * 40 // 100)
-    assert matched.config.trial.regulation.epochs == epochs
+    assert matched.trial.regulation.epochs == epochs
 
 
 class Told:
