@@ -41,8 +41,8 @@ def imported(code: str) -> set[str]:
     ("code", "absent"),
     [
         ("import emoreg", {*HEAVY, "pyarrow", "numpy", "rich", "tyro"}),
-        (HELP, {*HEAVY, "pyarrow", "numpy", "rich", "tyro"}),
-        ("import emoreg.cli.parsing", HEAVY),
+        (HELP, {*HEAVY, "pyarrow", "numpy", "rich"}),
+        ("import emoreg.cli.parsing, emoreg.cli.commands, emoreg.cli.cluster, emoreg.cli.serve", HEAVY),
         ("import emoreg.tuning.private_ray", {*HEAVY, "rich", "tyro"}),
         ("import emoreg.tuning.study", {*COMPILER, "scipy", "sklearn", "matplotlib", "polars", "plotly"}),
     ],

@@ -8,13 +8,16 @@ whatever signal. Who follows a job gets the job's, and 0 after Ctrl-C, which lea
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import emoreg
+from emoreg.cli.options import StudyCommand, Switch
 from emoreg.config import without_secrets
-from emoreg.errors import UserError
+from emoreg.errors import ConfigError, Interrupted, StudyAborted, UserError
 from emoreg.provenance import shipped_studies
 from emoreg.tuning.signals import stop_on_signals
 
@@ -60,12 +63,69 @@ that ends gives the job's code; Ctrl-C leaves the job running, and gives 0.
 """
 
 
+COMMANDS = {
+    "run": "main:Run",
+    "confirm": "commands:Confirm",
+    "trial": "commands:Trial",
+    "show": "commands:Show",
+    "enqueue": "commands:Enqueue",
+    "experience": "commands:Experience",
+    "doctor": "commands:Doctor",
+    "data": "commands:Data",
+    "submit": "cluster:Submit",
+    "status": "commands:Status",
+    "report": "commands:Report",
+    "export": "commands:Export",
+    "dashboard": "serve:Dashboard",
+    "tensorboard": "serve:TensorBoard",
+    "logs": "cluster:Logs",
+    "stop": "cluster:Stop",
+}
+"""Module and class of each command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(StudyCommand):
+    """Run a study on Ray: what is missing of it.
+
+    Interrupt it, kill it, and run it again: finished trials stay finished.
+
+    Every setting can be overridden by its dotted path.
+
+    A searched path that is set here leaves the search space.
+    """
+
+    dry_run: Switch = False
+    """Show what would run and what it would cost, like `emoreg show`."""
+    address: str | None = None
+    """A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine."""
+
+    def __call__(self) -> int:
+        """The exit code."""
+        from emoreg.cli.summary import exit_code, print_plan, print_summary
+        from emoreg.cli.terminal import terminal
+        from emoreg.study import Study
+
+        study, console = Study.from_config(self.config), terminal()
+        if self.dry_run:
+            print_plan(self.study, self.config, console)
+            return 0
+        ended: Interrupted | StudyAborted | None = None
+        try:
+            study.run(address=self.address, command=self.command)
+        except (Interrupted, StudyAborted) as error:
+            ended = error
+        print_summary(study.results, console)
+        return exit_code(study.results, ended, self.command, console)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that ``arguments`` (by default the program's own) name, and exit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with stop_on_signals(_interrupt):  # where no study runs, which saves first
-            code = _run(arguments)
+            command = command_of(arguments)
+            code = command()
     except BrokenPipeError:  # the reader has seen enough
         from emoreg.cli.terminal import leave_stdout
 
@@ -90,14 +150,30 @@ def _interrupt(number: int) -> None:
     raise KeyboardInterrupt
 
 
-def _run(arguments: list[str]) -> int:
-    """Run a command; the exit code."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_OVERVIEW.format(studies="\n  ".join(shipped_studies())), end="")
-        return 0
-    if arguments[0] == "--version":
-        print(f"emoreg {emoreg.__version__}")
-        return 0
-    from emoreg.cli.parsing import parse  # which imports all options of all commands
+def command_of(arguments: list[str]) -> Callable[[], int]:
+    """What was typed, ready to be called for its exit code.
 
-    return parse(arguments)()
+    Raises:
+        UserError: for no command, a study that cannot be had, or a setting that breaks a rule.
+        SystemExit: after help was shown, or what is wrong with an option.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return _show_overview
+    name, *rest = arguments
+    if name == "--version":
+        return _show_version
+    if name not in COMMANDS:
+        raise ConfigError(f"See `emoreg --help`: a command must be one of {', '.join(COMMANDS)}, but it is {name!r}")
+    from emoreg.cli.parsing import parse
+
+    return parse(pkgutil.resolve_name(f"emoreg.cli.{COMMANDS[name]}"), name, rest)
+
+
+def _show_overview() -> int:
+    print(_OVERVIEW.format(studies="\n  ".join(shipped_studies())), end="")
+    return 0
+
+
+def _show_version() -> int:
+    print(f"emoreg {emoreg.__version__}")
+    return 0

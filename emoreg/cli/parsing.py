@@ -7,91 +7,31 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import tyro
 
-from emoreg.cli import cluster, commands, serve
-from emoreg.cli.options import StudyCommand, StudyOptions, Switch
-from emoreg.cli.terminal import leave_stdout, terminal
+from emoreg.cli.options import StudyCommand, StudyOptions
+from emoreg.cli.terminal import leave_stdout
 from emoreg.config import Float, StudyConfig, without_secrets
 from emoreg.config.paths import parts
-from emoreg.errors import ConfigError, Interrupted, StudyAborted, UserError
-from emoreg.study import Study
+from emoreg.errors import ConfigError, UserError
 from emoreg.study_file import read_study_file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run(StudyCommand):
-    """Run a study on Ray: what is missing of it.
-
-    Interrupt it, kill it, and run it again: finished trials stay finished.
-
-    Every setting can be overridden by its dotted path.
-
-    A searched path that is set here leaves the search space.
-    """
-
-    dry_run: Switch = False
-    """Show what would run and what it would cost, like `emoreg show`."""
-    address: str | None = None
-    """A Ray cluster's address, or `auto` for the one that this machine belongs to. None: this machine."""
-
-    def __call__(self) -> int:
-        """The exit code."""
-        from emoreg.cli.summary import exit_code, print_plan, print_summary
-
-        study, console = Study.from_config(self.config), terminal()
-        if self.dry_run:
-            print_plan(self.study, self.config, console)
-            return 0
-        ended: Interrupted | StudyAborted | None = None
-        try:
-            study.run(address=self.address, command=self.command)
-        except (Interrupted, StudyAborted) as error:
-            ended = error
-        print_summary(study.results, console)
-        return exit_code(study.results, ended, self.command, console)
-
 
 Command = TypeVar("Command", bound=Callable[[], int])
 
-COMMANDS: dict[str, type[Callable[[], int]]] = {
-    "run": Run,
-    "confirm": commands.Confirm,
-    "trial": commands.Trial,
-    "show": commands.Show,
-    "enqueue": commands.Enqueue,
-    "experience": commands.Experience,
-    "doctor": commands.Doctor,
-    "data": commands.Data,
-    "submit": cluster.Submit,
-    "status": commands.Status,
-    "report": commands.Report,
-    "export": commands.Export,
-    "dashboard": serve.Dashboard,
-    "tensorboard": serve.TensorBoard,
-    "logs": cluster.Logs,
-    "stop": cluster.Stop,
-}
 
-
-def parse(arguments: list[str]) -> Callable[[], int]:
-    """The command that the arguments name, ready to be called.
+def parse(kind: type[Callable[[], int]], name: str, rest: list[str]) -> Callable[[], int]:
+    """A command, with what was typed behind its name, ready to be called.
 
     Raises:
         UserError: for a study that cannot be had, or a setting that breaks a rule.
         SystemExit: after help was shown, or what is wrong with an option.
     """
-    name, *rest = arguments
-    if name not in COMMANDS:
-        raise ConfigError(f"See `emoreg --help`: a command must be one of {', '.join(COMMANDS)}, but it is {name!r}")
-    kind = COMMANDS[name]
-    if not issubclass(kind, StudyCommand):
-        return _options(kind, f"emoreg {name}", rest)
-    study = StudyConfig(search_space={"regulation.balance": Float(0.0, 1.0)})
     prog = f"emoreg {name}"
+    if not issubclass(kind, StudyCommand):
+        return _options(kind, prog, rest)
+    study = StudyConfig(search_space={"regulation.balance": Float(0.0, 1.0)})
     if rest and not rest[0].startswith("-"):
         study = read_study_file(rest[0]).config
         prog += f" {rest[0]}"
@@ -101,7 +41,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
             f"{rest[0]!r}"
         )
     options = StudyOptions(**dict(parts(study)))
-    command = _options(kind, prog, rest, default=kind(study=tyro.MISSING, config=options, typed=tuple(arguments)))
+    command = _options(kind, prog, rest, default=kind(study=tyro.MISSING, config=options, typed=(name, *rest)))
     config, told = command.settled()
     for sentence in told:
         print(sentence)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def emoreg_(capsys: Output, *arguments: str) -> tuple[int, str, str]:
 def words(text: str) -> str:
     """Without boxes and line breaks."""
     return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
+
+
+# The way to a study
+
+
+def test_three_frames_in_two_files_lie_between_the_command_and_the_engine(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    ways = []
+
+    def note(*_: object, **named: object) -> None:
+        own = f"{ROOT / 'emoreg'}{os.sep}"
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(own)]
+        ways.append([(Path(frame.filename).name, frame.name) for frame in frames])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emoreg.tuning.study.run_study", note)
+    assert emoreg_(capsys, "run", tiny)[0] == 130
+    # With `run_study`, then `train`, `run_trial`, `fit` and `_step` in a worker: eight frames in six files.
+    assert ways == [[("main.py", "main"), ("main.py", "__call__"), ("study.py", "run")]]
 
 
 # Help

@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import emoreg
-from emoreg.cli.main import main
-from emoreg.cli.parsing import parse
+from emoreg.cli.main import command_of, main
 from tests.cluster.files import CLUSTER, FILES, LAUNCHED, MANIFESTS, ROOT, argument, commands, manifest
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -95,13 +94,13 @@ def test_commands_of_emoreg_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("line", [line for line in commands("emoreg") if line.startswith(("emoreg run", "emoreg submit"))])
 def test_a_study_is_understood_as_the_readme_writes_it(line: str) -> None:
-    assert callable(parse(shlex.split(line)[1:]))  # parsed, and not run
+    assert callable(command_of(shlex.split(line)[1:]))  # parsed, and not run
 
 
 def test_the_job_of_kuberay_is_understood() -> None:
     words = shlex.split(manifest("rayjob.yaml")["spec"]["entrypoint"])
     assert words[:4] == ["python", "-m", "emoreg", "run"]
-    assert callable(parse(words[3:]))
+    assert callable(command_of(words[3:]))
 
 
 def test_files_that_are_named_exist() -> None:
