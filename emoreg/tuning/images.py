@@ -151,7 +151,9 @@ def test_splits(config: StudyConfig) -> tuple[str, ...]:
     Raises:
         UserError: for a set that cannot be read.
     """
-    return tuple(dict.fromkeys(image_set.test_split for role, _, image_set in _loaded(config) if role == "task"))
+    load_images, size = image_loader(config.storage), config.trial.image_size
+    tasks = [found for role, found in image_sets(config) if role == "task"]  # no other set is opened for it
+    return tuple(dict.fromkeys(load_images(task, image_size=size).test_split for task in tasks))
 
 
 @contextmanager
