@@ -42,12 +42,21 @@ CPU = torch.device("cpu")
 TINY = TrialConfig(
     backbone="test_resnet",
     image_size=16,
-    stimuli=ImageSetConfig(name="digits", num_images=64, validation_fraction=0.02),
-    task=ImageSetConfig(name="digits", num_images=80, validation_fraction=0.05, split_seed=1),
-    pretraining=PretrainingConfig(epochs=1, batch_size=32, warmup_steps=2),
-    regulation=RegulationConfig(epochs=2, batch_size=32),
+    stimuli=ImageSetConfig(name="digits", num_images=16, validation_fraction=0.02),
+    task=ImageSetConfig(name="digits", num_images=20, validation_fraction=0.02, split_seed=1),
+    pretraining=PretrainingConfig(epochs=1, batch_size=8, warmup_steps=2),
+    regulation=RegulationConfig(epochs=2, batch_size=8),
     deterministic=True,
 )
+
+# The sizes with which keys and losses are written down in tests.
+WRITTEN_DOWN: dict[str, Value] = {
+    "stimuli.num_images": 64,
+    "task.num_images": 80,
+    "task.validation_fraction": 0.05,
+    "pretraining.batch_size": 32,
+    "regulation.batch_size": 32,
+}
 
 # Everything random at once: what a checkpoint must carry.
 RANDOM: dict[str, Value] = {

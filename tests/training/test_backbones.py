@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emoreg.config import OptimizerConfig, TrialConfig
+from emoreg.config import OptimizerConfig, TrialConfig, replace_paths
 from emoreg.config.code import source_fingerprint
 from emoreg.config.registry import BACKBONES
 from emoreg.config.resolved import resolve_trial
@@ -30,7 +30,7 @@ from emoreg.training.backbones import (
 from emoreg.training.experience import experience_key
 from emoreg.training.model import EmotionalNet, create_emotional_net
 from emoreg.training.optim import build_optimizer
-from tests.helpers.trials import CPU, equal, run, tiny
+from tests.helpers.trials import CPU, TINY, WRITTEN_DOWN, equal, run, tiny
 from tests.training.test_oom import room_for
 
 
@@ -207,7 +207,7 @@ def test_what_cannot_be_made_wider_is_refused(name: str) -> None:
 
 
 def test_a_wide_experience_has_a_key_of_its_own() -> None:
-    usual, wide = (resolve_trial(tiny(width=width)) for width in (1, 2))
+    usual, wide = (resolve_trial(replace_paths(TINY, {**WRITTEN_DOWN, "width": width})) for width in (1, 2))
     keys = [experience_key(trial.config, trial.config.stimuli, "f", CPU) for trial in (usual, wide)]
     assert keys[0] == "cfdd41c6aa42f714", "as before there were widths: else stored experiences are not found any more"
     assert keys[1] != keys[0]
@@ -443,12 +443,12 @@ def test_a_factory_that_cannot_serve_is_refused(factory: Any, drop_path: float, 
 
 def test_a_registered_backbone_that_cannot_recompute_is_refused_kindly_when_memory_is_too_small(storage: Path) -> None:
     backbone("mine")(small)
-    with room_for(10), pytest.raises(torch.OutOfMemoryError, match="lower batch_size, choose a backbone without BatchNorm"):
+    with room_for(3), pytest.raises(torch.OutOfMemoryError, match="lower batch_size, choose a backbone without BatchNorm"):
         run(tiny(backbone="mine"), storage)
     BACKBONES.add("mine", Backbone(partial(small, normed=False), ""))
-    with room_for(10):
+    with room_for(3):
         outcome, _, _ = run(tiny(backbone="mine"), storage)
-    assert outcome.oom == OomState(micro_batch_size=8)
+    assert outcome.oom == OomState(micro_batch_size=2)
 
 
 def test_a_name_like_a_registered_one_is_pointed_to() -> None:

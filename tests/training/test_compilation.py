@@ -176,16 +176,18 @@ def test_a_machine_compiles_to_find_out_only_where_that_could_be_worth_it_and_on
         asked.append(config)
         return CompiledStep(eager=0.2, compiled=0.1, compiling=40.0)
 
+    batches_of_32 = {"pretraining.batch_size": 32, "regulation.batch_size": 32}
+    config = replace_paths(AUTO, batches_of_32)
     monkeypatch.setattr(compile_choice, "measure", measure)
     monkeypatch.setattr(compile_choice, "_seconds_per_image", lambda config: 0.01)
-    assert "too short" in auto_compile(AUTO, 1000, 1, told.append).reason
-    assert auto_compile(AUTO, 10_000, 1, told.append).reason == "its steps take 100 s, of which compiling could not save 60 s"
+    assert "too short" in auto_compile(config, 1000, 1, told.append).reason
+    assert auto_compile(config, 10_000, 1, told.append).reason == "its steps take 100 s, of which compiling could not save 60 s"
     assert not asked
-    assert auto_compile(AUTO, 40_000, 1, told.append).compiled
-    assert not auto_compile(AUTO, 40_000, 8, told.append).compiled, "by so many at once, each has few steps"
-    assert auto_compile(dataclasses.replace(AUTO, seed=3), 30_000, 1, told.append).compiled
+    assert auto_compile(config, 40_000, 1, told.append).compiled
+    assert not auto_compile(config, 40_000, 8, told.append).compiled, "by so many at once, each has few steps"
+    assert auto_compile(dataclasses.replace(config, seed=3), 30_000, 1, told.append).compiled
     assert told == ["compiling few_layers to see whether it pays"]
-    auto_compile(dataclasses.replace(AUTO, precision="bf16"), 40_000, 1, told.append)
+    auto_compile(dataclasses.replace(config, precision="bf16"), 40_000, 1, told.append)
     assert len(asked) == 2
 
 

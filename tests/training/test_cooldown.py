@@ -16,7 +16,7 @@ from emoreg.storage.experience import ExperienceStore
 from emoreg.storage.housekeeping import entries
 from emoreg.training.experience import experience_key
 from tests.helpers.experiences import obtain
-from tests.helpers.trials import CPU, RANDOM, TINY, Recorder, Stop, equal, load_state, run, same, tiny
+from tests.helpers.trials import CPU, RANDOM, TINY, WRITTEN_DOWN, Recorder, Stop, equal, load_state, run, same, tiny
 
 STEPS = 2  # of an epoch of TINY's stimuli
 
@@ -50,9 +50,10 @@ def states(storage: Path) -> dict[tuple[str, int, int], Path]:
 
 
 def test_without_a_cooldown_keys_are_what_they_were() -> None:
-    cosine = tiny(pretraining__lr_schedule="cosine", pretraining__epochs=3)
-    assert (key(TINY), key(cosine)) == ("cfdd41c6aa42f714", "9d82567cf9be1dff")
-    assert [len(shared_runs(resolve_trial(trial))) for trial in (TINY, cosine)] == [1, 1]
+    written = replace_paths(TINY, WRITTEN_DOWN)
+    cosine = replace_paths(written, {"pretraining.lr_schedule": "cosine", "pretraining.epochs": 3})
+    assert (key(written), key(cosine)) == ("cfdd41c6aa42f714", "9d82567cf9be1dff")
+    assert [len(shared_runs(resolve_trial(trial))) for trial in (written, cosine)] == [1, 1]
 
 
 def test_a_cooldown_is_a_run_of_its_own_after_the_one_that_all_lengths_share() -> None:

@@ -140,10 +140,10 @@ BITES: dict[str, tuple[Value, Value]] = {
     "backbone": ("test_resnet", "test_vit"),
     "drop_path": (0.0, 0.3),
     "image_size": (16, 24),
-    "stimuli.num_images": (32, 48),
+    "stimuli.num_images": (20, 28),
     "stimuli.validation_fraction": (0.95, 0.96),
     "stimuli.split_seed": (0, 1),
-    "pretraining.batch_size": (16, 24),
+    "pretraining.batch_size": (8, 12),
     "pretraining.lr_schedule": ("constant", "cosine"),
     "pretraining.warmup_steps": (0, 1),
     "pretraining.label_smoothing": (0.0, 0.1),
@@ -173,9 +173,9 @@ BASE = replace_paths(
         "backbone": "test_resnet",
         "image_size": 16,
         "stimuli.name": "digits",
-        "stimuli.num_images": 32,
+        "stimuli.num_images": 20,
         "pretraining.epochs": 1,
-        "pretraining.batch_size": 16,
+        "pretraining.batch_size": 8,
     },
 )
 # The image set by content, the lengths (whose beginnings are alike), what may round differently without having to, and folds,
@@ -213,7 +213,7 @@ def test_what_comes_after_changes_neither_weights_nor_key(path: str, prepared: P
 @pytest.mark.parametrize("path", sorted(BITES))
 def test_what_changes_the_weights_changes_the_key(path: str, prepared: Path) -> None:
     chance = random.Random(path)
-    base = {other: chance.choice(values) for other, values in BITES.items()}
+    base = {other: chance.choice(values) for other, values in BITES.items()} | {"width": 1, "image_size": 16}  # cheap ones
     if path in ("pretraining.shuffle_labels", "control"):  # either shuffles
         base["pretraining.shuffle_labels"], base["control"] = False, "emotional"
     base["stem"] = "small"  # its own one leaves a single pixel of 16
@@ -224,10 +224,7 @@ def test_what_changes_the_weights_changes_the_key(path: str, prepared: Path) -> 
     start = BASE if path != "stimuli.validation_fraction" else whole_set(BASE)
     before, after = (replace_paths(start, {**base, path: value}) for value in BITES[path])
     first, first_key = weights_and_key(before, prepared)
-    again, again_key = weights_and_key(before, prepared)
     second, second_key = weights_and_key(after, prepared)
-    assert equal(first, again)
-    assert first_key == again_key
     assert not equal(first, second)
     assert first_key != second_key
 
@@ -415,7 +412,7 @@ def test_a_shorter_one_starts_from_the_longest_that_is_not_too_long(storage: Pat
 
 
 def test_one_that_is_asked_to_stop_loses_nothing_not_even_in_mid_epoch(storage: Path, tmp_path: Path) -> None:
-    config = replace_paths(TINY, {**RANDOM, "pretraining.epochs": 3, "pretraining.batch_size": 16})
+    config = replace_paths(TINY, {**RANDOM, "pretraining.epochs": 3, "pretraining.batch_size": 4})
     store = ExperienceStore(str(storage / "experience"))
     trained: list[int] = []
     for _ in range(20):
@@ -647,7 +644,7 @@ def _killed(storage: Path, has_begun: Signal, other_waits: Signal) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    config = tiny(pretraining__epochs=4, pretraining__batch_size=8)
+    config = tiny(pretraining__epochs=4, pretraining__batch_size=2)
     obtain(config, storage, store, at_epoch=count, checkpoint_seconds=0, should_stop=asked)
 
 
@@ -659,7 +656,7 @@ def test_a_holder_that_is_killed_gives_way_at_once_and_its_work_is_continued(sto
     holder.start()
     assert has_begun.wait(PATIENCE)
     store = ExperienceStore(str(storage / "experience"))
-    config = tiny(pretraining__epochs=4, pretraining__batch_size=8, regulation__balance=0.1)
+    config = tiny(pretraining__epochs=4, pretraining__batch_size=2, regulation__balance=0.1)
     steps: list[int] = []
 
     def asked() -> bool:

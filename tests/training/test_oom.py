@@ -101,7 +101,7 @@ Learned = tuple[dict[str, Any], list[float], OomState, list[State]]
 def learn(config: TrialConfig, latest: State | None = None) -> Learned:
     """Regulate: the weights, the losses, what was done about memory and the states."""
     learner = RegulationLearner(config, network_of(config))
-    stage = stage_of("regulation", config, noise_batches(70, size=16), noise_batches(9, size=16, seed=1))
+    stage = stage_of("regulation", config, noise_batches(18, size=16), noise_batches(9, size=16, seed=1))
     fitted, states, recorder = train(stage, learner, latest=latest, every_step=True)
     return learner.network.state_dict(), recorder.losses("regulation"), fitted.oom, states
 
@@ -133,18 +133,18 @@ def test_regulation_in_parts_is_regulation_within_rounding(
     expected, losses, whole, states = learn(config)
     assert whole == OomState()
     assert all(state["oom"] == asdict(whole) for state in states)
-    with room_for(10, when=when) as refused:
+    with room_for(3, when=when) as refused:
         found, losses_in_parts, oom, states = learn(config)
-    assert (oom, refused) == (OomState(micro_batch_size=8), [32, 16])  # once and for all
+    assert (oom, refused) == (OomState(micro_batch_size=2), [8, 4])  # once and for all
     assert all(state["oom"] == asdict(oom) for state in states)
     assert losses_in_parts == pytest.approx(losses, rel=1e-4)
     assert close(found, expected)
     assert not equal(found, network_of(config).state_dict())
     assert [record.getMessage() for record in caplog.records] == [
-        "memory of cpu: 32 images are too many at once; continuing with 16",
-        "memory of cpu: 16 images are too many at once; continuing with 8",
+        "memory of cpu: 8 images are too many at once; continuing with 4",
+        "memory of cpu: 4 images are too many at once; continuing with 2",
     ]
-    with room_for(10) as refused:  # and a resumed trial knows it
+    with room_for(3) as refused:  # and a resumed trial knows it
         again, _, its_oom, later = learn(config, latest=states[1])
     assert (its_oom, refused) == (oom, [])
     assert equal(again, found)
@@ -153,7 +153,7 @@ def test_regulation_in_parts_is_regulation_within_rounding(
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_pretraining_in_parts_is_pretraining_within_rounding(regression: bool) -> None:
-    split, config = noise_split(70, size=16), VIT
+    split, config = noise_split(18, size=16), VIT
     if regression:
         config = replace_paths(VIT, {"pretraining.sampling": "natural"})
         split = Split(images=split.images, targets=np.stack([split.targets, -split.targets], axis=1).astype(np.float32) / 3)
@@ -167,11 +167,11 @@ def test_pretraining_in_parts_is_pretraining_within_rounding(regression: bool) -
         return learner.network, recorder.epochs("pretraining"), states
 
     expected, (row,), _ = teach()
-    with room_for(10) as refused, room_for(50, training=False) as refused_to_evaluate:
+    with room_for(3) as refused, room_for(12, training=False) as refused_to_evaluate:
         net, (row_in_parts,), (state,) = teach()
-    assert refused == [32, 16]
-    assert refused_to_evaluate == [70]
-    assert state["oom"] == {"micro_batch_size": 8, "recomputed": False}
+    assert refused == [8, 4]
+    assert refused_to_evaluate == [18]
+    assert state["oom"] == {"micro_batch_size": 2, "recomputed": False}
     assert row_in_parts.train_loss == pytest.approx(row.train_loss, rel=1e-4)
     assert row_in_parts.val_loss == pytest.approx(row.val_loss, rel=1e-4)
     assert row_in_parts.train_accuracy == row.train_accuracy
@@ -184,18 +184,18 @@ def test_a_backbone_with_batchnorm_computes_twice_instead_and_is_the_same_to_the
 ) -> None:
     config = replace_paths(TINY, {**RANDOM, "drop_path": 0.3})
     expected, losses, _, _ = learn(config)
-    with room_for(10, when=when, recomputed=True) as refused:
+    with room_for(3, when=when, recomputed=True) as refused:
         found, losses_again, oom, states = learn(config)
-    assert (oom, refused) == (OomState(recomputed=True), [32])
+    assert (oom, refused) == (OomState(recomputed=True), [8])
     assert all(state["oom"] == asdict(oom) for state in states)
     assert losses_again == losses
     assert equal(found, expected)  # running statistics and their counts too
     assert any(key.endswith("running_var") for key in found)
     assert [record.getMessage() for record in caplog.records] == [
-        "memory of cpu: 32 images are too many at once, and BatchNorm needs them all; continuing with activations that are "
+        "memory of cpu: 8 images are too many at once, and BatchNorm needs them all; continuing with activations that are "
         "computed again in the backward pass rather than kept"
     ]
-    with room_for(10, when=when, recomputed=True) as refused:  # and a resumed trial does so at once
+    with room_for(3, when=when, recomputed=True) as refused:  # and a resumed trial does so at once
         again, _, its_oom, later = learn(config, latest=states[1])
     assert (its_oom, refused) == (oom, [])
     assert equal(again, expected)
@@ -227,11 +227,11 @@ def test_a_frozen_batchnorm_does_not_hinder_parts() -> None:
 
 def test_what_nothing_helps_says_why_and_what_would() -> None:
     with (
-        room_for(10),
+        room_for(3),
         pytest.raises(
             torch.OutOfMemoryError,
             match=r"lower batch_size, choose a backbone without BatchNorm \(a ViT\), or a device with more memory: BatchNorm "
-            r"needs whole batches, but 32 images do not fit in the memory of cpu \(no room for 32 images\)",
+            r"needs whole batches, but 8 images do not fit in the memory of cpu \(no room for 8 images\)",
         ),
     ):
         learn(TINY)
@@ -243,11 +243,11 @@ def test_what_nothing_helps_says_why_and_what_would() -> None:
         ),
     ):
         learn(VIT)
-    assert refused == [32, 16, 8, 4, 2, 1]
+    assert refused == [8, 4, 2, 1]
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # cannot compute twice
     net = EmotionalNet(Encoder(model, 16), 3, seed=0)
-    with room_for(10), pytest.raises(torch.OutOfMemoryError, match="lower batch_size"):
-        train(stage_of("pretraining", TINY, noise_batches(70, size=16)), EmotionLearner(TINY, net, regression=False))
+    with room_for(3), pytest.raises(torch.OutOfMemoryError, match="lower batch_size"):
+        train(stage_of("pretraining", TINY, noise_batches(18, size=16)), EmotionLearner(TINY, net, regression=False))
 
 
 def test_another_error_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_another_error_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_evaluation_in_parts_says_the_same() -> None:
     config = replace_paths(TINY, {"regulation.kind": "dynamic"})
-    network, split = network_of(config), noise_batches(700, size=16)  # BatchNorm does not mind here
+    network, split = network_of(config), noise_batches(530, size=8)  # BatchNorm does not mind here
     nn.init.normal_(network.balance_of.weight)
     learner = RegulationLearner(config, network)
     whole = evaluate(learner, split)
@@ -275,27 +275,27 @@ def test_an_evaluation_in_parts_says_the_same() -> None:
 
 def test_a_size_found_in_pretraining_is_kept_for_the_trial(storage: Path) -> None:
     longer = replace_paths(VIT, {"pretraining.epochs": 2})
-    with room_for(20) as refused:
+    with room_for(5) as refused:
         result, recorder, _ = run(VIT, storage)
-        assert refused == [32]  # once in pre-training, and known from then on
-        assert result.oom.micro_batch_size == 16
+        assert refused == [8]  # once in pre-training, and known from then on
+        assert result.oom.micro_batch_size == 4
         run(longer, storage)  # the snapshot knows it too
-        assert refused == [32]
+        assert refused == [8]
     assert len(recorder.epochs("regulation")) == 1
 
 
 def test_a_trial_records_the_size_that_fitted(storage: Path) -> None:
     whole, _, _ = run(VIT, storage, folder=storage / "whole")
     assert whole.oom.micro_batch_size is None
-    with room_for(20):
+    with room_for(5):
         result, _, _ = run(VIT, storage)
-    assert result.oom.micro_batch_size == 16
+    assert result.oom.micro_batch_size == 4
     assert result.val_loss == pytest.approx(whole.val_loss, rel=1e-4)
     state = load_state(storage / identity_of(VIT) / CHECKPOINT)
     assert state is not None
-    assert state["oom"] == {"micro_batch_size": 16, "recomputed": False}
+    assert state["oom"] == {"micro_batch_size": 4, "recomputed": False}
     again, _, _ = run(VIT, storage)
-    assert again.oom.micro_batch_size == 16  # read, not tried
+    assert again.oom.micro_batch_size == 4  # read, not tried
 
 
 def recorded(config: TrialConfig, outcome: Outcome, folder: Path) -> tuple[int | None, bool]:
@@ -310,26 +310,26 @@ def test_the_record_says_that_activations_were_recomputed(storage: Path) -> None
     config = replace_paths(TINY, RANDOM)
     whole, _, expected = run(config, storage / "whole")
     assert recorded(config, whole, storage) == (None, False)
-    with room_for(10, recomputed=True) as refused:
+    with room_for(3, recomputed=True) as refused:
         result, _, found = run(config, storage)
-        assert refused == [32]  # in pre-training; regulation, which has two encoders, begins with what that found out
+        assert refused == [8]  # in pre-training; regulation, which has two encoders, begins with what that found out
     assert recorded(config, result, storage) == (None, True)
     assert equal(found, expected)
     again, _, _ = run(config, storage)
     assert again.oom.recomputed  # read, not tried
     # An earlier attempt that was killed between the stages knows it from its snapshot.
     (storage / identity_of(config) / CHECKPOINT).unlink()
-    with room_for(10, recomputed=True) as refused:
+    with room_for(3, recomputed=True) as refused:
         resumed, _, found = run(config, storage)
     assert (resumed.oom.recomputed, refused) == (True, [])
     assert equal(found, expected)
 
 
 def test_a_trial_that_loads_an_experience_says_nothing_of_the_memory_that_it_took(storage: Path) -> None:
-    for trainer, number in ((TINY, 10), (VIT, 20)):
+    for trainer, number in ((TINY, 3), (VIT, 5)):
         with room_for(number, recomputed=trainer is TINY):
             first, _, _ = run(trainer, storage)
-        assert first.oom.recomputed or first.oom.micro_batch_size == 16
+        assert first.oom.recomputed or first.oom.micro_batch_size == 4
         user = replace_paths(trainer, {"regulation.balance": 0.25, "regulation.kind": "fixed"})
         result, recorder, _ = run(user, storage)
         assert not recorder.epochs("pretraining")
@@ -342,9 +342,9 @@ def test_a_trial_that_loads_an_experience_says_nothing_of_the_memory_that_it_too
 def test_what_pretraining_found_out_serves_a_frozen_encoder_too(paths: dict[str, Any], storage: Path) -> None:
     config = replace_paths(TINY, paths)
     _, _, expected = run(config, storage / "whole")
-    with room_for(10, recomputed=True) as refused:
+    with room_for(3, recomputed=True) as refused:
         result, _, found = run(config, storage)
-    assert (result.oom.recomputed, refused) == (True, [32])
+    assert (result.oom.recomputed, refused) == (True, [8])
     assert equal(found, expected)
 
 

@@ -47,7 +47,7 @@ def test_a_machine_measures_once_for_each_backbone_and_size(measured: Measured, 
     measured(0.5)
     assert auto_precision(tiny(deterministic=False, seed=3, regulation__balance=0.1), CPU) == "bf16"
     assert len(asked) == 1
-    for other in ({"backbone": "test_vit"}, {"image_size": 32}, {"regulation__batch_size": 8}):
+    for other in ({"backbone": "test_vit"}, {"image_size": 32}, {"regulation__batch_size": 9}):
         assert auto_precision(tiny(deterministic=False, **other), CPU) == "float32"
     assert len(asked) == 4
     for path in tmp_path.rglob("*.json"):

@@ -251,7 +251,7 @@ def test_affect_is_read_off_the_stimuli_whatever_a_control_learns_in_their_place
         return {}
 
     for control in ("regulated", "shuffled", "untrained"):
-        config = dataclasses.replace(tiny(control=control, regulation__epochs=1), probes=("looks",))
+        config = dataclasses.replace(tiny(control=control, stimuli__num_images=40, regulation__epochs=1), probes=("looks",))
         run(config, storage, folder=storage / control)
     assert len(seen) == 5, "two stages each, and one where nothing is pre-trained"
     for one, other in seen:

@@ -75,8 +75,8 @@ def test_what_cannot_run_is_refused_before_it_is_trained(storage: Path) -> None:
 def test_an_identity_follows_the_images_and_not_their_path(storage: Path) -> None:
     load_images = image_loader(str(storage))
     plain = resolved_trial(tiny(control="plain"), load_images)
-    assert resolved_trial(tiny(control="plain", stimuli__num_images=32), load_images).identity == plain.identity
-    assert resolved_trial(tiny(control="plain", task__num_images=70), load_images).identity != plain.identity
+    assert resolved_trial(tiny(control="plain", stimuli__num_images=12), load_images).identity == plain.identity
+    assert resolved_trial(tiny(control="plain", task__num_images=19), load_images).identity != plain.identity
 
 
 def test_optuna_suggests_and_is_told_every_epoch(storage: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_optuna_prunes_stops_and_what_fails_by_itself_is_pruned(storage: Pa
     space = {"regulation.kind": emoreg.Choice(("learnable",)), "regulation.balance": emoreg.Float(0.0, 0.0)}
     study.optimize(emoreg.objective(TINY, space, storage=str(storage), device="cpu"), n_trials=1)
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.PRUNED] * 3
-    one_epoch = dataclasses.replace(TINY, regulation=RegulationConfig(epochs=1, batch_size=32))
+    one_epoch = dataclasses.replace(TINY, regulation=RegulationConfig(epochs=1, batch_size=8))
     study.optimize(emoreg.objective(one_epoch, SPACE, storage=str(storage), device="cpu"), n_trials=1)
     assert study.trials[-1].state == optuna.trial.TrialState.COMPLETE, "to stop after the last epoch would save nothing"
 

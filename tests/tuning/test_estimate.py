@@ -26,6 +26,11 @@ def cost(storage: Path, **changes: Any) -> Cost:
     return estimate_cost(tiny_study(**changes), CPU, storage)
 
 
+def held_out(storage: Path) -> int:
+    """How many images of the task are for validation."""
+    return round(len(load(TINY.task, image_size=16, storage=storage).train) * TINY.task.validation_fraction)
+
+
 @pytest.fixture
 def one_image_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured, made known: the sums can be done by hand."""
@@ -34,10 +39,9 @@ def one_image_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("one_image_a_second")
 def test_the_sum_by_hand(storage: Path) -> None:
-    # task: 80 images and 72 of validation (0.05 of 1437) at a third; stimuli: 64 images.
-    held_out = len(load(TINY.task, image_size=16, storage=storage).train) * 0.05
-    epoch = 80 + round(held_out) / 3
-    plain, regulation = 2 * epoch, 64 + 2 * 2 * epoch
+    # task: 20 images and 29 of validation (0.02 of 1437) at a third; stimuli: 16 images.
+    epoch = 20 + held_out(storage) / 3
+    plain, regulation = 2 * epoch, 16 + 2 * 2 * epoch
     point = Choice((0.5,))
     searched = cost(storage, search_space={"regulation.balance": point}, controls=(), num_trials=3)
     assert searched.device_seconds == pytest.approx(3 * regulation)
@@ -45,21 +49,21 @@ def test_the_sum_by_hand(storage: Path) -> None:
     assert both.device_seconds == pytest.approx(3 * regulation + 2 * (regulation + plain))
     assert (both.num_search, both.num_controls) == (3, 4)
     longer = cost(storage, search_space={"pretraining.epochs": Choice((4,))}, controls=(), num_trials=1)
-    assert longer.device_seconds == pytest.approx(regulation + 3 * 64)
+    assert longer.device_seconds == pytest.approx(regulation + 3 * 16)
     cooled = cost(storage, search_space={"pretraining.cooldown_epochs": Choice((2,))}, controls=(), num_trials=1)
-    assert cooled.device_seconds == cooled.expected_seconds == pytest.approx(regulation + 2 * 64)
+    assert cooled.device_seconds == cooled.expected_seconds == pytest.approx(regulation + 2 * 16)
 
 
 @pytest.mark.usefixtures("one_image_a_second")
 def test_pretraining_is_counted_once_where_it_is_shared(storage: Path) -> None:
-    epoch = 80 + round(len(load(TINY.task, image_size=16, storage=storage).train) * 0.05) / 3
+    epoch = 20 + held_out(storage) / 3
     regulation = 2 * 2 * epoch
     two_lengths: Any = {"search_space": {"pretraining.epochs": Choice((1, 4))}, "num_trials": 20, "controls": ()}
     found = cost(storage, **two_lengths)
-    assert found.expected_seconds == pytest.approx(20 * regulation + 4 * 64), "the longer one continues the shorter one"
+    assert found.expected_seconds == pytest.approx(20 * regulation + 4 * 16), "the longer one continues the shorter one"
     assert found.device_seconds > found.expected_seconds
     cooled = cost(storage, **two_lengths, trial=tiny(pretraining__cooldown_epochs=2))
-    assert cooled.expected_seconds == pytest.approx(20 * regulation + (4 + 2 * 2) * 64), "each length has a cool-down"
+    assert cooled.expected_seconds == pytest.approx(20 * regulation + (4 + 2 * 2) * 16), "each length has a cool-down"
     several = cost(storage, **two_lengths, seeds_per_trial=3)
     assert several.expected_seconds == pytest.approx(3 * found.expected_seconds), "seeds share nothing"
     alone = cost(storage, **two_lengths, experience=ExperienceConfig(share=False))
@@ -87,10 +91,9 @@ def test_as_many_trials_are_stopped_early_as_by_chance(storage: Path) -> None:
 
 @pytest.mark.usefixtures("one_image_a_second")
 def test_a_frozen_encoder_costs_its_forward_pass(storage: Path) -> None:
-    held_out = round(len(load(TINY.task, image_size=16, storage=storage).train) * 0.05)
     space: Any = {"search_space": {"regulation.balance": Choice((0.5,))}, "controls": (), "num_trials": 1}
     frozen = cost(storage, trial=tiny(regulation__freeze_emotional=True), **space)
-    assert frozen.device_seconds == pytest.approx(64 + 2 * (80 * 4 / 3 + 2 * held_out / 3))
+    assert frozen.device_seconds == pytest.approx(16 + 2 * (20 * 4 / 3 + 2 * held_out(storage) / 3))
 
 
 def test_each_width_is_measured(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +141,7 @@ def test_draws_are_spread_as_the_search_spreads_them(storage: Path) -> None:
     def mean_epochs(distribution: Any) -> float:
         base = cost(storage, search_space={"pretraining.epochs": Int(0, 0)}, controls=(), num_trials=1).device_seconds
         one = cost(storage, search_space={"pretraining.epochs": distribution}, controls=(), num_trials=1)
-        return (one.device_seconds - base) / 64
+        return (one.device_seconds - base) / 16
 
     assert mean_epochs(Int(1, 1000, log=True)) == pytest.approx(145, rel=0.5)  # (1000 - 1) / ln 1000
     assert mean_epochs(Int(0, 1000, step=10)) == pytest.approx(500, rel=0.25)
