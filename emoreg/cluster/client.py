@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from emoreg.config import without_secrets
 from emoreg.errors import ConfigError
 from emoreg.storage.retry import Patience
-from emoreg.tuning.ray_session import environment
+from emoreg.tuning.private_ray import environment
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -10,6 +10,7 @@ reader never sees half.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -284,6 +285,12 @@ _ARROW_TYPES: dict[type, pa.DataType] = {
 
 def schema(row_type: type[Row]) -> pa.Schema:
     """The Arrow schema of a row type: names, types, nullability and the meaning of each column."""
+    a_type: Any = row_type  # mypy asks for the hash of its instances
+    return _schema_of(a_type)
+
+
+@functools.cache
+def _schema_of(row_type: Any) -> pa.Schema:
     hints = get_type_hints(row_type)
     columns = []
     for item in dataclasses.fields(row_type):

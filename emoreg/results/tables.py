@@ -45,11 +45,13 @@ class _Table(Generic[Row]):
         self._row_type: type[Row] = row_type
         self._key: Callable[[Row], Any] = attrgetter(*key)
         self._stamp: tuple[int, int, int] | None = None
+        self._is_written = False  # all rows as they are, to the file with this stamp
         self.rows: dict[Any, Row] = {}
         self.merge(is_newer=True)
 
     def add(self, row: Row) -> None:
         self.rows[self._key(row)] = row
+        self._is_written = False
 
     def merge(self, *, is_newer: bool) -> None:
         """Take in the rows of the file, if it was replaced by somebody else; they count more than those here if newer."""
@@ -60,11 +62,14 @@ class _Table(Generic[Row]):
                 self.rows[self._key(row)] = row
             else:
                 self.rows.setdefault(self._key(row), row)
-        self._stamp = self._now()
+        self._stamp, self._is_written = self._now(), False
 
     def write(self) -> None:
+        """Replace the file, unless it is the one that was written here and no row has come since."""
+        if self._is_written and self._now() == self._stamp:
+            return
         _write(self._path, self._row_type, list(self.rows.values()))
-        self._stamp = self._now()
+        self._stamp, self._is_written = self._now(), True
 
     def _now(self) -> tuple[int, int, int] | None:
         try:
@@ -242,7 +247,12 @@ def _digest(column: pa.ChunkedArray) -> str:
     """What tells a column's type, length, nulls and values from others."""
     array = column.combine_chunks()
     digest = xxhash.xxh3_64(f"{array.type} {len(array)}".encode())
-    for part in (array.is_null().cast(pa.int8()), *_of_fixed_width(array.drop_null())):
+    if array.null_count:
+        parts = [array.is_null().cast(pa.int8()), *_of_fixed_width(array.drop_null())]
+    else:
+        digest.update(bytes(len(array)))  # of each value that it is not null
+        parts = _of_fixed_width(array)
+    for part in parts:
         if len(part):
             width = part.type.bit_width // 8
             digest.update(memoryview(part.buffers()[1])[part.offset * width : (part.offset + len(part)) * width])

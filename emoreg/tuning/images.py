@@ -36,6 +36,20 @@ def image_loader(storage: str) -> LoadImages:
     return partial(load, storage=image_storage(storage))
 
 
+def _opening_once(storage: str) -> LoadImages:
+    """``image_loader`` for one look at many trials: a set is opened for the first that has it, however it is cut."""
+    load_images = image_loader(storage)
+
+    @functools.cache
+    def load_whole(uncut: ImageSetConfig, image_size: int) -> ImageSet:
+        return load_images(uncut, image_size=image_size)
+
+    def load_once(config: ImageSetConfig, *, image_size: int) -> ImageSet:
+        return load_whole(_cut_as(ImageSetConfig(), config), image_size)
+
+    return load_once
+
+
 def _unheard(message: str) -> None:
     """Nobody is told."""
 
@@ -48,13 +62,13 @@ def prepare_image_sets(config: StudyConfig, notify: Callable[[str], None] = _unh
     Raises:
         UserError: for a set that cannot be read, or not used as the study asks.
     """
-    prints = {}
-    for role, found, image_set in _loaded(config):
+    prints, load_images = {}, _opening_once(config.storage)
+    for role, found, image_set in _loaded(config, load_images):
         prints[source_of(found, config.trial.image_size)] = image_set.fingerprint
         if image_set.left_out:
             notify(f"{role} {found.name}: {', '.join(image_set.left_out)}")
     for control in _controls(config):
-        check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), image_loader(config.storage))
+        check_images(resolve_trial(dataclasses.replace(config.trial, control=control)), load_images)
     return prints
 
 
@@ -72,8 +86,8 @@ def account_images(config: StudyConfig, notify: Callable[[str], None] = _unheard
     Raises:
         UserError: for a set that cannot be read.
     """
-    trial, load_images = config.trial, image_loader(config.storage)
-    folder, sets = image_storage(config.storage) / "imagesets" / "duplicates", [*_loaded(config)]
+    trial, load_images = config.trial, _opening_once(config.storage)
+    folder, sets = image_storage(config.storage) / "imagesets" / "duplicates", [*_loaded(config, load_images)]
     if config.confirmed:  # which are cut otherwise than the search: as the first of them says
         sets = [(role, _cut_as(getattr(config.confirmed[0], role), found), image_set) for role, found, image_set in sets]
     tasks = [(found, image_set) for role, found, image_set in sets if role == "task"]
@@ -130,9 +144,8 @@ def image_sets(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig]]:
             yield role, dataclasses.replace(image_set, name=name)
 
 
-def _loaded(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig, ImageSet]]:
+def _loaded(config: StudyConfig, load_images: LoadImages) -> Iterator[tuple[str, ImageSetConfig, ImageSet]]:
     """The image sets that a trial of the study may load, with their roles; new sets are prepared."""
-    load_images = image_loader(config.storage)
     for role, found in image_sets(config):
         with naming(role):
             image_set = load_images(found, image_size=config.trial.image_size)
@@ -141,7 +154,10 @@ def _loaded(config: StudyConfig) -> Iterator[tuple[str, ImageSetConfig, ImageSet
 
 def image_set_bytes(config: StudyConfig) -> int:
     """Bytes of the prepared image sets that a trial of the study may load."""
-    sets = {source_of(found, config.trial.image_size): image_set for _, found, image_set in _loaded(config)}
+    sets = {
+        source_of(found, config.trial.image_size): image_set
+        for _, found, image_set in _loaded(config, _opening_once(config.storage))
+    }
     return sum(split.images.nbytes for image_set in sets.values() for split in (image_set.train, image_set.test))
 
 

@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.tune.execution import class_cache
 
 from emoreg.errors import ConfigError
-from emoreg.tuning.private_ray import PrivateRay, private_ray
+from emoreg.tuning.private_ray import PrivateRay, environment, private_ray
 
 Answer = Literal["open", "refused", "silent"]
 
@@ -93,21 +93,6 @@ def _plain_actors() -> Iterator[None]:
         yield
     finally:
         class_cache._ActorClassCache.get = before
-
-
-@contextmanager
-def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of a block: what Ray offers no argument for."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _keep_token() -> None:

@@ -13,16 +13,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.job_submission import JobDetails
 
+from emoreg import provenance
 from emoreg.cli.cluster import Logs, Submit
 from emoreg.cli.commands import Status
 from emoreg.cli.main import main
-from emoreg.cluster import client
+from emoreg.cluster import bundle, client
 from emoreg.cluster.client import NoAnswer, connect, follow
 from emoreg.cluster.jobs import Job, Submission, list_jobs, newest_job, prepare, study_status, submit
 from emoreg.config import ExperienceConfig, ImageSetConfig, StudyConfig
@@ -42,6 +44,16 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _git_is_asked_once() -> Iterator[None]:
+    """Each study that is made ready asks git the same of this checkout, which no test changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        asked_once = cache(provenance.git)
+        for module in (provenance, bundle):
+            patch.setattr(module, "git", asked_once)
+        yield
 
 
 # The command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,19 @@ from tests.helpers.trials import noise_set
 SIDE = 48
 
 
+@cache
 def scenes(*photographs: str) -> np.ndarray:
-    """Pieces of real photographs, each of another place."""
+    """Pieces of real photographs, each of another place. They are the same for all tests: nobody may write to them."""
     found = []
     for name in photographs or ("china.jpg", "flower.jpg"):
+        photograph = load_sample_image(name)
         for top in range(0, 420 - 80, 80):
             for left in range(0, 640, 80):
-                piece = load_sample_image(name)[top : top + 80, left : left + 80]
+                piece = photograph[top : top + 80, left : left + 80]
                 found.append(np.asarray(Image.fromarray(piece).resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
-    return np.stack([image for image in found if image.std() > 20])
+    pieces = np.stack([image for image in found if image.std() > 20])
+    pieces.setflags(write=False)
+    return pieces
 
 
 def split(images: np.ndarray) -> Split:

@@ -99,8 +99,8 @@ class TestEmbedded:
         original = np.sort(np.round(load_digits().images * 255 / 16).sum((1, 2)) * 3)
         assert np.array_equal(ink, original)
 
-    def test_openmoji_by_affect(self, tmp_path: Path) -> None:
-        faces = loaded(tmp_path, "openmoji")
+    def test_openmoji_by_affect(self, prepared: Path) -> None:
+        faces = loaded(prepared, "openmoji")
         assert faces.class_names == ("negative", "neutral", "positive")
         train, test = counts(faces)
         assert sum(test) + sum(train) // 12 == sum(len(codes.split()) for codes in FACES.values())
@@ -114,22 +114,22 @@ class TestEmbedded:
         assert held.groups is not None
         assert not {*drawn.groups} & {*held.groups}
         assert len(held) % 12 == 0
-        objects = loaded(tmp_path, "openmoji-objects")
+        objects = loaded(prepared, "openmoji-objects")
         for fraction in (0.0, 0.05, 0.1, 0.2, 0.3):  # which the neutral control is cut to
             config = replace(cut, validation_fraction=fraction)
             assert len(parts(objects, config)[0]) >= len(parts(faces, config)[0])
 
-    def test_openmoji_by_subgroup(self, tmp_path: Path) -> None:
-        faces = loaded(tmp_path, "openmoji", target="subgroup")
+    def test_openmoji_by_subgroup(self, prepared: Path) -> None:
+        faces = loaded(prepared, "openmoji", target="subgroup")
         assert faces.class_names == tuple(FACES)
         assert set(FACES) == set(openmoji.AFFECT)
         assert min(counts(faces)[0]) >= 1
-        by_affect = loaded(tmp_path, "openmoji")
+        by_affect = loaded(prepared, "openmoji")
         assert (faces.train.images == by_affect.train.images).all(), "the same images, with other labels"
 
-    def test_the_control_has_no_fewer_images_than_the_faces(self, tmp_path: Path) -> None:
-        objects = loaded(tmp_path, "openmoji-objects")
-        faces = loaded(tmp_path, "openmoji")
+    def test_the_control_has_no_fewer_images_than_the_faces(self, prepared: Path) -> None:
+        objects = loaded(prepared, "openmoji-objects")
+        faces = loaded(prepared, "openmoji")
         assert objects.class_names == ("Food & Drink", "Travel & Places", "Activities", "Objects")
         assert len(faces.train) <= len(objects.train) <= 1.1 * len(faces.train)
         assert len(set(counts(objects)[0])) == 1

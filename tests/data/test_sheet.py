@@ -66,8 +66,8 @@ def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
     assert not contains(sheet, image_set.train.images[none][0].repeat(3, 0).repeat(3, 1))
 
 
-@pytest.mark.parametrize("size", [8, 48, 64, 128])
-@pytest.mark.parametrize("num_classes", [2, 100])
+# Of many classes images are drawn smaller, so that they have another size from which on they are not enlarged.
+@pytest.mark.parametrize(("num_classes", "size"), [(2, 8), (2, 48), (2, 64), (2, 128), (100, 8), (100, 128)])
 def test_any_size_and_number_of_classes(tmp_path: Path, size: int, num_classes: int) -> None:
     sheet = drawn(random_set(num_classes, size), tmp_path / "sheet.png")
     assert sheet.shape[0] < 10_000

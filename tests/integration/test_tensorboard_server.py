@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import shutil
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,8 @@ TRIALS = {
     "plain": Trial(dataclasses.replace(STUDY.trial, control="plain"), {}, "finished", EPOCHS),
 }
 RESUMED = "good"
+LATE = _searched(0.625, "learnable", 8, 1e-2, "failed", 2, "the node died")
+"""It begins when the others have been read."""
 
 
 def _accuracy(trial: Trial, epoch: int) -> float:
@@ -152,11 +155,11 @@ def _read_all(server: Server) -> bool:
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
     with seconds_apart():
         write_study(folder)
-    return folder / "events"
+    return folder
 
 
 @pytest.fixture(scope="module", params=["data server", "python reader"])
@@ -168,9 +171,15 @@ def reader(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(reader: str, events: Path) -> Iterator[Server]:
-    with tensorboard(events, reader) as started:
-        wait_for(lambda: _read_all(started), told=lambda: "every run to its end")
+def study(reader: str, written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study that the server reads: a copy, to which a trial is added in the end."""
+    return Path(shutil.copytree(written, tmp_path_factory.mktemp("study") / "synthetic"))
+
+
+@pytest.fixture(scope="module")
+def server(reader: str, study: Path) -> Iterator[Server]:
+    with tensorboard(study / "events", reader, "--reload_interval=1") as started:
+        wait_for(lambda: _read_all(started), told=lambda: "every run to its end", pause=0.2)
         yield started
 
 
@@ -244,26 +253,6 @@ def test_hparams_have_the_columns_of_the_study(server: Server) -> None:
     assert [info["displayName"] for info in experiment["metricInfos"]] == list(METRICS.values())
 
 
-def test_a_running_trial_is_seen_to_go_on_and_to_end(reader: str, tmp_path: Path) -> None:
-    trial = TRIALS["good"]
-    write_experiment(tmp_path, STUDY)
-    with TensorBoardReporter(tmp_path, trial.resolved, trial.params) as reporter:
-        reporter.report(_epoch(trial, "regulation", 1))
-        with tensorboard(tmp_path / "events", reader, "--reload_interval=1") as server:
-
-            def shown(metric: str) -> Any:
-                groups = _groups(server)
-                return metrics_of(groups["good"]).get(metric) if groups else None
-
-            wait_for(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 1), told=lambda: "the first epoch")
-            assert shown("trial/outcome") is None
-            reporter.report(_epoch(trial, "regulation", 2))
-            wait_for(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 2), told=lambda: "the second epoch")
-            finish(tmp_path, ended(trial.config, params=trial.params, status="failed", message="the node died"))
-            wait_for(lambda: shown("trial/outcome") == -1, told=lambda: "the end")
-            assert _groups(server)["good"]["sessions"][0]["status"] == "STATUS_FAILURE"
-
-
 def test_images_decode_and_histograms_and_texts_are_there(server: Server) -> None:
     tags = server.json("data/plugin/images/tags")
     assert set(tags[_identity("best")]) == {"samples/pretraining", "samples/regulation", "trial/confusion_validation"}
@@ -288,3 +277,23 @@ def test_the_hparams_page_is_drawn_without_errors(server: Server) -> None:
         expect(found.page.get_by_text("validation accuracy").first).to_be_visible()
         expect(found.page.get_by_text(_identity("best")).first).to_be_visible()
     assert found.errors == []
+
+
+def test_a_running_trial_is_seen_to_begin_to_go_on_and_to_end(server: Server, study: Path) -> None:
+    """It comes last in this file: the run that it adds stays on the server."""
+    trial = LATE
+
+    def shown(metric: str) -> Any:
+        group = server.session_groups().get(trial.resolved.identity)
+        return None if group is None else metrics_of(group).get(metric)
+
+    assert trial.resolved.identity not in server.session_groups()
+    with TensorBoardReporter(study, trial.resolved, trial.params) as reporter:
+        reporter.report(_epoch(trial, "regulation", 1))
+        wait_for(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 1), told=lambda: "the first epoch", pause=0.2)
+        assert shown("trial/outcome") is None
+        reporter.report(_epoch(trial, "regulation", 2))
+        wait_for(lambda: shown("regulation/val_accuracy") == _accuracy(trial, 2), told=lambda: "the second epoch", pause=0.2)
+        finish(study, ended(trial.config, params=trial.params, status="failed", message="the node died"))
+        wait_for(lambda: shown("trial/outcome") == -1, told=lambda: "the end", pause=0.2)
+    assert server.session_groups()[trial.resolved.identity]["sessions"][0]["status"] == "STATUS_FAILURE"

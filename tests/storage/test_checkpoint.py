@@ -97,25 +97,23 @@ from emoreg.storage.files import Files
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 state = {"weights": torch.zeros(100_000), "step": 4}
-try:
-    folder, _, name = sys.argv[1].rpartition("/")
-    if sys.argv[2] == "save":
-        checkpoint.save(Files(folder), name, state)
-    else:
-        with checkpoint.Writer() as writer:
-            writer.submit(partial(checkpoint.save, Files(folder), name), state)
-except OSError as error:
-    sys.exit(error.strerror)
+folder, _, name = sys.argv[1].rpartition("/")
+for way in ("save", "writer"):
+    try:
+        if way == "save":
+            checkpoint.save(Files(folder), name, state)
+        else:
+            with checkpoint.Writer() as writer:
+                writer.submit(partial(checkpoint.save, Files(folder), name), state)
+    except OSError as error:
+        print(f"{way}: {error.strerror}")
 """
 
 
-@pytest.mark.parametrize("way", ["save", "writer"])
-def test_a_full_disk_is_said_by_its_own_error_and_leaves_the_old_state(saved: Path, way: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", FULL, str(saved), way], check=False, capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 1
-    assert ended.stderr == "File too large\n"  # a limit of the process stands in for the disk's
+def test_a_full_disk_is_said_by_its_own_error_and_leaves_the_old_state(saved: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", FULL, str(saved)], check=False, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "save: File too large\nwriter: File too large\n"  # a limit of the process stands in for the disk's
     assert_is_the_old_state(saved)
 
 

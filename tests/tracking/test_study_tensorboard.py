@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -28,9 +29,15 @@ from tests.helpers.written import write_study as write_made_up
 CONFIG = made_up_config(num_trials=20, control_seeds=(0, 1))
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_up(tmp_path_factory.mktemp("made up"), CONFIG, num_seeds=0)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_made_up(tmp_path, CONFIG, num_seeds=0)
+def folder(made_up: Path, tmp_path: Path) -> Path:
+    """A copy of the study, for each test its own."""
+    return Path(shutil.copytree(made_up, tmp_path / made_up.name))
 
 
 def own(folder: Path, control: str = "") -> Path:

@@ -42,7 +42,7 @@ def test_a_holder_killed_gives_its_lock_back_within_seconds() -> None:
     locks.release("c")
 
 
-def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later() -> None:
+def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later_and_no_other_trial() -> None:
     def watch(signal: StopSignal, wait: bool) -> bool:
         with closing(signal.watch("a")) as is_set:
             if wait:
@@ -51,23 +51,16 @@ def test_a_stop_signal_reaches_who_watches_already_and_who_comes_later() -> None
 
     signal = StopSignal()
     watcher = ray.remote(num_cpus=0)(watch)
+    with closing(signal.watch("b")) as first, closing(signal.watch("b")) as again:
+        signal.set("b")  # for one trial
+        wait_for(first)
+        wait_for(again)
     assert ray.get(watcher.remote(signal, False)) is False
     waiting = watcher.remote(signal, True)
     assert ray.wait([waiting], timeout=0.5) == ([], [waiting])
-    signal.set()
+    signal.set()  # for all
     assert ray.get(waiting) is True
     assert ray.get(watcher.remote(signal, True)) is True
-
-
-def test_a_stop_signal_for_one_trial_leaves_the_others_alone() -> None:
-    signal = StopSignal()
-    with closing(signal.watch("a")) as first, closing(signal.watch("b")) as second, closing(signal.watch("a")) as again:
-        signal.set("a")
-        wait_for(first)
-        wait_for(again)
-        assert not second()
-        signal.set()
-        wait_for(second)
 
 
 def test_a_signal_that_is_gone_tells_nobody_to_stop() -> None:

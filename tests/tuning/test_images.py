@@ -79,6 +79,13 @@ def test_prepared_sets_are_known_by_their_fingerprints(study: StudyConfig) -> No
     assert prepare_image_sets(study) == prints
 
 
+def test_a_set_is_opened_once_for_all_controls(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[ImageSetConfig] = []
+    monkeypatch.setattr("emoreg.tuning.images.load", lambda found, **where: opened.append(found) or load(found, **where))
+    prepare_image_sets(study)
+    assert [found.name for found in opened] == ["digits"]
+
+
 def test_a_study_says_what_it_leaves_out_of_its_images(study: StudyConfig, one_class: Path) -> None:
     for number, split in enumerate(("train", "test", "dev")):
         (one_class / split / "sorrow").mkdir(parents=True)

@@ -93,14 +93,16 @@ from emoreg.tuning.preflight import check_trial
 
 digits = ImageSetConfig(name="digits")
 assert "emoreg.training.loop" not in sys.modules
-check_trial(TrialConfig(backbone="test_resnet", image_size=16, stimuli=digits, task=digits, probes=("agreement",)))
+for probe in ("agreement", "no such probe"):
+    check_trial(TrialConfig(backbone="test_resnet", image_size=16, stimuli=digits, task=digits, probes=(probe,)))
+    print(probe, "is known")
 """
 
 
 def test_a_process_that_has_not_trained_knows_our_own_probe() -> None:
-    run_alone(CHECK)
-    with pytest.raises(AssertionError, match="no such probe"):  # run_alone passes on what the process refuses
-        run_alone(CHECK.replace("agreement", "no such probe"))
+    with pytest.raises(AssertionError, match=r"(?s)^agreement is known\n.*no such probe") as refused:
+        run_alone(CHECK)  # which passes on what the process refuses
+    assert "no such probe is known" not in str(refused.value)
 
 
 def test_a_good_study_passes_and_leaves_nothing_behind(study: StudyConfig) -> None:

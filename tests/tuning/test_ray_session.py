@@ -7,7 +7,8 @@ import pytest
 import ray
 
 from emoreg.errors import ConfigError
-from emoreg.tuning.ray_session import environment, ray_session
+from emoreg.tuning.private_ray import environment
+from emoreg.tuning.ray_session import ray_session
 
 
 def test_variables_are_set_for_the_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:

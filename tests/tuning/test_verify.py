@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from emoreg.cli.look import print_verified
@@ -25,18 +26,20 @@ from tests.helpers.written import TEST_SPLIT, made_up_config, write_study
 KINDS = {"study.json": 1, "Optuna's journal": 1, "records": 3, "checkpoints": 1, "predictions": 1, "image sets": 1}
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """A study of one trial, in a storage of its own."""
-    config = tiny_study(storage=str(tmp_path / "runs"))
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one trial, in a storage of its own. Whoever damages a file of it mends it again."""
+    storage = tmp_path_factory.mktemp("verified") / "runs"
+    config = tiny_study(storage=str(storage))
+    before = torch.get_num_threads()
     assert run_one(config, "validation", CPU, Console(file=io.StringIO())) == 0
-    folder = tmp_path / "runs" / config.name
+    torch.set_num_threads(before)
+    folder = storage / config.name
     write_manifest(config, folder, prepare_image_sets(config))
     open_study(config, folder)
     return folder
 
 
-@pytest.mark.usefixtures("torch_threads")
 def test_every_stored_file_is_found_whole_or_named(study: Path, bucket: str) -> None:
     found = list(verify(str(study)))
     assert [item for item in found if item.problem] == []
@@ -58,12 +61,14 @@ def test_every_stored_file_is_found_whole_or_named(study: Path, bucket: str) -> 
     assert list(verify(join(bucket, study.name))) == found
 
 
-@pytest.mark.usefixtures("torch_threads")
 def test_what_is_damaged_is_the_exit_code(study: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     assert print_verified(str(study), console) == 0
-    next(study.glob("trials/*/trial.ckpt")).write_bytes(b"torn")
+    (checkpoint,) = study.glob("trials/*/trial.ckpt")
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(b"torn")
     assert print_verified(str(study), console) == 1
+    checkpoint.write_bytes(content)
     assert isinstance(console.file, io.StringIO)
     whole, damaged, counts = console.file.getvalue().splitlines()
     assert whole.endswith(", 0 files damaged")
