@@ -16,7 +16,7 @@ from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration.test_study import optuna_states, run, start, trials
 
 pytestmark = pytest.mark.slow
-LONG = ("--trial.regulation.batch-size", "2", "--trial.task.num-images", "400")
+LONG = ("--trial.regulation.batch-size", "2", "--trial.task.num-images", "160")
 
 
 def test_a_running_study_takes_up_an_enqueued_trial_and_loses_one_that_is_stopped(tmp_path: Path) -> None:

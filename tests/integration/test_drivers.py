@@ -16,7 +16,7 @@ from tests.helpers.tensorboard import series
 from tests.helpers.waiting import PATIENCE, wait_for
 from tests.integration.test_study import IMPATIENT, run, start, trials
 
-MORE = ("--num-trials", "6", "--sampler.name", "random", "--resources.max-concurrent", "1")
+MORE = ("--num-trials", "4", "--sampler.name", "random", "--resources.max-concurrent", "1")
 
 
 def states(database: str) -> list[TrialState]:
@@ -38,10 +38,10 @@ def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
     outputs = [driver.communicate(timeout=PATIENCE)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     rows = trials(tmp_path)
-    assert sum(row["role"] == "search" for row in rows.values()) == 6
+    assert sum(row["role"] == "search" for row in rows.values()) == 4
     assert sum(row["role"] == "control" for row in rows.values()) == 2
     assert {row["status"] for row in rows.values()} == {"finished"}
-    assert states(database) == [TrialState.COMPLETE] * 6
+    assert states(database) == [TrialState.COMPLETE] * 4
     assert attempts(tmp_path) == dict.fromkeys(rows, 1), "a trial was run twice"
     epochs = pq.read_table(tmp_path / "tiny" / "records" / "epochs.parquet").to_pylist()
     assert sorted(row["epoch"] for row in epochs if row["stage"] == "pretraining") == [1, 2], (
@@ -49,10 +49,10 @@ def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
     )
     runs = pq.read_table(tmp_path / "tiny" / "records" / "runs.parquet").to_pylist()
     assert [run["ending"] for run in runs] == ["completed", "completed"]
-    assert sum(run["num_trials"] for run in runs) == 8
+    assert sum(run["num_trials"] for run in runs) == 6
     assert min(run["num_trials"] for run in runs) >= 1, "one driver did it all"
     finished = series(tmp_path / "tiny" / "events" / "study", "study/trials_finished")
-    assert finished[-1] == (8, 8.0), finished
+    assert finished[-1] == (6, 6.0), finished
     assert all(number == step for step, number in finished), "one driver's curve contradicts the other's"
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
     assert "secret" not in "".join(outputs)
@@ -71,9 +71,9 @@ def test_a_driver_takes_over_what_a_killed_one_was_running(database: str, tmp_pa
     output, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, output
     rows = trials(tmp_path)
-    assert len(rows) == 8
+    assert len(rows) == 6
     assert {row["status"] for row in rows.values()} == {"finished"}
-    assert states(database) == [TrialState.COMPLETE] * 6
+    assert states(database) == [TrialState.COMPLETE] * 4
 
 
 @pytest.mark.soak
@@ -87,7 +87,7 @@ def test_a_restart_of_postgresql_is_waited_for(database: str, postgresql: Any, t
     output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, output
     assert {row["status"] for row in trials(tmp_path).values()} == {"finished"}
-    assert states(database) == [TrialState.COMPLETE] * 6
+    assert states(database) == [TrialState.COMPLETE] * 4
     assert attempts(tmp_path) == dict.fromkeys(trials(tmp_path), 1), "a trial was run twice"
 
 
@@ -113,5 +113,5 @@ def test_a_database_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     run(tmp_path, "--optuna-storage", database, *MORE)
     after = trials(tmp_path)
     assert {identity: after[identity] for identity in before} == before, "a finished trial was run again"
-    assert len(after) == 8
-    assert states(database) == [TrialState.COMPLETE] * 6
+    assert len(after) == 6
+    assert states(database) == [TrialState.COMPLETE] * 4

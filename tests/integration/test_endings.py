@@ -22,7 +22,7 @@ from tests.integration import tiny_study
 from tests.integration.test_study import optuna_states, run, settled, start, trials
 
 # An epoch of many steps, so that a signal comes in its middle.
-LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "500")
+LONG = ("--trial.regulation.epochs", "1", "--trial.regulation.batch-size", "2", "--trial.task.num-images", "240")
 ONE = ("--num-trials", "1", "--controls", "--trial.pretraining.epochs", "1")
 
 

@@ -14,6 +14,7 @@ from tests.integration.gate import Gate
 from tests.integration.test_study import IMPATIENT, run, start
 
 ONE_AT_A_TIME = ("--resources.max-concurrent", "1", "--resources.checkpoint-seconds", "0")
+FEW = (*ONE_AT_A_TIME, "--num-trials", "2", "--controls", "plain")
 
 
 def records(storage: str) -> Records:
@@ -33,13 +34,13 @@ def numbers(found: Records) -> dict[str, dict[str, object]]:
 
 @pytest.mark.slow
 def test_killed_and_run_again_it_equals_a_study_in_a_folder(bucket: str, tmp_path: Path) -> None:
-    run(tmp_path, *ONE_AT_A_TIME)
-    process = start(bucket, *ONE_AT_A_TIME)
-    wait_for(lambda: len(records(bucket).trials) >= 2, process)
+    run(tmp_path, *FEW)
+    process = start(bucket, *FEW)
+    wait_for(lambda: bool(records(bucket).trials), process)
     process.kill()
     process.communicate()
     before = records(bucket).trials
-    output = run(bucket, *ONE_AT_A_TIME)
+    output = run(bucket, *FEW)
     assert "secret" not in output
     after = records(bucket)
     assert {identity: after.trials[identity] for identity in before} == before, "a finished trial was run again"

@@ -51,7 +51,7 @@ def test_each_arm_is_tuned_alike_and_confirmed_at_its_own_best(tmp_path: Path) -
     assert "searches of controls" in status
     assert status.count("2/2") == 5
 
-    output = emoreg("confirm", tmp_path, "--seeds", "3", "--underpowered")
+    output = emoreg("confirm", tmp_path, "--seeds", "1", "--underpowered")
     assert "Regulation beside its controls, each at its own best, on the test set" in output
     assert "The mechanism: controls at regulation's settings, on the test set" in output
     assert "not tuned" not in output.partition("each at its own best")[2].partition("The mechanism")[0].replace(
