@@ -113,9 +113,10 @@ def test_a_recovery_becomes_a_row() -> None:
     ],
 )
 def test_a_small_run_prints_a_table(
-    name: str, settings: dict[str, object], num_columns: int, num_rows: int, capsys: pytest.CaptureFixture[str]
+    name: str, settings: dict[str, object], num_columns: int, num_rows: int, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark(name).main(rounds=1, **settings)
+    own = {} if name == "store_cost" else {"storage": str(storage)}
+    benchmark(name).main(rounds=1, **settings, **own)
     _heading, *rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == num_rows
     assert {len(row) for row in rows} == {num_columns}
