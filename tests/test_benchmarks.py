@@ -113,9 +113,10 @@ def test_a_recovery_becomes_a_row() -> None:
     ],
 )
 def test_a_small_run_prints_a_table(
-    name: str, settings: dict[str, object], num_columns: int, num_rows: int, capsys: pytest.CaptureFixture[str]
+    name: str, settings: dict[str, object], num_columns: int, num_rows: int, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark(name).main(rounds=1, **settings)
+    own = {} if name == "store_cost" else {"storage": str(storage)}
+    benchmark(name).main(rounds=1, **settings, **own)
     _heading, *rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == num_rows
     assert {len(row) for row in rows} == {num_columns}
@@ -129,16 +130,16 @@ def test_a_small_run_of_many_records_prints_a_table(capsys: pytest.CaptureFixtur
     assert int(mib) > 0
 
 
-def test_both_sides_of_a_whole_study_read_the_same_files(tmp_path: Path) -> None:
+def test_both_sides_of_a_whole_study_read_the_same_files(storage: Path) -> None:
     script = benchmark("study")
-    sets = script.embedded(tmp_path)
+    sets = script.embedded(storage)
     plain = runpy.run_path(str(script.PLAIN_STUDY))
     images, labels = plain["read"](sets[1].files[0], plain["NUM_TRAIN"] + plain["NUM_VALIDATION"])
     assert len(images) == len(labels) == 1000
-    file = tmp_path / "ours.py"
+    file = storage / "ours.py"
     file.write_text(script.study_text(*sets))
     config = runpy.run_path(str(file))["study"].config
-    load_set = functools.partial(load, image_size=config.trial.image_size, storage=tmp_path)
+    load_set = functools.partial(load, image_size=config.trial.image_size, storage=storage)
     assert len(parts(load_set(config.trial.stimuli), config.trial.stimuli)[0]) == plain["NUM_STIMULI"]
     train, held_out = parts(load_set(config.trial.task), config.trial.task)
     assert len(train) == plain["NUM_TRAIN"]

@@ -16,16 +16,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kaleido
 from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError, KaleidoError
 
 from emoreg.errors import EmoregError
-from emoreg.report.style import Figure
 from emoreg.storage.files import replacing
 from emoreg.storage.permissions import make_folder
 from emoreg.storage.working_copy import scratch
+
+if TYPE_CHECKING:
+    from emoreg.report.style import Figure  # which imports scikit-learn: the process that draws needs none of it
 
 _WIDTH, _HEIGHT = 900, 500  # pixels, where a figure names none
 _INK = "#1b1f24"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +119,9 @@ def _by_image(parts: Sequence[Part], compared: Sequence[Figure]) -> dict[str, Fi
     return named
 
 
-def _render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """What a page is filled into; cached, because it is compiled when it is first read."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emoreg.report", ""),
         autoescape=True,
@@ -127,6 +130,10 @@ def _render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: f
         lstrip_blocks=True,
     )
     environment.filters |= {"as_json": _as_json, "prose": _prose}
+    return environment
+
+
+def _render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: float | None) -> str:
     named = {part.label: part.study for part in parts}
     comparison: list[Block] = (
         [
@@ -139,15 +146,19 @@ def _render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: f
         else []
     )
     comparison += [("figure", figure) for figure in compared]
-    return environment.get_template("page.html.jinja").render(
-        parts=parts,
-        sections=[[*part.sections(price_per_hour)] for part in parts],
-        comparison=[(kind, content) for kind, content in comparison if content],
-        ladder=LADDER,
-        controls=[control for control in CONTROLS.values() if control.name != "regulated"],
-        version=emoreg.__version__,
-        written=moment(utc_now()),
-        plotlyjs=Markup(get_plotlyjs()),
+    return (
+        _templates()
+        .get_template("page.html.jinja")
+        .render(
+            parts=parts,
+            sections=[[*part.sections(price_per_hour)] for part in parts],
+            comparison=[(kind, content) for kind, content in comparison if content],
+            ladder=LADDER,
+            controls=[control for control in CONTROLS.values() if control.name != "regulated"],
+            version=emoreg.__version__,
+            written=moment(utc_now()),
+            plotlyjs=Markup(get_plotlyjs()),
+        )
     )
 
 

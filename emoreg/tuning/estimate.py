@@ -6,18 +6,18 @@ import dataclasses
 import heapq
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean, median
 
 import torch
 
-from emoreg.config import StudyConfig, TrialConfig, replace_paths
+from emoreg.config import ImageSetConfig, StudyConfig, TrialConfig, replace_paths
 from emoreg.config.resolved import ResolvedTrial, resolve_trial
 from emoreg.config.search_space import Uniform, num_searched, suggest
 from emoreg.config.sharing import shared_runs
@@ -87,7 +87,9 @@ def estimate_cost(config: StudyConfig, device: torch.device, storage: Path) -> C
     every = [*controls.values(), *(trial for trials in drawn for trial in trials)]
     slots = _concurrency(config, device)
     speed = _measure(config, {trial.config.width for trial in every}, device, slots)
-    costs = partial(_trial_cost, stimuli=stimuli, task=task, speed=speed)
+    num_stimuli = cache(lambda found: len(parts(stimuli, found)[0]))  # trials by the hundred have one cut
+    num_task = cache(lambda found: tuple(map(len, parts(task, found))))
+    costs = partial(_trial_cost, num_stimuli=num_stimuli, num_task=num_task, speed=speed)
     beside = [(trial, costs(trial.config)) for trial in controls.values()]
     searched = [[(trial, costs(trial.config)) for trial in trials] for trials in drawn]
     means = [fmean(sum(cost) for _, cost in trials) for trials in searched]
@@ -140,17 +142,29 @@ def _num_steps(config: TrialConfig, task: ImageSet) -> int:
     return config.regulation.epochs * batches.num_steps(config.regulation.batch_size)
 
 
-def _trial_cost(config: TrialConfig, *, stimuli: ImageSet, task: ImageSet, speed: Speed) -> tuple[float, float]:
-    """Seconds of a resolved trial's pre-training and of its regulation."""
+def _trial_cost(
+    config: TrialConfig,
+    *,
+    num_stimuli: Callable[[ImageSetConfig], int],
+    num_task: Callable[[ImageSetConfig], tuple[int, ...]],
+    speed: Speed,
+) -> tuple[float, float]:
+    """Seconds of a resolved trial's pre-training and of its regulation.
+
+    Args:
+        config: of the trial.
+        num_stimuli: images that an encoder is pre-trained on.
+        num_task: images that networks are trained on, and that are held out.
+        speed: seconds an image.
+    """
     per_image, regulation = speed[config.encoder], config.regulation
     pretraining = 0.0
     if regulation.needs_emotional:
-        train, _ = parts(stimuli, config.stimuli)
-        pretraining = config.pretraining.total_epochs * len(train) * per_image
-    train, held_out = parts(task, config.task)
+        pretraining = config.pretraining.total_epochs * num_stimuli(config.stimuli) * per_image
+    num_train, num_held_out = num_task(config.task)
     encoders = regulation.needs_plain + regulation.needs_emotional
     trained = encoders - (1 - _FORWARD_SHARE) * (regulation.needs_emotional and regulation.is_emotion_frozen)
-    images = trained * len(train) + encoders * _FORWARD_SHARE * len(held_out)
+    images = trained * num_train + encoders * _FORWARD_SHARE * num_held_out
     return pretraining, regulation.epochs * images * per_image
 
 

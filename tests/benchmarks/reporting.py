@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -82,17 +82,18 @@ def config(epochs: int, num_images: int) -> TrialConfig:
     return dataclasses.replace(base, task=digits, stimuli=digits, control="untrained", regulation=regulation)
 
 
-def main(rounds: int = 5, epochs: int = 8, num_images: int = 1000) -> None:
+def main(rounds: int = 5, epochs: int = 8, num_images: int = 1000, storage: str | None = None) -> None:
     """Measure a trial, and print the table.
 
     Args:
         rounds: trials, each of a seed of its own, after one that prepares the images.
         epochs: of regulation.
         num_images: of the task.
+        storage: folder whose image sets are prepared already; None for one that is gone afterwards.
     """
     torch.set_num_threads(1)
     base = config(epochs, num_images)
-    with tempfile.TemporaryDirectory() as images:
+    with nullcontext(storage) if storage else tempfile.TemporaryDirectory() as images:
         found = [measure(resolve_trial(dataclasses.replace(base, seed=seed)), Path(images)) for seed in range(rounds + 1)][1:]
     shares = {name: [100 * row[name] for row in found] for name in _TOLD}
     taken = spread([row["seconds"] for row in found])

@@ -83,20 +83,17 @@ def test_a_trial_that_does_not_run_is_not_stopped(here: Path, capsys: Output) ->
     assert err.startswith("emoreg: Name a trial that runs now, of which there are none: ")
 
 
-def test_what_is_fixed_stays_in_the_search_space_and_is_shown(here: Path, storage: Path, capsys: Output) -> None:
+def test_what_is_fixed_stays_in_the_search_space_and_is_shown_and_the_last_word_s_url_is_not(
+    here: Path, storage: Path, capsys: Output
+) -> None:
     fixed = ("--fixed", "regulation.balance=0.3", "pretraining.epochs=1")
-    code, out, err = emoreg_(capsys, "show", study_file(here), "--storage", str(storage), *fixed)
+    notify = ("--notify", "https://hooks.example.com/services/T0/hush")
+    code, out, err = emoreg_(capsys, "show", study_file(here), "--storage", str(storage), *fixed, *notify)
     assert (code, err) == (0, "")
+    assert "https://hooks.example.com/***" in out
+    assert "hush" not in out
     assert "regulation.balance=0.3 pretraining.epochs=1" in " ".join(out.split())
     assert "regulation.balance" in out.split("Search space")[1]
     code, _, err = emoreg_(capsys, "show", study_file(here), "--fixed", "regulation.balance=0.95")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("emoreg: Choose a number in [0.1, 0.9]: regulation.balance must be a value that is searched")
-
-
-def test_a_url_for_the_last_word_is_not_shown(here: Path, storage: Path, capsys: Output) -> None:
-    secret = "https://hooks.example.com/services/T0/hush"
-    code, out, _ = emoreg_(capsys, "show", study_file(here), "--storage", str(storage), "--notify", secret)
-    assert code == 0
-    assert "https://hooks.example.com/***" in out
-    assert "hush" not in out

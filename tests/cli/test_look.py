@@ -15,7 +15,7 @@ from rich.console import Console
 from emoreg.cli.look import print_report, print_status
 from emoreg.cli.summary import print_confirmation, print_summary
 from emoreg.config import BudgetConfig
-from emoreg.report import answer
+from emoreg.report import answer, figures
 from emoreg.results.confirmation import UNTUNED
 from emoreg.results.status import RunningTrial, Status, read_status
 from emoreg.results.study import load_results
@@ -141,7 +141,10 @@ def test_controls_with_searches_of_their_own_are_shown_beside_regulation(tmp_pat
     assert "nothing is claimed from this table" in mechanism.note
 
 
-def test_a_report_says_what_it_concludes(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_says_what_it_concludes(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(figures, "FIGURES", {})  # which take most of its time, and are no part of what is printed
     other = str(write_study(tmp_path, made_up_config(name="other", num_trials=3, controls=()), num_seeds=0))
     print_report([str(storage / "made-up")], str(tmp_path / "one"), price_per_hour=None, images=False)
     text = capsys.readouterr().out
@@ -155,6 +158,7 @@ def test_a_report_says_what_it_concludes(storage: Path, tmp_path: Path, capsys: 
 
 
 def test_why_there_are_no_images_is_said(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(figures, "FIGURES", {"cost": figures.FIGURES["cost"]})
     for name in ("PATH", "BROWSER_PATH"):
         monkeypatch.setenv(name, "/nowhere/chrome")
     print_report([str(storage / "made-up.confirm")], str(tmp_path), price_per_hour=None, images=True)

@@ -322,16 +322,12 @@ def show(capsys: Output, tiny: str, storage: Path, *overrides: str) -> tuple[dic
     return (*(dict(re.findall(r"^([\w.]+) {2,}(.*\S)", part, re.MULTILINE)) for part in (settings, space)), out)
 
 
-def test_show_tells_what_would_run_and_runs_nothing(tiny: str, storage: Path, capsys: Output) -> None:
-    settings, space, out = show(capsys, tiny, storage)
+def test_show_and_a_dry_run_tell_what_would_run_and_run_nothing(tiny: str, storage: Path, capsys: Output) -> None:
+    settings, space, shown = show(capsys, tiny, storage)
     assert settings["trial.regulation.balance"] == "0.5 (searched)"
     assert space["regulation.balance"] == "real in [0.1, 0.9]"
-    assert "3 of the search + 2 controls" in out
+    assert "3 of the search + 2 controls" in shown
     assert not (storage / "tiny").exists()
-
-
-def test_a_dry_run_is_show(tiny: str, storage: Path, capsys: Output) -> None:
-    _, _, shown = show(capsys, tiny, storage)
     code, out, _ = emoreg_(capsys, "run", tiny, "--storage", str(storage), "--dry-run")
     assert code == 0
     measured = re.compile("(?m)^(cost|disk|measured) .*(\n  .*)*")
@@ -340,31 +336,32 @@ def test_a_dry_run_is_show(tiny: str, storage: Path, capsys: Output) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "path", "value", "also_gone"),
+    ("overrides", "values", "also_gone"),
     [
-        ("--trial.regulation.balance 0.25", "regulation.balance", 0.25, set()),
-        ("--trial.regulation.balance=0.5", "regulation.balance", 0.5, set()),  # the value that it has anyway
-        ("--trial.pretraining.epochs 1", "pretraining.epochs", 1, set()),
-        ("--trial.regulation.freeze-emotional", "regulation.freeze_emotional", True, set()),
-        ("--trial.regulation.no-freeze-emotional", "regulation.freeze_emotional", False, set()),
-        ("--trial.regulation.freeze_emotional", "regulation.freeze_emotional", True, set()),
+        # Behind an equals sign, the value that it has anyway; a choice; a switch that is turned off.
         (
-            "--trial.pretraining.optimizer.name adamw",
-            "pretraining.optimizer.name",
-            "adamw",
-            {"pretraining.optimizer.momentum"},  # which only SGD would have had
+            "--trial.regulation.balance=0.5 --trial.pretraining.epochs 1 --trial.regulation.no-freeze-emotional",
+            {"regulation.balance": 0.5, "pretraining.epochs": 1, "regulation.freeze_emotional": False},
+            set(),
+        ),
+        # Behind a space; a switch that is turned on, as Python writes it; a choice, with what only SGD would have had.
+        (
+            "--trial.regulation.balance 0.25 --trial.regulation.freeze_emotional --trial.pretraining.optimizer.name adamw",
+            {"regulation.balance": 0.25, "regulation.freeze_emotional": True, "pretraining.optimizer.name": "adamw"},
+            {"pretraining.optimizer.momentum"},
         ),
     ],
 )
 def test_a_searched_path_that_is_set_leaves_the_search_space(
-    overrides: str, path: str, value: object, also_gone: set[str], tiny: str, storage: Path, capsys: Output
+    overrides: str, values: dict[str, object], also_gone: set[str], tiny: str, storage: Path, capsys: Output
 ) -> None:
     settings, space, out = show(capsys, tiny, storage, *overrides.split())
-    assert f"{path} is {value!r}, by the command line: it leaves the search space\n" in out
+    for path, value in values.items():
+        assert f"{path} is {value!r}, by the command line: it leaves the search space\n" in out
+        assert settings[f"trial.{path}"] == str(value)
     for gone in also_gone:
         assert f"{gone} leaves the search space with it\n" in out
-    assert settings[f"trial.{path}"] == str(value)
-    assert read_study_file(tiny).config.search_space.keys() - space.keys() == {path} | also_gone
+    assert read_study_file(tiny).config.search_space.keys() - space.keys() == values.keys() | also_gone
 
 
 def test_what_is_set_is_not_held_against_the_range_that_it_replaces(tmp_path: Path, storage: Path, capsys: Output) -> None:

@@ -51,11 +51,6 @@ def test_importing_it_is_quick_and_brings_no_heavy_library(tmp_path: Path) -> No
     assert float(in_a_process(script, cwd=tmp_path)) < 0.5
 
 
-def test_every_name_can_be_imported_first(tmp_path: Path) -> None:
-    script = "\n".join(f"from emoreg import {name}" for name in reversed(NAMES))
-    assert in_a_process(script, cwd=tmp_path) == ""
-
-
 @pytest.fixture(scope="module")
 def place(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study in ``runs/mine``, and a network in ``exported``."""

@@ -100,7 +100,8 @@ def test_what_was_read_is_read_again_after_refresh(tmp_path: Path) -> None:
     assert len(study.refresh().trials) == len(before) + 2
 
 
-def test_the_report_is_written_and_its_path_returned(written: Path, tmp_path: Path) -> None:
+def test_the_report_is_written_and_its_path_returned(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emoreg.report.figures.FIGURES", {})  # which take most of its time
     path = emoreg.load_study(written).report(tmp_path / "out", images=False, price_per_hour=2.0)
     assert path == tmp_path / "out" / "index.html"
     assert "made-up" in path.read_text()

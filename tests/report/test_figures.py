@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import pytest
 
 from emoreg.config import CONFIRM, Choice, Distribution, Float, Int, Objective, RegulationConfig, Value, When
 from emoreg.report import search_figures
-from emoreg.report.figures import compare_studies, draw_figures
-from emoreg.report.style import Figure
+from emoreg.report.figures import FIGURES, compare_studies, draw_figures
+from emoreg.report.style import Figure, FigureContext, NotDrawn
 from emoreg.report.training_figures import costs
 from emoreg.results.analysis import device_time
 from emoreg.results.records import TrialRecord
@@ -62,7 +60,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
 
 @pytest.fixture(scope="module")
 def figures(study: StudyResults) -> dict[str, Figure]:
-    return {figure.name: figure for figure in draw_figures(study)[0]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_figures, "_NUM_PERMUTED", 5)
+        return {figure.name: figure for figure in draw_figures(study)[0]}
 
 
 def named(study: StudyResults) -> dict[str, Figure]:
@@ -72,6 +72,18 @@ def named(study: StudyResults) -> dict[str, Figure]:
     for figure in found.values():
         assert json.loads(figure.figure.to_json())["data"], figure.name
     assert len(found) + len(missing) == len(ALL)
+    return found
+
+
+def only(study: StudyResults, *names: str) -> dict[str, Figure]:
+    """Some figures of a study, where the others would take most of the time."""
+    context, found = FigureContext(study=study), {}
+    for section, figures in FIGURES.items():
+        for (name, title), draw in figures.items():
+            if name in names:
+                figure, caption = draw(context)
+                found[name] = Figure(name=name, title=title, section=section, caption=caption, figure=figure)
+    assert [*found] == [*names]
     return found
 
 
@@ -105,7 +117,7 @@ def test_gains_are_those_of_the_confirmation(study: StudyResults, figures: dict[
 
 def test_configurations_of_one_backbone_differ_in_shape(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=12, controls=("regulated", "plain")), top=2, num_seeds=3)
-    gains = {figure.name: figure for figure in draw_figures(load_results(folder))[0]}["gains"].figure.data
+    gains = only(load_results(folder), "gains")["gains"].figure.data
     drawn = [trace for trace in gains if trace.showlegend is None]
     looks = {
         trace.name: (trace.marker.color, {symbol.removesuffix("-open") for symbol in trace.marker.symbol}) for trace in drawn
@@ -120,7 +132,7 @@ def test_configurations_of_one_backbone_differ_in_shape(tmp_path: Path) -> None:
 
 
 def test_gains_without_a_confirmation_claim_nothing(written: Written) -> None:
-    gains = named(written())["gains"]
+    gains = only(written(), "gains")["gains"]
     assert "nothing is claimed" in gains.caption
     assert "validation" in gains.caption
     assert "helps" not in gains.caption
@@ -128,13 +140,13 @@ def test_gains_without_a_confirmation_claim_nothing(written: Written) -> None:
 
 
 def test_one_seed_of_controls_has_no_interval(written: Written) -> None:
-    gains = named(written(control_seeds=(0,)))["gains"]
+    gains = only(written(control_seeds=(0,)), "gains")["gains"]
     assert "One seed tells nothing about chance" in gains.caption
     assert set(gains.figure.data[0].error_x.array) == {0.0}
 
 
 def test_where_emotion_does_not_help_nothing_claims_it(written: Written) -> None:
-    gains = named(written(num_seeds=10, helps=0.0, controls=("regulated", "plain")))["gains"]
+    gains = only(written(num_seeds=10, helps=0.0), "gains")["gains"]
     assert "no effect as large as 0.5 points" in gains.caption
     assert "helps" not in gains.caption
 
@@ -176,10 +188,12 @@ def searching(study: StudyResults, space: Mapping[str, Distribution], params: Se
 
 def test_lengths_that_are_choices_are_numbers(written: Written) -> None:
     params = [{"pretraining.epochs": (2, 4, 8)[index % 3]} for index in range(90)]
-    found = named(searching(written(num_trials=90), {"pretraining.epochs": Choice((2, 4, 8))}, params))
-    assert list(found["accuracy-by-pretraining"].figure.layout.xaxis.tickvals) == [2, 4, 8]
-    assert any(trace.marker.symbol == "diamond" for trace in found["accuracy-by-pretraining"].figure.data)
-    assert "accuracy-by-both" not in found
+    study = searching(written(num_trials=90), {"pretraining.epochs": Choice((2, 4, 8))}, params)
+    found = only(study, "accuracy-by-pretraining")["accuracy-by-pretraining"].figure
+    assert list(found.layout.xaxis.tickvals) == [2, 4, 8]
+    assert any(trace.marker.symbol == "diamond" for trace in found.data)
+    with pytest.raises(NotDrawn, match="The balance was not searched"):
+        only(study, "accuracy-by-both")
 
 
 def test_the_map_has_a_panel_a_backbone(study: StudyResults, figures: dict[str, Figure]) -> None:
@@ -198,7 +212,8 @@ def test_the_history_is_the_records(study: StudyResults, figures: dict[str, Figu
 def test_numbers_without_a_record_stay_free(written: Written) -> None:
     study = written()
     rows = [row for row in study.trials if row.number != 0]
-    points = traces(named(with_trials(study, rows))["optimization-history"], mode="markers")[0]
+    history = only(with_trials(study, rows), "optimization-history")["optimization-history"]
+    points = traces(history, mode="markers")[0]
     assert list(points.x) == [row.number for row in study.searched[1:] if row.status == "finished"]
 
 
@@ -220,36 +235,38 @@ def test_importances_find_what_decides(figures: dict[str, Figure]) -> None:
 
 def test_of_noise_no_parameter_is_put_first(study: StudyResults) -> None:
     random = np.random.default_rng(1)
-    rows = [dataclasses.replace(row, val_accuracy=random.normal(0.5, 0.01)) for row in study.trials]
-    caption = named(with_trials(study, rows))["importances"].caption
+    of_one = [row for row in study.trials if row.backbone == "test_vit"]
+    rows = [dataclasses.replace(row, val_accuracy=random.normal(0.5, 0.01)) for row in of_one]
+    caption = only(with_trials(study, rows), "importances")["importances"].caption
     assert "first" not in caption
     assert "fANOVA tells nothing above chance; PED-ANOVA tells nothing above chance" in caption
 
 
 def test_few_trials_tell_neither_an_optimum_nor_importances(written: Written) -> None:
     study = written(num_trials=24)
-    found = named(study)
-    for name in ("accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both"):
+    names = ("accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both")
+    found = only(study, *names)
+    for name in names:
         assert not [trace for trace in traces(found[name], mode="markers") if trace.marker.symbol == "diamond"]
         assert "cannot be told below 30 finished trials" in found[name].caption
-    assert any(reason.startswith("The importance of parameters cannot be told below 30") for reason in draw_figures(study)[1])
+    with pytest.raises(NotDrawn, match=r"^The importance of parameters cannot be told below 30"):
+        only(study, "importances")
 
 
-@pytest.mark.usefixtures("few_permutations")
 def test_curves_of_survivors_say_so(study: StudyResults, figures: dict[str, Figure]) -> None:
     told = "Survivors only: 14 trials that the scheduler stopped early are not in it"
     for name in ("accuracy-by-balance", "accuracy-by-pretraining", "accuracy-by-both", "importances"):
         assert told in figures[name].caption
     rows = [row for row in study.trials if row.status != "pruned"]
-    assert "Survivors" not in named(with_trials(study, rows))["accuracy-by-balance"].caption
+    found = only(with_trials(study, rows), "accuracy-by-balance")["accuracy-by-balance"]
+    assert "Survivors" not in found.caption
 
 
-@pytest.mark.usefixtures("few_permutations")
 def test_learned_balances_are_left_out_beside_fixed_ones(study: StudyResults, figures: dict[str, Figure]) -> None:
     assert "The balance was learned: the axis has where it began." in figures["accuracy-by-balance"].caption
     fixed = {row.identity for row in study.searched[:40]}
     rows = [dataclasses.replace(row, kind="fixed") if row.identity in fixed else row for row in study.trials]
-    found = named(with_trials(study, rows))["accuracy-by-balance"]
+    found = only(with_trials(study, rows), "accuracy-by-balance")["accuracy-by-balance"]
     num_fixed = sum(row.identity in fixed and row.status == "finished" for row in study.searched)
     assert f"{num_fixed} finished trials of the search." in found.caption
     assert "learned" not in found.caption
@@ -266,7 +283,7 @@ def test_a_conditional_parameter_is_left_out_of_importances_and_drawn_elsewhere(
         else row
         for row in study.trials
     ]
-    found = named(with_trials(study, rows))
+    found = only(with_trials(study, rows), "importances", "parallel-coordinates", "slices")
     assert "drop_path" in found["importances"].caption
     labels = {label.text.lower() for label in found["parallel-coordinates"].figure.layout.annotations}
     assert "none" in labels
@@ -274,17 +291,18 @@ def test_a_conditional_parameter_is_left_out_of_importances_and_drawn_elsewhere(
     assert len(traces(found["slices"])) == 4
 
 
-@pytest.mark.usefixtures("few_permutations")
 def test_a_trial_that_has_no_balance_is_not_drawn_against_it(study: StudyResults, figures: dict[str, Figure]) -> None:
     random = {row.identity for row in study.searched[:10]}
     rows = [dataclasses.replace(row, kind="random") if row.identity in random else row for row in study.trials]
-    found = named(with_trials(study, rows))
-    for name in ("accuracy-by-balance", "accuracy-by-both"):
+    by_balance = ("accuracy-by-balance", "accuracy-by-both")
+    found = only(with_trials(study, rows), *by_balance)
+    for name in by_balance:
         drawn = [sum(len(trace.x) for trace in traces(of[name], type="scatter", mode="markers")) for of in (figures, found)]
         assert drawn[0] - drawn[1] == sum(row.identity in random and row.status == "finished" for row in study.searched)
     everything = [dataclasses.replace(row, kind="random_learnable") for row in study.trials]
-    _, missing = draw_figures(with_trials(study, everything))
-    assert sum("No finished trial has a balance setting" in reason for reason in missing) == 2
+    for name in by_balance:
+        with pytest.raises(NotDrawn, match="No finished trial has a balance setting"):
+            only(with_trials(study, everything), name)
 
 
 def test_choices_alone_can_be_searched(written: Written) -> None:
@@ -319,10 +337,9 @@ def test_learning_curves_are_the_epochs(study: StudyResults, figures: dict[str, 
     assert last == pytest.approx(100 * math.fsum(ends) / len(ends))
 
 
-@pytest.mark.usefixtures("few_permutations")
 def test_a_control_that_is_not_registered_here_is_not_drawn_as_regulation(study: StudyResults) -> None:
     rows = [dataclasses.replace(row, control="mine") if row.control == "shuffled" else row for row in study.trials]
-    found = {figure.name: figure for figure in draw_figures(with_trials(study, rows))[0]}["learning-curves"]
+    found = only(with_trials(study, rows), "learning-curves")["learning-curves"]
     mine, regulation = (next(trace for trace in found.figure.data if trace.name == name) for name in ("mine", "regulation"))
     assert (mine.line.color, regulation.line.dash) == ("#7f7f7f", "solid")
     assert mine.line.dash != "solid"
@@ -342,7 +359,7 @@ def test_a_balance_for_each_image_has_a_band(written: Written) -> None:
     epochs = [
         dataclasses.replace(row, measured_balance_std=0.1) if row.measured_balance is not None else row for row in study.epochs
     ]
-    found = named(dataclasses.replace(study, epochs=tuple(epochs)))["balance-over-epochs"]
+    found = only(dataclasses.replace(study, epochs=tuple(epochs)), "balance-over-epochs")["balance-over-epochs"]
     assert len(traces(found, fill="toself")) == 2
     assert "Band" in found.caption
 
@@ -413,7 +430,8 @@ def test_a_balance_that_is_not_searched_is_said(written: Written) -> None:
     ],
 )
 def test_other_objectives(written: Written, objectives: tuple[Objective, ...], title: str) -> None:
-    found = named(written(objectives=objectives, num_trials=90))
+    space = {"regulation.balance": Float(0.05, 0.95), "pretraining.epochs": Int(2, 32, log=True)}
+    found = named(written(objectives=objectives, num_trials=40, search_space=space))
     assert list(found) == OF_RECORDS
     assert found["optimization-history"].figure.layout.yaxis.title.text == title
     assert found["accuracy-by-balance"].figure.layout.yaxis.title.text == "validation accuracy, %"
@@ -452,8 +470,3 @@ def test_two_studies_side_by_side(study: StudyResults, written: Written) -> None
 def test_studies_that_have_nothing_in_common(written: Written) -> None:
     empty = with_trials(written(), [])
     assert compare_studies({"one": empty, "other": empty}) == []
-
-
-def test_no_torch_and_no_ray() -> None:
-    code = "import sys, emoreg.report.figures; assert not {'torch', 'ray'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,7 +20,7 @@ import pytest
 
 from emoreg.errors import ConfigError, StorageError
 from emoreg.formatting import p_cell
-from emoreg.report import ReportWarning, default_folder, images, write_report
+from emoreg.report import ReportWarning, default_folder, figures, images, write_report
 from emoreg.report.account import cost_table, provenance
 from emoreg.report.answer import gains_table, notes, paper_table, verdicts_of
 from emoreg.report.reproduce import replay_command
@@ -69,8 +69,39 @@ def text_of(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("runs"), SMALL)
+def with_confirmation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a study and its confirmation, of which tests have copies."""
+    return write_study(tmp_path_factory.mktemp("runs"), SMALL).parent
+
+
+@pytest.fixture(scope="module")
+def without_confirmation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a study that has no confirmation, of which tests have copies."""
+    return write_study(tmp_path_factory.mktemp("runs"), SMALL, num_seeds=0).parent
+
+
+@pytest.fixture
+def confirmed(with_confirmation: Path, tmp_path: Path) -> Path:
+    """A study that the test may change; its confirmation lies beside it, and its storage is the test's folder."""
+    return shutil.copytree(with_confirmation, tmp_path, dirs_exist_ok=True) / SMALL.name
+
+
+@pytest.fixture
+def searched(without_confirmation: Path, tmp_path: Path) -> Path:
+    """A study without a confirmation that the test may change; its storage is the test's folder."""
+    return shutil.copytree(without_confirmation, tmp_path, dirs_exist_ok=True) / SMALL.name
+
+
+@pytest.fixture(scope="module")
+def study(with_confirmation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with its confirmation, as several tests look at it."""
+    return shutil.copytree(with_confirmation, tmp_path_factory.mktemp("reported") / "runs") / SMALL.name
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words that no figure has a part in: figures take most of the time that a page needs."""
+    monkeypatch.setattr(figures, "FIGURES", {})
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +191,8 @@ def test_costs_add_up_to_what_the_records_hold(study: Path) -> None:
     assert float(everything[8]) == pytest.approx(seconds, abs=0.01)  # 3600 an hour: 1 a second
 
 
-def test_half_a_gpu_costs_half(tmp_path: Path) -> None:
-    whole = cost_table(load_results(write_study(tmp_path, SMALL, num_seeds=0)), 3600.0)
+def test_half_a_gpu_costs_half(searched: Path, tmp_path: Path) -> None:
+    whole = cost_table(load_results(searched), 3600.0)
     resources = dataclasses.replace(SMALL.resources, gpus_per_trial=0.5)
     half = cost_table(
         load_results(write_study(tmp_path, dataclasses.replace(SMALL, name="half", resources=resources), num_seeds=0)), 3600.0
@@ -170,6 +201,7 @@ def test_half_a_gpu_costs_half(tmp_path: Path) -> None:
     assert price[1] == pytest.approx(price[0] / 2, abs=0.01)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_no_money_without_a_price(study: Path, tmp_path: Path) -> None:
     report(study, output=tmp_path)
     assert "money" not in text_of(tmp_path / "index.html").lower()
@@ -195,8 +227,8 @@ def test_provenance_and_how_to_reproduce(page: Path, study: Path) -> None:
         assert f"emoreg trial studies.made_up --storage runs --name made-up --replay {row.identity}" in text
 
 
-def test_a_replay_names_the_file_the_storage_and_the_name_that_the_study_was_run_with(tmp_path: Path) -> None:
-    study = load_results(write_study(tmp_path, SMALL, num_seeds=0))
+def test_a_replay_names_the_file_the_storage_and_the_name_that_the_study_was_run_with(searched: Path) -> None:
+    study = load_results(searched)
     run = dataclasses.replace(study.runs[0], command="emoreg run mine.py --num-trials 3", storage="/my runs", study="again")
     study = dataclasses.replace(study, runs=(run,))
     assert replay_command(study, "abc") == "emoreg trial mine.py --storage '/my runs' --name again --replay abc"
@@ -212,12 +244,11 @@ def test_the_page_may_ask_for_nothing_and_names_no_address_to_load_from(page: Pa
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", without_scripts)
 
 
-def test_what_records_say_cannot_become_a_part_of_the_page(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
+def test_what_records_say_cannot_become_a_part_of_the_page(searched: Path) -> None:
     evil = "</script><script>document.title = 'taken'</script>"
-    change(folder, "trials", lambda rows: [row | {"status": "failed", "message": evil, "backbone": evil} for row in rows])
-    report(folder)
-    content = (folder / "report" / "index.html").read_text()
+    change(searched, "trials", lambda rows: [row | {"status": "failed", "message": evil, "backbone": evil} for row in rows])
+    report(searched)
+    content = (searched / "report" / "index.html").read_text()
     assert "<script>document.title" not in content
     assert html.escape(evil, quote=False).partition("document")[0] in content
 
@@ -261,11 +292,11 @@ def test_a_report_of_many_studies_has_a_folder_of_a_name_that_file_systems_take(
     assert default_folder(many[:7]).name != default_folder([*many[:6], many[7]]).name
 
 
-def test_studies_of_one_name_are_told_apart(study: Path, tmp_path: Path) -> None:
-    other = write_study(tmp_path, SMALL, num_seeds=0)
-    text = text_of(report(study, other, output=tmp_path / "both"))
+@pytest.mark.usefixtures("without_figures")
+def test_studies_of_one_name_are_told_apart(study: Path, searched: Path, tmp_path: Path) -> None:
+    text = text_of(report(study, searched, output=tmp_path / "both"))
     assert f"made-up ({study})" in text
-    assert f"made-up ({other})" in text
+    assert f"made-up ({searched})" in text
 
 
 def test_a_study_is_named_once(study: Path) -> None:
@@ -284,6 +315,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_drawn(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_disk_that_fills_up_is_told_and_the_former_page_stays(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,34 +331,32 @@ def test_a_disk_that_fills_up_is_told_and_the_former_page_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
-def test_before_a_confirmation_nothing_is_claimed(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    report(folder)
-    text = text_of(folder / "report" / "index.html")
+def test_before_a_confirmation_nothing_is_claimed(searched: Path) -> None:
+    report(searched)
+    text = text_of(searched / "report" / "index.html")
     assert "cannot be told: no confirmation yet. The accuracies below were selected on validation and flatter." in text
     assert "emoreg confirm studies.made_up --num-trials 40 gives the answer" in text
     assert "helps: +" not in text
     assert "Regulation as configured, beside its controls, on validation" in text
 
 
-def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    change(folder, "trials", lambda rows: [row | {"status": "failed", "message": "its worker died"} for row in rows])
-    report(folder)
-    text = text_of(folder / "report" / "index.html")
+def test_a_study_without_a_finished_trial(searched: Path) -> None:
+    change(searched, "trials", lambda rows: [row | {"status": "failed", "message": "its worker died"} for row in rows])
+    report(searched)
+    text = text_of(searched / "report" / "index.html")
     assert "No trial has finished: nothing can be concluded of any configuration, only of what the study cost." in text
     assert "44 of 44 trials failed" in text
     assert "cannot be told" in text
 
 
-def test_a_study_whose_trials_are_yet_to_end(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    for path in (folder / "records").iterdir():
+def test_a_study_whose_trials_are_yet_to_end(searched: Path) -> None:
+    for path in (searched / "records").iterdir():
         path.unlink()
-    report(folder)
-    assert "No trial has finished" in text_of(folder / "report" / "index.html")
+    report(searched)
+    assert "No trial has finished" in text_of(searched / "report" / "index.html")
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> None:
     folder = write_study(tmp_path, made_up_config(num_trials=SMALL.num_trials, control_seeds=(0,)), num_seeds=1)
     report(folder)
@@ -336,17 +366,17 @@ def test_a_single_seed_shows_nothing_however_large_the_gain(tmp_path: Path) -> N
     assert "The controls on validation have run on a single seed" in text
 
 
-def test_missing_controls_are_named(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+@pytest.mark.usefixtures("without_figures")
+def test_missing_controls_are_named(confirmed: Path, tmp_path: Path) -> None:
 
     def is_lost(row: Row) -> bool:
         return (row["control"], row["backbone"]) == ("shuffled", "test_vit")
 
-    change(folder, "trials", lambda rows: [row for row in rows if not is_lost(row)])
+    change(confirmed, "trials", lambda rows: [row for row in rows if not is_lost(row)])
     failed = {"status": "failed", "message": "its worker died", "test_accuracy": None}
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row | failed if is_lost(row) else row for row in rows])
-    report(folder)
-    text = text_of(folder / "report" / "index.html")
+    report(confirmed)
+    text = text_of(confirmed / "report" / "index.html")
     assert "better than experience without meaning: not tried: shuffled; shuffled failed on 10 of 10 seeds" in text
     assert f"test_resnet ({UNTUNED}): helps" in text
     assert "Controls without a finished trial: shuffled of test_vit." in text
@@ -357,10 +387,9 @@ def test_missing_controls_are_named(tmp_path: Path) -> None:
     assert "no verdict given" not in text
 
 
-def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+def test_an_interrupted_confirmation_claims_nothing(confirmed: Path, tmp_path: Path) -> None:
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] != 1009])
-    text = text_of(report(folder))
+    text = text_of(report(confirmed))
     assert "test_resnet: cannot be told yet: 144 of 160 planned trials have ended" in text
     assert "16 of 160 trials of the confirmation have not ended: emoreg confirm studies.made_up --seeds 10 runs" in text
     assert "p (t)" not in text, "what may not be concluded from is not tested"
@@ -368,17 +397,15 @@ def test_an_interrupted_confirmation_claims_nothing(tmp_path: Path) -> None:
     assert "helps:" not in text
 
 
-def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+def test_an_interrupted_confirmation_is_not_taken_for_a_smaller_one(confirmed: Path, tmp_path: Path) -> None:
     change(tmp_path / "made-up.confirm", "trials", lambda rows: [row for row in rows if row["seed"] == 1000])
-    said = " ".join(notes(load_results(folder)))
+    said = " ".join(notes(load_results(confirmed)))
     assert "144 of 160 trials of the confirmation have not ended" in said
     assert "single seed" not in said
     assert "cannot tell" not in said
 
 
-def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+def test_regulation_that_diverged_is_no_seed_to_leave_out(confirmed: Path, tmp_path: Path) -> None:
     diverged = {"status": "pruned", "message": "the loss of regulation is not finite at step 3", "test_accuracy": None}
 
     def change_rows(rows: list[Row]) -> list[Row]:
@@ -386,28 +413,26 @@ def test_regulation_that_diverged_is_no_seed_to_leave_out(tmp_path: Path) -> Non
         return [row | diverged if (row["backbone"], row["control"], row["seed"]) == found else row for row in rows]
 
     change(tmp_path / "made-up.confirm", "trials", change_rows)
-    study = load_results(folder)
+    study = load_results(confirmed)
     assert [verdict.decision for verdict in verdicts_of(study)] == ["helps", "cannot be told"]
     assert "regulation diverged on 1 of 10 seeds, which cannot be left out" in verdicts_of(study)[1].sentence
     (note,) = [note for note in notes(study) if "diverged" in note]
     assert note.endswith("diverged, for their loss was not finite, and are not run again: regulation of test_vit (1).")
 
 
-def test_the_test_set_opened_beside_the_plan_is_told(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    assert not [note for note in notes(load_results(folder)) if "test set" in note]
-    first = load_results(folder).searched[0].identity
-    change(folder, "trials", lambda rows: [row | {"test_accuracy": 0.9} if row["identity"] == first else row for row in rows])
-    (note,) = [note for note in notes(load_results(folder)) if "test set" in note]
+def test_the_test_set_opened_beside_the_plan_is_told(searched: Path) -> None:
+    assert not [note for note in notes(load_results(searched)) if "test set" in note]
+    first = load_results(searched).searched[0].identity
+    change(searched, "trials", lambda rows: [row | {"test_accuracy": 0.9} if row["identity"] == first else row for row in rows])
+    (note,) = [note for note in notes(load_results(searched)) if "test set" in note]
     assert note.startswith(f"The test set was opened outside of a confirmation's plan too, by {first} (20")
 
 
-def test_provenance_is_that_of_search_and_confirmation(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+def test_provenance_is_that_of_search_and_confirmation(confirmed: Path, tmp_path: Path) -> None:
     with changed_json(tmp_path / "made-up.confirm" / "study.json") as content:
         content["versions"]["torch"], content["git_commit"], content["fingerprints"][0][-1] = "9.9.9", "f" * 40, "99" * 32
         content["code"] = {"control mine": "77" * 32}
-    found = dict(provenance(load_results(folder)))
+    found = dict(provenance(load_results(confirmed)))
     assert "torch 2.13.0 / 9.9.9," in found["Versions"]
     assert "ray 2.60.0," in found["Versions"]
     assert found["Commit of emoreg"].endswith(f" / {'f' * 40}")
@@ -416,76 +441,71 @@ def test_provenance_is_that_of_search_and_confirmation(tmp_path: Path) -> None:
     assert found["Fingerprint of control mine"] == "77" * 32
 
 
-def test_a_study_without_any_control(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    change(folder, "trials", lambda rows: [row for row in rows if row["role"] != "control"])
-    assert any("No control has finished" in note for note in notes(load_results(folder)))
-    report(folder)
+def test_a_study_without_any_control(searched: Path) -> None:
+    change(searched, "trials", lambda rows: [row for row in rows if row["role"] != "control"])
+    assert any("No control has finished" in note for note in notes(load_results(searched)))
+    report(searched)
 
 
 @pytest.mark.parametrize(
     ("name", "lost"), [("epochs", "learning curves and balances"), ("runs", "waiting, restarts and versions")]
 )
-def test_a_truncated_file_beside_whole_trials(tmp_path: Path, name: str, lost: str) -> None:
-    folder = write_study(tmp_path, SMALL)
-    truncate(folder / "records" / f"{name}.parquet")
-    report(folder)
-    text = text_of(folder / "report" / "index.html")
+def test_a_truncated_file_beside_whole_trials(confirmed: Path, name: str, lost: str) -> None:
+    truncate(confirmed / "records" / f"{name}.parquet")
+    report(confirmed)
+    text = text_of(confirmed / "report" / "index.html")
     assert f"Without it nothing is known of {lost}" in text
     assert "accuracies and verdicts stand" in text
     assert f"test_vit ({UNTUNED}): helps" in text
 
 
-def test_truncated_trials_leave_nothing_to_conclude(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    (folder / "report").mkdir()
-    (folder / "report" / "index.html").write_text("the former one")
-    truncate(folder / "records" / "trials.parquet")
+def test_truncated_trials_leave_nothing_to_conclude(searched: Path) -> None:
+    (searched / "report").mkdir()
+    (searched / "report" / "index.html").write_text("the former one")
+    truncate(searched / "records" / "trials.parquet")
     with pytest.raises(StorageError, match="records must be Parquet"):
-        report(folder)
-    assert (folder / "report" / "index.html").read_text() == "the former one"
+        report(searched)
+    assert (searched / "report" / "index.html").read_text() == "the former one"
 
 
-def test_a_second_opening_is_told(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+@pytest.mark.usefixtures("without_figures")
+def test_a_second_opening_is_told(confirmed: Path, tmp_path: Path) -> None:
     with changed_json(tmp_path / "made-up.confirm" / "plan.json") as content:
         content["openings"].insert(0, content["openings"][0] | {"opened": "2025-12-31T10:00:00.000+00:00"})
-    report(folder)
-    text = text_of(folder / "report" / "index.html")
+    report(confirmed)
+    text = text_of(confirmed / "report" / "index.html")
     assert "The test set was opened 2 times (2025-12-31, " in text
     assert "test_vit (exploratory: this confirmation opened the test set 2 times; controls at" in text
     assert "it may have been chosen knowing an earlier one's answer" in text
 
 
-def test_a_test_set_that_was_opened_before_makes_a_verdict_exploratory(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+@pytest.mark.usefixtures("without_figures")
+def test_a_test_set_that_was_opened_before_makes_a_verdict_exploratory(confirmed: Path, tmp_path: Path) -> None:
     Ledger(str(tmp_path), TEST_SPLIT).add(
         study="old-name", opened="2025-12-31T10:00", command="emoreg confirm mine", configurations=("x",), plan="theirs"
     )
     why = "the test set had been opened by old-name on 2025-12-31 (emoreg confirm mine)"
-    text = text_of(report(folder))
+    text = text_of(report(confirmed))
     assert f"test_vit (exploratory: {why}; {UNTUNED}): helps" in text
     assert f"What is shown is exploratory: {why}." in text
 
 
-def test_without_its_ledger_a_verdict_is_exploratory(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+@pytest.mark.usefixtures("without_figures")
+def test_without_its_ledger_a_verdict_is_exploratory(confirmed: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / FOLDER)
-    assert "test_vit (exploratory: the ledger of the test set lacks this opening, so" in text_of(report(folder))
+    assert "test_vit (exploratory: the ledger of the test set lacks this opening, so" in text_of(report(confirmed))
 
 
-def test_nothing_is_concluded_where_the_plan_of_an_opened_test_set_is_missing(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL)
+def test_nothing_is_concluded_where_the_plan_of_an_opened_test_set_is_missing(confirmed: Path, tmp_path: Path) -> None:
     (tmp_path / "made-up.confirm" / "plan.json").unlink()
-    text = text_of(report(folder))
+    text = text_of(report(confirmed))
     assert "though its trials have opened the test set: nothing says what was fixed before, so nothing is concluded." in text
     assert "cannot be told: what the confirmation fixed before it opened the test set is missing." in text
     assert ": helps" not in text
 
 
-def test_a_confirmation_by_itself_reports_what_it_found(tmp_path: Path) -> None:
-    write_study(tmp_path, SMALL)
-    folder = tmp_path / "made-up.confirm"
+def test_a_confirmation_by_itself_reports_what_it_found(confirmed: Path) -> None:
+    folder = confirmed.with_name("made-up.confirm")
     assert [verdict.decision for verdict in verdicts_of(load_results(folder))] == ["helps", "helps"]
     report(folder)
 
@@ -505,11 +525,11 @@ def test_figures_become_images_and_those_of_a_former_report_go(tmp_path: Path) -
         assert content.startswith(b"\x89PNG" if name.endswith(".png") else b"<svg")
 
 
-def test_a_report_without_images_leaves_none_of_a_former_one(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
-    drawn_by(folder / "report" / "figures", '["former.png"]')
-    report(folder)
-    assert {path.name for path in (folder / "report" / "figures").iterdir()} == {"drawn.json", "mine.png"}
+@pytest.mark.usefixtures("without_figures")
+def test_a_report_without_images_leaves_none_of_a_former_one(searched: Path) -> None:
+    drawn_by(searched / "report" / "figures", '["former.png"]')
+    report(searched)
+    assert {path.name for path in (searched / "report" / "figures").iterdir()} == {"drawn.json", "mine.png"}
 
 
 @needs_chromium
@@ -529,8 +549,7 @@ def drawn_by(figures: Path, former: str) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_browser_the_page_is_written_all_the_same(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
+def test_without_a_browser_the_page_is_written_all_the_same(searched: Path, tmp_path: Path) -> None:
     code = "import sys; from emoreg.report import write_report; print(write_report([sys.argv[1]]))"
     environment = {
         "PATH": "/nowhere",
@@ -539,17 +558,16 @@ def test_without_a_browser_the_page_is_written_all_the_same(tmp_path: Path) -> N
         "PYTHONPATH": ":".join(sys.path),
     }
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", code, str(searched)], capture_output=True, text=True, check=False, env=environment
     )
-    assert done.stdout == f"{folder / 'report' / 'index.html'}\n"
+    assert done.stdout == f"{searched / 'report' / 'index.html'}\n"
     assert "Install Chrome or Chromium for PNG and SVG, which are left out: `plotly_get_chrome`" in done.stderr
-    assert (folder / "report" / "index.html").exists()
+    assert (searched / "report" / "index.html").exists()
 
 
 def test_a_browser_that_hangs_is_ended_and_the_page_is_written_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
     browser = tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/process\nexec sleep 1000\n")
     browser.chmod(0o755)
@@ -557,7 +575,7 @@ def test_a_browser_that_hangs_is_ended_and_the_page_is_written_all_the_same(
     clock = SimpleNamespace(monotonic=lambda: 100.0 * (tmp_path / "process").exists())  # once the browser runs
     monkeypatch.setattr(images, "time", clock)
     with pytest.warns(ReportWarning, match=r"or give --no-images: .* drew nothing for 60 seconds, and was ended"):
-        page = write_report([folder])
+        page = write_report([searched])
     assert "Regulation" in page.read_text()
     status = Path("/proc") / (tmp_path / "process").read_text().strip() / "status"
     assert not status.exists() or "State:\tZ" in status.read_text(), "the browser runs on"
@@ -575,12 +593,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-def test_a_study_in_an_object_store(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_study(tmp_path, SMALL, num_seeds=0)
+@pytest.mark.usefixtures("without_figures")
+def test_a_study_in_an_object_store(searched: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files(bucket)
-    for path in folder.rglob("*.*"):
+    for path in searched.rglob("*.*"):
         if path.is_file():
-            files.write(path.relative_to(folder).as_posix(), path.read_bytes())
+            files.write(path.relative_to(searched).as_posix(), path.read_bytes())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     page = report(bucket)

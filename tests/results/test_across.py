@@ -72,16 +72,18 @@ def test_a_share_of_clusters_that_are_alike_is_that_of_all_but_for_their_number(
     assert clustered_share([10, 10, 10], [0.1, 0.5, 0.9])[1] == pytest.approx((0.0, 1.0), abs=0.05), "they tell nothing"
 
 
-def written(storage: Path, **studies: float) -> list[StudyResults]:
-    """Confirmed studies of two backbones, and how far regulation helps in each."""
-    return [
-        load_results(write_study(storage, made_up_config(name=name, num_trials=8), helps=helps, noise=0.02))
-        for name, helps in studies.items()
-    ]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StudyResults]:
+    """Confirmed studies of two backbones, by how far regulation helps in each."""
+    storage, found = tmp_path_factory.mktemp("runs"), {}
+    for name, helps in {"useless": 0.0, "weak": 0.2, "half": 0.5, "helps": 1.0}.items():
+        config = made_up_config(name=name, num_trials=8)
+        found[name] = load_results(write_study(storage, config, helps=helps, noise=0.02))
+    return found
 
 
-def test_the_ladders_of_all_studies_are_corrected_for_each_other(tmp_path: Path) -> None:
-    alone = written(tmp_path, weak=0.2, helps=1.0, useless=0.0)
+def test_the_ladders_of_all_studies_are_corrected_for_each_other(written: dict[str, StudyResults]) -> None:
+    alone = [written[name] for name in ("weak", "helps", "useless")]
     both = together(alone)
     assert [len(study.beside) for study in both] == [4, 4, 4]
     climbs = climb({(study.name, identity): found for study in alone for identity, found in study.ladders.items()})
@@ -96,8 +98,8 @@ def test_the_ladders_of_all_studies_are_corrected_for_each_other(tmp_path: Path)
     assert any(now < then for then, now in heights.values()), "six ladders share what two had for themselves"
 
 
-def test_what_is_gained_over_all_studies(tmp_path: Path) -> None:
-    studies = written(tmp_path, a=1.0, b=0.5)
+def test_what_is_gained_over_all_studies(written: dict[str, StudyResults], tmp_path: Path) -> None:
+    studies = [written["helps"], written["half"]]
     found = {row.control: row for row in across(together(studies))}
     assert list(found)[:3] == ["plain", "compute_matched", "ensemble"], "in the order of the ladder"
     plain = found["plain"]

@@ -198,6 +198,8 @@ def test_ten_thousand_trials_are_told_quickly_and_nothing_heavy_is_imported(tmp_
         assert not HEAVY & set(done.stderr.split())
         taken.append(seconds)
         yardsticks.append(measured(yardstick, path)[0])
+        if min(taken) < 1.5 * min(yardsticks):
+            break
     assert min(taken) < 1.5 * min(yardsticks), "as pyarrow takes for the rows as Python has them, about a second by itself"
 
 

@@ -33,9 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own(written: Path, tmp_path: Path) -> Path:
     """A copy, to be damaged."""
-    for name in (written.name, f"{written.name}.confirm"):
-        shutil.copytree(written.parent / name, tmp_path / name)
-    return tmp_path / written.name
+    return shutil.copytree(written.parent, tmp_path, dirs_exist_ok=True) / written.name
 
 
 def test_a_study_is_typed(written: Path) -> None:
@@ -88,19 +86,19 @@ def test_a_confirmation_is_found_beside_its_study(written: Path) -> None:
         (10, "this confirmation opened the test set 2 times"),
     ],
 )
-def test_more_seeds_of_the_same_plan_are_told_from_another_plan(tmp_path: Path, num_former: int, why: str) -> None:
-    folder = write_study(tmp_path)
-    with changed_json(tmp_path / "made-up.confirm" / "plan.json") as content:
+def test_more_seeds_of_the_same_plan_are_told_from_another_plan(own: Path, num_former: int, why: str) -> None:
+    with changed_json(own.with_name("made-up.confirm") / "plan.json") as content:
         (opening,) = content["openings"]
         trials = [trial for trial in opening["trials"] if trial["seed"] < 1000 + num_former]
         content["openings"].insert(0, opening | {"opened": "2025-12-31T10:00:00.000+00:00", "trials": trials})
-    study = load_results(folder)
+    study = load_results(own)
     assert study.exploratory.startswith(why)
     assert all(verdict.is_exploratory for verdict in study.verdicts.values())
 
 
-def test_without_a_confirmation_nothing_is_confirmed(tmp_path: Path) -> None:
-    study = load_results(write_study(tmp_path, num_seeds=0))
+def test_without_a_confirmation_nothing_is_confirmed(own: Path) -> None:
+    shutil.rmtree(own.with_name("made-up.confirm"))
+    study = load_results(own)
     assert (study.confirmation, study.confirmed, study.verdicts) == (None, [], {})
 
 
@@ -118,10 +116,10 @@ def test_tables_for_pandas(written: Path) -> None:
     assert runs.ending.tolist() == ["completed"]
 
 
-def test_a_study_without_trials_has_empty_tables(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, num_seeds=0)
-    shutil.rmtree(folder / "records")
-    study = load_results(folder)
+def test_a_study_without_trials_has_empty_tables(own: Path) -> None:
+    shutil.rmtree(own.with_name("made-up.confirm"))
+    shutil.rmtree(own / "records")
+    study = load_results(own)
     assert (study.trials, study.best, study.controls, study.problems) == ((), {}, [], ())
     assert "params.regulation.balance" in study.trials_frame().columns
     assert "train_loss" in study.epochs_frame().columns
@@ -293,7 +291,7 @@ def search_spaces(draw: st.DrawFn) -> dict[str, Distribution]:
     return space
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(search_spaces())
 def test_a_search_space_is_read_back_as_it_was(space: dict[str, Distribution]) -> None:
     config = StudyConfig(search_space=space)

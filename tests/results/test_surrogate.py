@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from emoreg.config import Choice, Distribution, Float, Int, Value
+from emoreg.results import surrogate
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import load_results
-from emoreg.results.surrogate import FEWEST, MOST, Parameter, Surrogate, value_of
+from emoreg.results.surrogate import _JITTER, FEWEST, Parameter, Surrogate, _log_likelihood, value_of
 from tests.helpers.written import OPTIMUM, made_up_config, write_study
 
 BALANCE, LENGTH, RATE = "regulation.balance", "pretraining.epochs", "regulation.optimizer.learning_rate"
@@ -87,6 +90,17 @@ def test_fewer_trials_are_less_sure(record: TrialRecord) -> None:
     assert widths[0] > 1.5 * widths[1]
 
 
+@pytest.mark.parametrize("num_columns", [1, 3])
+def test_the_likelihood_of_a_kernel_is_that_of_scikit_learn(num_columns: int) -> None:
+    random = np.random.default_rng(0)
+    inputs, targets = random.uniform(size=(20, num_columns)), random.standard_normal(20)
+    kernel = ConstantKernel(1.0, "fixed") + ConstantKernel() * Matern([1.0] * num_columns, nu=2.5) + WhiteKernel()
+    process = GaussianProcessRegressor(kernel, optimizer=None, alpha=_JITTER).fit(inputs, targets)
+    for theta in random.normal(0, 2, (20, num_columns + 2)):
+        assert _log_likelihood(inputs, targets, theta) == pytest.approx(process.log_marginal_likelihood(theta), rel=1e-12)
+    assert _log_likelihood(inputs[:1].repeat(20, 0), targets, np.array([40.0] * num_columns + [40.0, -40.0])) == -math.inf
+
+
 def test_noise_alone_has_no_optimum(record: TrialRecord) -> None:
     (found,) = Surrogate(trials(record, 30, lambda balance, length: 0.7), SPACE).response(BALANCE).optimum()
     assert found.high - found.low > 0.5
@@ -137,10 +151,10 @@ def test_what_the_search_did_not_ask_for_is_read_from_the_configuration(record: 
 
 def test_a_parameter_that_never_varied_is_not_known(record: TrialRecord) -> None:
     space = {**SPACE, "regulation.form": Choice(("output", "loss")), RATE: Float(1e-4, 1e-2)}
-    surrogate = Surrogate(trials(record, FEWEST, hill), space)
-    assert surrogate.has(BALANCE)
-    assert not surrogate.has(RATE)
-    assert not surrogate.has("regulation.form")
+    found = Surrogate(trials(record, FEWEST, hill), space)
+    assert found.has(BALANCE)
+    assert not found.has(RATE)
+    assert not found.has("regulation.form")
 
 
 def test_equal_accuracies_and_a_choice_are_no_trouble(record: TrialRecord) -> None:
@@ -153,10 +167,12 @@ def test_equal_accuracies_and_a_choice_are_no_trouble(record: TrialRecord) -> No
     assert response.mean == pytest.approx(np.full(len(response.mean), 0.5))
 
 
-def test_of_many_trials_some_are_fitted_and_the_same_every_time(record: TrialRecord) -> None:
-    rows = trials(record, MOST + 50, hill)
+def test_of_many_trials_some_are_fitted_and_the_same_every_time(record: TrialRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "MOST", 40)
+    monkeypatch.setattr(surrogate, "_LEARNED_FROM", 20)
+    rows = trials(record, 50, hill)
     first, second = Surrogate(rows, SPACE), Surrogate(rows, SPACE)
-    assert (first.num_fitted, first.num_trials) == (MOST, MOST + 50)
+    assert (first.num_fitted, first.num_trials) == (40, 50)
     assert np.array_equal(first.response(BALANCE).mean, second.response(BALANCE).mean)
 
 
