@@ -146,19 +146,16 @@ def _render(parts: Sequence[Part], compared: Sequence[Figure], price_per_hour: f
         else []
     )
     comparison += [("figure", figure) for figure in compared]
-    return (
-        _templates()
-        .get_template("page.html.jinja")
-        .render(
-            parts=parts,
-            sections=[[*part.sections(price_per_hour)] for part in parts],
-            comparison=[(kind, content) for kind, content in comparison if content],
-            ladder=LADDER,
-            controls=[control for control in CONTROLS.values() if control.name != "regulated"],
-            version=emoreg.__version__,
-            written=moment(utc_now()),
-            plotlyjs=Markup(get_plotlyjs()),
-        )
+    page = _templates().get_template("page.html.jinja")
+    return page.render(
+        parts=parts,
+        sections=[[*part.sections(price_per_hour)] for part in parts],
+        comparison=[(kind, content) for kind, content in comparison if content],
+        ladder=LADDER,
+        controls=[control for control in CONTROLS.values() if control.name != "regulated"],
+        version=emoreg.__version__,
+        written=moment(utc_now()),
+        plotlyjs=Markup(get_plotlyjs()),
     )
 
 

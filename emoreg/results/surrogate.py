@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
-from scipy.spatial.distance import pdist, squareform
+from scipy.linalg import solve_triangular
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -226,13 +225,13 @@ def _draw_kernels(inputs: np.ndarray, targets: np.ndarray) -> list[Any]:
     signal = ConstantKernel() * Matern([1.0] * num_columns, nu=2.5)
     kernel = ConstantKernel(1.0, "fixed") + signal + WhiteKernel()
     some = np.sort(np.random.default_rng(1).permutation(len(inputs))[:_LEARNED_FROM])
-    inputs, targets = inputs[some], targets[some]
+    process = GaussianProcessRegressor(kernel, optimizer=None, alpha=_JITTER).fit(inputs[some], targets[some])
     center = np.log([1.0, *[0.4] * num_columns, 0.2])
     deviation = np.array([1.0, *[0.7] * num_columns, 1.0])
 
     def log_posterior(theta: np.ndarray) -> float:
         prior = -0.5 * float((((theta - center) / deviation) ** 2).sum())
-        return _log_likelihood(inputs, targets, theta) + prior
+        return float(process.log_marginal_likelihood(theta, clone_kernel=False)) + prior
 
     theta, current, kernels = center, log_posterior(center), []
     for step in range(1, _WARM_UP + _NUM_KERNELS * _THINNING + 1):
@@ -243,30 +242,6 @@ def _draw_kernels(inputs: np.ndarray, targets: np.ndarray) -> list[Any]:
         if step > _WARM_UP and step % _THINNING == 0:
             kernels.append(kernel.clone_with_theta(theta))
     return kernels
-
-
-def _log_likelihood(inputs: np.ndarray, targets: np.ndarray, theta: np.ndarray) -> float:
-    """Log marginal likelihood of targets under the kernel of ``_draw_kernels``; minus infinity where it is singular.
-
-    It is that of scikit-learn to the bit, which takes four times as long for few trials: it walks over its kernel's parts and
-    their settings each time, and this is asked for hundreds of times for each backbone.
-
-    Args:
-        inputs: of N trials, in D columns.
-        targets: of these trials.
-        theta: logarithms of the signal's variance, of the D length scales and of the noise's variance.
-    """
-    signal, *length_scales, noise = np.exp(theta)
-    scaled = pdist(inputs / np.array(length_scales)) * math.sqrt(5)
-    covariance = squareform(1.0 + signal * ((1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)))
-    np.fill_diagonal(covariance, 1.0 + signal + noise + _JITTER)
-    try:
-        factor = cholesky(covariance, lower=True, check_finite=False)
-    except LinAlgError:
-        return -math.inf
-    weights = cho_solve((factor, True), targets[:, None], check_finite=False)
-    fit = -0.5 * np.einsum("ik,ik->k", targets[:, None], weights)[0]
-    return float(fit - np.log(np.diag(factor)).sum() - len(targets) / 2 * np.log(2 * np.pi))
 
 
 def forest_r_squared(inputs: np.ndarray, values: np.ndarray) -> float:

@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from emoreg.config import Choice, Distribution, Float, Int, Value
 from emoreg.results import surrogate
 from emoreg.results.records import TrialRecord
 from emoreg.results.study import load_results
-from emoreg.results.surrogate import _JITTER, FEWEST, Parameter, Surrogate, _log_likelihood, value_of
+from emoreg.results.surrogate import FEWEST, Parameter, Surrogate, value_of
 from tests.helpers.written import OPTIMUM, made_up_config, write_study
 
 BALANCE, LENGTH, RATE = "regulation.balance", "pretraining.epochs", "regulation.optimizer.learning_rate"
@@ -88,17 +86,6 @@ def test_bands_hold_the_truth_as_often_as_they_say(record: TrialRecord, noise: f
 def test_fewer_trials_are_less_sure(record: TrialRecord) -> None:
     widths = [Surrogate(trials(record, num, hill), SPACE).response(BALANCE).half_width.mean() for num in (8, 80)]
     assert widths[0] > 1.5 * widths[1]
-
-
-@pytest.mark.parametrize("num_columns", [1, 3])
-def test_the_likelihood_of_a_kernel_is_that_of_scikit_learn(num_columns: int) -> None:
-    random = np.random.default_rng(0)
-    inputs, targets = random.uniform(size=(20, num_columns)), random.standard_normal(20)
-    kernel = ConstantKernel(1.0, "fixed") + ConstantKernel() * Matern([1.0] * num_columns, nu=2.5) + WhiteKernel()
-    process = GaussianProcessRegressor(kernel, optimizer=None, alpha=_JITTER).fit(inputs, targets)
-    for theta in random.normal(0, 2, (20, num_columns + 2)):
-        assert _log_likelihood(inputs, targets, theta) == pytest.approx(process.log_marginal_likelihood(theta), rel=1e-12)
-    assert _log_likelihood(inputs[:1].repeat(20, 0), targets, np.array([40.0] * num_columns + [40.0, -40.0])) == -math.inf
 
 
 def test_noise_alone_has_no_optimum(record: TrialRecord) -> None:
