@@ -103,6 +103,7 @@ def test_a_recovery_becomes_a_row() -> None:
     assert recovery.FAULTS.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize(
     ("name", "settings", "num_columns", "num_rows"),
@@ -130,6 +131,7 @@ def test_a_small_run_of_many_records_prints_a_table(capsys: pytest.CaptureFixtur
     assert int(mib) > 0
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_whole_study_read_the_same_files(storage: Path) -> None:
     script = benchmark("study")
     sets = script.embedded(storage)

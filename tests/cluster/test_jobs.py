@@ -243,7 +243,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(client, "_POLL_SECONDS", (0.01, 0.05))
     with Dashboard({"/api/version": json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"})}) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()

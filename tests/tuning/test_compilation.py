@@ -71,11 +71,11 @@ def test_a_study_measures_each_backbone_once_and_goes_on_as_it_began(tmp_path: P
 def test_what_is_counted_are_the_images_that_pass_an_encoder_in_training(tmp_path: Path, asked: Asked) -> None:
     space = {"regulation.balance": Float(0.1, 0.9)}
     decide(study(tmp_path, num_trials=5, search_space=space))
-    whole = 1 * 64 + 2 * 2 * 80  # an epoch of pre-training, two of regulation with two encoders
+    whole = 1 * 16 + 2 * 2 * 20  # an epoch of pre-training, two of regulation with two encoders
     assert encoder_images(resolve_trial(AUTO).config, count) == whole
-    assert encoder_images(resolve_trial(tiny(pretraining__cooldown_epochs=3)).config, count) == whole + 3 * 64
-    assert encoder_images(resolve_trial(tiny(control="plain")).config, count) == 2 * 80
-    assert encoder_images(resolve_trial(tiny(regulation__freeze_emotional=True)).config, count) == 64 + 2 * 80
+    assert encoder_images(resolve_trial(tiny(pretraining__cooldown_epochs=3)).config, count) == whole + 3 * 16
+    assert encoder_images(resolve_trial(tiny(control="plain")).config, count) == 2 * 20
+    assert encoder_images(resolve_trial(tiny(regulation__freeze_emotional=True)).config, count) == 16 + 2 * 20
     decide(study(tmp_path, num_trials=5, search_space=space, controls=("regulated",), control_seeds=(0, 1), seeds_per_trial=2))
     assert [row[2] for row in asked] == [5 * whole, (2 * 5 + 2) * whole]
 

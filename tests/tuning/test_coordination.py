@@ -9,7 +9,7 @@ import ray
 from emoreg.tuning.coordination import ActorLocks, StopSignal
 from tests.helpers.waiting import wait_for
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 
 class Holder:

@@ -60,7 +60,7 @@ def test_a_neutral_set_must_be_as_large_as_the_stimuli(study: StudyConfig) -> No
     with_neutral = dataclasses.replace(
         study, trial=dataclasses.replace(TINY, neutral=neutral), controls=("regulated", "plain", "neutral")
     )
-    with pytest.raises(ImageSetError, match=r"Choose a larger set than 'digits', .* training images, 64, but it has 14"):
+    with pytest.raises(ImageSetError, match=r"Choose a larger set than 'digits', .* training images, 16, but it has 14"):
         prepare_image_sets(with_neutral)
 
 
@@ -69,7 +69,7 @@ def test_what_stands_in_for_the_stimuli_is_told_with_as_many_images(study: Study
     with_neutral = dataclasses.replace(study, trial=dataclasses.replace(TINY, neutral=neutral), controls=("neutral",))
     prepare_image_sets(with_neutral)
     trained_on = {account.role: account.num_train for account in account_images(with_neutral)}
-    assert trained_on["neutral"] == trained_on["stimuli"] == 64
+    assert trained_on["neutral"] == trained_on["stimuli"] == 16
 
 
 def test_prepared_sets_are_known_by_their_fingerprints(study: StudyConfig) -> None:
