@@ -72,6 +72,7 @@ def test_ec2_takes_the_nodes() -> None:
         check_call("RunInstances", MinCount=1, MaxCount=1, InstanceTyp="g5.xlarge")
 
 
+@pytest.mark.slow
 def test_ray_starts_its_nodes_on_ec2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's own launcher against an EC2 that moto plays in this process."""
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the ssh key that it makes in ~/.ssh

@@ -200,6 +200,7 @@ def _die_while_preparing(tree: Path, storage: Path, *, written: bool) -> None:
     load(of(tree), image_size=16, storage=storage)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_prepare_once_and_agree(tree: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()

@@ -581,6 +581,7 @@ def _wait_for(storage: Path, epochs: int, waits: Signal, has_it: Signal, trained
     has_it.set()
 
 
+@pytest.mark.slow
 def test_a_waiter_goes_on_as_soon_as_its_snapshot_is_there_and_not_when_the_run_ends(storage: Path) -> None:
     server = servers()
     wanted = (2, 5)  # the one is kept anyway, the other because it is waited for

@@ -99,6 +99,7 @@ for probe in ("agreement", "no such probe"):
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_has_not_trained_knows_our_own_probe() -> None:
     with pytest.raises(AssertionError, match=r"(?s)^agreement is known\n.*no such probe") as refused:
         run_alone(CHECK)  # which passes on what the process refuses
