@@ -205,9 +205,8 @@ def test_the_first_of_two_looks_ends_what_is_clear(
         assert re.search(said, verdict.sentence), verdict.sentence
         assert {row.seed for row in results.confirming.trials} == {*range(1000, 1000 + seeds)}
         assert results.exploratory == ""
-    if (
-        seeds == 5 and runs > 1
-    ):  # a first look that is clear later on, by a trial that was run again, leaves out no seed that was run
+    # A first look that is clear later on, by a trial that was run again, leaves out no seed that was run.
+    if seeds == 5 and runs > 1:
         monkeypatch.setattr("emoreg.tuning.confirm.answers_early", lambda *_: True)
         run_confirmation(plan)
         assert not read_openings(study_files(plan.config))[-1].is_stopped
