@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from emoreg.results.plan import read_openings
-from emoreg.results.study import load_results
 from emoreg.results.written import read_written
 from emoreg.storage.files import Files
 from tests.helpers.command_line import emoreg_here
@@ -102,16 +101,15 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     assert not any(row["test_accuracy"] is not None for row in before.values()), "the search opened the test split"
 
     written = (searched / "tiny.confirm" / "study.json").read_text()
-    extended = refused(searched, "--seeds", "2", "--underpowered")
+    extended = refused(searched, "--seeds", "3", "--underpowered")
     assert (searched / "tiny.confirm" / "study.json").read_text() == written, "what is refused leaves no trace"
     assert "what a confirmation runs is fixed before the test set is opened, but it was opened for test_resnet" in extended
-    confirm(searched, "--seeds", "2", "--underpowered", "--again")
-    why = load_results(searched / "tiny.confirm").exploratory
-    assert why == "the seeds were extended from 1 to 2 once their answer could be known"
+    again = confirm(searched, "--seeds", "3", "--underpowered", "--again")
+    assert "test_resnet (exploratory: the seeds were extended from 1 to 3 once their answer could be known; controls" in again
     openings = json.loads((searched / "tiny.confirm" / "plan.json").read_text())["openings"]
     assert [sorted({trial["seed"] for trial in opening["trials"]}) for opening in openings] == [
         [1000],
-        [1000, 1001],
+        [1000, 1001, 1002],
     ]
     assert {identity: trials(searched, "tiny.confirm")[identity] for identity in rows} == rows
     entries = [json.loads(path.read_text()) for path in sorted(searched.glob("test-openings/*/*.json"))]
@@ -121,7 +119,7 @@ def test_a_confirmation_from_its_plan_to_its_verdict(searched: Path) -> None:
     ]
 
     (searched / "tiny.confirm" / "plan.json").unlink()
-    lost = refused(searched, "--seeds", "2", "--underpowered", "--again")
+    lost = refused(searched, "--seeds", "3", "--underpowered", "--again")
     assert "Restore plan.json of the confirmation of 'tiny' from a copy" in lost
 
 

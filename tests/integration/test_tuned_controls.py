@@ -46,11 +46,12 @@ def test_each_arm_is_tuned_alike_and_confirmed_at_its_own_best(tmp_path: Path) -
     assert {identity: settled(rows)[identity] for identity in killed} == killed, "an ended trial was run again"
     found = Counter(row["search_of"] for row in rows.values() if row["number"] is not None)
     assert found == dict.fromkeys(ARMS, 2), "as many trials for each arm, whatever was killed"
+    assert emoreg("run", tmp_path, *early).count("none was missing") == 1
     status = emoreg_here("status", str(STUDY), "--storage", str(tmp_path))
     assert "searches of controls" in status
     assert status.count("2/2") == 5
 
-    output = emoreg("confirm", tmp_path, "--seeds", "1", "--underpowered")
+    output = emoreg("confirm", tmp_path, "--seeds", "3", "--underpowered")
     assert "Regulation beside its controls, each at its own best, on the test set" in output
     assert "The mechanism: controls at regulation's settings, on the test set" in output
     assert "not tuned" not in output.partition("each at its own best")[2].partition("The mechanism")[0].replace(

@@ -200,8 +200,8 @@ def whole_set(config: TrialConfig) -> TrialConfig:
 
 
 @functools.cache
-def of_the_stimuli_alone(storage: Path) -> dict[str, Tensor]:
-    return weights_and_key(BASE, storage)[0]
+def of_the_stimuli_alone(storage: Path) -> tuple[dict[str, Tensor], str]:
+    return weights_and_key(BASE, storage)
 
 
 @pytest.mark.parametrize("path", sorted(AFTER))
@@ -211,10 +211,12 @@ def test_what_comes_after_does_not_change_the_key(path: str) -> None:
 
 
 @pytest.mark.parametrize("part", sorted({path.partition(".")[0] for path in AFTER - ALONE} | ALONE))
-def test_what_comes_after_does_not_change_the_weights(part: str, prepared: Path) -> None:
+def test_what_comes_after_changes_neither_weights_nor_key(part: str, prepared: Path) -> None:
     paths = [part] if part in ALONE else [path for path in AFTER - ALONE if path.partition(".")[0] == part]
-    weights, _ = weights_and_key(replace_paths(BASE, {path: OTHER_VALUES[path] for path in paths}), prepared)
-    assert equal(weights, of_the_stimuli_alone(prepared))
+    weights, its_key = weights_and_key(replace_paths(BASE, {path: OTHER_VALUES[path] for path in paths}), prepared)
+    expected, expected_key = of_the_stimuli_alone(prepared)
+    assert equal(weights, expected)
+    assert its_key == expected_key
 
 
 @pytest.mark.parametrize("path", sorted(BITES))
@@ -229,7 +231,10 @@ def test_what_changes_the_weights_changes_the_key(path: str, prepared: Path) -> 
     start = BASE if path != "stimuli.validation_fraction" else whole_set(BASE)
     before, after = (replace_paths(start, {**base, path: value}) for value in BITES[path])
     first, first_key = weights_and_key(before, prepared)
+    again, again_key = weights_and_key(before, prepared)
     second, second_key = weights_and_key(after, prepared)
+    assert equal(first, again)
+    assert first_key == again_key
     assert not equal(first, second)
     assert first_key != second_key
 
